@@ -1,0 +1,71 @@
+"""Tapes: what went into a unit and what came out, in memory up to a budget, on disk beyond it.
+
+A tape is a list of batches. Whether a batch lies in memory or in a file is invisible to its reader; a file is gone as
+soon as nothing refers to it.
+"""
+
+import tempfile
+import weakref
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Store:
+    """The budget that tapes share: bytes in memory now, and the folder where the rest goes."""
+
+    def __init__(self, budget: int):
+        self.budget, self.held = budget, 0
+        self.folder = tempfile.TemporaryDirectory(prefix="lowtide-")
+        self.count = 0
+
+    def file(self) -> Path:
+        self.count += 1
+        return Path(self.folder.name) / f"{self.count}.bin"
+
+
+class Tape:
+    """Batches of one value, in order."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.batches: list[Tensor] = []
+
+    def append(self, batch: Tensor) -> None:
+        batch = batch.detach()
+        size = batch.numel() * batch.element_size()
+        if self.store.held + size > self.store.budget and size:
+            self.batches.append(spilled(batch, self.store.file()))
+            return
+        self.store.held += size
+        held = batch.contiguous()
+        weakref.finalize(held, release, self.store, size)
+        self.batches.append(held)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.batches[index]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def samples(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    def pick(self, chosen: list[int]) -> Tensor:
+        """Samples by number, counted through the batches."""
+        size = len(self.batches[0])
+        return torch.stack([self.batches[number // size][number % size] for number in chosen])
+
+
+def release(store: Store, size: int) -> None:
+    store.held -= size
+
+
+def spilled(batch: Tensor, path: Path) -> Tensor:
+    """The same values behind a private memory map of a file; the file goes when the tensor does."""
+    flat = batch.contiguous().cpu()
+    flat.flatten().view(torch.uint8).numpy().tofile(path)
+    mapped = torch.from_file(str(path), shared=False, size=flat.numel(), dtype=flat.dtype).reshape(flat.shape)
+    path.unlink()
+    return mapped

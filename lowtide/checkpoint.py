@@ -1,0 +1,127 @@
+"""The checkpoint: an ordinary diffusers folder whose safetensors hold packed codes, tables and a plan; safe to write and read.
+
+    config.json                quantization_config: quant_method "lowtide", format version, a summary (bits, method, steps)
+    *.safetensors, tensors     NAME.weight   packed codes, uint8: rows x ceil(columns * bits / 8), lowest bit first; flat if mixed
+                               NAME.scale    float32, rows x 1            NAME.zero    uint8, rows x 1 (unsigned formats)
+                               NAME.factor   uint8, rows x groups (grouped formats): value = (code - zero) * factor * scale
+                               NAME.input.scale / .zero            float32 / uint8, one per timestep, or one for all
+                               NAME.processor.{q,k,v,softmax}.scale / .zero        the same for attention
+                               lowtide_clock.timesteps             int32, the calibrated timesteps
+                               everything else                     as in the float model
+    *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (JSON, tensor name -> hash)
+
+Every tensor's hash is compared at loading, and names must match exactly: an altered, truncated or mixed-up checkpoint is an
+error, never a blurred picture. Folders are written beside their place and renamed into it.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from lowtide.errors import BadInput
+from lowtide.nn.swap import CLOCK, packed_layers
+from lowtide.plan import FORMAT_VERSION, Plan
+
+PLAN, HASHES, VERSION = "lowtide_plan", "lowtide_hashes", "lowtide_version"
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    flat = tensor.detach().contiguous().cpu().flatten()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", digest_size=8).hexdigest()
+
+
+def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
+    """What goes into the header of every safetensors file."""
+    hashes = {name: tensor_hash(tensor) for name, tensor in state.items()}
+    return {VERSION: str(FORMAT_VERSION), PLAN: plan.to_json(), HASHES: json.dumps(hashes)}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The header of one file, checked for being ours."""
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata() or {}
+    if PLAN not in found or HASHES not in found:
+        raise BadInput(
+            f"found no lowtide plan in {Path(path).name}", "a checkpoint saved by lowtide", "save it again with .save(folder)"
+        )
+    if int(found[VERSION]) > FORMAT_VERSION:
+        raise BadInput(f"found format version {found[VERSION]}", f"at most {FORMAT_VERSION}", "upgrade lowtide")
+    return found
+
+
+def verify(state: dict[str, Tensor], hashes: dict[str, str]) -> None:
+    """Every tensor is the one that was saved."""
+    for name, tensor in state.items():
+        if hashes.get(name) != tensor_hash(tensor):
+            raise BadInput(
+                f"found tensor {name} altered since it was saved", "the bytes its hash was taken of", "copy or download it again"
+            )
+
+
+def verify_names(model: nn.Module, names: list[str]) -> None:
+    """The checkpoint holds what the plan promises, no more and no less."""
+    expected, found = set(model.state_dict()), set(names)
+    if difference := sorted(expected ^ found):
+        what = "missing" if difference[0] in expected else "unknown"
+        raise BadInput(
+            f"found {len(difference)} tensors that do not fit the plan (first: {difference[0]}, {what})",
+            "the tensors of one complete checkpoint",
+            "copy the whole folder again, without files of another one",
+        )
+
+
+@contextmanager
+def written_beside(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes `folder`'s place when all went well, and vanishes when not."""
+    folder = folder.absolute()
+    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists() and not (folder / "config.json").exists():
+        raise BadInput(f"found {folder.name} with other files in it", "a new folder or an older checkpoint", "choose another --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield fresh
+        replace_folder(fresh, folder)
+    except OSError as error:
+        raise full_disk(folder) if error.errno == errno.ENOSPC else error from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def replace_folder(fresh: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    fresh.chmod(0o755)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def full_disk(folder: Path) -> BadInput:
+    free = shutil.disk_usage(folder.parent).free
+    return BadInput(f"found the disk full ({free:,} bytes left)", "room for the checkpoint", "free some space; nothing was changed")
+
+
+def account(model: nn.Module) -> dict[str, int]:
+    """Bytes of a packed model by kind: codes, their scales, input tables, and what is float."""
+    layers = {name for name, _ in packed_layers(model)}
+    kinds = {"codes": 0, "scales": 0, "tables": 0, "float": 0}
+    for name, tensor in model.state_dict().items():
+        kinds[kind_of(name, layers)] += tensor.numel() * tensor.element_size()
+    return kinds | {"total": sum(kinds.values())}
+
+
+def kind_of(name: str, layers: set[str]) -> str:
+    holder, _, leaf = name.rpartition(".")
+    if holder in layers and leaf != "bias":
+        return "codes" if leaf == "weight" else "scales"
+    tables = holder == CLOCK or holder.endswith(".input") or ".processor." in name
+    return "tables" if tables else "float"

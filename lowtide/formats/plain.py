@@ -1,0 +1,33 @@
+"""Formats by name: which bit-widths exist, and formats as JSON for the checkpoint."""
+
+from dataclasses import asdict
+
+from lowtide.errors import BadInput
+from lowtide.formats.affine import Affine
+from lowtide.formats.log2 import Log2
+from lowtide.formats.mixed import Mixed
+
+Format = Affine | Mixed | Log2
+KINDS = {"affine": Affine, "mixed": Mixed, "log2": Log2}
+FLOAT_BITS = (16, 32)
+
+
+def check_bits(bits: int, what: str) -> int:
+    """1 to 8 bits, or 16 / 32 for "left in float"."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not (1 <= bits <= 8 or bits in FLOAT_BITS):
+        raise BadInput(f"found {bits!r} bits for {what}", "1 to 8, or 16 or 32 to leave them in float", "choose one of those")
+    return bits
+
+
+def format_to_json(format: Format | None) -> dict | None:
+    if format is None:
+        return None
+    kind = next(name for name, of in KINDS.items() if type(format) is of)
+    return {"kind": kind} | asdict(format)
+
+
+def format_from_json(data: dict | None) -> Format | None:
+    if data is None:
+        return None
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
+    return KINDS[data["kind"]](**fields)

@@ -1,0 +1,67 @@
+"""TFMQ-DM: temporal feature maintenance (Huang et al., CVPR 2024, arXiv 2311.16503).
+
+A denoiser learns what time it is through a small block that reads the timestep t and nothing else: the time embedding
+h(t) and, in every residual block i, a layer g_i. Ordinary reconstruction rounds g_i for the sake of images from a small
+calibration set, and gives its inputs one range for all t; the temporal feature g_i(h(t)) drifts until the network takes
+one timestep for another. TFMQ rounds the whole block for its own features over all t, and keeps one input range per t.
+
+    temporal information block      adapter.temporal()
+    TIAR, weights of the block      class TIAR
+    the rest of the weights         stages.reconstruct.Reconstruct, block by block, asymmetric
+    FSC, one range per timestep     Assign(per_step=True) and class FSC
+
+Departs from the paper: where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) its inputs are the (t,
+condition) pairs of the calibration calls, not t alone. Adam's rate grows as iterations shrink (Reconstruct.rate). Ranges
+are plain min-max over the calibration calls; on a finite set the paper found every estimator equal.
+Departs from the released code: TIAR sees all T timesteps, not a tenth of them; the first temporal layer and the inputs of
+the block are quantized too (profile `full`); dropout is off; attention's q, k, v and softmax really are quantized.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from lowtide.models import Unit
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, Recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.features import Features
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges
+from lowtide.stages.reconstruct import Learner, Reconstruct
+from lowtide.stages.weights import FitWeights
+
+
+@dataclass(frozen=True)
+class TIAR:
+    """Temporal information aware reconstruction: round the temporal block so that its features stay put.
+
+    minimise over the rounding of h and all g_i:   sum_i || g_i(h(t)) - g^_i(h^(t)) ||^2,   t in {1..T}
+    """
+
+    def run(self, job: Job) -> None:
+        for unit in job.track(job.adapter.temporal(), "temporal block"):
+            self.round_unit(job, unit)
+
+    def round_unit(self, job: Job, unit: Unit) -> None:
+        features = Features(job, unit)
+        target = features.floating()
+        learner = Learner(job, "TIAR", unit)
+
+        def loss() -> torch.Tensor:
+            return sum((ours - theirs).square().sum(1).mean() for ours, theirs in zip(features(), target, strict=True))
+
+        learner.learn(loss)
+
+
+@dataclass(frozen=True)
+class FSC:
+    """Finite set calibration: the inputs of a layer at step t form a small set of their own; give it its own range."""
+
+    def run(self, job: Job) -> None:
+        FitRanges("minmax").run(job)
+
+
+def recipe(settings: Settings) -> Recipe:
+    return (Collect(), Assign(per_step=True), FitWeights("mse"), TIAR(), Reconstruct(), FSC(), Pack())

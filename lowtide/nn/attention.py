@@ -1,0 +1,63 @@
+"""Quantized attention: q, k, v and the softmax output pass through quantizers, whatever processor diffusers uses.
+
+A processor of ours runs the original one and stands in for the single function they all end in,
+`scaled_dot_product_attention`; no attention block's forward is written again. Nothing of diffusers is imported.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lowtide.nn.quantizer import Quantizer
+
+
+class QuantAttention(nn.Module):
+    """A diffusers attention processor around another one."""
+
+    def __init__(self, inner: Any, quantizers: dict[str, Quantizer]):
+        super().__init__()
+        self.inner, self.active = inner, False
+        # diffusers reads the signature of `processor.__call__` to decide which arguments to pass on: show it the inner one's.
+        self.__dict__["__call__"] = inner.__call__
+        self.q, self.k, self.v, self.softmax = (quantizers[name] for name in ("q", "k", "v", "softmax"))
+
+    def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.active:
+            return self.inner(attn, *args, **kwargs)
+        with StandIn(self.attend):
+            return self.inner(attn, *args, **kwargs)
+
+    def quantizers(self) -> dict[str, Quantizer]:
+        return {"q": self.q, "k": self.k, "v": self.v, "softmax": self.softmax}
+
+    def look(self, quantized: bool, inputs: bool) -> None:
+        self.active = inputs
+        for quantizer in self.quantizers().values():
+            quantizer.enabled = inputs
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+        """softmax(q k' * scale + mask) v, with all four tensors on their grids."""
+        causal, scale = rest[1] if len(rest) > 1 else named.get("is_causal", False), named.get("scale")
+        q, k, v = self.q(q), self.k(k), self.v(v)
+        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), float("-inf"))
+        if attn_mask is not None:
+            masked = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, float("-inf")) if masked else scores + attn_mask
+        return self.softmax(scores.float().softmax(-1).to(v.dtype)) @ v
+
+
+class StandIn(TorchFunctionMode):
+    """Answer calls of scaled_dot_product_attention with another function."""
+
+    def __init__(self, answer: Any):
+        super().__init__()
+        self.answer = answer
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return (self.answer if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))

@@ -1,0 +1,61 @@
+"""The clock: which sampling step is running, told by the timestep that the denoiser was called with.
+
+Keyed by the timestep's value, never by a loop counter: solvers evaluate twice, users change step counts, and calibration
+batches mix timesteps. A timestep without a calibrated range is an error that names those that have one.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowtide.errors import BadInput
+
+
+class Clock(nn.Module):
+    """Calibrated timesteps (as integers, `ticks` to a unit) and the index of the running one: shape () or (batch,)."""
+
+    def __init__(self, timesteps: tuple[int, ...], ticks: int = 1):
+        super().__init__()
+        self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.int32))
+        self.known = {timestep: index for index, timestep in enumerate(timesteps)}
+        self.ticks = ticks
+        self.index: Tensor = torch.zeros((), dtype=torch.long)
+
+    def set(self, timestep: Tensor | float | int) -> None:
+        """Turn to the timestep of the running call, or to one timestep per sample."""
+        values = torch.as_tensor(timestep)
+        slack = 0.5 if values.dtype not in (torch.bfloat16, torch.float16) else 0.5 + 2.0**-8 * 1000
+        found = [self.lookup(value * self.ticks, slack) for value in values.detach().flatten().float().tolist()]
+        index = torch.tensor(found, device=self.timesteps.device)
+        self.index = index[0] if len(set(found)) == 1 else index
+
+    def lookup(self, value: float, slack: float) -> int:
+        """The calibrated timestep within rounding of the value: half a unit, or what a half-precision float blurs."""
+        key = round(value)
+        if key in self.known:
+            return self.known[key]
+        nearest = min(self.known, key=lambda known: abs(known - value))
+        if abs(nearest - value) > slack:
+            raise unknown_timestep(key, list(self.known))
+        return self.known[nearest]
+
+    def attach(self, root: nn.Module) -> None:
+        """Listen at the denoiser's own calls."""
+        parameters = list(inspect.signature(root.forward).parameters)
+        position = parameters.index("timestep")
+
+        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.set(kwargs["timestep"] if "timestep" in kwargs else args[position])
+
+        root.register_forward_pre_hook(listen, with_kwargs=True)
+
+
+def unknown_timestep(found: int, known: list[int]) -> BadInput:
+    shown = ", ".join(map(str, known[:6])) + (f", ... {known[-1]}" if len(known) > 6 else "")
+    return BadInput(
+        f"found timestep {found}",
+        f"one of the {len(known)} it was calibrated for ({shown})",
+        f"sample with {len(known)} steps and the scheduler used for quantizing, or quantize again with --steps for yours",
+    )

@@ -1,0 +1,102 @@
+"""Quantized layers before packing: the float weight, the codes chosen for it, and the rounding while it is learnt."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowtide.formats import Affine, Grid, Mixed
+from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.rounding import AdaRound
+
+
+class Fake:
+    """What QuantLinear and QuantConv2d share: a weight that can be read as float, as codes, or half-way."""
+
+    weight: nn.Parameter
+    format: Affine | Mixed | None
+    input: Quantizer
+
+    def adopt(self, layer: nn.Module, format: Affine | Mixed | None, inputs: Quantizer) -> None:
+        """Take over a float layer's parameters (the same tensors, no copy)."""
+        self.weight, self.bias, self.training = layer.weight, layer.bias, layer.training
+        self.format, self.input, self.rounding = format, inputs, None
+        self.quantized, self.grid, self.codes = False, None, None
+
+    def set_grid(self, grid: Grid) -> None:
+        """Fix where the values lie and round to the nearest of them."""
+        self.grid = grid
+        self.codes = self.format.encode(self.weight.detach(), grid)
+        self.quantized = True
+
+    def set_codes(self, codes: Tensor) -> None:
+        self.codes, self.rounding = codes, None
+
+    def position(self) -> Tensor:
+        """Each weight in units of its step, from code 0."""
+        flat, grid = self.weight.detach().flatten(1).float(), self.grid
+        steps = self.format.steps(grid, flat.shape[1])
+        return flat / steps.scale + steps.zero
+
+    def start_rounding(self) -> AdaRound:
+        """Learn the rounding from here on; hard decisions at this moment are those of rounding to nearest."""
+        position = self.position()
+        self.rounding = AdaRound(position)
+        return self.rounding
+
+    def finish_rounding(self) -> Tensor:
+        """Make the soft decisions hard and keep the codes."""
+        codes = (self.rounding.floor + self.rounding.hard()).clamp(min=0).minimum(self.top(self.rounding.floor))
+        self.set_codes(codes.to(torch.uint8))
+        return self.codes
+
+    def top(self, like: Tensor) -> Tensor:
+        if isinstance(self.format, Mixed):
+            return self.format.levels(like) - 1
+        return torch.tensor(float(self.format.top), device=like.device)
+
+    def soft_weight(self) -> Tensor:
+        """The weight with undecided rounding; the gradient reaches the decisions only."""
+        floor = self.rounding.floor
+        steps = self.format.steps(self.grid, floor.shape[1])
+        codes = (floor + self.rounding.soft()).clamp(min=0).minimum(self.top(floor))
+        return (codes - steps.zero) * steps.scale
+
+    def effective_weight(self) -> Tensor:
+        """The weight as the layer uses it now."""
+        if self.format is None or not self.quantized:
+            return self.weight
+        values = self.soft_weight() if self.rounding is not None else self.format.decode(self.codes, self.grid)
+        return values.reshape(self.weight.shape).to(self.weight.dtype)
+
+    def look(self, quantized: bool, inputs: bool) -> None:
+        """Behave as float, with quantized weights, or with quantized weights and inputs."""
+        self.quantized = quantized and self.grid is not None
+        self.input.enabled = inputs
+
+
+class QuantLinear(Fake, nn.Linear):
+    """A linear layer whose weight and input are rounded, computed in float."""
+
+    def __init__(self, layer: nn.Linear, format: Affine | Mixed | None, inputs: Quantizer):
+        nn.Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.adopt(layer, format, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.input(x), self.effective_weight(), self.bias)
+
+
+class QuantConv2d(Fake, nn.Conv2d):
+    """A convolution whose weight and input are rounded, computed in float."""
+
+    def __init__(self, layer: nn.Conv2d, format: Affine | Mixed | None, inputs: Quantizer):
+        shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        nn.Conv2d.__init__(self, *shape, layer.groups, layer.bias is not None, device="meta")
+        self.adopt(layer, format, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(self.input(x), self.effective_weight(), self.bias)
+
+
+def quantized_layer(layer: nn.Module, format: Affine | Mixed | None, inputs: Quantizer) -> QuantLinear | QuantConv2d:
+    """The quantized twin of a float Linear or Conv2d."""
+    return (QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear)(layer, format, inputs)

@@ -1,0 +1,95 @@
+"""Packed layers: codes at their true bits and the tables that give them meaning; what a checkpoint holds and what runs.
+
+They are nn.Linear and nn.Conv2d to whoever asks (diffusers, peft), with `weight` the packed bytes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lowtide.formats import Affine, Grid, Mixed, pack, pack_mixed, packed_bytes
+from lowtide.kernels import Spec, conv2d, linear
+from lowtide.nn.fake import QuantConv2d, QuantLinear
+from lowtide.nn.quantizer import Quantizer
+
+
+class Packed:
+    """What PackedLinear and PackedConv2d share: the buffers, shaped by the format alone, so that a skeleton can hold them."""
+
+    format: Affine | Mixed
+    input: Quantizer
+
+    def lay_out(self, columns: int, format: Affine | Mixed, inputs: Quantizer) -> None:
+        """Room for rows x columns of codes in this format."""
+        rows, self.format, self.input = self.weight.shape[0], format, inputs
+        self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
+        self.weight = nn.Parameter(torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8), requires_grad=False)
+        self.register_buffer("scale", torch.empty(rows, 1, dtype=torch.float32))
+        if not format.signed:
+            self.register_buffer("zero", torch.empty(rows, 1, dtype=torch.uint8))
+        if format.group:
+            self.register_buffer("factor", torch.empty(rows, -(-columns // format.group), dtype=torch.uint8))
+
+    def fill(self, codes: Tensor, grid: Grid, bias: Tensor | None) -> None:
+        """Take over the codes of a quantized layer."""
+        mixed = isinstance(self.format, Mixed)
+        packed = pack_mixed(codes, self.format.bits) if mixed else pack(codes, self.format.bits)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.scale = grid.scale.clone()
+        if "zero" in self._buffers:
+            self.zero = grid.zero.to(torch.uint8)
+        if "factor" in self._buffers:
+            self.factor = grid.factor.to(torch.uint8)
+        self.bias = bias
+
+    def tables(self) -> list[Tensor]:
+        """scale, zero, factor; an empty tensor for what the format does not have."""
+        none = self.scale.new_empty(0)
+        return [self.scale, self._buffers.get("zero", none), self._buffers.get("factor", none)]
+
+    def step(self) -> list[Tensor]:
+        """The input's range at the running step; nothing where inputs stay in float."""
+        return list(self.input.step()) if self.input.format is not None else []
+
+
+def packed_shape(rows: int, columns: int, format: Affine | Mixed) -> tuple[int, ...]:
+    if isinstance(format, Mixed):
+        return (sum(packed_bytes(columns, bits) for bits in format.bits),)
+    return rows, packed_bytes(columns, format.bits)
+
+
+class PackedLinear(Packed, nn.Linear):
+    """A linear layer on packed codes."""
+
+    def __init__(self, layer: nn.Linear, format: Affine | Mixed, inputs: Quantizer):
+        nn.Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.lay_out(layer.in_features, format, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.tables(), self.step(), self.spec, self.bias)
+
+
+class PackedConv2d(Packed, nn.Conv2d):
+    """A convolution on packed codes."""
+
+    def __init__(self, layer: nn.Conv2d, format: Affine | Mixed, inputs: Quantizer):
+        shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        nn.Conv2d.__init__(self, *shape, layer.groups, layer.bias is not None, device="meta")
+        self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
+        columns = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        self.lay_out(columns, format, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.tables(), self.step(), self.spec, self.bias, self.shape)
+
+
+def packed_layer(layer: nn.Module, format: Affine | Mixed, inputs: Quantizer) -> PackedLinear | PackedConv2d:
+    """An empty packed twin of a Linear or Conv2d."""
+    return (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer, format, inputs)
+
+
+def packed_twin(layer: QuantLinear | QuantConv2d) -> PackedLinear | PackedConv2d:
+    """The packed layer with a quantized layer's codes."""
+    layer.input.enabled = True
+    twin = packed_layer(layer, layer.format, layer.input)
+    twin.fill(layer.codes, layer.grid, layer.bias)
+    return twin.train(layer.training)

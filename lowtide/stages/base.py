@@ -1,0 +1,99 @@
+"""Stage, Recipe, Job: a stage is a frozen dataclass with run(job), a recipe a tuple of stages, a job what they work on."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lowtide.models import Adapter
+from lowtide.plan import Plan, Settings
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One step of a recipe."""
+
+    def run(self, job: "Job") -> None: ...
+
+
+Recipe = tuple[Stage, ...]
+
+
+@dataclass
+class Job:
+    """A model on its way from float to packed, and where finished pieces of the work are kept."""
+
+    pipe: Any
+    model: nn.Module
+    adapter: Adapter
+    settings: Settings
+    method: str
+    folder: Path | None = None
+    plan: Plan = field(default_factory=Plan)
+    calls: list["Call"] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    console: Console = field(default_factory=lambda: Console(file=sys.stderr))
+
+    def generator(self, *names: str) -> torch.Generator:
+        """Random numbers that depend on (seed, stage, unit), never on what ran before."""
+        digest = hashlib.sha256("/".join((str(self.settings.seed), *names)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def recorded(self, stage: str, unit: str) -> dict[str, Tensor] | None:
+        """What an earlier, interrupted run of the same recipe found for this unit."""
+        path = self.record_path(stage, unit)
+        return load_file(path) if path and path.exists() else None
+
+    def record(self, stage: str, unit: str, found: dict[str, Tensor]) -> None:
+        """Keep a finished unit: written beside, then renamed."""
+        if path := self.record_path(stage, unit):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
+            save_file({name: tensor.contiguous() for name, tensor in found.items()}, fresh)
+            fresh.replace(path)
+
+    def record_path(self, stage: str, unit: str) -> Path | None:
+        return self.folder and self.folder / "units" / f"{stage}-{unit}.safetensors"
+
+    def track(self, things: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
+        """The things, behind a bar with the time left."""
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            yield from progress.track(things, total=total, description=title)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One recorded call of the denoiser: its arguments by name, with a batch of samples at one timestep."""
+
+    timestep: int
+    arguments: dict[str, Any]
+    kept: bool
+
+
+def run_recipe(recipe: Recipe, job: Job) -> None:
+    """The engine: every stage in turn, each timed."""
+    seconds = job.report.setdefault("seconds", {})
+    for stage in recipe:
+        started = time.perf_counter()
+        stage.run(job)
+        name = type(stage).__name__
+        seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 2)
+        job.console.print(f"{name:<16} {seconds[name]:8.1f} s")
+
+
+def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:
+    """What a resumable run must agree on: stages and their numbers, settings, and the model's weights."""
+    stages = [(type(stage).__name__, asdict(stage)) for stage in recipe]
+    text = json.dumps([stages, asdict(settings), fingerprint], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,27 @@
+"""FitWeights: search each weight's range and round to nearest; where every method starts from."""
+
+from dataclasses import dataclass
+
+from lowtide.formats import SEARCHES
+from lowtide.nn.fake import Fake
+from lowtide.nn.swap import quant_layers
+from lowtide.stages.base import Job
+
+
+@dataclass(frozen=True)
+class FitWeights:
+    """One range per output channel (or group), found by `search`."""
+
+    search: str = "mse"
+
+    def run(self, job: Job) -> None:
+        layers = [layer for _, layer in quant_layers(job.model) if layer.format is not None]
+        for layer in job.track(layers, "weight ranges"):
+            fit_weight(layer, self.search)
+            layer.look(False, False)
+
+
+def fit_weight(layer: Fake, search: str) -> None:
+    weight, format = layer.weight.detach(), layer.format
+    lo, hi = SEARCHES[search](format.rows(weight), format)
+    layer.set_grid(format.params(lo, hi, weight.shape[0]))
