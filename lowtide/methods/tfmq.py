@@ -47,12 +47,11 @@ class TIAR:
     def round_unit(self, job: Job, unit: Unit) -> None:
         features = Features(job, unit)
         target = features.floating()
-        learner = Learner(job, "TIAR", unit)
 
-        def loss() -> torch.Tensor:
+        def loss(generator: torch.Generator) -> torch.Tensor:
             return sum((ours - theirs).square().sum(1).mean() for ours, theirs in zip(features(), target, strict=True))
 
-        learner.learn(loss)
+        Learner(job, "TIAR", unit).learn(loss)
 
 
 @dataclass(frozen=True)

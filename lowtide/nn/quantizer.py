@@ -14,6 +14,7 @@ class Quantizer(nn.Module):
     def __init__(self, format: Affine | Log2 | None, clock: Clock | None = None, steps: int = 1):
         super().__init__()
         self.format, self.enabled = format, False
+        self.learnt: nn.Parameter | None = None
         # The clock belongs to the denoiser; a plain attribute keeps it out of this module's own state.
         object.__setattr__(self, "clock", clock)
         if format is not None:
@@ -31,11 +32,33 @@ class Quantizer(nn.Module):
         if self.format is None or not self.enabled:
             return x
         scale, zero = self.step()
+        if self.learnt is not None:
+            return self.learning_forward(x, zero)
         if isinstance(self.format, Log2):
             shape = (-1, *[1] * (x.dim() - 1)) if scale.dim() else ()
             grid = Grid(scale.reshape(shape), zero)
             return self.format.decode(self.format.encode(x, grid), grid).to(x.dtype)
         return quantize_input(x, scale, zero, self.format.top)
+
+    def start_learning(self) -> nn.Parameter:
+        """Learn the logarithm of the scale from here on: a step changes it by a share, and it stays positive."""
+        self.learnt = nn.Parameter(self.scale.log())
+        return self.learnt
+
+    def learning_forward(self, x: Tensor, zero: Tensor) -> Tensor:
+        """The same rounding, with the gradient passed straight through it."""
+        scale = self.learnt[0 if self.clock is None else self.clock.index.to(x.device)].exp()
+        if scale.dim():
+            shape = (-1, *[1] * (x.dim() - 1))
+            scale, zero = (part.repeat_interleave(x.shape[0] // len(part)).reshape(shape) for part in (scale, zero))
+        place = x / scale + zero.float()
+        place = (place + (place.round() - place).detach()).clamp(0, self.format.top)
+        return (place - zero.float()) * scale
+
+    @torch.no_grad()
+    def finish_learning(self) -> None:
+        self.scale.copy_(self.learnt.exp())
+        self.learnt = None
 
     @torch.no_grad()
     def fit(self, lo: Tensor, hi: Tensor) -> None:

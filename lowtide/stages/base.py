@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowtide.models import Adapter
+from lowtide.models.trace import mapped
 from lowtide.plan import Plan, Settings
 
 
@@ -64,6 +65,11 @@ class Job:
 
     def record_path(self, stage: str, unit: str) -> Path | None:
         return self.folder and self.folder / "units" / f"{stage}-{unit}.safetensors"
+
+    def on_device(self, tree: Any) -> Any:
+        """Arguments as the model wants them: on its device."""
+        device = next(self.model.parameters()).device
+        return mapped(tree, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
 
     def track(self, things: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
         """The things, behind a bar with the time left."""

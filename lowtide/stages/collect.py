@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import BadInput
+from lowtide.models import adapt
 from lowtide.sample import Request, trajectory
 from lowtide.stages.base import Call, Job
 
@@ -28,6 +29,7 @@ class Collect:
             calls.append((moment.index, Call(timestep, arguments, False)))
         job.calls = keep_some(calls, job.settings.kept)
         check_finite(job.calls)
+        job.adapter = adapt(job.model, job.calls[0].arguments)
         job.report["timesteps"] = len({call.timestep for call in job.calls})
 
 

@@ -1,0 +1,258 @@
+"""The trajectory: the pipeline's own sampler, listened to at the denoiser's door.
+
+Calibration, sampling and evaluation all read this one loop. It runs the pipeline's own `__call__`, so that scheduler,
+guidance and text encoders are exactly the user's; each image has a random generator of its own, so that image k depends on
+seed k alone, whatever the batch.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from torch import Tensor, nn
+
+from lowtide import zoo
+from lowtide.errors import BadInput
+from lowtide.models import ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images: one per seed. Prompts and labels are dealt to images by seed."""
+
+    steps: int = 50
+    seeds: tuple[int, ...] = (0,)
+    prompts: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    guidance: float | None = None
+    batch: int = 16
+    size: int | None = None
+
+    def batches(self) -> Iterator["Request"]:
+        for start in range(0, len(self.seeds), self.batch):
+            yield replace(self, seeds=self.seeds[start : start + self.batch])
+
+    def dealt(self, things: tuple) -> list:
+        return [things[seed % len(things)] for seed in self.seeds]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One call of the denoiser: its place in the loop, the timestep of each sample, all arguments by name, and the answer."""
+
+    index: int
+    t: Tensor
+    arguments: dict[str, Any]
+    eps: Tensor
+
+
+class ModulePipeline:
+    """The smallest pipeline: any module called (sample, timestep), a scheduler, and the shape of one sample."""
+
+    def __init__(self, unet: nn.Module, scheduler: Any, shape: tuple[int, ...]):
+        self.unet, self.scheduler, self.shape = unet, scheduler, shape
+
+    @torch.no_grad()
+    def __call__(self, batch_size: int, generator: list[torch.Generator], num_inference_steps: int, output_type: str) -> Any:
+        parameter = next(self.unet.parameters())
+        x = torch.stack([torch.randn(self.shape, generator=each) for each in generator]).to(parameter)
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = x * self.scheduler.init_noise_sigma
+        for t in self.scheduler.timesteps:
+            eps = self.unet(self.scheduler.scale_model_input(x, t), t)
+            x = self.scheduler.step(eps if isinstance(eps, Tensor) else eps[0], t, x).prev_sample
+        return Images((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy())
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a pipeline answers with."""
+
+    images: np.ndarray
+
+
+def denoiser_name(pipe: Any) -> str:
+    """Which component of the pipeline is called at every step."""
+    for name in ("unet", "transformer"):
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    raise BadInput(f"found {type(pipe).__name__} without unet or transformer", "a diffusion pipeline", "load another model")
+
+
+def denoiser(pipe: Any) -> nn.Module:
+    return getattr(pipe, denoiser_name(pipe))
+
+
+def unconditional(pipe: Any, request: Request) -> dict[str, Any]:
+    return {"batch_size": len(request.seeds)}
+
+
+def label_guided(pipe: Any, request: Request) -> dict[str, Any]:
+    if not request.labels:
+        raise BadInput("found a class-conditional model and no labels", "the classes to draw", "give --labels, such as --labels 0-9")
+    guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
+    return {"class_labels": request.dealt(request.labels)} | guidance
+
+
+def prompted(pipe: Any, request: Request) -> dict[str, Any]:
+    guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
+    size = {} if request.size is None else {"height": request.size, "width": request.size}
+    return {"prompt": request.dealt(request.prompts or read_prompts(None))} | guidance | size
+
+
+DRIVERS: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
+    "DDPMPipeline": unconditional,
+    "DDIMPipeline": unconditional,
+    "LDMPipeline": unconditional,
+    "ModulePipeline": unconditional,
+    "DiTPipeline": label_guided,
+    "StableDiffusionPipeline": prompted,
+    "StableDiffusionXLPipeline": prompted,
+    "PixArtAlphaPipeline": prompted,
+    "PixArtSigmaPipeline": prompted,
+    "StableDiffusion3Pipeline": prompted,
+    "FluxPipeline": prompted,
+}
+
+
+def read_prompts(path: str | Path | None) -> tuple[str, ...]:
+    """One prompt a line; without a file, the built-in list."""
+    path = Path(path) if path else Path(__file__).with_name("prompts.txt")
+    if not path.exists():
+        raise BadInput(f"found no file {path}", "a text file with one prompt a line", "check the path")
+    lines = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    if not lines:
+        raise BadInput(f"found no prompt in {path}", "one prompt a line", "write some, or leave --prompts away")
+    return lines
+
+
+def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
+    """What the pipeline is called with for one batch."""
+    driver = DRIVERS.get(type(pipe).__name__)
+    if driver is None:
+        raise BadInput(f"found {type(pipe).__name__}", f"one of {', '.join(DRIVERS)}", "write a driver in lowtide/sample.py")
+    check_model_labels(pipe, request)
+    generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
+    steps = {"num_inference_steps": request.steps, "generator": generators, "output_type": "np"}
+    return steps | driver(pipe, request)
+
+
+def check_model_labels(pipe: Any, request: Request) -> None:
+    """Labels must be classes that the model has; a UNet that needs them needs a pipeline that gives them."""
+    config = getattr(denoiser(pipe), "config", {})
+    classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
+    if classes and (wrong := [label for label in request.labels if not 0 <= label < classes]):
+        raise BadInput(f"found label {wrong[0]}", f"0 to {classes - 1}", "choose labels the model was trained on")
+    if config.get("num_class_embeds") and DRIVERS[type(pipe).__name__] is not label_guided:
+        raise BadInput(
+            f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels",
+            "a pipeline that passes labels",
+            "wrap it in a pipeline with class_labels",
+        )
+
+
+def run_pipeline(pipe: Any, request: Request) -> np.ndarray:
+    """One batch of images, in [0, 1], channels last."""
+    quiet = getattr(pipe, "set_progress_bar_config", None)
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    if quiet:
+        quiet(disable=True)
+    try:
+        with torch.no_grad():
+            images = pipe(**call_arguments(pipe, request)).images
+    finally:
+        if quiet:
+            pipe._progress_bar_config = before
+    return np.asarray(images, dtype=np.float32)
+
+
+def images(pipe: Any, request: Request, track: Callable = lambda batches, total: batches) -> np.ndarray:
+    """All images, N x height x width x channels."""
+    batches = list(request.batches())
+    return np.concatenate([run_pipeline(pipe, batch) for batch in track(batches, len(batches))])
+
+
+def trajectory(pipe: Any, request: Request) -> Iterator[Moment]:
+    """Every call of the denoiser, batch by batch; what is in memory is one batch's moments."""
+    model = denoiser(pipe)
+    names = tuple(signature(model.forward).parameters)
+    for batch in request.batches():
+        heard: list[Moment] = []
+
+        def listen(module: nn.Module, args: tuple, kwargs: dict, result: Any, heard: list[Moment] = heard) -> None:
+            arguments = dict(zip(names, args, strict=False)) | kwargs
+            heard.append(moment(len(heard), arguments, result))
+
+        hook = model.register_forward_hook(listen, with_kwargs=True)
+        try:
+            run_pipeline(pipe, batch)
+        finally:
+            hook.remove()
+        yield from heard
+
+
+def moment(index: int, arguments: dict[str, Any], result: Any) -> Moment:
+    """What was heard, off the device; the timestep spelled out for each sample."""
+    kept = {name: kept_value(value) for name, value in arguments.items() if value is not None}
+    samples = len(next(iter(kept.values())))
+    kept["timestep"] = torch.as_tensor(kept["timestep"]).reshape(-1).expand(samples).clone()
+    eps = result if isinstance(result, Tensor) else result[0]
+    return Moment(index, kept["timestep"], kept, kept_value(eps))
+
+
+def kept_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: kept_value(part) for name, part in value.items()}
+    return value
+
+
+def as_pipeline(model: nn.Module, scheduler: Any = None, shape: tuple[int, ...] | None = None) -> Any:
+    """A pipeline around a bare denoiser."""
+    if isinstance(model, UNet2DModel):
+        return DDIMPipeline(model, scheduler or DDIMScheduler())
+    if type(model) in ARCHITECTURES or scheduler is None or shape is None:
+        raise BadInput(f"found a bare {type(model).__name__}", "the pipeline it belongs to", "pass the pipeline (or scheduler and shape)")
+    return ModulePipeline(model, scheduler, shape)
+
+
+def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A pipeline from zoo:NAME, a local diffusers folder, or a hub id."""
+    name = str(source)
+    folder = zoo.folder(name.removeprefix("zoo:")) if name.startswith("zoo:") else Path(name)
+    if folder.is_dir() and not (folder / "model_index.json").exists():
+        return bare_model(folder, dtype)
+    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise BadInput(f"found no folder {name}", "a hub id, a local diffusers folder, or zoo:NAME", "check the path")
+    return loaded(DiffusionPipeline, folder if folder.is_dir() else name, dtype)
+
+
+def bare_model(folder: Path, dtype: torch.dtype) -> Any:
+    """A folder that holds one model and no pipeline."""
+    config = folder / "config.json"
+    kind = json.loads(config.read_text()).get("_class_name") if config.exists() else None
+    if kind is None:
+        raise BadInput(f"found no model in {folder.name}", "model_index.json or config.json of diffusers", "check the path")
+    if kind != UNet2DModel.__name__:
+        raise BadInput(f"found a bare {kind}", "a pipeline folder with model_index.json", "save the whole pipeline")
+    return as_pipeline(loaded(UNet2DModel, folder, dtype))
+
+
+def loaded(kind: Any, source: Path | str, dtype: torch.dtype) -> Any:
+    """from_pretrained, with what goes wrong said in one sentence."""
+    try:
+        return kind.from_pretrained(source, dtype=dtype)
+    except BadInput:
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, BadInput):
+            raise error.__cause__ from error
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise BadInput(f"found {source} unreadable ({reason})", "a complete diffusers model", "copy or download it again") from error

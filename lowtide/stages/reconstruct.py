@@ -1,0 +1,149 @@
+"""Reconstruct: learn the rounding of each unit so that it answers like the float model; the only such loop in the house.
+
+AdaRound (Nagel et al. 2020) block by block (BRECQ, Li et al. 2021): the unit reads its predecessors' quantized outputs and
+is held to the float model's answers on float inputs. Step sizes stay fixed. Random batches depend on (seed, stage, unit).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowtide.models import Unit
+from lowtide.nn.fake import Fake
+from lowtide.nn.quantizer import Quantizer
+from lowtide.stages.base import Job
+from lowtide.stages.stream import Stream
+
+PAPER_ITERS, PAPER_RATE = 20_000, 1e-3
+PENALTY, WARM_UP, SHARP_FIRST, SHARP_LAST = 0.01, 0.2, 20.0, 2.0
+JUDGES = 4
+Loss = Callable[[torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Round every unit in forward order; temporal units are left as they are."""
+
+    def run(self, job: Job) -> None:
+        stream = Stream(job)
+        for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
+            Learner(job, "Reconstruct", scene.unit).learn(scene.loss)
+
+
+@dataclass(frozen=True)
+class LearnRanges:
+    """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
+
+    def run(self, job: Job) -> None:
+        stream = Stream(job, inputs_quantized=True)
+        for scene in job.track(stream.scenes(), "learning input ranges", len(stream.units)):
+            RangeLearner(job, scene.unit).learn(scene.loss)
+
+
+def rate(iters: int) -> float:
+    """Adam's rate: the paper's at the paper's 20,000 iterations, larger as they shrink, so that weights can still cross."""
+    return PAPER_RATE * max(1.0, PAPER_ITERS / iters) ** 0.75
+
+
+class Learner:
+    """Learns the rounding of one unit's layers, keeps it only where it beats nearest, and records it for a resumed run."""
+
+    def __init__(self, job: Job, stage: str, unit: Unit):
+        self.job, self.stage, self.unit = job, stage, unit
+        modules = {name: job.model.get_submodule(name) for name in unit.layers}
+        self.layers: dict[str, Fake] = {name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format}
+
+    def learn(self, loss: Callable[..., Tensor]) -> None:
+        """`loss(generator)` is the unit's distance from the float model on a random batch."""
+        if not self.layers:
+            return
+        found = self.job.recorded(self.stage, self.unit.name)
+        if found is None:
+            found = self.search(loss)
+            self.job.record(self.stage, self.unit.name, found)
+        for name, layer in self.layers.items():
+            layer.set_codes(found[name])
+
+    def search(self, loss: Loss) -> dict[str, Tensor]:
+        nearest, before = self.codes(), self.judge(loss)
+        roundings = nn.ModuleList([layer.start_rounding() for layer in self.layers.values()])
+        self.minimise(loss, roundings)
+        for layer in self.layers.values():
+            layer.finish_rounding()
+        after = self.judge(loss)
+        self.job.report.setdefault("losses", {})[f"{self.stage} {self.unit.name}"] = [before, after]
+        return self.codes() if after < before else nearest
+
+    def codes(self) -> dict[str, Tensor]:
+        return {name: layer.codes for name, layer in self.layers.items()}
+
+    @torch.no_grad()
+    def judge(self, loss: Loss) -> float:
+        """The loss on the same few batches before and after."""
+        generator = self.job.generator(self.stage, self.unit.name, "judge")
+        return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
+
+    def minimise(self, loss: Loss, roundings: nn.ModuleList) -> None:
+        iters, generator = self.job.settings.iters, self.job.generator(self.stage, self.unit.name)
+        optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
+        history: list[float] = []
+        for step in range(iters):
+            distance = loss(generator)
+            total = distance
+            if step >= WARM_UP * iters:
+                total = distance + PENALTY * sum(rounding.penalty(sharpness(step / iters)) for rounding in roundings)
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            history.append(distance.item())
+            if self.job.settings.early_stop and settled(history, roundings):
+                break
+
+
+def sharpness(progress: float) -> float:
+    """b of the penalty: 20 at the end of the warm-up, 2 at the end."""
+    done = (progress - WARM_UP) / (1 - WARM_UP)
+    return SHARP_LAST + (SHARP_FIRST - SHARP_LAST) * (1 - done)
+
+
+def settled(history: list[float], roundings: nn.ModuleList, window: int = 100) -> bool:
+    """The loss is flat and every weight has decided; looked at once in a window, because looking costs a pass."""
+    if len(history) < 2 * window or len(history) % window:
+        return False
+    late, early = sum(history[-window:]), sum(history[-2 * window : -window])
+    decided = all(((rounding.soft() - 0.5).abs() > 0.45).all() for rounding in roundings)
+    return decided and late > 0.99 * early
+
+
+class RangeLearner:
+    """Learns the scales of one unit's input quantizers."""
+
+    def __init__(self, job: Job, unit: Unit):
+        self.job, self.unit = job, unit
+        home = job.model.get_submodule(unit.name)
+        own = [module for module in home.modules() if isinstance(module, Quantizer) and module.format is not None]
+        self.quantizers = [quantizer for quantizer in own if quantizer.enabled]
+
+    def learn(self, loss: Loss) -> None:
+        if not self.quantizers:
+            return
+        generator = self.job.generator("LearnRanges", self.unit.name)
+        before = [quantizer.scale.clone() for quantizer in self.quantizers]
+        start = self.judge(loss)
+        optimizer = torch.optim.Adam([quantizer.start_learning() for quantizer in self.quantizers], 1e-3)
+        for _ in range(self.job.settings.range_iters):
+            optimizer.zero_grad()
+            loss(generator).backward()
+            optimizer.step()
+        for quantizer in self.quantizers:
+            quantizer.finish_learning()
+        if self.judge(loss) > start:
+            for quantizer, scale in zip(self.quantizers, before, strict=True):
+                quantizer.scale.copy_(scale)
+
+    @torch.no_grad()
+    def judge(self, loss: Loss) -> float:
+        generator = self.job.generator("LearnRanges", self.unit.name, "judge")
+        return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES

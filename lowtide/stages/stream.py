@@ -1,0 +1,137 @@
+"""Stream: walk the recorded graph once, all calibration calls abreast, with the float and the quantized values side by side.
+
+At every unit the walk pauses: its quantized inputs and its float answers are at hand, the unit is worked on, then both
+streams go on through it. A unit's quantized input is its predecessors' quantized output. Each value is dropped after its last use and
+spilled to disk beyond the budget, so memory does not grow with depth, and no unit costs a forward pass of the whole model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowtide.capture import Store, Tape
+from lowtide.models import Unit
+from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
+from lowtide.nn.swap import find_clock, look
+from lowtide.stages.base import Call, Job
+
+Value = Tape | list[Any]
+
+
+@dataclass
+class Scene:
+    """A unit with its quantized inputs and float answers over all calls."""
+
+    unit: Unit
+    node: Node
+    job: Job
+    calls: list[Call]
+    batched: frozenset[int]
+    inputs: dict[int, Value]
+    targets: dict[int, Value]
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Squared distance to the float answers on a random batch: summed over channels, averaged over the rest."""
+        chosen = self.choose(generator)
+        answer = self.answer(chosen)
+        pairs = [(leaf, ref.id) for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True) if ref]
+        return sum((leaf - self.rows(self.targets[id], id, chosen)).square().sum(1).mean() for leaf, id in pairs)
+
+    def choose(self, generator: torch.Generator) -> list[int]:
+        samples = sum(len(call.arguments["timestep"]) for call in self.calls)
+        return torch.randint(samples, (min(self.job.settings.batch, samples),), generator=generator).tolist()
+
+    def answer(self, chosen: list[int]) -> Any:
+        """The unit's own answer on these samples, whatever timesteps they have."""
+        size = len(self.calls[0].arguments["timestep"])
+        times = [self.calls[number // size].timestep for number in chosen]
+        clock = find_clock(self.job.model)
+        clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
+
+        def picked(leaf: Any) -> Any:
+            return self.rows(self.inputs[leaf.id], leaf.id, chosen) if isinstance(leaf, Ref) else leaf
+
+        module = self.job.model.get_submodule(self.node.target)
+        return module(*mapped(self.node.args, picked), **mapped(self.node.kwargs, picked))
+
+    def rows(self, value: Value, id: int, chosen: list[int]) -> Any:
+        """These samples of a value; a value without a batch axis is the same for all."""
+        if id not in self.batched:
+            return value[0]
+        size = len(value[0])
+        return torch.stack([value[number // size][number % size] for number in chosen]).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.job.model.parameters()).device
+
+
+class Stream:
+    """Both streams' live values, by number."""
+
+    def __init__(self, job: Job, inputs_quantized: bool = False):
+        self.job, self.inputs_quantized = job, inputs_quantized
+        self.calls = [call for call in job.calls if call.kept]
+        self.graph = job.adapter.block_graph(len(self.calls[0].arguments["timestep"]))
+        self.batched = batched(self.graph, job)
+        self.store = Store(job.settings.memory)
+        self.floating: dict[int, Value] = {}
+        self.quantized: dict[int, Value] = {}
+        self.units = {unit.name: unit for unit in job.adapter.units() if unit.kind != "temporal"}
+
+    def scenes(self) -> Iterator[Scene]:
+        """Each unit in forward order; going on to the next runs both streams through it."""
+        self.feed()
+        for node in self.graph.nodes:
+            unit = self.units.get(node.target) if node.is_leaf else None
+            answers = self.run(node, self.floating, (False, False))
+            if unit:
+                inputs = {id: self.quantized[id] for id in node.uses()}
+                self.show(node.target, True, self.inputs_quantized)
+                yield Scene(unit, node, self.job, self.calls, self.batched, inputs, answers)
+            self.floating |= answers
+            self.quantized |= self.run(node, self.quantized, (True, self.inputs_quantized))
+            for id in node.frees:
+                self.floating.pop(id, None)
+                self.quantized.pop(id, None)
+
+    def feed(self) -> None:
+        given = [flat_inputs(call.arguments) for call in self.calls]
+        for name, id in self.graph.inputs.items():
+            tape = Tape(self.store)
+            for arguments in given:
+                tape.append(arguments[name])
+            self.floating[id] = self.quantized[id] = tape
+
+    def show(self, target: Any, quantized: bool, inputs: bool) -> None:
+        if isinstance(target, str):
+            look(self.job.model.get_submodule(target), quantized, inputs)
+
+    @torch.no_grad()
+    def run(self, node: Node, values: dict[int, Value], state: tuple[bool, bool]) -> dict[int, Value]:
+        """Run one node on every call of one stream."""
+        self.show(node.target, *state)
+        given: dict[int, Value] = {}
+        device = next(self.job.model.parameters()).device
+        clock = find_clock(self.job.model)
+        for place, call in enumerate(self.calls):
+            clock.set(call.timestep / clock.ticks)
+            results = run_node(node, self.job.model, lambda id, place=place: on(device, values[id][place]), device)
+            for id, result in results.items():
+                given.setdefault(id, Tape(self.store) if isinstance(result, Tensor) else []).append(result)
+        return given
+
+
+def on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def batched(graph: Graph, job: Job) -> frozenset[int]:
+    """Values with a batch axis: their first axis grew when the same pass was recorded with one more sample."""
+    size = len(job.calls[0].arguments["timestep"])
+    larger = job.adapter.block_graph(size + 1)
+    grown = (id for id, value in graph.values.items() if larger.values[id].shape != value.shape)
+    return frozenset(grown)
