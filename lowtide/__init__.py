@@ -35,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 # diffusers learns of packed checkpoints the moment it imports its own table of quantizers, before or after lowtide.
-wrapt.when_imported("diffusers.quantizers.auto")(lambda module: import_module("lowtide.diffusers_hook").register())
+wrapt.when_imported("diffusers.quantizers.auto")(lambda module: import_module("lowtide.diffusers_hook"))

@@ -31,6 +31,7 @@ from lowtide.errors import BadInput
 from lowtide.nn.swap import CLOCK, packed_layers
 from lowtide.plan import FORMAT_VERSION, Plan
 
+MODEL_MARKS = ("model_index.json", "config.json")
 PLAN, HASHES, VERSION = "lowtide_plan", "lowtide_hashes", "lowtide_version"
 
 
@@ -80,11 +81,10 @@ def verify_names(model: nn.Module, names: list[str]) -> None:
 
 
 @contextmanager
-def written_beside(folder: Path) -> Iterator[Path]:
+def written_beside(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> Iterator[Path]:
     """A folder to write into that takes `folder`'s place when all went well, and vanishes when not."""
     folder = folder.absolute()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists() and not (folder / "config.json").exists():
-        raise BadInput(f"found {folder.name} with other files in it", "a new folder or an older checkpoint", "choose another --out")
+    check_place(folder, marks)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -94,6 +94,12 @@ def written_beside(folder: Path) -> Iterator[Path]:
         raise full_disk(folder) if error.errno == errno.ENOSPC else error from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_place(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
+    """Only an older result of ours may be replaced."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any((folder / mark).exists() for mark in marks)):
+        raise BadInput(f"found {folder.name} with other files in it", "a new folder or an older result", "choose another --out")
 
 
 def replace_folder(fresh: Path, folder: Path) -> None:

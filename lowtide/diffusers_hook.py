@@ -124,7 +124,6 @@ def attach(model: nn.Module, plan: Plan) -> None:
     model.register_to_config(quantization_config=config.to_dict())
 
 
-def register() -> None:
-    """Add to diffusers' tables; done once, when diffusers.quantizers is first imported after lowtide."""
-    auto.AUTO_QUANTIZER_MAPPING[NAME] = LowtideQuantizer
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LowtideConfig
+# Registration happens on import: whoever imports diffusers' tables first, after lowtide, brings this module in (lowtide/__init__).
+auto.AUTO_QUANTIZER_MAPPING[NAME] = LowtideQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LowtideConfig

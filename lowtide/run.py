@@ -1,8 +1,6 @@
 """One run, from a model to a packed checkpoint: adapt, collect, assign, reconstruct, pack, save; then load and sample."""
 
-import copy
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +13,10 @@ from torch import nn
 from lowtide import checkpoint, diffusers_hook, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS
-from lowtide.models import adapt
+from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.swap import find_clock
-from lowtide.plan import Plan, Settings, settings_from
+from lowtide.plan import LayerPlan, Plan, settings_from
+from lowtide.report import grids
 from lowtide.stages.base import Job, recipe_digest, run_recipe
 
 
@@ -77,6 +76,99 @@ def check_model(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise BadInput(f"found NaN or infinity in {name}", "finite weights", "repair or download the model again")
+
+
+def quantize_to_folder(source: str, out: str | Path, method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Load, quantize, save; an interrupted run goes on from the folder beside `out`."""
+    out = Path(out)
+    checkpoint.check_place(out)
+    settings_from(options)
+    pipe, started = sample.load_pipeline(source), time.perf_counter()
+    before = parameter_bytes(sample.denoiser(pipe))
+    result = quantize(pipe, method=method, folder=out.with_name(f"{out.name}.run"), **options)
+    result.save(out)
+    size = {"float_bytes": before, "bytes": result.report["account"]["total"], "on_disk": on_disk(out)}
+    whole = {"model": source, "method": method, "folder": str(out), "minutes": round((time.perf_counter() - started) / 60, 2)}
+    return whole | size | result.plan.summary | result.report
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes of the denoiser's weight files."""
+    homes = [home for name in ("unet", "transformer") if (home := folder / name).is_dir()] or [folder]
+    return sum(path.stat().st_size for path in homes[0].glob("*.safetensors"))
+
+
+def sample_to_folder(source: str, out: str | Path, request: sample.Request, track: Callable) -> dict[str, Any]:
+    """One PNG per seed and a grid of them all."""
+    pipe, out = sample.load_pipeline(source), Path(out)
+    if (asked := known_steps(sample.denoiser(pipe))) and request.steps != asked:
+        raise BadInput(f"found {request.steps} steps", f"the {asked} it was calibrated for", f"use --steps {asked}, or quantize again")
+    with checkpoint.written_beside(out, ("grid.png",)) as fresh:
+        started = time.perf_counter()
+        drawn = sample.images(pipe, request, track)
+        seconds = time.perf_counter() - started
+        grids.write_images(fresh, drawn, request.seeds)
+    return {"folder": str(out), "images": len(drawn), "seconds_per_step": round(seconds / request.steps, 4)}
+
+
+def known_steps(model: nn.Module) -> int | None:
+    """How many steps a packed model with per-step ranges was calibrated for."""
+    return len(find_clock(model).known) if getattr(model, "is_quantized", False) else None
+
+
+def inspect(source: str) -> dict[str, Any]:
+    """Units, layers, bits and bytes of a model, float or packed."""
+    pipe = sample.load_pipeline(source)
+    model = sample.denoiser(pipe)
+    with torch.device("meta"):
+        adapter = adapt(type(model).from_config(model.config))
+    folder = sample.local_folder(source)
+    plan = model.hf_quantizer.plan if known_steps(model) else Plan()
+    return {
+        "model": source,
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in adapter.meta.parameters()),
+        "units": [describe_unit(adapter, unit) for unit in adapter.units()],
+        "layers": [describe_layer(adapter, name, plan) for name in adapter.layers()],
+        "float": plan.left,
+        "timesteps": list(plan.timesteps),
+        "account": checkpoint.account(model) | {"ideal": ideal_bytes(adapter, plan)} | ({"on_disk": on_disk(folder)} if folder else {}),
+    }
+
+
+def describe_unit(adapter: Adapter, unit: Unit) -> dict[str, Any]:
+    weights = sum(adapter.all_layers[name].weight.numel() for name in unit.layers)
+    return {"name": unit.name, "kind": unit.kind, "layers": len(unit.layers), "reads": list(unit.reads), "weights": weights}
+
+
+def describe_layer(adapter: Adapter, name: str, plan: Plan) -> dict[str, Any]:
+    weight, layer = adapter.all_layers[name].weight, plan.layers.get(name, LayerPlan(None, None))
+    bits, inputs = (form.bits if form else 32 for form in (layer.weight, layer.input))
+    return {"name": name, "shape": list(weight.shape), "weights": bits, "inputs": inputs, "per_step": layer.per_step}
+
+
+def ideal_bytes(adapter: Adapter, plan: Plan) -> int:
+    """Bits times weights, with no table and no padding, and four bytes for every other parameter."""
+    layers = {name: adapter.all_layers[name].weight.numel() for name in adapter.layers()}
+    rest = sum(parameter.numel() for parameter in adapter.meta.parameters()) - sum(layers.values())
+    forms = {name: plan.layers[name].weight for name in layers if name in plan.layers}
+    bits = {name: average_bits(forms.get(name)) for name in layers}
+    return round(sum(count * bits[name] / 8 for name, count in layers.items())) + 4 * rest
+
+
+def average_bits(form: Any) -> float:
+    if form is None:
+        return 32
+    return sum(form.bits) / len(form.bits) if isinstance(form.bits, tuple) else form.bits
+
+
+def methods() -> list[dict[str, str]]:
+    """Every method and what it is."""
+    return [{"name": name, "what": PAPERS[name]} for name in METHODS]
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -225,13 +225,19 @@ def as_pipeline(model: nn.Module, scheduler: Any = None, shape: tuple[int, ...] 
 
 def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A pipeline from zoo:NAME, a local diffusers folder, or a hub id."""
+    name, folder = str(source), local_folder(source)
+    if folder and not (folder / "model_index.json").exists():
+        return bare_model(folder, dtype)
+    if not folder and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise BadInput(f"found no folder {name}", "a hub id, a local diffusers folder, or zoo:NAME", "check the path")
+    return loaded(DiffusionPipeline, folder or name, dtype)
+
+
+def local_folder(source: str | Path) -> Path | None:
+    """Where the source lies on this machine, if it does."""
     name = str(source)
     folder = zoo.folder(name.removeprefix("zoo:")) if name.startswith("zoo:") else Path(name)
-    if folder.is_dir() and not (folder / "model_index.json").exists():
-        return bare_model(folder, dtype)
-    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise BadInput(f"found no folder {name}", "a hub id, a local diffusers folder, or zoo:NAME", "check the path")
-    return loaded(DiffusionPipeline, folder if folder.is_dir() else name, dtype)
+    return folder if folder.is_dir() else None
 
 
 def bare_model(folder: Path, dtype: torch.dtype) -> Any:

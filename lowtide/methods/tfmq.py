@@ -26,7 +26,7 @@ from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.features import Features
+from lowtide.stages.features import JobFeatures
 from lowtide.stages.pack import Pack
 from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import Learner, Reconstruct
@@ -45,7 +45,7 @@ class TIAR:
             self.round_unit(job, unit)
 
     def round_unit(self, job: Job, unit: Unit) -> None:
-        features = Features(job, unit)
+        features = JobFeatures(job, unit)
         target = features.floating()
 
         def loss(generator: torch.Generator) -> torch.Tensor:

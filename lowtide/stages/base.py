@@ -74,7 +74,7 @@ class Job:
     def track(self, things: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
         """The things, behind a bar with the time left."""
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             yield from progress.track(things, total=total, description=title)
 
 

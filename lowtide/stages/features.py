@@ -3,43 +3,54 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowtide.models import Unit
+from lowtide.models import Adapter, Unit
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.swap import find_clock, look
 from lowtide.stages.base import Call, Job
 
 MOST_ROWS = 512
+Rows = list[dict[str, Tensor]]
 
 
 class Features:
-    """A temporal unit that can be run on every calibrated timestep at once; calling it gives one tensor per feature."""
+    """A temporal unit that can be run on many timesteps at once; calling it on a model gives one tensor per feature."""
+
+    def __init__(self, adapter: Adapter, unit: Unit, rows: Rows):
+        self.inputs = {name: torch.stack([row[name] for row in rows]) for name in unit.reads}
+        self.graph = adapter.temporal_graph(unit, len(rows))
+
+    def __call__(self, model: nn.Module) -> list[Tensor]:
+        device = next(model.parameters()).device
+        return self.graph.replay(model, {name: value.to(device) for name, value in self.inputs.items()})
+
+
+class JobFeatures:
+    """The features of a unit of the model that a job works on, at every calibrated timestep."""
 
     def __init__(self, job: Job, unit: Unit):
         self.model, self.unit = job.model, unit
-        self.rows = distinct_rows(job.calls, unit.reads)
-        self.inputs = job.on_device({name: torch.stack([row[name] for row in self.rows]) for name in unit.reads})
-        self.graph = job.adapter.temporal_graph(unit, len(self.rows))
+        self.features = Features(job.adapter, unit, distinct_rows(job.calls, unit.reads))
 
     def __call__(self) -> list[Tensor]:
-        find_clock(self.model).set(self.inputs["timestep"])
-        return self.graph.replay(self.model, self.inputs)
-
-    def look(self, quantized: bool, inputs: bool) -> None:
-        for name in self.unit.layers:
-            look(self.model.get_submodule(name), quantized, inputs)
+        find_clock(self.model).set(self.features.inputs["timestep"])
+        return self.features(self.model)
 
     @torch.no_grad()
     def floating(self) -> list[Tensor]:
         """The float model's features; leaves the unit with quantized weights and float inputs."""
-        self.look(False, False)
+        self.look(False)
         features = self()
-        self.look(True, False)
+        self.look(True)
         return features
 
+    def look(self, quantized: bool) -> None:
+        for name in self.unit.layers:
+            look(self.model.get_submodule(name), quantized, False)
 
-def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> list[dict[str, Tensor]]:
+
+def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> Rows:
     """Every different set of values that the unit reads: the timesteps, or (timestep, condition) pairs, up to a bound."""
     rows: dict[tuple, dict[str, Tensor]] = {}
     for call in calls:
@@ -47,19 +58,20 @@ def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> list[dict[str,
         for sample in range(len(given["timestep"])):
             row = {name: given[name][sample] for name in reads}
             rows.setdefault(tuple(tuple(value.flatten().tolist()) for value in row.values()), row)
-            if reads == ("timestep",):
+            if tuple(reads) == ("timestep",):
                 break
     spread = max(1, -(-len(rows) // MOST_ROWS))
     return list(rows.values())[::spread]
 
 
 @torch.no_grad()
-def temporal_error(job: Job) -> float:
-    """Sum over timesteps and features of the squared error that quantized weights and inputs put into the features."""
-    total = 0.0
-    for unit in job.adapter.temporal():
-        features = Features(job, unit)
-        target = features.floating()
-        features.look(True, True)
-        total += sum((ours - theirs).double().square().sum().item() for ours, theirs in zip(features(), target, strict=True))
-    return total
+def temporal_errors(adapter: Adapter, floating: nn.Module, packed: nn.Module) -> Tensor:
+    """Squared error of the packed model's temporal features, timesteps x features; for a block that reads t alone."""
+    clock, columns = find_clock(packed), []
+    rows = [{"timestep": timestep / clock.ticks} for timestep in clock.timesteps.cpu()]
+    for unit in adapter.temporal():
+        features = Features(adapter, unit, rows)
+        target = features(floating)
+        clock.set(features.inputs["timestep"])
+        columns += [(ours - theirs).double().square().sum(1) for ours, theirs in zip(features(packed), target, strict=True)]
+    return torch.stack(columns, 1)

@@ -1,0 +1,136 @@
+"""The command line: each command is one call into run.py. Progress goes to stderr, results to stdout."""
+
+import errno
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lowtide.errors import BadInput
+
+app = typer.Typer(
+    help="Quantize diffusion models and keep their sense of time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="A hub id, a local diffusers folder, or zoo:NAME.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Labels = Annotated[str, typer.Option(help="Classes to draw, such as 0-9 or 1,5.")]
+Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a line; without it, a built-in list.")]
+Steps = Annotated[int, typer.Option(help="Sampling steps; a packed model knows the steps it was calibrated for.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
+
+
+def late(module: str) -> Any:
+    """A module of lowtide, imported now: torch and diffusers take seconds, and --help must not wait for them."""
+    return import_module(f"lowtide.{module}")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """'0-3,8' -> 0, 1, 2, 3, 8."""
+    found: list[int] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
+            raise BadInput(f"found {part!r}", "numbers and ranges such as 0-9,12", "write it like that")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def prompts_of(path: Path | None) -> tuple[str, ...]:
+    return late("sample").read_prompts(path) if path else ()
+
+
+def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    print(json.dumps(result) if as_json else "\n".join(lines))
+
+
+@app.command()
+def quantize(
+    model: Model,
+    out: Out,
+    method: Annotated[str, typer.Option(help="See `lowtide methods`.")] = "tfmq",
+    weights: Annotated[int, typer.Option("-w", "--weights", help="Bits per weight: 1 to 8, 16 or 32 for float.")] = 4,
+    inputs: Annotated[int, typer.Option("-a", "--inputs", help="Bits per input: 1 to 8, 16 or 32 for float.")] = 8,
+    steps: Steps = 50,
+    profile: Annotated[str, typer.Option(help="full: every layer; paper: what the papers' released code quantizes.")] = "full",
+    group: Annotated[int | None, typer.Option(help="Weights that share a scale factor, such as 64.")] = None,
+    images: Annotated[int, typer.Option(help="Calibration images.")] = 32,
+    iters: Annotated[int, typer.Option(help="Rounding iterations per block; the papers use 20000.")] = 1000,
+    prompts: Prompts = None,
+    labels: Labels = "",
+    guidance: Guidance = None,
+    seed: int = 0,
+    early_stop: Annotated[bool, typer.Option("--early-stop", help="Stop a block when its loss is flat and decided.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize a model and save it as a diffusers folder."""
+    options = {"weights": weights, "inputs": inputs, "steps": steps, "profile": profile, "group": group, "images": images}
+    options |= {"iters": iters, "guidance": guidance, "seed": seed, "early_stop": early_stop}
+    options |= {"prompts": prompts_of(prompts), "labels": numbers(labels)}
+    result = late("run").quantize_to_folder(model, out, method, options)
+    show(result, as_json, late("report.text").quantized(result))
+
+
+@app.command()
+def sample(
+    model: Model,
+    out: Out,
+    seeds: Annotated[str, typer.Option(help="One image per seed, such as 0-63.")] = "0-15",
+    steps: Steps = 50,
+    batch: int = 16,
+    prompts: Prompts = None,
+    labels: Labels = "",
+    guidance: Guidance = None,
+    as_json: Json = False,
+) -> None:
+    """Draw images from a float or packed model, one PNG per seed and a grid."""
+    text = late("report.text")
+    asked = {"prompts": prompts_of(prompts), "labels": numbers(labels), "guidance": guidance}
+    request = late("sample").Request(steps=steps, seeds=numbers(seeds), batch=batch, **asked)
+    result = late("run").sample_to_folder(model, out, request, text.track)
+    show(result, as_json, [f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"])
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show units, the temporal block, layers, bits and bytes."""
+    result = late("run").inspect(model)
+    show(result, as_json, late("report.text").inspected(result))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods and the papers behind them."""
+    found = late("run").methods()
+    show({"methods": found}, as_json, [f"{one['name']:<10} {one['what']}" for one in found])
+
+
+@app.command()
+def demo(out: Out = Path("demo"), iters: int = 300, as_json: Json = False) -> None:
+    """Quantize the embedded model with minmax and tfmq, and draw what was lost."""
+    result = late("demo").demo(out, iters=iters)
+    show(result, as_json, late("report.text").demonstrated(result))
+
+
+def fail(message: str) -> int:
+    print(f"error: {message}.", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    """Run; what the user can mend is one sentence and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except BadInput as error:
+        sys.exit(fail(str(error)))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(fail("found the disk full; expected room for the result; free some space, nothing was changed"))

@@ -1,0 +1,1 @@
+"""Results as pictures: grids, tables and plots, drawn from numbers and images alone, without torch."""
