@@ -1,37 +1,35 @@
-# lowtide on a fresh machine: Python 3.11 or newer and a C compiler are all that is needed.
+# make demo: quantize the embedded model and draw what was lost.   make test: the whole suite.   Both set up what they need.
 
 PYTHON ?= python3
-# The one place of the pin. Torch goes in before the rest: left to the other packages, pip takes whatever build comes first,
-# and on Linux x86 that can be gigabytes of CUDA for a machine without a GPU. Where your index offers a CPU-only build, name it:
-#     make TORCH="torch==2.13.0+cpu"         or         make TORCH=path/to/torch.whl
+# torch goes in first and pinned: left to itself, another package would pull the build with gigabytes of CUDA libraries.
+# With a GPU: make TORCH=torch demo
 TORCH ?= torch==2.13.0
-OUT ?= demo
+BIN := .venv/bin
+READY := .venv/.ready
+# One OpenMP thread per test process; two processes for two cores.
 WORKERS ?= 2
 
-BIN := .venv/bin
-# One thread for each test worker: two workers that take two threads each on two cores are slower than one.
-export OMP_NUM_THREADS ?= 1
+.PHONY: demo test slow lint clean
 
-.PHONY: demo test lint clean
+$(READY): pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $(READY)
 
-demo: export OMP_NUM_THREADS = $(shell nproc 2>/dev/null || echo 1)
-demo: .venv/.ready
-	$(BIN)/lowtide demo --out $(OUT)
+demo: $(READY)
+	$(BIN)/lowtide demo --out demo
 
-test: .venv/.ready
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
-lint: .venv/.ready
+slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# A torch that is already there stays.
-.venv/.ready: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install -e ".[dev]"
-	touch $@
-
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache $(OUT)
-	find lowtide tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv demo build *.egg-info

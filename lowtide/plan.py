@@ -27,6 +27,7 @@ class Settings:
     early_stop: bool = False
     memory: int = 256 << 20
     guidance: float | None = None
+    size: int | None = None
     prompts: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     seed: int = 0

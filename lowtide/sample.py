@@ -106,6 +106,11 @@ def prompted(pipe: Any, request: Request) -> dict[str, Any]:
     return {"prompt": request.dealt(request.prompts or read_prompts(None))} | guidance | size
 
 
+def binned(pipe: Any, request: Request) -> dict[str, Any]:
+    """PixArt moves sizes to its own list of them; a size that was asked for stays."""
+    return prompted(pipe, request) | ({} if request.size is None else {"use_resolution_binning": False})
+
+
 DRIVERS: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
     "DDPMPipeline": unconditional,
     "DDIMPipeline": unconditional,
@@ -114,8 +119,8 @@ DRIVERS: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
     "DiTPipeline": label_guided,
     "StableDiffusionPipeline": prompted,
     "StableDiffusionXLPipeline": prompted,
-    "PixArtAlphaPipeline": prompted,
-    "PixArtSigmaPipeline": prompted,
+    "PixArtAlphaPipeline": binned,
+    "PixArtSigmaPipeline": binned,
     "StableDiffusion3Pipeline": prompted,
     "FluxPipeline": prompted,
 }

@@ -39,17 +39,22 @@ class QuantAttention(nn.Module):
         for quantizer in self.quantizers().values():
             quantizer.enabled = inputs
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **named: Any
+    ) -> Tensor:
         """softmax(q k' * scale + mask) v, with all four tensors on their grids."""
-        causal, scale = rest[1] if len(rest) > 1 else named.get("is_causal", False), named.get("scale")
-        q, k, v = self.q(q), self.k(k), self.v(v)
-        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-        if causal:
-            scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), float("-inf"))
+        scale = named.get("scale") or 1 / math.sqrt(query.shape[-1])
+        scores = self.q(query) @ self.k(key).transpose(-2, -1) * scale
+        if named.get("is_causal") or (len(rest) > 1 and rest[1]):
+            scores = scores + causal_mask(scores)
         if attn_mask is not None:
             masked = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, float("-inf")) if masked else scores + attn_mask
-        return self.softmax(scores.float().softmax(-1).to(v.dtype)) @ v
+        return self.softmax(scores.float().softmax(-1).to(value.dtype)) @ self.v(value)
+
+
+def causal_mask(scores: Tensor) -> Tensor:
+    return torch.full_like(scores[0, 0], float("-inf")).triu(1)
 
 
 class StandIn(TorchFunctionMode):

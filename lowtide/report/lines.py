@@ -11,7 +11,9 @@ from lowtide.report.ink import ACCENT, HAIR, INK, QUIET, SERIES
 Series = Mapping[str, Sequence[float]]
 
 
-def lines(path: str | Path, series: Series, x: Sequence[float], xlabel: str, ylabel: str, title: str, *, log: bool = False) -> Path:
+def lines(
+    path: str | Path, series: Series, x: Sequence[float], xlabel: str, ylabel: str, title: str, *, log: bool = False
+) -> Path:
     """Draw the plot; the timestep axis runs the way `x` does, so noise to image if x falls."""
     figure = Figure(figsize=(9, 5), dpi=200, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.25, h_pad=0.25)

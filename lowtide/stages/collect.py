@@ -44,6 +44,7 @@ def calibration_request(job: Job) -> Request:
         prompts=settings.prompts,
         labels=settings.labels,
         guidance=settings.guidance,
+        size=settings.size,
         batch=batch,
     )
 

@@ -1,0 +1,167 @@
+"""The command line: one sentence and exit code 2 for what the user can mend, JSON on stdout, ranges of numbers."""
+
+import errno
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from lowtide import cli
+from lowtide.errors import BadInput
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lowtide(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run a command line in this process, as the shell would."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr("sys.argv", ["lowtide", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Ended(end.value.code or 0, *capfd.readouterr())
+
+    return run
+
+
+def assert_one_sentence(ended: Ended, *words: str) -> None:
+    """Found, expected, way out; the last line of stderr, and no traceback."""
+    last = ended.err.strip().splitlines()[-1]
+    assert ended.code == 2, ended.err
+    assert last.startswith("error: ") and last.count(";") >= 2 and "expected" in last and last.endswith(".")
+    assert "Traceback" not in ended.err and ended.out == ""
+    for word in words:
+        assert word in last
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("5", (5,)), ("0-3", (0, 1, 2, 3)), ("0-2,7", (0, 1, 2, 7)), (" 4 , 2-3 ", (4, 2, 3)), ("6-6", (6,))]
+)
+def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
+    assert cli.numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["a", "5-3", "-1", "1-", "1.5", "1-2-3", "0-9;12"])
+def test_numbers_that_are_none(text: str) -> None:
+    with pytest.raises(BadInput, match="expected"):
+        cli.numbers(text)
+
+
+@pytest.mark.parametrize(("option", "bits"), [("-w", 0), ("-w", 9), ("-w", 17), ("-a", 0), ("-a", 9), ("-a", 33)])
+def test_bits_out_of_range(lowtide, tmp_path: Path, option: str, bits: int) -> None:
+    assert_one_sentence(lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", option, bits), str(bits), "1 to 8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["quantize", "sample"])
+def test_folder_without_a_model(lowtide, tmp_path: Path, command: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_sentence(lowtide(command, tmp_path / "empty", "--out", tmp_path / "out"), "no model")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("name", ["zoo:nothing", "./nowhere", "nowhere"])
+def test_no_such_model(lowtide, name: str) -> None:
+    assert_one_sentence(lowtide("inspect", name), name.removeprefix("zoo:"))
+
+
+def test_unknown_method(lowtide, tmp_path: Path) -> None:
+    tiny.unet2d().save_pretrained(tmp_path / "model")
+    ended = lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out", "--method", "magic")
+    assert_one_sentence(ended, "'magic'", "tfmq")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--steps", 0), ("--images", 0), ("--iters", -1), ("--profile", "half")])
+def test_settings_out_of_range(lowtide, tmp_path: Path, option: str, value: object) -> None:
+    assert_one_sentence(lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", option, value), option[2:], str(value))
+
+
+def test_architecture_nobody_knows(lowtide, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert_one_sentence(lowtide("inspect", tmp_path), "AutoencoderKL")
+
+
+def test_class_conditional_without_labels(lowtide, tmp_path: Path) -> None:
+    tiny.unet2d(num_class_embeds=10).save_pretrained(tmp_path / "model")
+    assert_one_sentence(lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out", "--steps", 2), "label")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers(lowtide, tmp_path: Path) -> None:
+    model = tiny.unet2d()
+    with torch.no_grad():
+        model.conv_out.weight[0, 0, 0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    assert_one_sentence(lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out"), "NaN", "conv_out.weight")
+
+
+def test_truncated_weights(lowtide, tmp_path: Path) -> None:
+    tiny.unet2d().save_pretrained(tmp_path / "model")
+    weights = next((tmp_path / "model").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert_one_sentence(lowtide("sample", tmp_path / "model", "--out", tmp_path / "out"), "unreadable")
+
+
+def test_prompts_that_are_none(lowtide, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    ended = lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt")
+    assert_one_sentence(ended, "no prompt")
+
+
+def test_folder_with_other_files_is_left_alone(lowtide, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    assert_one_sentence(lowtide("quantize", "zoo:digits", "--out", tmp_path), "other files")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def broken(error: BaseException) -> SimpleNamespace:
+    def methods() -> None:
+        raise error
+
+    return SimpleNamespace(methods=methods)
+
+
+def test_full_disk(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "late", lambda name: broken(OSError(errno.ENOSPC, "No space left on device")))
+    assert_one_sentence(lowtide("methods"), "full")
+
+
+def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "late", lambda name: broken(KeyboardInterrupt()))
+    assert lowtide("methods").code == 130
+
+
+def test_wrong_usage_ends_with_2(lowtide) -> None:
+    assert lowtide("quantize", "zoo:digits").code == 2
+
+
+def test_json_is_one_object(lowtide) -> None:
+    ended = lowtide("methods", "--json")
+    assert ended.code == 0
+    assert {"minmax", "tfmq"} <= {method["name"] for method in json.loads(ended.out)["methods"]}
+
+
+def test_sample_writes_one_image_for_each_seed(lowtide, tmp_path: Path) -> None:
+    tiny.unet2d().save_pretrained(tmp_path / "model")
+    ended = lowtide("sample", tmp_path / "model", "--out", tmp_path / "out", "--seeds", "3,5-6", "--steps", 2, "--json")
+    assert ended.code == 0 and json.loads(ended.out)["images"] == 3
+    assert sorted(path.name for path in (tmp_path / "out").glob("seed-*")) == [f"seed-{seed:06d}.png" for seed in (3, 5, 6)]
+
+
+def test_json_of_inspect_adds_up(lowtide, tmp_path: Path) -> None:
+    model = tiny.unet2d()
+    model.save_pretrained(tmp_path / "model")
+    found = json.loads(lowtide("inspect", tmp_path / "model", "--json").out)
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(unit["weights"] for unit in found["units"]) == sum(int(np.prod(layer["shape"])) for layer in found["layers"])

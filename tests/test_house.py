@@ -1,0 +1,167 @@
+"""The rules of the house that a machine can hold: sizes, names, circles, first lines, start-up time."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "lowtide").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FORBIDDEN = {"utils", "helpers", "common", "misc", "manager", "handler", "wrapper"}
+# typer reads a command's options from its parameters, so a command has as many as it has options.
+MANY_PARAMETERS = {"cli.py"}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/\w")
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def length(node: ast.stmt) -> int:
+    return node.end_lineno - node.lineno + 1
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    taken = function.args
+    named = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, *filter(None, (taken.vararg, taken.kwarg))]
+    return [argument.arg for argument in named if argument.arg not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("path", FILES + TESTS, ids=short)
+def test_file_is_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= (300 if path.parent.name == "methods" else 400)
+
+
+@pytest.mark.parametrize("path", FILES + TESTS, ids=short)
+def test_first_line_states_the_purpose(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith('"""') and len(text.splitlines()[0].strip('"').strip()) > 10
+
+
+def test_median_function_is_short() -> None:
+    lengths = [length(function) for path in FILES for function in functions(path)]
+    assert len(lengths) > 100
+    assert statistics.median(lengths) < 10
+
+
+def test_functions_take_few_parameters() -> None:
+    counted = [
+        (len(parameters(function)), function.name, short(path))
+        for path in FILES
+        if path.name not in MANY_PARAMETERS
+        for function in functions(path)
+    ]
+    assert [one for one in counted if one[0] > 7] == []
+
+
+def test_names_say_something() -> None:
+    parts = {part for path in FILES for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert parts & FORBIDDEN == set()
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def named(node: ast.AST) -> Iterator[str]:
+    """The modules an import statement names; `from a import b` is a.b where that is a module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"a relative import in line {node.lineno}"
+        whole = (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from (name if name in MODULES else node.module for name in whole)
+
+
+def type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run, inside functions too: an import hidden there is no way round a circle."""
+    for child in ast.iter_child_nodes(node):
+        if not type_checking(child):
+            yield child
+            yield from running(child)
+
+
+def imports(path: Path) -> set[str]:
+    return {name for node in running(tree(path)) for name in named(node)}
+
+
+def reachable(start: str, arrows: dict[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = list(arrows[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += arrows[name]
+    return seen
+
+
+def test_no_import_circle() -> None:
+    arrows = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
+    assert sum(map(len, arrows.values())) > 50
+    assert [name for name in arrows if name in reachable(name, arrows)] == []
+
+
+def test_reachable_sees_a_circle() -> None:
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert [name for name in arrows if name in reachable(name, arrows)] == ["a", "b", "c"]
+
+
+def test_only_dist_knows_torch_distributed() -> None:
+    assert [short(path) for path in FILES if path.name != "dist.py" and "torch.distributed" in path.read_text()] == []
+
+
+def tracked() -> list[Path]:
+    """What git holds or would take; without git, nothing to say."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [path for name in listed if (path := ROOT / name).is_file()]
+
+
+def test_no_path_of_a_machine() -> None:
+    texts = [path for path in tracked() if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".yml", ""}]
+    assert [short(path) for path in texts if MACHINE_PATH.search(path.read_text(errors="replace"))] == []
+
+
+HELP = """
+import sys, time
+start = time.perf_counter()
+from lowtide.cli import main
+sys.argv = ["lowtide", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print(time.perf_counter() - start, *({"torch", "diffusers", "transformers", "numpy", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_help_is_quick_and_light() -> None:
+    runs = [subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(3)]
+    endings = [run.stdout.splitlines()[-1].split() for run in runs]
+    assert [heavy for _, *heavy in endings] == [[], [], []]
+    assert min(float(seconds) for seconds, *_ in endings) < 0.5
