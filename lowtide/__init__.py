@@ -23,7 +23,8 @@ __version__ = "0.1.0"
 
 HOMES = {
     "BadInput": "lowtide.errors", "METHODS": "lowtide.methods", "adapt": "lowtide.models", "Settings": "lowtide.plan",
-    "Quantized": "lowtide.run", "load": "lowtide.run", "quantize": "lowtide.run", "Request": "lowtide.sample", "images": "lowtide.sample",
+    "Quantized": "lowtide.run", "load": "lowtide.run", "quantize": "lowtide.run",
+    "Request": "lowtide.sample", "images": "lowtide.sample",
 }  # fmt: skip
 __all__ = ["METHODS", "BadInput", "Quantized", "Request", "Settings", "adapt", "images", "load", "quantize"]
 

@@ -4,11 +4,11 @@
     *.safetensors, tensors     NAME.weight   packed codes, uint8: rows x ceil(columns * bits / 8), lowest bit first; flat if mixed
                                NAME.scale    float32, rows x 1            NAME.zero    uint8, rows x 1 (unsigned formats)
                                NAME.factor   uint8, rows x groups (grouped formats): value = (code - zero) * factor * scale
-                               NAME.input.scale / .zero            float32 / uint8, one per timestep, or one for all
-                               NAME.processor.{q,k,v,softmax}.scale / .zero        the same for attention
+                               lowtide_clock.scale / .zero         float32 / uint8, quantizers x timesteps (x 1: one for all):
+                                                                   inputs of the plan's layers, then its attentions, in order
                                lowtide_clock.timesteps             int32, the calibrated timesteps
                                everything else                     as in the float model
-    *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (JSON, tensor name -> hash)
+    *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (one for each tensor, by name)
 
 Every tensor's hash is compared at loading, and names must match exactly: an altered, truncated or mixed-up checkpoint is an
 error, never a blurred picture. Folders are written beside their place and renamed into it.
@@ -16,7 +16,6 @@ error, never a blurred picture. Folders are written beside their place and renam
 
 import errno
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,22 +27,28 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.nn.swap import CLOCK, packed_layers
+from lowtide.nn.clock import CLOCK
+from lowtide.nn.swap import packed_layers
 from lowtide.plan import FORMAT_VERSION, Plan
 
 MODEL_MARKS = ("model_index.json", "config.json")
+HASH = 10  # hexadecimal digits: enough to notice damage, little enough for a header
 PLAN, HASHES, VERSION = "lowtide_plan", "lowtide_hashes", "lowtide_version"
 
 
 def tensor_hash(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().cpu().flatten()
-    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", digest_size=8).hexdigest()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", digest_size=HASH // 2).hexdigest()
 
 
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
-    """What goes into the header of every safetensors file."""
-    hashes = {name: tensor_hash(tensor) for name, tensor in state.items()}
-    return {VERSION: str(FORMAT_VERSION), PLAN: plan.to_json(), HASHES: json.dumps(hashes)}
+    """What goes into the header of every safetensors file. Hashes stand in the order of the sorted names."""
+    hashes = "".join(tensor_hash(state[name]) for name in sorted(state))
+    return {VERSION: str(FORMAT_VERSION), PLAN: plan.to_json(), HASHES: hashes}
+
+
+def hashes_by_name(names: list[str], hashes: str) -> dict[str, str]:
+    return {name: hashes[HASH * place : HASH * (place + 1)] for place, name in enumerate(sorted(names))}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -113,7 +118,9 @@ def replace_folder(fresh: Path, folder: Path) -> None:
 
 def full_disk(folder: Path) -> BadInput:
     free = shutil.disk_usage(folder.parent).free
-    return BadInput(f"found the disk full ({free:,} bytes left)", "room for the checkpoint", "free some space; nothing was changed")
+    return BadInput(
+        f"found the disk full ({free:,} bytes left)", "room for the checkpoint", "free some space; nothing was changed"
+    )
 
 
 def account(model: nn.Module) -> dict[str, int]:
@@ -129,5 +136,4 @@ def kind_of(name: str, layers: set[str]) -> str:
     holder, _, leaf = name.rpartition(".")
     if holder in layers and leaf != "bias":
         return "codes" if leaf == "weight" else "scales"
-    tables = holder == CLOCK or holder.endswith(".input") or ".processor." in name
-    return "tables" if tables else "float"
+    return "tables" if holder == CLOCK else "float"

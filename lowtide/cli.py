@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from lowtide.errors import BadInput
+
+MOST_NUMBERS = 100_000
 
 app = typer.Typer(
     help="Quantize diffusion models and keep their sense of time.",
@@ -36,10 +39,11 @@ def numbers(text: str) -> tuple[int, ...]:
     """'0-3,8' -> 0, 1, 2, 3, 8."""
     found: list[int] = []
     for part in filter(None, text.replace(" ", "").split(",")):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
-            raise BadInput(f"found {part!r}", "numbers and ranges such as 0-9,12", "write it like that")
-        found += range(int(first), int(last or first) + 1)
+        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
+        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not 0 < len(span) <= MOST_NUMBERS:
+            raise BadInput(f"found {part!r}", f"numbers and ranges such as 0-9,12, at most {MOST_NUMBERS} long", "mend it")
+        found += span
     return tuple(found)
 
 
@@ -124,13 +128,18 @@ def fail(message: str) -> int:
     return 2
 
 
+def disk_is_full(error: Exception) -> bool:
+    """Also as safetensors says it, whose errors are no OSError."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
 def main() -> None:
     """Run; what the user can mend is one sentence and exit code 2."""
     try:
         app(standalone_mode=True)
     except BadInput as error:
         sys.exit(fail(str(error)))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not disk_is_full(error):
             raise
         sys.exit(fail("found the disk full; expected room for the result; free some space, nothing was changed"))

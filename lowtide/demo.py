@@ -36,7 +36,9 @@ def demo(out: Path, model: str = "zoo:digits", images: int = 64, iters: int = 30
         acts.append(perform(method, str(out / method), request))
     rows = [describe(act, acts[0]) for act in acts]
     picture = out / "demo.png"
-    grids.draw(picture, f"{model} at 4-bit weights, 8-bit inputs, DDIM {STEPS} steps, same seeds", columns(acts, rows), table(rows))
+    grids.draw(
+        picture, f"{model} at 4-bit weights, 8-bit inputs, DDIM {STEPS} steps, same seeds", columns(acts, rows), table(rows)
+    )
     return {"picture": str(picture), "rows": rows}
 
 

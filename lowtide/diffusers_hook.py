@@ -3,7 +3,6 @@
 diffusers has no public registration for quantizers; what works, and what others do, is to add to its two tables.
 """
 
-import json
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,7 +13,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from lowtide.checkpoint import HASHES, PLAN, metadata, read_metadata, verify, verify_names
+from lowtide.checkpoint import HASHES, PLAN, hashes_by_name, metadata, read_metadata, verify, verify_names
 from lowtide.errors import BadInput
 from lowtide.nn.swap import skeleton
 from lowtide.plan import FORMAT_VERSION, Plan
@@ -73,7 +72,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         for path in checkpoint_files:
             found = read_metadata(path)
             self.plan = Plan.from_json(found[PLAN])
-            self.hashes |= json.loads(found[HASHES])
+            self.hashes = hashes_by_name(loaded_keys, found[HASHES])
         self.names = loaded_keys
         return loaded_keys
 
@@ -124,6 +123,6 @@ def attach(model: nn.Module, plan: Plan) -> None:
     model.register_to_config(quantization_config=config.to_dict())
 
 
-# Registration happens on import: whoever imports diffusers' tables first, after lowtide, brings this module in (lowtide/__init__).
+# Registered on import: lowtide/__init__ brings this module in as soon as diffusers' tables are imported.
 auto.AUTO_QUANTIZER_MAPPING[NAME] = LowtideQuantizer
 auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LowtideConfig

@@ -1,7 +1,7 @@
 """The settings a user chooses and the plan they lead to: which layer holds which formats, as JSON."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from lowtide.errors import BadInput
 from lowtide.formats import Format, check_bits, format_from_json, format_to_json
@@ -75,21 +75,29 @@ class Plan:
     left: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        data = {name: value for name, value in self.__dict__.items() if name not in ("layers", "attentions")}
-        data["layers"] = {name: layer_to_json(layer) for name, layer in self.layers.items()}
-        data["attentions"] = {
-            name: {part: layer_to_json(layer) for part, layer in parts.items()} for name, parts in self.attentions.items()
-        }
-        return json.dumps(data)
+        """Compact, because it goes into file headers: each different layer plan once, layers by its number."""
+        kinds: dict[LayerPlan, int] = {}
+
+        def number(layer: LayerPlan) -> int:
+            return kinds.setdefault(layer, len(kinds))
+
+        data = dict(self.__dict__)
+        data["layers"] = {name: number(layer) for name, layer in self.layers.items()}
+        data["attentions"] = {name: {part: number(of) for part, of in parts.items()} for name, parts in self.attentions.items()}
+        reasons = {why: [name for name, other in self.left.items() if other == why] for why in self.left.values()}
+        data |= {"left": reasons, "kinds": [layer_to_json(kind) for kind in kinds]}
+        return json.dumps(data, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         data = json.loads(text)
-        data["layers"] = {name: layer_from_json(layer) for name, layer in data["layers"].items()}
+        kinds = [layer_from_json(kind) for kind in data.pop("kinds")]
+        data["layers"] = {name: kinds[number] for name, number in data["layers"].items()}
         data["attentions"] = {
-            name: {part: layer_from_json(layer) for part, layer in parts.items()} for name, parts in data["attentions"].items()
+            name: {part: kinds[number] for part, number in parts.items()} for name, parts in data["attentions"].items()
         }
-        return cls(**data | {"timesteps": tuple(data["timesteps"])})
+        left = {name: why for why, names in data["left"].items() for name in names}
+        return cls(**data | {"timesteps": tuple(data["timesteps"]), "left": left})
 
 
 def layer_to_json(layer: LayerPlan) -> dict:
@@ -98,7 +106,3 @@ def layer_to_json(layer: LayerPlan) -> dict:
 
 def layer_from_json(data: dict) -> LayerPlan:
     return LayerPlan(format_from_json(data["weight"]), format_from_json(data["input"]), data["per_step"])
-
-
-def settings_to_json(settings: Settings) -> str:
-    return json.dumps(asdict(settings), sort_keys=True)

@@ -34,6 +34,12 @@ class Quantized:
 
     def save(self, folder: str | Path) -> Path:
         """Write an ordinary diffusers folder, whole or not at all."""
+        if isinstance(self.pipe, sample.ModulePipeline):
+            raise BadInput(
+                f"found a {type(self.model).__name__}, which diffusers cannot load",
+                "a diffusers model",
+                "keep `.model`, or make it a ModelMixin with a config and quantize that",
+            )
         with checkpoint.written_beside(Path(folder)) as fresh:
             self.pipe.save_pretrained(fresh)
         return Path(folder)
@@ -53,7 +59,7 @@ def quantize(target: Any, *, method: str = "tfmq", folder: str | Path | None = N
     check_model(model)
     recipe = METHODS[method](settings)
     digest = recipe_digest(recipe, settings, fingerprint(model))
-    job = Job(pipe, model.eval(), adapt(model), settings, method, Path(folder) / digest if folder else None)
+    job = Job(pipe, model.eval(), adapt(model, sample.example(pipe)), settings, method, Path(folder) / digest if folder else None)
     run_recipe(recipe, job)
     return finish(job)
 
@@ -106,7 +112,9 @@ def sample_to_folder(source: str, out: str | Path, request: sample.Request, trac
     """One PNG per seed and a grid of them all."""
     pipe, out = sample.load_pipeline(source), Path(out)
     if (asked := known_steps(sample.denoiser(pipe))) and request.steps != asked:
-        raise BadInput(f"found {request.steps} steps", f"the {asked} it was calibrated for", f"use --steps {asked}, or quantize again")
+        raise BadInput(
+            f"found {request.steps} steps", f"the {asked} it was calibrated for", f"use --steps {asked}, or quantize again"
+        )
     with checkpoint.written_beside(out, ("grid.png",)) as fresh:
         started = time.perf_counter()
         drawn = sample.images(pipe, request, track)
@@ -136,7 +144,9 @@ def inspect(source: str) -> dict[str, Any]:
         "layers": [describe_layer(adapter, name, plan) for name in adapter.layers()],
         "float": plan.left,
         "timesteps": list(plan.timesteps),
-        "account": checkpoint.account(model) | {"ideal": ideal_bytes(adapter, plan)} | ({"on_disk": on_disk(folder)} if folder else {}),
+        "account": checkpoint.account(model)
+        | {"ideal": ideal_bytes(adapter, plan)}
+        | ({"on_disk": on_disk(folder)} if folder else {}),
     }
 
 

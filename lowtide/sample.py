@@ -34,6 +34,13 @@ class Request:
     batch: int = 16
     size: int | None = None
 
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise BadInput("found no seeds", "at least one", "give --seeds, such as --seeds 0-63")
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger --{name}")
+
     def batches(self) -> Iterator["Request"]:
         for start in range(0, len(self.seeds), self.batch):
             yield replace(self, seeds=self.seeds[start : start + self.batch])
@@ -95,7 +102,9 @@ def unconditional(pipe: Any, request: Request) -> dict[str, Any]:
 
 def label_guided(pipe: Any, request: Request) -> dict[str, Any]:
     if not request.labels:
-        raise BadInput("found a class-conditional model and no labels", "the classes to draw", "give --labels, such as --labels 0-9")
+        raise BadInput(
+            "found a class-conditional model and no labels", "the classes to draw", "give --labels, such as --labels 0-9"
+        )
     guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
     return {"class_labels": request.dealt(request.labels)} | guidance
 
@@ -219,12 +228,21 @@ def kept_value(value: Any) -> Any:
     return value
 
 
+def example(pipe: Any) -> dict[str, Tensor] | None:
+    """One call's inputs, for a denoiser that no architecture describes."""
+    if not isinstance(pipe, ModulePipeline):
+        return None
+    return {"sample": torch.zeros(2, *pipe.shape), "timestep": torch.zeros(2)}
+
+
 def as_pipeline(model: nn.Module, scheduler: Any = None, shape: tuple[int, ...] | None = None) -> Any:
     """A pipeline around a bare denoiser."""
     if isinstance(model, UNet2DModel):
         return DDIMPipeline(model, scheduler or DDIMScheduler())
     if type(model) in ARCHITECTURES or scheduler is None or shape is None:
-        raise BadInput(f"found a bare {type(model).__name__}", "the pipeline it belongs to", "pass the pipeline (or scheduler and shape)")
+        raise BadInput(
+            f"found a bare {type(model).__name__}", "the pipeline it belongs to", "pass the pipeline (or scheduler and shape)"
+        )
     return ModulePipeline(model, scheduler, shape)
 
 
@@ -266,4 +284,6 @@ def loaded(kind: Any, source: Path | str, dtype: torch.dtype) -> Any:
         if isinstance(error.__cause__, BadInput):
             raise error.__cause__ from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise BadInput(f"found {source} unreadable ({reason})", "a complete diffusers model", "copy or download it again") from error
+        raise BadInput(
+            f"found {source} unreadable ({reason})", "a complete diffusers model", "copy or download it again"
+        ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors import SafetensorError
 
 from lowtide import cli
 from lowtide.errors import BadInput
@@ -51,7 +52,7 @@ def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
     assert cli.numbers(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["a", "5-3", "-1", "1-", "1.5", "1-2-3", "0-9;12"])
+@pytest.mark.parametrize("text", ["a", "5-3", "-1", "1-", "1.5", "1-2-3", "0-9;12", "0-99999999999", "0-9" + 20 * "9", "²"])
 def test_numbers_that_are_none(text: str) -> None:
     with pytest.raises(BadInput, match="expected"):
         cli.numbers(text)
@@ -132,9 +133,20 @@ def broken(error: BaseException) -> SimpleNamespace:
     return SimpleNamespace(methods=methods)
 
 
-def test_full_disk(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "late", lambda name: broken(OSError(errno.ENOSPC, "No space left on device")))
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: No space left on device")],
+)
+def test_full_disk(lowtide, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(cli, "late", lambda name: broken(error))
     assert_one_sentence(lowtide("methods"), "full")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "late", lambda name: broken(ZeroDivisionError("a bug")))
+    monkeypatch.setattr("sys.argv", ["lowtide", "methods"])
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main()
 
 
 def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:

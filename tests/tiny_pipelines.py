@@ -69,7 +69,11 @@ def t5():
 
 def vae(channels: int = 4, **changes):
     torch.manual_seed(0)
-    config = {"block_out_channels": (16, 16), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    config = {
+        "block_out_channels": (16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     return AutoencoderKL(latent_channels=channels, norm_num_groups=8, **config | changes).eval()
 
 
@@ -100,7 +104,9 @@ def stable_diffusion(folder: Path):
 def sdxl(folder: Path):
     pair = (clip(16), clip(16, projected=True))
     tokenizer = clip_tokenizer(folder)
-    return StableDiffusionXLPipeline(vae(), *pair, tokenizer, tokenizer, tiny.model("unet-sdxl"), DDIMScheduler(), add_watermarker=False)
+    return StableDiffusionXLPipeline(
+        vae(), *pair, tokenizer, tokenizer, tiny.model("unet-sdxl"), DDIMScheduler(), add_watermarker=False
+    )
 
 
 def pixart(folder: Path):
@@ -110,18 +116,33 @@ def pixart(folder: Path):
 def sd3(folder: Path):
     tokenizer, first, second = clip_tokenizer(folder), clip(32, projected=True), clip(32, projected=True)
     return StableDiffusion3Pipeline(
-        tiny.model("sd3"), FlowMatchEulerDiscreteScheduler(), vae(shift_factor=0.0), first, tokenizer, second, tokenizer, t5(), t5_tokenizer()
+        tiny.model("sd3"),
+        FlowMatchEulerDiscreteScheduler(),
+        vae(shift_factor=0.0),
+        first,
+        tokenizer,
+        second,
+        tokenizer,
+        t5(),
+        t5_tokenizer(),
     )
 
 
 def flux(folder: Path):
     return FluxPipeline(
-        FlowMatchEulerDiscreteScheduler(), vae(shift_factor=0.0), clip(32), clip_tokenizer(folder), t5(), t5_tokenizer(), tiny.model("flux")
+        FlowMatchEulerDiscreteScheduler(),
+        vae(shift_factor=0.0),
+        clip(32),
+        clip_tokenizer(folder),
+        t5(),
+        t5_tokenizer(),
+        tiny.model("flux"),
     )
 
 
 PIPELINES = {
-    "ddpm": ddpm, "ddim": ddim, "ldm": ldm, "dit": dit, "sd": stable_diffusion, "sdxl": sdxl, "pixart": pixart, "sd3": sd3, "flux": flux,
+    "ddpm": ddpm, "ddim": ddim, "ldm": ldm, "dit": dit, "sd": stable_diffusion,
+    "sdxl": sdxl, "pixart": pixart, "sd3": sd3, "flux": flux,
 }  # fmt: skip
 
 

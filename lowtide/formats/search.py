@@ -50,10 +50,10 @@ def shrunk(rows: Tensor, shrink: Tensor) -> tuple[Tensor, Tensor]:
 
 def best_shrink(rows: Tensor, format: Format, power: float, candidates: int) -> Tensor:
     """Coarse, then fine: per row, the share of its range that loses least."""
-    lo, hi = minmax(rows, format)
-    best, least = torch.ones_like(lo), torch.full_like(lo, float("inf"))
+    best = rows.new_ones(len(rows), 1)
+    least = torch.full_like(best, float("inf"))
     coarse = 1.0 - 0.01 * torch.arange(0, candidates, COARSE, device=rows.device)
-    best, least = improved(rows, format, power, (coarse[:, None, None] * torch.ones_like(lo), best, least))
+    best, least = improved(rows, format, power, (coarse[:, None, None] * torch.ones_like(best), best, least))
     around = 0.01 * torch.tensor([step for step in range(1 - COARSE, COARSE) if step], device=rows.device)
     fine = (best + around[:, None, None].to(best)).clamp(0.01, 1.0)
     return improved(rows, format, power, (fine, best, least))[0]

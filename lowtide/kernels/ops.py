@@ -55,10 +55,8 @@ def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:
     """The weight's values in float32, rows x columns."""
     scale, zero, factor = grid
     form: Format = spec.weight
-    if isinstance(form, Mixed):
-        codes = unpack_mixed(weight, form.bits, spec.columns)
-    else:
-        codes = unpack(weight, form.bits, spec.columns)
+    undo = unpack_mixed if isinstance(form, Mixed) else unpack
+    codes = undo(weight, form.bits, spec.columns)
     if zero.numel() == 0:
         zero = form.params(-scale, scale).zero if factor.numel() == 0 else scale.new_full((1, 1), 2 ** (form.bits - 1))
     return form.decode(codes, Grid(scale, zero.float(), factor if factor.numel() else None))
@@ -100,7 +98,5 @@ def _(
     x: Tensor, weight: Tensor, grid: list[Tensor], step: list[Tensor], spec: list[int], bias: Tensor | None, shape: list[int]
 ) -> Tensor:
     kernel, stride, padding, dilation, _ = geometry(shape)
-    height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)
-    )
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2))
     return x.new_empty(x.shape[0], grid[0].shape[0], height, width)

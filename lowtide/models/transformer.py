@@ -64,5 +64,7 @@ ARCHITECTURES: dict[type[nn.Module], Architecture] = {
     DiTTransformer2DModel: Architecture(("BasicTransformerBlock",), dit_example),
     PixArtTransformer2DModel: Architecture(("BasicTransformerBlock",), pixart_example),
     SD3Transformer2DModel: Architecture(("JointTransformerBlock",), sd3_example),
-    FluxTransformer2DModel: Architecture(("FluxTransformerBlock", "FluxSingleTransformerBlock"), flux_example, 1000, ("img_ids", "txt_ids")),
+    FluxTransformer2DModel: Architecture(
+        ("FluxTransformerBlock", "FluxSingleTransformerBlock"), flux_example, 1000, ("img_ids", "txt_ids")
+    ),
 }

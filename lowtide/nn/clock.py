@@ -1,7 +1,8 @@
-"""The clock: which sampling step is running, told by the timestep that the denoiser was called with.
+"""The clock: which sampling step is running, told by the timestep the denoiser was called with, and each input's range there.
 
 Keyed by the timestep's value, never by a loop counter: solvers evaluate twice, users change step counts, and calibration
-batches mix timesteps. A timestep without a calibrated range is an error that names those that have one.
+batches mix timesteps. A timestep without a calibrated range is an error that names those that have one. All input ranges
+lie in one table, a row for each quantizer and a column for each step, so that a checkpoint holds two tensors of them.
 """
 
 import inspect
@@ -14,20 +15,25 @@ from lowtide.errors import BadInput
 
 
 class Clock(nn.Module):
-    """Calibrated timesteps (as integers, `ticks` to a unit) and the index of the running one: shape () or (batch,)."""
+    """Calibrated timesteps (as integers, `ticks` to a unit), the table of ranges, and the index of the running step."""
 
-    def __init__(self, timesteps: tuple[int, ...], ticks: int = 1):
+    def __init__(self, timesteps: tuple[int, ...], ticks: int = 1, rows: int = 0, per_step: bool = False):
         super().__init__()
+        columns = len(timesteps) if per_step else 1
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.int32))
+        self.register_buffer("scale", torch.ones(rows, columns, dtype=torch.float32))
+        self.register_buffer("zero", torch.zeros(rows, columns, dtype=torch.uint8))
         self.known = {timestep: index for index, timestep in enumerate(timesteps)}
         self.ticks = ticks
+        # Shape () while all samples share a step, (batch,) when calibration mixes them.
         self.index: Tensor = torch.zeros((), dtype=torch.long)
 
     def set(self, timestep: Tensor | float | int) -> None:
         """Turn to the timestep of the running call, or to one timestep per sample."""
         values = torch.as_tensor(timestep)
-        slack = 0.5 if values.dtype not in (torch.bfloat16, torch.float16) else 0.5 + 2.0**-8 * 1000
-        found = [self.lookup(value * self.ticks, slack) for value in values.detach().flatten().float().tolist()]
+        exact = values.dtype not in (torch.bfloat16, torch.float16)
+        slack = 0.5 if exact else 0.5 + 1000 * 2.0**-8
+        found = [self.lookup(value * self.ticks, slack) for value in values.detach().flatten().double().tolist()]
         index = torch.tensor(found, device=self.timesteps.device)
         self.index = index[0] if len(set(found)) == 1 else index
 
@@ -43,13 +49,15 @@ class Clock(nn.Module):
 
     def attach(self, root: nn.Module) -> None:
         """Listen at the denoiser's own calls."""
-        parameters = list(inspect.signature(root.forward).parameters)
-        position = parameters.index("timestep")
+        position = list(inspect.signature(root.forward).parameters).index("timestep")
 
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.set(kwargs["timestep"] if "timestep" in kwargs else args[position])
+            module.get_submodule(CLOCK).set(kwargs["timestep"] if "timestep" in kwargs else args[position])
 
         root.register_forward_pre_hook(listen, with_kwargs=True)
+
+
+CLOCK = "lowtide_clock"
 
 
 def unknown_timestep(found: int, known: list[int]) -> BadInput:

@@ -1,4 +1,4 @@
-"""A quantizer: a format for inputs plus the range it has learnt, one per sampling step when it has a clock."""
+"""A quantizer: a format for inputs plus the range it has learnt, one per sampling step or one for all."""
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +9,27 @@ from lowtide.nn.clock import Clock
 
 
 class Quantizer(nn.Module):
-    """Rounds what passes through. `format` None is the identity; `steps` is the length of the leading axis of its range."""
+    """Rounds what passes through. `format` None is the identity; its range is row `row` of the clock's table."""
 
-    def __init__(self, format: Affine | Log2 | None, clock: Clock | None = None, steps: int = 1):
+    def __init__(self, format: Affine | Log2 | None, clock: Clock, row: int = 0, per_step: bool = False):
         super().__init__()
-        self.format, self.enabled = format, False
+        self.format, self.row, self.per_step, self.enabled = format, row, per_step, False
         self.learnt: nn.Parameter | None = None
         # The clock belongs to the denoiser; a plain attribute keeps it out of this module's own state.
         object.__setattr__(self, "clock", clock)
-        if format is not None:
-            self.register_buffer("scale", torch.ones(steps if clock else 1, dtype=torch.float32))
-            self.register_buffer("zero", torch.zeros(steps if clock else 1, dtype=torch.uint8))
+
+    @property
+    def scale(self) -> Tensor:
+        """One scale per step, or a single one."""
+        return self.clock.scale[self.row, : None if self.per_step else 1]
+
+    def index(self) -> Tensor | int:
+        return self.clock.index.to(self.clock.scale.device) if self.per_step else 0
 
     def step(self) -> tuple[Tensor, Tensor]:
         """Scale and zero of the running step: shape () or (batch,)."""
-        if self.clock is None:
-            return self.scale[0], self.zero[0]
-        index = self.clock.index.to(self.scale.device)
-        return self.scale[index], self.zero[index]
+        index = self.index()
+        return self.clock.scale[self.row, index], self.clock.zero[self.row, index]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.format is None or not self.enabled:
@@ -35,8 +38,7 @@ class Quantizer(nn.Module):
         if self.learnt is not None:
             return self.learning_forward(x, zero)
         if isinstance(self.format, Log2):
-            shape = (-1, *[1] * (x.dim() - 1)) if scale.dim() else ()
-            grid = Grid(scale.reshape(shape), zero)
+            grid = Grid(scale.reshape(-1, *[1] * (x.dim() - 1)) if scale.dim() else scale, zero)
             return self.format.decode(self.format.encode(x, grid), grid).to(x.dtype)
         return quantize_input(x, scale, zero, self.format.top)
 
@@ -47,7 +49,7 @@ class Quantizer(nn.Module):
 
     def learning_forward(self, x: Tensor, zero: Tensor) -> Tensor:
         """The same rounding, with the gradient passed straight through it."""
-        scale = self.learnt[0 if self.clock is None else self.clock.index.to(x.device)].exp()
+        scale = self.learnt[self.index()].exp()
         if scale.dim():
             shape = (-1, *[1] * (x.dim() - 1))
             scale, zero = (part.repeat_interleave(x.shape[0] // len(part)).reshape(shape) for part in (scale, zero))
@@ -62,10 +64,10 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, lo: Tensor, hi: Tensor) -> None:
-        """Take the range: one lo and hi for each step."""
+        """Take the range: one lo and hi for each step. A single range fills the whole row."""
         grid = self.format.params(lo.reshape(-1), hi.reshape(-1))
-        self.scale.copy_(grid.scale)
-        self.zero.copy_(grid.zero.to(torch.uint8))
+        self.clock.scale[self.row] = grid.scale
+        self.clock.zero[self.row] = grid.zero.to(torch.uint8)
 
 
 def input_format(bits: int) -> Format | None:

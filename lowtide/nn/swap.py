@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from lowtide.nn.attention import QuantAttention
-from lowtide.nn.clock import Clock
+from lowtide.nn.clock import CLOCK, Clock
 from lowtide.nn.fake import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.packed import PackedConv2d, PackedLinear, packed_layer, packed_twin
 from lowtide.nn.quantizer import Quantizer
@@ -13,7 +13,6 @@ from lowtide.plan import LayerPlan, Plan
 
 QuantLayer = QuantLinear | QuantConv2d
 PackedLayer = PackedLinear | PackedConv2d
-CLOCK = "lowtide_clock"
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
@@ -22,40 +21,45 @@ def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     root.get_submodule(parent)._modules[leaf] = module
 
 
-def quantizer(plan: LayerPlan, clock: Clock) -> Quantizer:
-    return Quantizer(plan.input, clock if plan.per_step else None, len(clock.known))
+class Builder:
+    """Hands out quantizers, each with the next row of the clock's table, in the plan's order."""
+
+    def __init__(self, root: nn.Module, plan: Plan):
+        plans = [*plan.layers.values(), *(part for parts in plan.attentions.values() for part in parts.values())]
+        used = [each for each in plans if each.input is not None]
+        self.clock = Clock(plan.timesteps, plan.ticks, len(used), any(each.per_step for each in used))
+        self.rows = 0
+        self.clock.attach(root)
+        root.add_module(CLOCK, self.clock)
+
+    def quantizer(self, plan: LayerPlan) -> Quantizer:
+        row = self.rows
+        self.rows += plan.input is not None
+        return Quantizer(plan.input, self.clock, row, plan.per_step)
 
 
-def add_clock(root: nn.Module, plan: Plan) -> Clock:
-    """Give the denoiser its clock, listening at the denoiser's calls."""
-    clock = Clock(plan.timesteps, plan.ticks)
-    clock.attach(root)
-    root.add_module(CLOCK, clock)
-    return clock
-
-
-def quantize_modules(root: nn.Module, plan: Plan) -> Clock:
+def quantize_modules(root: nn.Module, plan: Plan) -> None:
     """Swap in simulated layers and attention; nothing is rounded until their grids are set."""
-    clock = add_clock(root, plan)
+    builder = Builder(root, plan)
     for name, layer in plan.layers.items():
-        replace_module(root, name, quantized_layer(root.get_submodule(name), layer.weight, quantizer(layer, clock)))
-    add_attention(root, plan, clock)
-    return clock
+        replace_module(root, name, quantized_layer(root.get_submodule(name), layer.weight, builder.quantizer(layer)))
+    add_attention(root, plan, builder)
 
 
-def add_attention(root: nn.Module, plan: Plan, clock: Clock) -> None:
+def add_attention(root: nn.Module, plan: Plan, builder: Builder) -> None:
     for name, parts in plan.attentions.items():
         module = root.get_submodule(name)
-        module.set_processor(QuantAttention(module.processor, {part: quantizer(of, clock) for part, of in parts.items()}))
+        quantizers = {part: builder.quantizer(of) for part, of in parts.items()}
+        module.set_processor(QuantAttention(module.processor, quantizers))
 
 
 def skeleton(root: nn.Module, plan: Plan) -> None:
     """Swap in empty packed layers, for a checkpoint to fill."""
-    clock = add_clock(root, plan)
+    builder = Builder(root, plan)
     for name, layer in plan.layers.items():
         build = quantized_layer if layer.weight is None else packed_layer
-        replace_module(root, name, build(root.get_submodule(name), layer.weight, quantizer(layer, clock)))
-    add_attention(root, plan, clock)
+        replace_module(root, name, build(root.get_submodule(name), layer.weight, builder.quantizer(layer)))
+    add_attention(root, plan, builder)
     enable_inputs(root)
 
 

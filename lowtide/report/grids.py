@@ -77,7 +77,9 @@ def draw_table(figure: Figure, table: Sequence[Sequence[str]], width: float, hei
         color = QUIET if number == 0 else ACCENT if number == len(table) - 1 else INK
         for place, cell in zip(spans, row, strict=True):
             x = (0.45 + place * (width - 0.9)) / width
-            figure.text(x, level, cell, fontsize=11, color=color, family=FONT, va="center", weight="bold" if place == 0 else "normal")
+            figure.text(
+                x, level, cell, fontsize=11, color=color, family=FONT, va="center", weight="bold" if place == 0 else "normal"
+            )
         line = level - 0.18 / height
         if number < len(table) - 1:
             figure.add_artist(rule(width, line))

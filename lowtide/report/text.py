@@ -49,17 +49,29 @@ def left_in_float(left: dict[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, why in left.items():
         reasons.setdefault(why, []).append(name)
-    return ["left in float:", *(f"  {why}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for why, names in reasons.items())]
+    return [
+        "left in float:",
+        *(f"  {why}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for why, names in reasons.items()),
+    ]
 
 
 def inspected(result: dict[str, Any]) -> list[str]:
-    units = [[one["kind"], one["name"], str(one["layers"]), f"{one['weights']:,}", ", ".join(one["reads"])] for one in result["units"]]
+    units = [
+        [one["kind"], one["name"], str(one["layers"]), f"{one['weights']:,}", ", ".join(one["reads"])] for one in result["units"]
+    ]
     layers = [
-        [one["name"], "x".join(map(str, one["shape"])), str(one["weights"]), str(one["inputs"]), "per step" if one["per_step"] else ""]
+        [
+            one["name"],
+            "x".join(map(str, one["shape"])),
+            str(one["weights"]),
+            str(one["inputs"]),
+            "per step" if one["per_step"] else "",
+        ]
         for one in result["layers"]
     ]
     return [
-        f"{result['model']}: {result['architecture']}, {result['parameters']:,} parameters, {len(result['timesteps'])} calibrated timesteps",
+        f"{result['model']}: {result['architecture']}, {result['parameters']:,} parameters, "
+        f"{len(result['timesteps'])} calibrated timesteps",
         "",
         *table(["unit", "name", "layers", "weights", "reads"], units),
         "",
@@ -72,7 +84,12 @@ def inspected(result: dict[str, Any]) -> list[str]:
 
 def demonstrated(result: dict[str, Any]) -> list[str]:
     rows = [
-        [one["name"], size(one["bytes"]), "" if one["psnr"] is None else f"{one['psnr']:.2f} dB", f"{one['seconds_per_step']:.4f}"]
+        [
+            one["name"],
+            size(one["bytes"]),
+            "" if one["psnr"] is None else f"{one['psnr']:.2f} dB",
+            f"{one['seconds_per_step']:.4f}",
+        ]
         for one in result["rows"]
     ]
     return [*table(["model", "size on disk", "PSNR to float", "seconds per step"], rows), "", f"picture: {result['picture']}"]

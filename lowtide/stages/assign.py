@@ -56,8 +56,6 @@ def full_profile(adapter: Adapter, settings: Settings) -> dict[str, LayerPlan]:
     return {name: end if name in ends else inner for name in adapter.layers()}
 
 
-
-
 def paper_profile(adapter: Adapter, layers: dict[str, LayerPlan]) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     """The released code's choices: ends, shortcuts, downsampling and the first temporal layer in float, two inputs in float."""
     reasons = dict.fromkeys(adapter.ends(), "first or last layer")
@@ -91,4 +89,4 @@ def other_parameters(model: nn.Module) -> dict[str, str]:
         own = list(module.named_parameters(recurse=False))
         if own and not isinstance(module, nn.Linear | nn.Conv2d):
             kinds[name] = type(module).__name__
-    return {name: f"{kind} holds no matrix product" for name, kind in kinds.items()}
+    return {name: f"{kind}, not a matrix product" for name, kind in kinds.items()}

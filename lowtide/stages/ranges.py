@@ -62,7 +62,9 @@ def watch(job: Job, keep: bool) -> dict[str, Seen]:
         attention.active = True
     steps = len(find_clock(job.model).known)
     seen = {name: nothing_seen(steps) for name in quantizers(job.model)}
-    hooks = [quantizer.register_forward_pre_hook(noting(job, seen[name], keep)) for name, quantizer in quantizers(job.model).items()]
+    hooks = [
+        quantizer.register_forward_pre_hook(noting(job, seen[name], keep)) for name, quantizer in quantizers(job.model).items()
+    ]
     for call in job.track(job.calls, "input ranges"):
         run_call(job, call)
     for hook in hooks:
@@ -87,7 +89,7 @@ def run_call(job: Job, call: Call) -> Tensor:
 
 def ranges(seen: Seen, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:
     """lo and hi per step, or over all steps where the quantizer has one range."""
-    if quantizer.clock is None:
+    if not quantizer.per_step:
         values = [[value for step in seen.values for value in step]]
         seen = replace(seen, lo=seen.lo.min()[None], hi=seen.hi.max()[None], values=values)
     if search == "minmax":

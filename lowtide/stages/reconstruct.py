@@ -29,6 +29,7 @@ class Reconstruct:
     def run(self, job: Job) -> None:
         stream = Stream(job)
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
+            job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
             Learner(job, "Reconstruct", scene.unit).learn(scene.loss)
 
 
@@ -53,7 +54,9 @@ class Learner:
     def __init__(self, job: Job, stage: str, unit: Unit):
         self.job, self.stage, self.unit = job, stage, unit
         modules = {name: job.model.get_submodule(name) for name in unit.layers}
-        self.layers: dict[str, Fake] = {name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format}
+        self.layers: dict[str, Fake] = {
+            name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
+        }
 
     def learn(self, loss: Callable[..., Tensor]) -> None:
         """`loss(generator)` is the unit's distance from the float model on a random batch."""

@@ -1,8 +1,9 @@
 """Stream: walk the recorded graph once, all calibration calls abreast, with the float and the quantized values side by side.
 
 At every unit the walk pauses: its quantized inputs and its float answers are at hand, the unit is worked on, then both
-streams go on through it. A unit's quantized input is its predecessors' quantized output. Each value is dropped after its last use and
-spilled to disk beyond the budget, so memory does not grow with depth, and no unit costs a forward pass of the whole model.
+streams go on through it. A unit's quantized input is its predecessors' quantized output. Each value is dropped after its
+last use and spilled to disk beyond the budget, so memory does not grow with depth, and no unit costs a forward pass of the
+whole model.
 """
 
 from collections.abc import Iterator
@@ -39,6 +40,11 @@ class Scene:
         answer = self.answer(chosen)
         pairs = [(leaf, ref.id) for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True) if ref]
         return sum((leaf - self.rows(self.targets[id], id, chosen)).square().sum(1).mean() for leaf, id in pairs)
+
+    def bytes(self) -> int:
+        """What the unit's inputs and answers take."""
+        values = [*self.inputs.values(), *self.targets.values()]
+        return sum(part.numel() * part.element_size() for tape in values if isinstance(tape, Tape) for part in tape.batches)
 
     def choose(self, generator: torch.Generator) -> list[int]:
         samples = sum(len(call.arguments["timestep"]) for call in self.calls)

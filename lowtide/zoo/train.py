@@ -125,7 +125,12 @@ class Trainer:
     def train(self, minutes: float) -> None:
         """Run until done or out of time; a checkpoint every 250 steps and at the end."""
         deadline, window = time.monotonic() + 60 * minutes, []
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns) as progress:
             task = progress.add_task(self.name, total=self.spec.steps, completed=self.step)
             while self.step < self.spec.steps and time.monotonic() < deadline:

@@ -1,0 +1,92 @@
+"""The main path in numbers: `python bench/main_path.py` quantizes zoo:digits to W4A8 and prints the README's table.
+
+PSNR to the float model over same-seed samples, the error of the temporal features (sum over timesteps and blocks), size on
+disk, and the peak of anonymous memory while quantizing against the float model and the largest block's data.
+"""
+
+import argparse
+import gc
+import json
+import re
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import lowtide
+from lowtide import run, sample
+from lowtide.metrics import psnr
+from lowtide.models import adapt
+from lowtide.stages.features import temporal_errors
+
+
+def anonymous_memory() -> int:
+    """Bytes that belong to this process alone (files mapped into it are not counted)."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+
+class Peak:
+    """The highest anonymous memory while the block runs, above where it stood before."""
+
+    def __enter__(self) -> "Peak":
+        gc.collect()
+        self.start = self.highest = anonymous_memory()
+        self.done = threading.Event()
+        self.watcher = threading.Thread(target=self.watch)
+        self.watcher.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.done.wait(0.01):
+            self.highest = max(self.highest, anonymous_memory())
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.watcher.join()
+
+    @property
+    def above(self) -> int:
+        return self.highest - self.start
+
+
+def measure(method: str, options: dict, request: sample.Request, reference) -> dict:
+    original, pipe = sample.load_pipeline("zoo:digits"), sample.load_pipeline("zoo:digits")
+    adapter, floats = adapt(original.unet), run.parameter_bytes(original.unet)
+    started = time.perf_counter()
+    with Peak() as peak:
+        result = lowtide.quantize(pipe, method=method, **options)
+    minutes = (time.perf_counter() - started) / 60
+    with tempfile.TemporaryDirectory() as folder:
+        disk = run.on_disk(result.save(Path(folder) / "packed"))
+    return {
+        "method": method,
+        "psnr": round(psnr(sample.images(pipe, request), reference), 2),
+        "temporal_error": round(temporal_errors(adapter, original.unet, pipe.unet).sum().item(), 4),
+        "bytes_on_disk": disk,
+        "ideal_bytes": run.ideal_bytes(adapter, result.plan),
+        "tables_and_scales": result.report["account"]["tables"] + result.report["account"]["scales"],
+        "minutes": round(minutes, 2),
+        "peak_bytes": peak.above,
+        "float_bytes": floats,
+        "largest_block_bytes": result.report.get("largest_block_bytes", 0),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--methods", default="minmax,tfmq")
+    parser.add_argument("-w", "--weights", type=int, default=4)
+    parser.add_argument("-a", "--inputs", type=int, default=8)
+    parser.add_argument("--iters", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=50)
+    given = parser.parse_args()
+    request = sample.Request(steps=given.steps, seeds=tuple(range(given.images)), batch=64)
+    reference = sample.images(sample.load_pipeline("zoo:digits"), request)
+    options = {"weights": given.weights, "inputs": given.inputs, "steps": given.steps, "iters": given.iters}
+    for method in given.methods.split(","):
+        print(json.dumps(measure(method, options, request, reference)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

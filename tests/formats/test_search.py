@@ -1,0 +1,60 @@
+"""Searches: the refined search finds what trying every candidate finds, and one channel does not feel another."""
+
+import time
+
+import pytest
+import torch
+
+from lowtide.formats import Affine, Mixed, minmax, mse, percentile
+from lowtide.formats.search import loss_of
+
+
+def weights(rows: int = 32, columns: int = 300) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_mse_loses_no_more_than_one_percent_over_trying_all(bits):
+    x, form = weights(), Affine(bits, bits == 8, 0)
+    lo, hi = minmax(x, form)
+    every = torch.stack([loss_of(x, form, (lo * share, hi * share), 2.4) for share in torch.arange(100, 20, -1) / 100])
+    found = loss_of(x, form, mse(x, form), 2.4)
+    assert (found <= 1.01 * every.amin(0)).all()
+
+
+def test_mse_beats_minmax_at_four_bits():
+    x, form = weights(), Affine(4, axis=0)
+    assert (loss_of(x, form, mse(x, form), 2.4).sum() / loss_of(x, form, minmax(x, form), 2.4).sum()) < 0.9
+
+
+def test_rows_do_not_feel_each_other():
+    x, form = weights(), Affine(4, axis=0)
+    alone = mse(x[5:6], form)
+    together = mse(x, form)
+    assert torch.equal(alone[0][0], together[0][5])
+    assert torch.equal(alone[1][0], together[1][5])
+
+
+def test_mixed_rows_are_searched_at_their_own_bits():
+    x = weights(2)
+    mixed = mse(x, Mixed((2, 8)))
+    assert torch.equal(mixed[1][0], mse(x[:1], Affine(2, True, 0))[1][0])
+
+
+def test_percentile_cuts_the_tails():
+    x = torch.linspace(0, 1, 1001)[None]
+    lo, hi = percentile(x, Affine(8), keep=0.9)
+    assert lo.item() == pytest.approx(0.05, abs=1e-3)
+    assert hi.item() == pytest.approx(0.95, abs=1e-3)
+
+
+def test_a_large_convolution_is_searched_in_well_under_a_second():
+    x, form = torch.randn(320, 2880), Affine(4, axis=0)
+    best = min(timed(lambda: mse(x, form)) for _ in range(3))
+    assert best < 0.8
+
+
+def timed(call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

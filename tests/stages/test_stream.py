@@ -1,0 +1,80 @@
+"""The stream: one pass gives every unit the inputs and answers that whole forward passes would, spilled or not."""
+
+import pytest
+import tiny
+import torch
+
+from lowtide import sample
+from lowtide.models import adapt
+from lowtide.nn.swap import find_clock, look
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.ranges import run_call
+from lowtide.stages.stream import Stream
+from lowtide.stages.weights import FitWeights
+
+
+def started(**settings) -> Job:
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    options = Settings(**{"steps": 3, "images": 4, "kept": 2, "batch": 4} | settings)
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), options, "test")
+    run_recipe((Collect(), Assign(per_step=True), FitWeights("minmax")), job)
+    return job
+
+
+def heard(job: Job, name: str, quantized: bool) -> torch.Tensor:
+    """A module's outputs in whole forward passes over the kept calls."""
+    look(job.model, quantized, False)
+    outputs: list[torch.Tensor] = []
+    hook = job.model.get_submodule(name).register_forward_hook(lambda module, args, output: outputs.append(output))
+    for call in job.calls:
+        if call.kept:
+            run_call(job, call)
+    hook.remove()
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "on disk"])
+def test_a_units_answers_and_inputs_are_those_of_whole_passes(memory):
+    job = started(memory=memory)
+    floats, inputs = {}, {}
+    for scene in Stream(job).scenes():
+        (answers,) = scene.targets.values()
+        floats[scene.unit.name] = torch.cat([answers[place].clone() for place in range(len(answers))])
+        first = scene.node.uses()[0]
+        inputs[scene.unit.name] = torch.cat([batch.clone() for batch in scene.inputs[first].batches])
+    for name, answer in floats.items():
+        assert far(answer, heard(job, name, quantized=False)) < 1e-6, name
+    assert far(inputs["down_blocks.0.resnets.0"], heard(job, "conv_in", quantized=True)) < 1e-6
+    assert far(inputs["mid_block.resnets.1"], heard(job, "mid_block.attentions.0", quantized=True)) < 1e-6
+
+
+def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative distance. A tape lays tensors out afresh, and a convolution may sum another layout in another order."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def test_every_unit_comes_once_and_in_forward_order():
+    job = started()
+    seen = [scene.unit.name for scene in Stream(job).scenes()]
+    assert seen == [unit.name for unit in job.adapter.units() if unit.kind != "temporal"]
+
+
+def test_a_mixed_batch_answers_like_whole_passes():
+    job = started()
+    for scene in Stream(job).scenes():
+        if scene.unit.name == "mid_block.resnets.0":
+            mixed = scene.answer([5, 0, 6, 1])
+            assert len(set(find_clock(job.model).index.tolist())) == 2
+    whole = heard(job, "mid_block.resnets.0", quantized=True)[[5, 0, 6, 1]]
+    assert far(mixed, whole) < 1e-6
+
+
+def test_spilled_values_do_not_count_as_held():
+    job = started(memory=0)
+    stream = Stream(job)
+    for _ in stream.scenes():
+        assert stream.store.held == 0
+    assert stream.store.count > 0

@@ -1,0 +1,230 @@
+"""The main path: every architecture and pipeline, quantized, saved, loaded; resumed to the same bits; bad input refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
+from torch import nn
+
+import lowtide
+from lowtide import run, sample
+from lowtide.errors import BadInput
+from lowtide.formats import packed_bytes
+from lowtide.nn.swap import packed_layers
+
+QUICK = {"steps": 3, "images": 2, "kept": 2, "iters": 4, "batch": 2}
+
+
+def quantized(pipe, method="tfmq", **options):
+    return lowtide.quantize(pipe, method=method, **QUICK | options)
+
+
+@pytest.mark.parametrize("name", tiny_pipelines.PIPELINES)
+def test_each_pipeline_end_to_end(name, tmp_path):
+    pipe = tiny_pipelines.PIPELINES[name](tmp_path)
+    asked = tiny_pipelines.asked(name)
+    request = sample.Request(steps=3, seeds=(5, 6), batch=2, **asked)
+    original = sample.images(pipe, request)
+    result = quantized(pipe, **asked)
+    layers = dict(packed_layers(result.model))
+    assert len(layers) == len(run.adapt(float_twin(result.model)).layers())
+    assert all(layer.format.bits in (4, 8) for layer in layers.values())
+    drawn = sample.images(pipe, request)
+    assert 0 < np.linalg.norm(drawn - original) / np.linalg.norm(original) < 0.5
+    folder = result.save(tmp_path / "packed")
+    again = sample.images(DiffusionPipeline.from_pretrained(folder), request)
+    assert np.array_equal(again, drawn)
+
+
+def float_twin(model: nn.Module) -> nn.Module:
+    with torch.device("meta"):
+        return type(model).from_config(model.config)
+
+
+def test_a_bare_model_loads_through_its_own_class(tmp_path):
+    result = quantized(tiny.model("unet2d"))
+    result.save(tmp_path / "packed")
+    model = UNet2DModel.from_pretrained(tmp_path / "packed" / "unet")
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(model(x, 666).sample, result.model(x, 666).sample)
+
+
+def test_sixteen_bits_changes_nothing():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    request = sample.Request(steps=3, seeds=(1, 2))
+    original = sample.images(pipe, request)
+    quantized(pipe, weights=16, inputs=32)
+    assert np.array_equal(sample.images(pipe, request), original)
+
+
+@pytest.mark.parametrize(("weights", "inputs"), [(4, 32), (32, 8), (8, 8), (2, 6), (3, 16), (1, 8)])
+def test_bits_of_the_papers(weights, inputs, tmp_path):
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    result = quantized(pipe, method="minmax", weights=weights, inputs=inputs)
+    request = sample.Request(steps=3, seeds=(1,))
+    drawn = sample.images(pipe, request)
+    assert np.array_equal(sample.images(lowtide.load(result.save(tmp_path / "x")), request), drawn)
+
+
+def test_groups_and_paper_profile(tmp_path):
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    result = quantized(pipe, group=16, profile="paper")
+    assert "conv_in" in result.plan.left
+    assert "attention" in result.plan.left
+    assert "conv_in" not in dict(packed_layers(result.model))
+    request = sample.Request(steps=3, seeds=(1,))
+    drawn = sample.images(pipe, request)
+    assert np.array_equal(sample.images(lowtide.load(result.save(tmp_path / "x")), request), drawn)
+
+
+def test_codes_take_exactly_their_bits(tmp_path):
+    result = quantized(sample.as_pipeline(tiny.model("unet2d")), method="minmax")
+    for name, layer in packed_layers(result.model):
+        rows = layer.scale.shape[0]
+        assert layer.weight.numel() == rows * packed_bytes(layer.spec[0], 8 if name in ("conv_in", "conv_out") else 4)
+
+
+def test_the_file_is_within_five_percent_of_bits_times_parameters_and_tables(tmp_path):
+    model = tiny.unet2d(block_out_channels=(64, 128), attention_head_dim=32)
+    adapter = run.adapt(model)
+    result = quantized(sample.as_pipeline(model), method="minmax")
+    account = result.report["account"]
+    expected = run.ideal_bytes(adapter, result.plan) + account["scales"] + account["tables"]
+    assert account["total"] == pytest.approx(expected, rel=1e-3)
+    assert 1 <= run.on_disk(result.save(tmp_path / "x")) / expected < 1.05
+
+
+def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    whole = quantized(sample.as_pipeline(tiny.model("unet2d")))
+    from lowtide.stages.reconstruct import Learner
+
+    search, count = Learner.search, []
+
+    def dying(self, loss):
+        count.append(self.unit.name)
+        if len(count) == 5:
+            raise KeyboardInterrupt
+        return search(self, loss)
+
+    monkeypatch.setattr(Learner, "search", dying)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(sample.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
+    first = list(count)
+    resumed = quantized(sample.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
+    assert not set(first[:4]) & set(count[5:])
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_bfloat16_keeps_scales_in_float32(tmp_path):
+    result = quantized(sample.as_pipeline(tiny.model("unet2d")))
+    folder = result.save(tmp_path / "x")
+    state = lowtide.load(folder, torch.bfloat16).unet.state_dict()
+    saved = result.model.state_dict()
+    scales = [name for name in state if name.endswith("scale")]
+    assert len(scales) > 20
+    assert all(torch.equal(state[name], saved[name]) for name in scales)
+    assert state["conv_in.bias"].dtype == torch.bfloat16
+
+
+def test_all_zero_channels_and_layers_survive():
+    model = tiny.model("unet2d")
+    with torch.no_grad():
+        model.mid_block.resnets[0].conv1.weight[3] = 0
+        model.mid_block.resnets[1].conv2.weight.zero_()
+    pipe = sample.as_pipeline(model)
+    quantized(pipe)
+    assert np.isfinite(sample.images(pipe, sample.Request(steps=3, seeds=(1,)))).all()
+
+
+class Denoiser(nn.Module):
+    """A stranger: no diffusers, its own blocks, called (sample, timestep)."""
+
+    def __init__(self):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 16))
+        self.enter = nn.Conv2d(3, 16, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.leave = nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, sample, timestep):
+        features = self.time(torch.as_tensor(timestep, device=sample.device).reshape(-1, 1).expand(len(sample), 1) / 1000)
+        x = self.enter(sample)
+        for block in self.blocks:
+            x = block(x, features)
+        return self.leave(x)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.shift = nn.Linear(16, 16)
+
+    def forward(self, x, features):
+        return x + self.second(torch.relu(self.first(x) + self.shift(features)[:, :, None, None]))
+
+
+def test_any_denoiser_called_sample_timestep():
+    torch.manual_seed(0)
+    pipe = sample.as_pipeline(Denoiser().eval(), DDIMScheduler(), (3, 8, 8))
+    request = sample.Request(steps=3, seeds=(1, 2))
+    original = sample.images(pipe, request)
+    result = quantized(pipe)
+    assert len(dict(packed_layers(result.model))) == 10
+    assert 0 < np.linalg.norm(sample.images(pipe, request) - original) / np.linalg.norm(original) < 0.3
+    (unit,) = run.adapt(Denoiser(), {"sample": torch.zeros(2, 3, 8, 8), "timestep": torch.zeros(2)}).temporal()
+    assert unit.reads == ("timestep",)
+    assert unit.features == ("blocks.0.shift", "blocks.1.shift")
+
+
+def test_a_step_count_it_was_not_calibrated_for(tmp_path):
+    folder = quantized(sample.as_pipeline(tiny.model("unet2d"))).save(tmp_path / "x")
+    with pytest.raises(BadInput, match="found 7 steps; expected the 3"):
+        run.sample_to_folder(str(folder), tmp_path / "images", sample.Request(steps=7), lambda batches, total: batches)
+    with pytest.raises(BadInput, match="found timestep"):
+        sample.images(lowtide.load(folder), sample.Request(steps=7))
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_model_that_is_quantized_already():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    quantized(pipe, method="minmax")
+    with pytest.raises(BadInput, match="quantized already"):
+        quantized(pipe)
+
+
+def test_nan_weights_are_named():
+    model = tiny.model("unet2d")
+    with torch.no_grad():
+        model.conv_in.weight[0] = float("nan")
+    with pytest.raises(BadInput, match=r"conv_in\.weight"):
+        quantized(sample.as_pipeline(model))
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    result = quantized(sample.as_pipeline(tiny.model("unet2d")), method="minmax")
+    folder = result.save(tmp_path / "x")
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def dying(fresh):
+        (fresh / "half").write_text("written")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(result.pipe, "save_pretrained", dying)
+    with pytest.raises(BadInput, match="disk full"):
+        result.save(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert isinstance(lowtide.load(folder), DiffusionPipeline)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = quantized(sample.as_pipeline(tiny.model("unet2d")), method="minmax")
+    with pytest.raises(BadInput, match="other files"):
+        result.save(tmp_path)
+    shutil.rmtree(tmp_path)
