@@ -4,10 +4,13 @@ A tape is a list of batches. Whether a batch lies in memory or in a file is invi
 soon as nothing refers to it.
 """
 
+import ctypes
+import sys
 import tempfile
 import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +40,8 @@ class Tape:
         size = batch.numel() * batch.element_size()
         if self.store.held + size > self.store.budget and size:
             self.batches.append(spilled(batch, self.store.file()))
+            del batch
+            give_back()
             return
         self.store.held += size
         held = batch.contiguous()
@@ -63,9 +68,20 @@ def release(store: Store, size: int) -> None:
 
 
 def spilled(batch: Tensor, path: Path) -> Tensor:
-    """The same values behind a private memory map of a file; the file goes when the tensor does."""
-    flat = batch.contiguous().cpu()
-    flat.flatten().view(torch.uint8).numpy().tofile(path)
-    mapped = torch.from_file(str(path), shared=False, size=flat.numel(), dtype=flat.dtype).reshape(flat.shape)
+    """The same values behind a map of a file, which the system may drop from memory; the file goes when the tensor does."""
+    raw = batch.contiguous().cpu().flatten().view(torch.uint8).numpy()
+    raw.tofile(path)
+    mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r+"))
     path.unlink()
-    return mapped
+    return mapped.view(batch.dtype).reshape(batch.shape)
+
+
+def give_back() -> None:
+    """Hand freed heap pages back to the system. Aligned tensors of one size leave holes that the next just misses, and
+    without this the heap grows by the size of everything that was spilled (measured: 200 MB for 200 MB).
+    """
+    if TRIM is not None:
+        TRIM(0)
+
+
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -25,7 +25,7 @@ class Settings:
     batch: int = 32
     range_iters: int = 0
     early_stop: bool = False
-    memory: int = 256 << 20
+    memory: int = 128 << 20
     guidance: float | None = None
     size: int | None = None
     prompts: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ one timestep for another. TFMQ rounds the whole block for its own features over 
     FSC, one range per timestep     Assign(per_step=True) and class FSC
 
 Departs from the paper: where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) its inputs are the (t,
-condition) pairs of the calibration calls, not t alone. Adam's rate grows as iterations shrink (Reconstruct.rate). Ranges
+condition) pairs of the calibration calls, not t alone. TIAR runs longer than a block's reconstruction. Adam's rate grows as iterations shrink (Reconstruct.rate). Ranges
 are plain min-max over the calibration calls; on a finite set the paper found every estimator equal.
 Departs from the released code: TIAR sees all T timesteps, not a tenth of them; the first temporal layer and the inputs of
 the block are quantized too (profile `full`); dropout is off; attention's q, k, v and softmax really are quantized.
@@ -38,7 +38,11 @@ class TIAR:
     """Temporal information aware reconstruction: round the temporal block so that its features stay put.
 
     minimise over the rounding of h and all g_i:   sum_i || g_i(h(t)) - g^_i(h^(t)) ||^2,   t in {1..T}
+
+    A pass over all t costs next to nothing, so it gets `times` as many iterations as a block.
     """
+
+    times: int = 5
 
     def run(self, job: Job) -> None:
         for unit in job.track(job.adapter.temporal(), "temporal block"):
@@ -51,7 +55,7 @@ class TIAR:
         def loss(generator: torch.Generator) -> torch.Tensor:
             return sum((ours - theirs).square().sum(1).mean() for ours, theirs in zip(features(), target, strict=True))
 
-        Learner(job, "TIAR", unit).learn(loss)
+        Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Adapter:
         self.ticks = architecture.ticks
         self.meta = on_meta(model).eval()
         self.parameters = tuple(signature(model.forward).parameters)
-        self._layer_graph = self.graph(2, self.all_layers)
+        self._layer_graph = self.layer_graph(2)
 
     @cached_property
     def all_layers(self) -> dict[str, nn.Module]:
@@ -72,9 +72,9 @@ class Adapter:
 
     @cached_property
     def content(self) -> frozenset[str]:
-        """Inputs that carry the picture or a sequence: three or more axes. The rest are conditions, like the timestep."""
+        """The sample, and inputs of three or more axes, like a text. The rest are conditions, like the timestep."""
         values, inputs = self._layer_graph.values, self._layer_graph.inputs
-        return frozenset(name for name, id in inputs.items() if len(values[id].shape) > 2)
+        return frozenset(name for name, id in inputs.items() if name == self.parameters[0] or len(values[id].shape) > 2)
 
     @cached_property
     def feeds(self) -> dict[str, frozenset[str]]:
@@ -171,6 +171,11 @@ class Adapter:
         """Modules that hand their work to a diffusers attention processor."""
         return [name for name, module in self.meta.named_modules() if callable(getattr(module, "set_processor", None))]
 
+    @lru_cache(maxsize=4)  # noqa: B019 - DiT asks once for each of its temporal units
+    def layer_graph(self, batch: int) -> Graph:
+        """The whole forward pass with each layer as one node."""
+        return self.graph(batch, self.all_layers)
+
     @lru_cache(maxsize=4)  # noqa: B019 - an adapter lives as long as its job
     def block_graph(self, batch: int) -> Graph:
         """The whole forward pass with each block, and each layer outside of blocks, as one node."""
@@ -180,7 +185,7 @@ class Adapter:
 
     def temporal_graph(self, unit: Unit, batch: int) -> Graph:
         """From the unit's inputs to its features alone, `batch` timesteps at once."""
-        graph = self.graph(batch, self.all_layers)
+        graph = self.layer_graph(batch)
         given = {node.target: node.gives()[0] for node in graph.nodes if node.is_leaf}
         return graph.part([given[name] for name in unit.features])
 

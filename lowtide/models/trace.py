@@ -108,6 +108,12 @@ def run_node(node: Node, model: nn.Module, value: Callable[[int], Any], device: 
     return dict(paired(node.output, result))
 
 
+def written(tensor: Tensor, place: Any, value: Any) -> Tensor:
+    """Writing by index, as a call that gives the tensor written to: Python's own gives None."""
+    tensor[place] = value
+    return tensor
+
+
 def named_tensor(model: nn.Module, name: str) -> Tensor:
     holder, _, leaf = name.rpartition(".")
     return getattr(model.get_submodule(holder), leaf)
@@ -207,7 +213,7 @@ class Recorder(TorchFunctionMode):
         dye = frozenset().union(*(value.dye for value in used))
         near = frozenset().union(*(value.near for value in used)) if callable(target) else frozenset([target])
         if getattr(target, "__name__", "") == "__setitem__":
-            result = self.alive[args[0].id]
+            target, result = written, self.alive[args[0].id]
         given = mapped(result, lambda leaf: self.number(leaf, dye, near) if isinstance(leaf, Tensor) else None)
         self.nodes.append(Node(target, args, kwargs, given))
 
@@ -248,6 +254,12 @@ def record(model: nn.Module, inputs: Mapping[str, Any], leaves: Mapping[str, nn.
     try:
         with recorder:
             result = model(**inputs)
+    except (RuntimeError, TypeError) as error:
+        raise BadInput(
+            f"found {type(model).__name__} that fails on inputs {', '.join(given)} of shapes alone ({error})",
+            "a forward pass that takes these inputs and decides nothing by their values",
+            "correct the example input, or write an Architecture with one, see docs/architecture.md",
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

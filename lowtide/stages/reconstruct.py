@@ -51,8 +51,9 @@ def rate(iters: int) -> float:
 class Learner:
     """Learns the rounding of one unit's layers, keeps it only where it beats nearest, and records it for a resumed run."""
 
-    def __init__(self, job: Job, stage: str, unit: Unit):
+    def __init__(self, job: Job, stage: str, unit: Unit, iters: int | None = None):
         self.job, self.stage, self.unit = job, stage, unit
+        self.iters = iters or job.settings.iters
         modules = {name: job.model.get_submodule(name) for name in unit.layers}
         self.layers: dict[str, Fake] = {
             name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
@@ -89,7 +90,7 @@ class Learner:
         return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
 
     def minimise(self, loss: Loss, roundings: nn.ModuleList) -> None:
-        iters, generator = self.job.settings.iters, self.job.generator(self.stage, self.unit.name)
+        iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
         optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
         history: list[float] = []
         for step in range(iters):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowtide.capture import Store, Tape
+from lowtide.capture import Store, Tape, give_back
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
 from lowtide.nn.swap import find_clock, look
@@ -103,6 +103,8 @@ class Stream:
             for id in node.frees:
                 self.floating.pop(id, None)
                 self.quantized.pop(id, None)
+            if unit:
+                give_back()
 
     def feed(self) -> None:
         given = [flat_inputs(call.arguments) for call in self.calls]

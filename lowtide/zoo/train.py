@@ -57,7 +57,8 @@ def mnist_images(data: Path) -> torch.Tensor:
     return F.pad(images, (2, 2, 2, 2))
 
 
-SPECS = {"digits": Spec(digits_model, mnist_images, "MNIST (CC BY-SA 3.0), 60,000 images padded to 32 x 32", 8000)}
+MNIST = "MNIST (CC BY-SA 3.0), 60,000 images padded to 32 x 32"
+SPECS = {"digits": Spec(digits_model, mnist_images, MNIST, 12_000)}
 
 
 class Trainer:

@@ -1,0 +1,83 @@
+"""TFMQ-DM's own claims on a random model: TIAR keeps the features, each stage left out is the ablation, recipes are tuples."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+import lowtide
+from lowtide import sample
+from lowtide.methods import METHODS, minmax, tfmq
+from lowtide.models import adapt
+from lowtide.nn.swap import find_clock
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.features import temporal_errors
+
+OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 60, "batch": 2}
+
+
+def error(recipe, monkeypatch, name="unet2d") -> float:
+    """The temporal features' error of a model quantized by a recipe."""
+    original, pipe = tiny.model(name), sample.as_pipeline(tiny.model(name))
+    monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
+    lowtide.quantize(pipe, method="this", **OPTIONS)
+    return temporal_errors(adapt(original), original, pipe.unet).sum().item()
+
+
+def without(recipe, stage):
+    return tuple(each for each in recipe if not isinstance(each, stage))
+
+
+def test_tiar_cuts_the_error_of_the_temporal_features_threefold(monkeypatch):
+    recipe = tfmq.recipe(Settings())
+    with_tiar = error(recipe, monkeypatch)
+    assert with_tiar < error(without(recipe, tfmq.TIAR), monkeypatch) / 3
+    assert with_tiar < error(minmax.recipe(Settings()), monkeypatch) / 3
+
+
+def test_ranges_per_step_cut_it_further(monkeypatch):
+    recipe = tfmq.recipe(Settings())
+    static = tuple(replace(stage, per_step=False) if isinstance(stage, Assign) else stage for stage in recipe)
+    assert error(recipe, monkeypatch) < error(static, monkeypatch)
+
+
+def test_errors_are_zero_where_nothing_is_quantized():
+    original, pipe = tiny.model("unet2d"), sample.as_pipeline(tiny.model("unet2d"))
+    lowtide.quantize(pipe, method="tfmq", weights=32, inputs=32, **OPTIONS)
+    assert temporal_errors(adapt(original), original, pipe.unet).abs().max() == 0
+
+
+def test_ranges_follow_the_timestep():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    result = lowtide.quantize(pipe, method="tfmq", **OPTIONS)
+    clock = find_clock(result.model)
+    assert clock.scale.shape[1] == 8
+    assert clock.timesteps.tolist() == [875, 750, 625, 500, 375, 250, 125, 0]
+    assert (clock.scale.std(1) / clock.scale.mean(1)).mean() > 0.01
+
+
+def test_minmax_has_one_range():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    assert find_clock(lowtide.quantize(pipe, method="minmax", **OPTIONS).model).scale.shape[1] == 1
+
+
+def test_reconstruction_never_does_worse_than_nearest():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    report = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"iters": 200, "images": 4, "kept": 4}).report
+    gains = [after / before for before, after in report["losses"].values()]
+    assert sum(gain < 1 for gain in gains) >= 0.8 * len(gains)
+    assert torch.tensor(gains).median() < 0.8
+
+
+@pytest.mark.parametrize("name", ["minmax", "tfmq"])
+def test_random_numbers_depend_on_seed_stage_and_unit(name):
+    pipes = [sample.as_pipeline(tiny.model("unet2d")) for _ in range(3)]
+    for pipe, seed in zip(pipes, (0, 0, 1), strict=True):
+        torch.manual_seed(len(pipes) + seed)  # the global state must not matter
+        torch.rand(seed + 1)
+        lowtide.quantize(pipe, method=name, **OPTIONS, seed=seed)
+    first, same, other = (pipe.unet.state_dict() for pipe in pipes)
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
