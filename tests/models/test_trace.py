@@ -1,162 +1,105 @@
-"""A recorded graph replayed equals the model's own forward pass, bit for bit, gradients too."""
-
-from typing import Any
+"""A recorded graph replayed is the model itself: same bits, other inputs, any part, with gradients."""
 
 import pytest
 import tiny
 import torch
-from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models import Adapter, adapt
-from lowtide.models.trace import Graph, on_meta, record
-
-every = pytest.mark.parametrize("name", tiny.MODELS)
-both = pytest.mark.parametrize("leaves", ["layers", "blocks"])
+from lowtide.models import adapt
+from lowtide.models.trace import on_meta, record
 
 
-def inputs_of(adapter: Adapter, model: nn.Module, seed: int, batch: int = 2) -> dict[str, Any]:
-    torch.manual_seed(seed)
-    inputs = adapter.architecture.example(model, batch)
-    return inputs | {"timestep": inputs["timestep"] + seed}
+@pytest.fixture(scope="module", params=tiny.MODELS)
+def case(request):
+    model = tiny.model(request.param)
+    return model, adapt(model)
 
 
-def graph_of(adapter: Adapter, leaves: str, batch: int = 2) -> Graph:
-    return adapter.block_graph(batch) if leaves == "blocks" else adapter.graph(batch, adapter.all_layers)
-
-
-@every
-@both
-def test_replay_equals_forward(name: str, leaves: str) -> None:
-    model = tiny.model(name)
-    adapter = adapt(model)
-    graph = graph_of(adapter, leaves)
-    for seed in (0, 1):
-        inputs = inputs_of(adapter, model, seed)
+@pytest.mark.parametrize("leaves", ["blocks", "layers"])
+def test_replay_is_the_forward_pass_bit_for_bit(case, leaves):
+    model, adapter = case
+    graph = adapter.block_graph(3) if leaves == "blocks" else adapter.graph(3, adapter.all_layers)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        inputs = adapter.architecture.example(model, 3)
         with torch.no_grad():
             assert torch.equal(graph.replay(model, inputs)[0], model(**inputs)[0])
 
 
-@every
-def test_replay_equals_forward_with_gradients(name: str) -> None:
-    model = tiny.model(name)
-    adapter = adapt(model)
-    inputs = inputs_of(adapter, model, 0)
-    graph = graph_of(adapter, "layers")
-    theirs = gradients(model, model(**inputs)[0])
-    ours = gradients(model, graph.replay(model, inputs)[0])
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 10
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+def test_the_temporal_part_alone_gives_what_its_layers_give(case):
+    model, adapter = case
+    inputs = adapter.architecture.example(model, 3)
+    for unit in adapter.temporal():
+        heard: dict[str, torch.Tensor] = {}
+        hooks = [
+            model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: heard.update({name: output}))
+            for name in unit.features
+        ]
+        with torch.no_grad():
+            model(**inputs)
+            graph = adapter.temporal_graph(unit, 3)
+            assert set(graph.inputs) == set(unit.reads)
+            found = graph.replay(model, {name: part for name, part in flat(inputs).items() if name in unit.reads})
+        for hook in hooks:
+            hook.remove()
+        assert len(found) == len(unit.features) > 0
+        for name, value in zip(unit.features, found, strict=True):
+            assert torch.equal(value, heard[name].reshape(value.shape)), name
 
 
-def gradients(model: nn.Module, answer: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    answer.square().mean().backward()
-    return {key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None}
+def flat(inputs: dict, prefix: str = "") -> dict:
+    found = {}
+    for name, value in inputs.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
-@every
-def test_replay_at_another_batch(name: str) -> None:
-    model = tiny.model(name)
-    adapter = adapt(model)
-    inputs = inputs_of(adapter, model, 0, batch=3)
-    with torch.no_grad():
-        assert torch.equal(graph_of(adapter, "blocks", 3).replay(model, inputs)[0], model(**inputs)[0])
-
-
-@every
-def test_replay_of_a_half_precision_model(name: str) -> None:
-    model = tiny.model(name).to(torch.bfloat16)
-    adapter = adapt(model)
-    inputs = inputs_of(adapter, model, 0)
-    with torch.no_grad():
-        assert torch.equal(graph_of(adapter, "layers").replay(model, inputs)[0], model(**inputs)[0])
-
-
-@every
-@both
-def test_values_are_freed_once_and_after_their_last_use(name: str, leaves: str) -> None:
-    graph = graph_of(adapt(tiny.model(name)), leaves)
-    gone: set[int] = set()
-    for node in graph.nodes:
-        assert not gone & {*node.uses(), *node.gives()}
-        assert not gone & set(node.frees)
-        gone |= set(node.frees)
-    kept = {id for node in graph.nodes for id in node.gives()} - gone
-    assert len(kept) == 1
-
-
-def test_a_leaf_is_called_by_name_and_may_be_swapped() -> None:
+def test_gradients_flow_through_a_replay():
     model = tiny.model("unet2d")
     adapter = adapt(model)
-    inputs = inputs_of(adapter, model, 0)
-    graph = graph_of(adapter, "layers")
-    before = graph.replay(model, inputs)[0]
-    model.conv_out = nn.Sequential(model.conv_out, nn.Tanh())
-    assert torch.equal(graph.replay(model, inputs)[0], before.tanh())
+    (unit,) = adapter.temporal()
+    features = adapter.temporal_graph(unit, 5).replay(model, {"timestep": torch.arange(5)})
+    sum(feature.square().sum() for feature in features).backward()
+    assert model.time_embedding.linear_1.weight.grad.abs().sum() > 0
+    assert model.conv_in.weight.grad is None
 
 
-def test_a_part_runs_only_what_it_needs() -> None:
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.left, self.right = nn.Linear(3, 3), nn.Linear(3, 3)
+def test_many_timesteps_at_once_equal_one_by_one():
+    model = tiny.model("unet2d")
+    adapter = adapt(model)
+    (unit,) = adapter.temporal()
+    with torch.no_grad():
+        together = adapter.temporal_graph(unit, 5).replay(model, {"timestep": torch.arange(5) * 200})
+        alone = adapter.temporal_graph(unit, 1).replay(model, {"timestep": torch.tensor([600])})
+    for many, one in zip(together, alone, strict=True):
+        assert (many[3] - one[0]).norm() / one.norm() < 1e-6
 
-        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-            return self.left(sample) + self.right(timestep[:, None].expand(-1, 3))
 
-    model = Two()
-    inputs = {"sample": torch.randn(2, 3), "timestep": torch.randn(2)}
+def test_values_are_freed_after_their_last_use(case):
+    _, adapter = case
+    graph = adapter.block_graph(3)
+    freed = [id for node in graph.nodes for id in node.frees]
+    assert len(freed) == len(set(freed))
+    used_after = {id: place for place, node in enumerate(graph.nodes) for id in node.uses()}
+    for place, node in enumerate(graph.nodes):
+        assert all(used_after.get(id, place) <= place for id in node.frees)
+
+
+def test_recording_touches_no_data():
+    model = tiny.model("unet2d")
     meta = on_meta(model)
-    graph = record(meta, {key: value.to("meta") for key, value in inputs.items()}, dict(meta.named_children()))
-    (right,) = [node.gives()[0] for node in graph.nodes if node.target == "right"]
-    part = graph.part([right])
-    assert [node.target for node in part.nodes if node.is_leaf] == ["right"]
-    assert list(part.inputs) == ["timestep"]
-    (answer,) = part.replay(model, {"timestep": inputs["timestep"]})
-    assert torch.equal(answer, model.right(inputs["timestep"][:, None].expand(-1, 3)))
+    assert all(parameter.is_meta for parameter in meta.parameters())
+    inputs = {"sample": torch.randn(2, 3, 8, 8, device="meta"), "timestep": torch.arange(2, device="meta")}
+    graph = record(meta, inputs, {})
+    assert all(value.shape is not None for value in graph.values.values())
+    assert not next(model.parameters()).is_meta
 
 
-class InPlace(nn.Module):
-    """Writes into tensors: by method, by index, through a view."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        hidden = sample.clone()
-        hidden[:, 0] = timestep
-        hidden.mul_(2)
-        hidden[:, 1:].add_(timestep[:, None])
-        return self.layer(hidden)
+def test_a_model_nobody_described_says_what_to_do():
+    with pytest.raises(BadInput, match=r"found Linear; expected one of UNet2DModel, .* write an Architecture"):
+        adapt(torch.nn.Linear(2, 2))
 
 
-def test_writes_in_place_are_replayed_and_dyed() -> None:
-    model = InPlace()
-    inputs = {"sample": torch.randn(2, 4), "timestep": torch.randn(2)}
-    meta = on_meta(model)
-    graph = record(meta, {key: value.to("meta") for key, value in inputs.items()}, {"layer": meta.layer})
-    assert torch.equal(graph.replay(model, inputs), model(**inputs))
-    (layer,) = [node for node in graph.nodes if node.is_leaf]
-    assert graph.values[layer.uses()[0]].dye == {"sample", "timestep"}
-
-
-class MadeElsewhere(nn.Module):
-    """Takes a tensor that no torch function made while recording."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-        self.hidden = [torch.ones(4, device="meta")]
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        return self.layer(sample + self.hidden[0])
-
-
-def test_a_tensor_made_elsewhere_is_refused() -> None:
-    model = MadeElsewhere().to("meta")
-    inputs = {"sample": torch.empty(2, 4, device="meta"), "timestep": torch.empty(2, device="meta")}
-    with pytest.raises(BadInput, match="found a tensor made outside torch's functions"):
-        record(model, inputs, {"layer": model.layer})
+def test_an_example_without_a_timestep_is_refused():
+    with pytest.raises(BadInput, match="inputs x; expected a denoiser called"):
+        adapt(torch.nn.Linear(2, 2), {"x": torch.zeros(1, 2)})
