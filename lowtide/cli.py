@@ -117,7 +117,7 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
-def demo(out: Out = Path("demo"), iters: int = 300, as_json: Json = False) -> None:
+def demo(out: Out = Path("demo"), iters: int = 150, as_json: Json = False) -> None:
     """Quantize the embedded model with minmax and tfmq, and draw what was lost."""
     result = late("demo").demo(out, iters=iters)
     show(result, as_json, late("report.text").demonstrated(result))

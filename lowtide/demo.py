@@ -25,7 +25,7 @@ class Act:
     seconds_per_step: float
 
 
-def demo(out: Path, model: str = "zoo:digits", images: int = 64, iters: int = 300) -> dict[str, Any]:
+def demo(out: Path, model: str = "zoo:digits", images: int = 64, iters: int = 150) -> dict[str, Any]:
     """Quantize `model` to W4A8 with each method, save, load, sample, draw."""
     out.mkdir(parents=True, exist_ok=True)
     request = sample.Request(steps=STEPS, seeds=tuple(range(images)), batch=images)

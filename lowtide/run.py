@@ -1,6 +1,7 @@
 """One run, from a model to a packed checkpoint: adapt, collect, assign, reconstruct, pack, save; then load and sample."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from lowtide import checkpoint, diffusers_hook, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS
 from lowtide.models import Adapter, Unit, adapt
-from lowtide.nn.swap import find_clock
 from lowtide.plan import LayerPlan, Plan, settings_from
 from lowtide.report import grids
 from lowtide.stages.base import Job, recipe_digest, run_recipe
@@ -57,6 +57,7 @@ def quantize(target: Any, *, method: str = "tfmq", folder: str | Path | None = N
     pipe = sample.as_pipeline(target) if isinstance(target, nn.Module) else target
     model = sample.denoiser(pipe)
     check_model(model)
+    model.requires_grad_(False)
     recipe = METHODS[method](settings)
     digest = recipe_digest(recipe, settings, fingerprint(model))
     job = Job(pipe, model.eval(), adapt(model, sample.example(pipe)), settings, method, Path(folder) / digest if folder else None)
@@ -66,13 +67,23 @@ def quantize(target: Any, *, method: str = "tfmq", folder: str | Path | None = N
 
 def finish(job: Job) -> Quantized:
     """The plan's summary, the hook into diffusers, and the report."""
-    summary = {"weights": job.settings.weights, "inputs": job.settings.inputs, "profile": job.settings.profile}
-    plan = replace(job.plan, summary=summary | {"timesteps": len(job.plan.timesteps), "layers": len(job.plan.layers)})
+    names = ("weights", "inputs", "profile", "steps")
+    summary = {name: getattr(job.settings, name) for name in names} | {"layers": len(job.plan.layers)}
+    plan = replace(job.plan, summary=summary)
     if hasattr(job.model, "register_to_config"):
         diffusers_hook.attach(job.model, plan)
     job.report["account"] = checkpoint.account(job.model)
     job.report["float"] = plan.left
+    job.report["float_share"] = float_share(job)
     return Quantized(job.pipe, plan, job.report)
+
+
+def float_share(job: Job) -> float:
+    """The share of the model's parameters that stays in float, biases aside."""
+    coded = [math.prod(job.adapter.all_layers[name].weight.shape) for name, layer in job.plan.layers.items() if layer.weight]
+    biases = [module.bias.numel() for module in job.adapter.all_layers.values() if module.bias is not None]
+    whole = sum(parameter.numel() for parameter in job.adapter.meta.parameters()) - sum(biases)
+    return 1 - sum(coded) / whole
 
 
 def check_model(model: nn.Module) -> None:
@@ -125,7 +136,13 @@ def sample_to_folder(source: str, out: str | Path, request: sample.Request, trac
 
 def known_steps(model: nn.Module) -> int | None:
     """How many steps a packed model with per-step ranges was calibrated for."""
-    return len(find_clock(model).known) if getattr(model, "is_quantized", False) else None
+    plan = packed_plan(model)
+    return plan.summary["steps"] if any(layer.per_step for layer in plan.layers.values()) else None
+
+
+def packed_plan(model: nn.Module) -> Plan:
+    """The plan of a packed model; an empty one for a float model."""
+    return model.hf_quantizer.plan if getattr(model, "is_quantized", False) else Plan()
 
 
 def inspect(source: str) -> dict[str, Any]:
@@ -135,7 +152,7 @@ def inspect(source: str) -> dict[str, Any]:
     with torch.device("meta"):
         adapter = adapt(type(model).from_config(model.config))
     folder = sample.local_folder(source)
-    plan = model.hf_quantizer.plan if known_steps(model) else Plan()
+    plan = packed_plan(model)
     return {
         "model": source,
         "architecture": type(model).__name__,

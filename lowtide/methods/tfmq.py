@@ -11,8 +11,9 @@ one timestep for another. TFMQ rounds the whole block for its own features over 
     FSC, one range per timestep     Assign(per_step=True) and class FSC
 
 Departs from the paper: where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) its inputs are the (t,
-condition) pairs of the calibration calls, not t alone. TIAR runs longer than a block's reconstruction. Adam's rate grows as iterations shrink (Reconstruct.rate). Ranges
-are plain min-max over the calibration calls; on a finite set the paper found every estimator equal.
+condition) pairs of the calibration calls, not t alone. TIAR runs longer than a block's reconstruction. Adam's rate grows
+as iterations shrink (stages.reconstruct.rate). Ranges are plain min-max over the calibration calls; on a finite set the
+paper found every estimator equal.
 Departs from the released code: TIAR sees all T timesteps, not a tenth of them; the first temporal layer and the inputs of
 the block are quantized too (profile `full`); dropout is off; attention's q, k, v and softmax really are quantized.
 """

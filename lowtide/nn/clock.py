@@ -29,7 +29,9 @@ class Clock(nn.Module):
         self.index: Tensor = torch.zeros((), dtype=torch.long)
 
     def set(self, timestep: Tensor | float | int) -> None:
-        """Turn to the timestep of the running call, or to one timestep per sample."""
+        """Turn to the timestep of the running call, or to one timestep per sample. With one range for all, time is no matter."""
+        if self.scale.shape[1] == 1:
+            return
         values = torch.as_tensor(timestep)
         exact = values.dtype not in (torch.bfloat16, torch.float16)
         slack = 0.5 if exact else 0.5 + 1000 * 2.0**-8

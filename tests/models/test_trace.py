@@ -31,10 +31,7 @@ def test_the_temporal_part_alone_gives_what_its_layers_give(case):
     inputs = adapter.architecture.example(model, 3)
     for unit in adapter.temporal():
         heard: dict[str, torch.Tensor] = {}
-        hooks = [
-            model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: heard.update({name: output}))
-            for name in unit.features
-        ]
+        hooks = [model.get_submodule(name).register_forward_hook(hearing(heard, name)) for name in unit.features]
         with torch.no_grad():
             model(**inputs)
             graph = adapter.temporal_graph(unit, 3)
@@ -45,6 +42,10 @@ def test_the_temporal_part_alone_gives_what_its_layers_give(case):
         assert len(found) == len(unit.features) > 0
         for name, value in zip(unit.features, found, strict=True):
             assert torch.equal(value, heard[name].reshape(value.shape)), name
+
+
+def hearing(heard: dict[str, torch.Tensor], name: str):
+    return lambda module, args, output: heard.update({name: output})
 
 
 def flat(inputs: dict, prefix: str = "") -> dict:

@@ -111,13 +111,13 @@ def test_ranges_differ_by_step():
 
 
 def test_unknown_timestep_names_the_known():
-    clock = Clock((900, 500, 100))
+    clock = Clock((900, 500, 100), rows=1, per_step=True)
     with pytest.raises(BadInput, match=r"found timestep 321; expected one of the 3 .*900, 500, 100"):
         clock.set(321)
 
 
 def test_half_precision_timesteps_are_recognised():
-    clock = Clock((967, 934, 901))
+    clock = Clock((967, 934, 901), rows=1, per_step=True)
     clock.set(torch.tensor(934.0, dtype=torch.bfloat16))
     assert int(clock.index) == 1
 
@@ -127,3 +127,9 @@ def test_batch_of_one():
     fit(fake)
     fake.look(True, True)
     assert torch.allclose(fake(x[:1]), fake(x)[:1], atol=1e-5)
+
+
+def test_with_one_range_for_all_the_timestep_is_no_matter():
+    clock = Clock((900, 500, 100), rows=1, per_step=False)
+    clock.set(321)
+    assert int(clock.index) == 0
