@@ -1,0 +1,156 @@
+"""The trajectory is diffusers' own pipeline, image k depends on seed k alone, and every scheduler goes the same way."""
+
+import inspect
+
+import numpy as np
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
+
+import lowtide
+from lowtide import sample
+from lowtide.errors import BadInput
+from lowtide.sample import Request
+
+SCHEDULERS = [DDIMScheduler, DDPMScheduler, PNDMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.fixture(scope="module", params=tiny_pipelines.PIPELINES)
+def case(request, tmp_path_factory):
+    pipe = tiny_pipelines.PIPELINES[request.param](tmp_path_factory.mktemp(request.param))
+    return pipe, tiny_pipelines.asked(request.param)
+
+
+def own_call(pipe, asked: dict) -> np.ndarray:
+    """The pipeline called as its own documentation says, with the words of the request."""
+    call = {"num_inference_steps": 3, "generator": generators(5, 6), "output_type": "np"}
+    if "labels" in asked:
+        call["class_labels"] = [asked["labels"][5 % 3], asked["labels"][6 % 3]]
+    elif "prompts" in asked:
+        call |= {"prompt": [asked["prompts"][1], asked["prompts"][0]], "height": 16, "width": 16}
+        if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+            call["use_resolution_binning"] = False
+    else:
+        call["batch_size"] = 2
+    with torch.no_grad():
+        return np.asarray(pipe(**call).images)
+
+
+def test_our_images_are_the_pipelines_own(case):
+    pipe, asked = case
+    assert np.array_equal(sample.images(pipe, Request(steps=3, seeds=(5, 6), batch=2, **asked)), own_call(pipe, asked))
+
+
+def test_an_image_alone_is_the_image_in_a_batch(case):
+    pipe, asked = case
+    together = sample.images(pipe, Request(steps=3, seeds=(5, 6, 7), batch=3, **asked))
+    alone = sample.images(pipe, Request(steps=3, seeds=(6,), **asked))
+    # Not bit for bit: a matrix product of another size sums in another order.
+    assert np.linalg.norm(together[1] - alone[0]) / np.linalg.norm(alone[0]) < 1e-4
+    assert np.linalg.norm(together[0] - alone[0]) / np.linalg.norm(alone[0]) > 1e-2
+
+
+def test_moments_replayed_give_the_same_answers(case):
+    pipe, asked = case
+    model = sample.denoiser(pipe)
+    moments = list(sample.trajectory(pipe, Request(steps=3, seeds=(5, 6), batch=2, **asked)))
+    assert len(moments) == 3
+    for moment in moments:
+        with torch.no_grad():
+            again = model(**moment.arguments | {"return_dict": False})[0]
+        assert (again - moment.eps).norm() / moment.eps.norm() < 1e-5
+        assert len(moment.t) == len(again)
+
+
+def test_guidance_doubles_the_batch(tmp_path):
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    asked = Request(steps=2, seeds=(1, 2), prompts=("a",), size=16)
+    sizes = {guidance: len(next(iter(sample.trajectory(pipe, with_(asked, guidance)))).eps) for guidance in (1.0, 7.5)}
+    assert sizes == {1.0: 2, 7.5: 4}
+
+
+def with_(request: Request, guidance: float) -> Request:
+    return Request(request.steps, request.seeds, request.prompts, guidance=guidance, size=request.size)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
+def test_every_scheduler_samples_and_quantizes(kind, tmp_path):
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    asked = {"prompts": ("a b",), "size": 16}
+    moments = list(sample.trajectory(pipe, Request(steps=5, seeds=(1,), **asked)))
+    assert {float(moment.t[0]) for moment in moments} == {float(t) for t in pipe.scheduler.timesteps}
+    result = lowtide.quantize(pipe, method="tfmq", steps=5, images=2, kept=2, iters=1, **asked)
+    assert set(result.plan.timesteps) == {round(float(t)) for t in pipe.scheduler.timesteps}
+    assert np.isfinite(sample.images(pipe, Request(steps=5, seeds=(3,), **asked))).all()
+
+
+def test_flow_matching_steps_are_told_apart(tmp_path):
+    pipe = tiny_pipelines.flux(tmp_path)
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    result = lowtide.quantize(pipe, method="tfmq", steps=4, images=1, kept=1, iters=1, prompts=("a",), size=16)
+    assert len(result.plan.timesteps) == 4
+    assert result.plan.timesteps == tuple(round(float(t)) for t in pipe.scheduler.timesteps)
+
+
+def test_prompts_and_labels_follow_the_seed():
+    asked = Request(seeds=(4, 5, 9), prompts=("zero", "one"))
+    assert asked.dealt(asked.prompts) == ["zero", "one", "one"]
+    assert [batch.seeds for batch in Request(seeds=tuple(range(5)), batch=2).batches()] == [(0, 1), (2, 3), (4,)]
+
+
+def test_bars_are_as_they_were():
+    pipe = DDIMPipeline(tiny.model("unet2d"), DDIMScheduler())
+    pipe.set_progress_bar_config(desc="mine", disable=True)
+    sample.images(pipe, Request(steps=1, seeds=(1,)))
+    assert pipe._progress_bar_config == {"desc": "mine", "disable": True}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"seeds": ()}, "no seeds"), ({"steps": 0}, "steps 0"), ({"batch": 0}, "batch 0")],
+)
+def test_requests_that_cannot_be(wrong, words):
+    with pytest.raises(BadInput, match=words):
+        Request(**wrong)
+
+
+def test_a_class_conditional_model_asks_for_labels(tmp_path):
+    with pytest.raises(BadInput, match="no labels"):
+        sample.images(tiny_pipelines.dit(tmp_path), Request(steps=1))
+    with pytest.raises(BadInput, match="found label 1000; expected 0 to 999"):
+        sample.images(tiny_pipelines.dit(tmp_path), Request(steps=1, labels=(1000,)))
+
+
+def test_an_unknown_pipeline_lists_the_known():
+    class MyPipeline(DDIMPipeline):
+        pass
+
+    with pytest.raises(BadInput, match="found MyPipeline; expected one of DDPMPipeline"):
+        sample.images(MyPipeline(tiny.model("unet2d"), DDIMScheduler()), Request(steps=1))
+
+
+def test_a_bare_transformer_needs_its_pipeline():
+    with pytest.raises(BadInput, match="bare DiTTransformer2DModel"):
+        lowtide.quantize(tiny.model("dit"))
+
+
+def test_no_prompt_in_the_file(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(BadInput, match="no prompt"):
+        sample.read_prompts(tmp_path / "empty.txt")
+    assert len(sample.read_prompts(None)) == 32
