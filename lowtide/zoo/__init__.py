@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lowtide.errors import BadInput
+
 FOLDER = Path(__file__).parent
 
 
@@ -13,7 +15,5 @@ def names() -> list[str]:
 def folder(name: str) -> Path:
     """Where a zoo model lies, as an ordinary diffusers folder."""
     if name not in names():
-        from lowtide.errors import BadInput
-
         raise BadInput(f"found no zoo model called {name!r}", f"one of {', '.join(names())}", "write zoo:NAME")
     return FOLDER / name

@@ -34,6 +34,7 @@ class Spec:
     rate: float = 1e-3
     average: float = 0.999
     seed: int = 0
+    note: str = ""
 
 
 def digits_model() -> UNet2DModel:
@@ -58,7 +59,8 @@ def mnist_images(data: Path) -> torch.Tensor:
 
 
 MNIST = "MNIST (CC BY-SA 3.0), 60,000 images padded to 32 x 32"
-SPECS = {"digits": Spec(digits_model, mnist_images, MNIST, 12_000)}
+LEGS = "The shipped weights followed a cosine over 8,000 steps first, then the rest of one over 12,000."
+SPECS = {"digits": Spec(digits_model, mnist_images, MNIST, 12_000, note=LEGS)}
 
 
 class Trainer:
@@ -148,7 +150,7 @@ def export(trainer: Trainer, folder: Path) -> None:
     """The moving average as a diffusers folder in fp16, with its card and a grid of samples."""
     pipe = DDIMPipeline(trainer.average.eval().half(), DDIMScheduler(num_train_timesteps=1000))
     pipe.save_pretrained(folder)
-    pipe = DDIMPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = DDIMPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images = pipe(64, generator=torch.Generator().manual_seed(1), num_inference_steps=50, output_type="np").images
     grid = images.reshape(8, 8, *images.shape[1:]).transpose(0, 2, 1, 3, 4).reshape(8 * 32, 8 * 32)
@@ -162,7 +164,7 @@ def card(trainer: Trainer) -> str:
     return (
         f"# zoo:{trainer.name}\n\nTrained by `python -m lowtide.zoo.train {trainer.name}` on {spec.data}.\n"
         f"{count:,} parameters, {trainer.step} steps of {spec.batch} images, AdamW at {spec.rate} with a cosine, "
-        f"moving average {spec.average}, seed {spec.seed}, bf16 autocast.\n\n"
+        f"moving average {spec.average}, seed {spec.seed}, bf16 autocast. {spec.note}\n\n"
         f"![64 DDIM-50 samples, seed 1](samples.png)\n\n| step | loss |\n|---|---|\n{rows}\n"
     )
 
