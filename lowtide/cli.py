@@ -66,7 +66,10 @@ def quantize(
     profile: Annotated[str, typer.Option(help="full: every layer; paper: what the papers' released code quantizes.")] = "full",
     group: Annotated[int | None, typer.Option(help="Weights that share a scale factor, such as 64.")] = None,
     images: Annotated[int, typer.Option(help="Calibration images.")] = 32,
+    kept: Annotated[int, typer.Option(help="Timesteps whose inputs serve reconstruction, evenly spread.")] = 25,
     iters: Annotated[int, typer.Option(help="Rounding iterations per block; the papers use 20000.")] = 1000,
+    range_iters: Annotated[int, typer.Option(help="Iterations that learn the input ranges of each block; 0: none.")] = 0,
+    memory: Annotated[int, typer.Option(help="MiB of calibration data to hold in memory; the rest goes to disk.")] = 128,
     prompts: Prompts = None,
     labels: Labels = "",
     guidance: Guidance = None,
@@ -76,7 +79,15 @@ def quantize(
 ) -> None:
     """Quantize a model and save it as a diffusers folder."""
     options = {"weights": weights, "inputs": inputs, "steps": steps, "profile": profile, "group": group, "images": images}
-    options |= {"iters": iters, "guidance": guidance, "seed": seed, "early_stop": early_stop}
+    options |= {
+        "kept": kept,
+        "memory": memory << 20,
+        "iters": iters,
+        "guidance": guidance,
+        "seed": seed,
+        "early_stop": early_stop,
+        "range_iters": range_iters,
+    }
     options |= {"prompts": prompts_of(prompts), "labels": numbers(labels)}
     result = late("run").quantize_to_folder(model, out, method, options)
     show(result, as_json, late("report.text").quantized(result))

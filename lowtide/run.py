@@ -15,6 +15,7 @@ from lowtide import checkpoint, diffusers_hook, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS
 from lowtide.models import Adapter, Unit, adapt
+from lowtide.nn.swap import packed_layers
 from lowtide.plan import LayerPlan, Plan, settings_from
 from lowtide.report import grids
 from lowtide.stages.base import Job, recipe_digest, run_recipe
@@ -74,6 +75,7 @@ def finish(job: Job) -> Quantized:
         diffusers_hook.attach(job.model, plan)
     job.report["account"] = checkpoint.account(job.model)
     job.report["float"] = plan.left
+    job.report["kernels"] = {"plain torch (reference, no faster twin is registered)": len(dict(packed_layers(job.model)))}
     job.report["float_share"] = float_share(job)
     return Quantized(job.pipe, plan, job.report)
 

@@ -6,9 +6,13 @@ seed k alone, whatever the batch.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +74,13 @@ class ModulePipeline:
         parameter = next(self.unet.parameters())
         x = torch.stack([torch.randn(self.shape, generator=each) for each in generator]).to(parameter)
         self.scheduler.set_timesteps(num_inference_steps)
-        x = x * self.scheduler.init_noise_sigma
+        # Flow-matching schedulers start from plain noise and scale nothing, so they lack both names.
+        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scaled = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
+        own = {"generator": generator} if takes_generator(self.scheduler) else {}
         for t in self.scheduler.timesteps:
-            eps = self.unet(self.scheduler.scale_model_input(x, t), t)
-            x = self.scheduler.step(eps if isinstance(eps, Tensor) else eps[0], t, x).prev_sample
+            eps = self.unet(scaled(x, t), t)
+            x = self.scheduler.step(eps if isinstance(eps, Tensor) else eps[0], t, x, **own).prev_sample
         return Images((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().numpy())
 
 
@@ -171,15 +178,41 @@ def check_model_labels(pipe: Any, request: Request) -> None:
         )
 
 
+def takes_generator(scheduler: Any) -> bool:
+    return "generator" in signature(scheduler.step).parameters
+
+
+@contextmanager
+def own_noise(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
+    """LDM, DiT, SD3 and Flux give a scheduler that adds noise no generator: here each image gets its own."""
+    step = scheduler.step
+
+    @wraps(step)
+    def seeded(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
+        # DiT steps both halves of a guided batch and keeps the first.
+        options.setdefault("generator", generators * (len(sample) // len(generators)))
+        return step(model_output, timestep, sample, *args, **options)
+
+    if not takes_generator(scheduler):
+        yield
+        return
+    scheduler.step = seeded
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
 def run_pipeline(pipe: Any, request: Request) -> np.ndarray:
     """One batch of images, in [0, 1], channels last."""
+    arguments = call_arguments(pipe, request)
     quiet = getattr(pipe, "set_progress_bar_config", None)
     before = dict(getattr(pipe, "_progress_bar_config", {}))
     if quiet:
         quiet(disable=True)
     try:
-        with torch.no_grad():
-            images = pipe(**call_arguments(pipe, request)).images
+        with torch.no_grad(), own_noise(pipe.scheduler, arguments["generator"]):
+            images = pipe(**arguments).images
     finally:
         if quiet:
             pipe._progress_bar_config = before
@@ -187,28 +220,46 @@ def run_pipeline(pipe: Any, request: Request) -> np.ndarray:
 
 
 def images(pipe: Any, request: Request, track: Callable = lambda batches, total: batches) -> np.ndarray:
-    """All images, N x height x width x channels."""
+    """All images, N x height x width x channels.
+
+    An image alone and in a batch agree to about 1e-6 (relative L2), not bit for bit: a matrix product of another size sums
+    in another order.
+    """
+    if getattr(pipe, "safety_checker", None) is not None:
+        warnings.warn("this pipeline's safety checker may answer with black images, which spoils comparisons", stacklevel=2)
     batches = list(request.batches())
     return np.concatenate([run_pipeline(pipe, batch) for batch in track(batches, len(batches))])
 
 
-def trajectory(pipe: Any, request: Request) -> Iterator[Moment]:
-    """Every call of the denoiser, batch by batch; what is in memory is one batch's moments."""
-    model = denoiser(pipe)
-    names = tuple(signature(model.forward).parameters)
+def trajectory(pipe: Any, request: Request, *, keep: Collection[int] | None = None) -> Iterator[Moment]:
+    """Every call of the denoiser (or those whose index is in `keep`), batch by batch; in memory is one batch's moments."""
     for batch in request.batches():
         heard: list[Moment] = []
-
-        def listen(module: nn.Module, args: tuple, kwargs: dict, result: Any, heard: list[Moment] = heard) -> None:
-            arguments = dict(zip(names, args, strict=False)) | kwargs
-            heard.append(moment(len(heard), arguments, result))
-
-        hook = model.register_forward_hook(listen, with_kwargs=True)
-        try:
+        with listening(denoiser(pipe), heard, keep):
             run_pipeline(pipe, batch)
-        finally:
-            hook.remove()
         yield from heard
+
+
+@contextmanager
+def listening(model: nn.Module, heard: list[Moment], keep: Collection[int] | None) -> Iterator[None]:
+    """Write down what goes in and out of the denoiser."""
+    names, indices = tuple(signature(model.forward).parameters), count()
+
+    def listen(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
+        index = next(indices)
+        if keep is None or index in keep:
+            heard.append(moment(index, dict(zip(names, args, strict=False)) | kwargs, result))
+
+    hook = model.register_forward_hook(listen, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def timesteps(pipe: Any, request: Request) -> list[float]:
+    """The value the denoiser sees at each call, in order: heard from one image, because solvers call as often as they like."""
+    return [float(heard.t[0]) for heard in trajectory(pipe, replace(request, seeds=request.seeds[:1]))]
 
 
 def moment(index: int, arguments: dict[str, Any], result: Any) -> Moment:
@@ -265,13 +316,21 @@ def local_folder(source: str | Path) -> Path | None:
 
 def bare_model(folder: Path, dtype: torch.dtype) -> Any:
     """A folder that holds one model and no pipeline."""
-    config = folder / "config.json"
-    kind = json.loads(config.read_text()).get("_class_name") if config.exists() else None
+    kind = class_name(folder / "config.json")
     if kind is None:
         raise BadInput(f"found no model in {folder.name}", "model_index.json or config.json of diffusers", "check the path")
     if kind != UNet2DModel.__name__:
         raise BadInput(f"found a bare {kind}", "a pipeline folder with model_index.json", "save the whole pipeline")
     return as_pipeline(loaded(UNet2DModel, folder, dtype))
+
+
+def class_name(config: Path) -> str | None:
+    """The model class that a config.json names, if it is one of diffusers'."""
+    try:
+        fields = json.loads(config.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return fields.get("_class_name") if isinstance(fields, dict) else None
 
 
 def loaded(kind: Any, source: Path | str, dtype: torch.dtype) -> Any:

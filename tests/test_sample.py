@@ -29,6 +29,11 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """Relative L2."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
 @pytest.fixture(scope="module", params=tiny_pipelines.PIPELINES)
 def case(request, tmp_path_factory):
     pipe = tiny_pipelines.PIPELINES[request.param](tmp_path_factory.mktemp(request.param))
@@ -60,8 +65,8 @@ def test_an_image_alone_is_the_image_in_a_batch(case):
     together = sample.images(pipe, Request(steps=3, seeds=(5, 6, 7), batch=3, **asked))
     alone = sample.images(pipe, Request(steps=3, seeds=(6,), **asked))
     # Not bit for bit: a matrix product of another size sums in another order.
-    assert np.linalg.norm(together[1] - alone[0]) / np.linalg.norm(alone[0]) < 1e-4
-    assert np.linalg.norm(together[0] - alone[0]) / np.linalg.norm(alone[0]) > 1e-2
+    assert apart(together[1], alone[0]) < 1e-5
+    assert apart(together[0], alone[0]) > 1e-2
 
 
 def test_moments_replayed_give_the_same_answers(case):
@@ -93,10 +98,83 @@ def test_every_scheduler_samples_and_quantizes(kind, tmp_path):
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
     asked = {"prompts": ("a b",), "size": 16}
     moments = list(sample.trajectory(pipe, Request(steps=5, seeds=(1,), **asked)))
-    assert {float(moment.t[0]) for moment in moments} == {float(t) for t in pipe.scheduler.timesteps}
+    assert [float(moment.t[0]) for moment in moments] == [float(t) for t in pipe.scheduler.timesteps]
+    assert len(moments) == (14 if kind is PNDMScheduler else 5)
     result = lowtide.quantize(pipe, method="tfmq", steps=5, images=2, kept=2, iters=1, **asked)
     assert set(result.plan.timesteps) == {round(float(t)) for t in pipe.scheduler.timesteps}
     assert np.isfinite(sample.images(pipe, Request(steps=5, seeds=(3,), **asked))).all()
+
+
+def noisy(pipe, kind=DDPMScheduler, **changes):
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **changes)
+    return pipe
+
+
+STOCHASTIC = {
+    "ldm": (DDPMScheduler, {}),
+    "dit": (DDPMScheduler, {}),
+    "sd": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "sd3": (FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}),
+    "flux": (FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_noisy_scheduler_draws_from_the_images_own_seed(name, tmp_path):
+    kind, changes = STOCHASTIC[name]
+    pipe, asked = noisy(tiny_pipelines.PIPELINES[name](tmp_path), kind, **changes), tiny_pipelines.asked(name)
+    together = sample.images(pipe, Request(steps=3, seeds=(5, 6, 7), batch=3, **asked))
+    alone = sample.images(pipe, Request(steps=3, seeds=(6,), **asked))
+    assert apart(together[1], alone[0]) < 1e-5
+    assert "step" not in vars(pipe.scheduler)
+
+
+class Plain(torch.nn.Module):
+    """A denoiser that is nobody's but its author's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, sample, timestep):
+        return self.conv(sample)
+
+
+@pytest.mark.parametrize("kind", [*SCHEDULERS, FlowMatchEulerDiscreteScheduler], ids=lambda kind: kind.__name__)
+def test_any_module_goes_the_same_way(kind):
+    pipe = sample.as_pipeline(Plain(), kind(), (3, 8, 8))
+    together = sample.images(pipe, Request(steps=5, seeds=(5, 6, 7), batch=3))
+    assert together.shape == (3, 8, 8, 3) and together.min() >= 0 and together.max() <= 1
+    assert apart(together[1], sample.images(pipe, Request(steps=5, seeds=(6,)))[0]) < 1e-5
+    assert sample.timesteps(pipe, Request(steps=5)) == [float(t) for t in pipe.scheduler.timesteps]
+
+
+def test_a_module_called_directly_draws_the_same():
+    pipe = sample.ModulePipeline(Plain(), DDPMScheduler(), (3, 8, 8))
+    direct = pipe(batch_size=2, generator=generators(5, 6), num_inference_steps=3, output_type="np").images
+    assert np.array_equal(direct, sample.images(pipe, Request(steps=3, seeds=(5, 6))))
+
+
+def test_a_module_in_ddim_is_diffusers_ddim():
+    model = tiny.model("unet2d")
+    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
+    ours = sample.ModulePipeline(model, DDIMScheduler(), shape)
+    asked = Request(steps=3, seeds=(5, 6))
+    assert apart(sample.images(ours, asked), sample.images(DDIMPipeline(model, DDIMScheduler()), asked)) < 1e-6
+
+
+def test_only_the_steps_asked_for_are_kept():
+    pipe, asked = DDIMPipeline(tiny.model("unet2d"), DDIMScheduler()), Request(steps=4, seeds=(1, 2, 3), batch=2)
+    some, every = list(sample.trajectory(pipe, asked, keep={0, 3})), list(sample.trajectory(pipe, asked))
+    assert [(moment.index, len(moment.t)) for moment in some] == [(0, 2), (3, 2), (0, 1), (3, 1)]
+    assert all(torch.equal(a.eps, b.eps) for a, b in zip(some, [every[i] for i in (0, 3, 4, 7)], strict=True))
+
+
+def test_timesteps_are_what_the_denoiser_sees(tmp_path):
+    pipe = tiny_pipelines.flux(tmp_path)
+    seen = sample.timesteps(pipe, Request(steps=3, seeds=(1, 2), prompts=("a",), size=16))
+    assert seen == pytest.approx([float(t) / 1000 for t in pipe.scheduler.timesteps], rel=1e-6)
 
 
 def test_flow_matching_steps_are_told_apart(tmp_path):
@@ -147,6 +225,60 @@ def test_an_unknown_pipeline_lists_the_known():
 def test_a_bare_transformer_needs_its_pipeline():
     with pytest.raises(BadInput, match="bare DiTTransformer2DModel"):
         lowtide.quantize(tiny.model("dit"))
+
+
+class Censor(torch.nn.Module):
+    """A safety checker that objects to everything."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def forward(self, images, clip_input):
+        return torch.zeros_like(images), [True] * len(images)
+
+
+def test_a_safety_checker_stays_and_is_noted(tmp_path, monkeypatch):
+    pipe, asked = tiny_pipelines.stable_diffusion(tmp_path), Request(steps=1, prompts=("a",), size=16)
+    pipe.register_modules(safety_checker=Censor())
+    monkeypatch.setattr(pipe, "run_safety_checker", lambda image, device, dtype: pipe.safety_checker(image, None))
+    with pytest.warns(UserWarning, match="safety checker may answer with black images"):
+        assert sample.images(pipe, asked).max() < 1
+    assert isinstance(pipe.safety_checker, Censor)
+
+
+def saved(folder):
+    DDIMPipeline(tiny.model("unet2d").half(), DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def test_half_precision_weights_are_loaded_as_float32(tmp_path):
+    assert sample.load_pipeline(saved(tmp_path)).unet.dtype == torch.float32
+    assert sample.load_pipeline(tmp_path / "unet").unet.dtype == torch.float32
+    assert sample.load_pipeline(tmp_path, torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("text", ["{oops", "[]", "{}"])
+def test_a_config_that_names_no_model(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadInput, match="found no model"):
+        sample.load_pipeline(tmp_path)
+
+
+def test_weights_that_are_cut_short_or_gone(tmp_path):
+    weights = saved(tmp_path) / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BadInput, match="unreadable"):
+        sample.load_pipeline(tmp_path)
+    weights.unlink()
+    with pytest.raises(BadInput, match="unreadable"):
+        sample.load_pipeline(tmp_path)
+
+
+def test_a_place_without_a_model(tmp_path):
+    with pytest.raises(BadInput, match="found no folder"):
+        sample.load_pipeline(tmp_path / "nothing")
+    with pytest.raises(BadInput, match="found a bare AutoencoderKL"):
+        (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        sample.load_pipeline(tmp_path)
 
 
 def test_no_prompt_in_the_file(tmp_path):

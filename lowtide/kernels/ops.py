@@ -2,7 +2,7 @@
 
 A packed layer calls one operator. What is registered here is the reference: unpack the weight, round the input to its
 grid, multiply in the input's own dtype. A faster twin registers itself for a device with
-`torch.library.impl("lowtide::linear", "cuda")` and must agree with this one.
+`kernels.linear.register_kernel("cuda")` and must agree with this one.
 
     x       the float input
     weight  packed codes (uint8), rows x bytes, or flat when bits differ by row
@@ -47,8 +47,8 @@ def quantize_input(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
         repeats = x.shape[0] // scale.shape[0]
         scale, zero = (part.repeat_interleave(repeats).reshape(shape) for part in (scale, zero))
     zero = zero.to(torch.float32)
-    codes = (x.to(torch.float32) / scale).round().add(zero).clamp(0, top)
-    return ((codes - zero) * scale).to(x.dtype)
+    codes = (x.to(torch.float32) / scale).round_().add_(zero).clamp_(0, top)
+    return codes.sub_(zero).mul_(scale).to(x.dtype)
 
 
 def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:

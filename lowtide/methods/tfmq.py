@@ -30,7 +30,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.features import JobFeatures
 from lowtide.stages.pack import Pack
 from lowtide.stages.ranges import FitRanges
-from lowtide.stages.reconstruct import Learner, Reconstruct
+from lowtide.stages.reconstruct import Learner, LearnRanges, Reconstruct
 from lowtide.stages.weights import FitWeights
 
 
@@ -68,4 +68,5 @@ class FSC:
 
 
 def recipe(settings: Settings) -> Recipe:
-    return (Collect(), Assign(per_step=True), FitWeights("mse"), TIAR(), Reconstruct(), FSC(), Pack())
+    learnt = (LearnRanges(),) if settings.range_iters else ()
+    return (Collect(), Assign(per_step=True), FitWeights("mse"), TIAR(), Reconstruct(), FSC(), *learnt, Pack())

@@ -36,6 +36,7 @@ def quantized(result: dict[str, Any]) -> list[str]:
         f"({result['on_disk'] / result['float_bytes']:.3f}x), {result['minutes']} minutes, {result['timesteps']} timesteps",
         *seconds,
         *account(result["account"]),
+        *(f"kernel: {kernel}: {count} layers" for kernel, count in result["kernels"].items()),
         f"left in float: {100 * result['float_share']:.1f} % of the parameters that are not biases",
         *left_in_float(result["float"]),
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models import Unit
+from lowtide.nn.attention import QuantAttention
 from lowtide.nn.fake import Fake
 from lowtide.nn.quantizer import Quantizer
 from lowtide.stages.base import Job
@@ -122,13 +123,14 @@ def settled(history: list[float], roundings: nn.ModuleList, window: int = 100) -
 
 
 class RangeLearner:
-    """Learns the scales of one unit's input quantizers."""
+    """Learns the scales of one unit's input quantizers; those of temporal layers inside it are not its own."""
 
     def __init__(self, job: Job, unit: Unit):
         self.job, self.unit = job, unit
-        home = job.model.get_submodule(unit.name)
-        own = [module for module in home.modules() if isinstance(module, Quantizer) and module.format is not None]
-        self.quantizers = [quantizer for quantizer in own if quantizer.enabled]
+        layers = [job.model.get_submodule(name).input for name in unit.layers if isinstance(job.model.get_submodule(name), Fake)]
+        attentions = [module for module in job.model.get_submodule(unit.name).modules() if isinstance(module, QuantAttention)]
+        parts = [part for attention in attentions for part in attention.quantizers().values()]
+        self.quantizers: list[Quantizer] = [each for each in (*layers, *parts) if each.format is not None]
 
     def learn(self, loss: Loss) -> None:
         if not self.quantizers:
@@ -136,14 +138,16 @@ class RangeLearner:
         generator = self.job.generator("LearnRanges", self.unit.name)
         before = [quantizer.scale.clone() for quantizer in self.quantizers]
         start = self.judge(loss)
-        optimizer = torch.optim.Adam([quantizer.start_learning() for quantizer in self.quantizers], 1e-3)
+        optimizer = torch.optim.Adam([quantizer.start_learning() for quantizer in self.quantizers], 1e-2)
         for _ in range(self.job.settings.range_iters):
             optimizer.zero_grad()
             loss(generator).backward()
             optimizer.step()
         for quantizer in self.quantizers:
             quantizer.finish_learning()
-        if self.judge(loss) > start:
+        after = self.judge(loss)
+        self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, min(start, after)]
+        if after > start:
             for quantizer, scale in zip(self.quantizers, before, strict=True):
                 quantizer.scale.copy_(scale)
 

@@ -1,0 +1,74 @@
+"""The operators: torch's own check of schema and shapes, inputs on their grids, and a twin that takes over."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lowtide import kernels
+from lowtide.formats import Affine, Mixed, pack, pack_mixed
+from lowtide.kernels import Spec, quantize_input
+
+TWIN = """
+import torch
+from lowtide import kernels
+from lowtide.formats import Affine
+
+@kernels.linear.register_kernel("cpu")
+def fast(x, weight, grid, step, spec, bias):
+    return torch.full((len(x), len(grid[0])), 7.0)
+
+grid = [torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.uint8), torch.empty(0)]
+spec = kernels.Spec(8, Affine(4, False, 0), 0).flat()
+print(kernels.linear(torch.randn(2, 8), torch.zeros(3, 4, dtype=torch.uint8), grid, [], spec, None).unique().tolist())
+"""
+
+
+def arguments(form, rows=6, columns=18):
+    codes = torch.randint(2 if isinstance(form, Mixed) else 2**form.bits, (rows, columns), dtype=torch.uint8)
+    packed = pack_mixed(codes, form.bits) if isinstance(form, Mixed) else pack(codes, form.bits)
+    zero = torch.empty(0) if form.signed else torch.full((rows, 1), 3, dtype=torch.uint8)
+    factor = torch.full((rows, -(-columns // form.group)), 2, dtype=torch.uint8) if form.group else torch.empty(0)
+    step = [torch.tensor(0.1), torch.tensor(7, dtype=torch.uint8)]
+    return packed, [torch.rand(rows, 1) + 0.5, zero, factor], step, Spec(columns, form, 8).flat(), torch.randn(rows)
+
+
+@pytest.mark.parametrize(
+    "form", [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 1, 2, 8))], ids=str
+)
+def test_torch_accepts_schema_and_shapes(form):
+    packed, *rest = arguments(form)
+    torch.library.opcheck(kernels.linear, (torch.randn(5, 18), packed, *rest), test_utils=("test_schema", "test_faketensor"))
+    geometry = [3, 3, 2, 2, 1, 1, 1, 1, 1]
+    image = torch.randn(2, 2, 7, 6)
+    torch.library.opcheck(kernels.conv2d, (image, packed, *rest, geometry), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    "form", [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 4, 2, 8))], ids=str
+)
+def test_a_spec_survives_being_integers(form):
+    assert Spec.of(Spec(18, form, 8).flat()) == Spec(18, form, 8)
+
+
+def test_inputs_land_on_their_grid():
+    x = torch.linspace(-3, 3, 101)
+    scale, zero = torch.tensor(0.5), torch.tensor(2, dtype=torch.uint8)
+    found = quantize_input(x, scale, zero, 7)
+    assert torch.equal(found.unique(), torch.arange(-2, 6) * 0.5)
+    inside = (x > -1.2) & (x < 2.7)
+    assert (found - x)[inside].abs().max() <= 0.25 + 1e-6
+
+
+def test_one_range_for_each_sample():
+    x = torch.randn(4, 3, 5)
+    scale, zero = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
+    together = quantize_input(x, scale, zero, 15)
+    alone = [quantize_input(x[i : i + 1], scale[i], zero[i], 15) for i in range(4)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_faster_twin_takes_over():
+    answer = subprocess.run([sys.executable, "-c", TWIN], capture_output=True, text=True, check=True).stdout
+    assert answer.strip() == "[7.0]"

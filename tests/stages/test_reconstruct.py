@@ -1,0 +1,65 @@
+"""The one loop: it beats nearest, stops early when asked, learns ranges, and its schedule is the papers'."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import lowtide
+from lowtide import sample
+from lowtide.nn.rounding import AdaRound
+from lowtide.stages.reconstruct import Learner, rate, settled, sharpness
+
+OPTIONS = {"steps": 4, "images": 4, "kept": 4, "iters": 100, "batch": 8}
+
+
+def report(**changes) -> dict:
+    return lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="tfmq", **OPTIONS | changes).report
+
+
+def test_the_schedule_is_the_papers():
+    assert rate(20_000) == pytest.approx(1e-3)
+    assert rate(40_000) == pytest.approx(1e-3)
+    assert rate(1_000) > 5e-3
+    assert sharpness(0.2) == pytest.approx(20)
+    assert sharpness(1.0) == pytest.approx(2)
+    assert sharpness(0.6) == pytest.approx(11)
+
+
+def test_learning_ranges_lowers_the_distance_at_four_bits():
+    asked = {"inputs": 4, "range_iters": 30, "iters": 5}
+    losses = report(**asked)["losses"]
+    pairs = [pair for stage, pair in losses.items() if stage.startswith("LearnRanges")]
+    assert len(pairs) > 10
+    assert all(after <= before for before, after in pairs)
+    assert sum(after for _, after in pairs) < 0.95 * sum(before for before, _ in pairs)
+
+
+def test_settled_is_flat_and_decided():
+    decided = nn.ModuleList([AdaRound(torch.zeros(3, 4))])
+    with torch.no_grad():
+        decided[0].alpha.fill_(9.0)
+    undecided = nn.ModuleList([AdaRound(torch.full((3, 4), 0.5))])
+    flat, falling = [1.0] * 200, [1.0] * 100 + [0.5] * 100
+    assert settled(flat, decided)
+    assert not settled(flat, undecided)
+    assert not settled(falling, decided)
+    assert not settled(flat[:150], decided)
+
+
+def test_early_stop_stops_only_when_asked(monkeypatch):
+    monkeypatch.setattr("lowtide.stages.reconstruct.settled", lambda history, roundings: len(history) == 3)
+    steps: list[int] = []
+    minimise = Learner.minimise
+
+    def counted(self, loss, roundings):
+        calls: list[int] = []
+        minimise(self, lambda generator: (calls.append(1), loss(generator))[1], roundings)
+        steps.append(len(calls))
+
+    monkeypatch.setattr(Learner, "minimise", counted)
+    report(iters=6, early_stop=True)
+    assert set(steps) == {3}
+    steps.clear()
+    report(iters=6)
+    assert set(steps) == {6, 30}  # the temporal block runs five times as long
