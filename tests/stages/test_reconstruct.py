@@ -27,7 +27,7 @@ def test_the_schedule_is_the_papers():
 
 
 def test_learning_ranges_lowers_the_distance_at_four_bits():
-    asked = {"inputs": 4, "range_iters": 30, "iters": 5}
+    asked = {"inputs": 4, "range_iters": 120, "iters": 5}
     losses = report(**asked)["losses"]
     pairs = [pair for stage, pair in losses.items() if stage.startswith("LearnRanges")]
     assert len(pairs) > 10
