@@ -54,14 +54,6 @@ class Tape:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def samples(self) -> int:
-        return sum(len(batch) for batch in self.batches)
-
-    def pick(self, chosen: list[int]) -> Tensor:
-        """Samples by number, counted through the batches."""
-        size = len(self.batches[0])
-        return torch.stack([self.batches[number // size][number % size] for number in chosen])
-
 
 def release(store: Store, size: int) -> None:
     store.held -= size

@@ -1,7 +1,7 @@
 """The settings a user chooses and the plan they lead to: which layer holds which formats, as JSON."""
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from lowtide.errors import BadInput
 from lowtide.formats import Format, check_bits, format_from_json, format_to_json
@@ -40,9 +40,6 @@ class Settings:
         for name in ("steps", "images", "kept", "iters", "batch"):
             if getattr(self, name) < 1:
                 raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger {name}")
-
-    def with_(self, **changes: object) -> "Settings":
-        return replace(self, **changes)
 
 
 def settings_from(options: dict[str, object]) -> Settings:

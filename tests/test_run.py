@@ -45,6 +45,26 @@ def float_twin(model: nn.Module) -> nn.Module:
         return type(model).from_config(model.config)
 
 
+class ByHand:
+    """A processor that computes attention without the one function we stand in for."""
+
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        return hidden_states + attn.to_out[0](attn.to_v(attn.to_k(attn.to_q(hidden_states.flatten(2).mT)))).mT.reshape(
+            hidden_states.shape
+        )
+
+
+def test_attention_out_of_reach_stays_in_float_and_the_ranges_of_the_rest_survive(tmp_path):
+    model = tiny.model("unet2d")
+    model.down_blocks[1].attentions[0].set_processor(ByHand())
+    result = quantized(sample.as_pipeline(model))
+    assert "attention of down_blocks.1.attentions.0" in result.plan.left
+    again = UNet2DModel.from_pretrained(result.save(tmp_path / "x") / "unet")
+    again.down_blocks[1].attentions[0].set_processor(ByHand())
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(again(x, 666).sample, result.model(x, 666).sample)
+
+
 def test_a_bare_model_loads_through_its_own_class(tmp_path):
     result = quantized(tiny.model("unet2d"))
     result.save(tmp_path / "packed")

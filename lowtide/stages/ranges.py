@@ -107,3 +107,13 @@ def leave_unseen_attention(job: Job, unseen: set[str]) -> None:
             module.set_processor(module.processor.inner)
             del job.plan.attentions[name]
             job.plan.left[f"attention of {name}"] = "its processor does not call scaled_dot_product_attention"
+    drop_unused_rows(job.model)
+
+
+def drop_unused_rows(model: nn.Module) -> None:
+    """Close the gaps in the table of ranges, so that a skeleton built from the plan has the same rows."""
+    clock, used = find_clock(model), sorted(quantizers(model).values(), key=lambda quantizer: quantizer.row)
+    rows = [quantizer.row for quantizer in used]
+    clock.scale, clock.zero = clock.scale[rows], clock.zero[rows]
+    for row, quantizer in enumerate(used):
+        quantizer.row = row
