@@ -1,7 +1,8 @@
 # make demo: quantize the embedded model and draw what was lost.   make test: the whole suite.   Both set up what they need.
 
 PYTHON ?= python3
-# torch goes in first and pinned: left to itself, another package would pull the build with gigabytes of CUDA libraries.
+# torch goes in first and pinned, so that no other package chooses its build. Where the index serves CUDA builds by default
+# (Linux x86), point pip at CPU wheels before this, or it brings gigabytes of CUDA libraries.
 # With a GPU: make TORCH=torch demo
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
