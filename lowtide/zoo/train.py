@@ -23,18 +23,34 @@ from lowtide import zoo
 
 
 @dataclass(frozen=True)
+class Leg:
+    """A stretch of training: the step it ends at, a cosine of the learning rate, and how much each noise level counts.
+
+    With `snr_cap` (Hang et al., 2023) a timestep weighs min(snr, cap) / snr: fine detail, which the loss is full of, no
+    longer drowns the shape of the whole. None weighs all alike.
+    """
+
+    until: int
+    rate: float
+    cosine: tuple[int, int]
+    snr_cap: float | None = None
+
+
+@dataclass(frozen=True)
 class Spec:
     """What is trained, on what, and for how long."""
 
     model: Callable[[], UNet2DModel]
     images: Callable[[Path], torch.Tensor]
     data: str
-    steps: int
+    legs: tuple[Leg, ...]
     batch: int = 64
-    rate: float = 1e-3
     average: float = 0.999
     seed: int = 0
-    note: str = ""
+
+    @property
+    def steps(self) -> int:
+        return self.legs[-1].until
 
 
 def digits_model() -> UNet2DModel:
@@ -59,8 +75,8 @@ def mnist_images(data: Path) -> torch.Tensor:
 
 
 MNIST = "MNIST (CC BY-SA 3.0), 60,000 images padded to 32 x 32"
-LEGS = "The shipped weights followed a cosine over 8,000 steps first, then the rest of one over 12,000."
-SPECS = {"digits": Spec(digits_model, mnist_images, MNIST, 12_000, note=LEGS)}
+DIGITS = (Leg(8_000, 1e-3, (0, 8_000)), Leg(12_000, 1e-3, (0, 12_000)), Leg(18_000, 6e-4, (12_000, 18_000), snr_cap=5.0))
+SPECS = {"digits": Spec(digits_model, mnist_images, MNIST, DIGITS)}
 
 
 class Trainer:
@@ -72,10 +88,10 @@ class Trainer:
         self.model = self.spec.model().to(memory_format=torch.channels_last)
         self.average = self.spec.model()
         self.average.load_state_dict(self.model.state_dict())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), self.spec.rate, weight_decay=1e-4)
         self.noising = DDPMScheduler(num_train_timesteps=1000)
         self.images = self.spec.images(data)
         self.step, self.losses = 0, []
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), self.leg.rate, weight_decay=1e-4)
 
     @property
     def checkpoint(self) -> Path:
@@ -96,9 +112,22 @@ class Trainer:
                 getattr(self, part).load_state_dict(state[part])
             self.step, self.losses = state["step"], state["losses"]
 
+    @property
+    def leg(self) -> Leg:
+        return next((leg for leg in self.spec.legs if self.step < leg.until), self.spec.legs[-1])
+
     def learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / 200)
-        return self.spec.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.spec.steps)))
+        start, end = self.leg.cosine
+        warm, along = min(1.0, (self.step + 1) / 200), (self.step - start) / (end - start)
+        return self.leg.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * along)))
+
+    def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """How much each noise level counts."""
+        if self.leg.snr_cap is None:
+            return torch.ones(len(timesteps))
+        signal = self.noising.alphas_cumprod[timesteps]
+        snr = signal / (1 - signal)
+        return snr.clamp(max=self.leg.snr_cap) / snr
 
     def loss(self) -> torch.Tensor:
         draw = torch.Generator().manual_seed(self.spec.seed * 1_000_003 + self.step)
@@ -109,7 +138,8 @@ class Trainer:
         noisy = self.noising.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = self.model(noisy, timesteps).sample
-        return F.mse_loss(predicted.float(), noise)
+        errors = F.mse_loss(predicted.float(), noise, reduction="none").flatten(1).mean(1)
+        return (errors * self.weights(timesteps)).mean()
 
     def advance(self) -> float:
         for group in self.optimizer.param_groups:
@@ -160,13 +190,20 @@ def export(trainer: Trainer, folder: Path) -> None:
 
 def card(trainer: Trainer) -> str:
     spec, count = trainer.spec, sum(p.numel() for p in trainer.average.parameters())
+    legs = "\n".join(f"- {describe(leg)}" for leg in spec.legs if leg.until <= trainer.step or leg == trainer.leg)
     rows = "\n".join(f"| {step} | {loss} |" for step, loss in trainer.losses[3::4])
     return (
         f"# zoo:{trainer.name}\n\nTrained by `python -m lowtide.zoo.train {trainer.name}` on {spec.data}.\n"
-        f"{count:,} parameters, {trainer.step} steps of {spec.batch} images, AdamW at {spec.rate} with a cosine, "
-        f"moving average {spec.average}, seed {spec.seed}, bf16 autocast. {spec.note}\n\n"
+        f"{count:,} parameters, {trainer.step} steps of {spec.batch} images, AdamW, moving average {spec.average}, "
+        f"seed {spec.seed}, bf16 autocast, in legs:\n\n{legs}\n\n"
         f"![64 DDIM-50 samples, seed 1](samples.png)\n\n| step | loss |\n|---|---|\n{rows}\n"
     )
+
+
+def describe(leg: Leg) -> str:
+    start, end = leg.cosine
+    cap = "" if leg.snr_cap is None else f", noise levels weighed by min(snr, {leg.snr_cap:g}) / snr"
+    return f"to step {leg.until:,}: rate {leg.rate:g} on a cosine from {start:,} to {end:,}{cap}"
 
 
 def main() -> None:
