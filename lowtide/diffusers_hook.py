@@ -78,8 +78,7 @@ class LowtideQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, keep_in_fp32_modules: list[str], **kwargs: Any) -> None:
         # The loader casts every float tensor to torch_dtype unless a part of its name stands in this very list.
-        if "scale" not in keep_in_fp32_modules:
-            keep_in_fp32_modules.append("scale")
+        keep_in_fp32_modules += [part for part in ("scale", "smooth", "lowtide_correction") if part not in keep_in_fp32_modules]
         with torch.device("meta"):
             skeleton(model, self.plan)
         verify_names(model, self.names)

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field, fields
 
 from lowtide.errors import BadInput
-from lowtide.formats import Format, check_bits, format_from_json, format_to_json
+from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
 
 FORMAT_VERSION = 1
 PROFILES = ("full", "paper")
@@ -52,16 +52,37 @@ def settings_from(options: dict[str, object]) -> Settings:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The formats of one layer's weight and input; None is float."""
+    """The formats of one layer's weight and input; None is float.
+
+    `smooth`: the layer divides its input channels by a table first, and its weights are multiplied by it.
+    """
 
     weight: Format | None
     input: Format | None
     per_step: bool = False
+    smooth: bool = False
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A cache of `width` values for each step, in `chunks` that have a range each; None keeps float32.
+
+    `computed` says that at some steps the layer itself answers, so that it stays in the checkpoint.
+    """
+
+    width: int
+    format: Affine | None
+    chunks: int = 1
+    computed: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a skeleton needs: formats by layer and by attention, the calibrated timesteps, and what stayed in float."""
+    """Everything a skeleton needs: formats by layer and by attention, the calibrated timesteps, and what stayed in float.
+
+    What was rewritten comes first: `splits` (layer: channels of its first half), `cached` temporal layers, `blank` ones that
+    nobody listens to any more (layer: width), and for how many channels of the answer there is a correction.
+    """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     attentions: dict[str, dict[str, LayerPlan]] = field(default_factory=dict)
@@ -70,6 +91,16 @@ class Plan:
     method: str = ""
     summary: dict[str, object] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    cached: dict[str, CachePlan] = field(default_factory=dict)
+    blank: dict[str, int] = field(default_factory=dict)
+    corrected: int = 0
+
+    @property
+    def keyed(self) -> bool:
+        """Whether anything depends on the timestep, so that an unknown one is an error."""
+        plans = [*self.layers.values(), *(part for parts in self.attentions.values() for part in parts.values())]
+        return bool(self.cached or self.corrected or any(each.per_step and each.input for each in plans))
 
     def to_json(self) -> str:
         """Compact, because it goes into file headers: each different layer plan once, layers by its number."""
@@ -83,6 +114,7 @@ class Plan:
         data["attentions"] = {name: {part: number(of) for part, of in parts.items()} for name, parts in self.attentions.items()}
         reasons = {why: [name for name, other in self.left.items() if other == why] for why in self.left.values()}
         data |= {"left": reasons, "kinds": [layer_to_json(kind) for kind in kinds]}
+        data["cached"] = {name: cache.__dict__ | {"format": format_to_json(cache.format)} for name, cache in self.cached.items()}
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
@@ -94,12 +126,16 @@ class Plan:
             name: {part: kinds[number] for part, number in parts.items()} for name, parts in data["attentions"].items()
         }
         left = {name: why for why, names in data["left"].items() for name in names}
-        return cls(**data | {"timesteps": tuple(data["timesteps"]), "left": left})
+        cached = {
+            name: CachePlan(**cache | {"format": format_from_json(cache["format"])}) for name, cache in data["cached"].items()
+        }
+        return cls(**data | {"timesteps": tuple(data["timesteps"]), "left": left, "cached": cached})
 
 
 def layer_to_json(layer: LayerPlan) -> dict:
-    return {"weight": format_to_json(layer.weight), "input": format_to_json(layer.input), "per_step": layer.per_step}
+    kinds = {"weight": format_to_json(layer.weight), "input": format_to_json(layer.input)}
+    return kinds | {"per_step": layer.per_step, "smooth": layer.smooth}
 
 
 def layer_from_json(data: dict) -> LayerPlan:
-    return LayerPlan(format_from_json(data["weight"]), format_from_json(data["input"]), data["per_step"])
+    return LayerPlan(format_from_json(data["weight"]), format_from_json(data["input"]), data["per_step"], data["smooth"])

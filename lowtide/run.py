@@ -15,6 +15,7 @@ from lowtide import checkpoint, diffusers_hook, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS
 from lowtide.models import Adapter, Unit, adapt
+from lowtide.nn.split import split_modules
 from lowtide.nn.swap import packed_layers
 from lowtide.plan import LayerPlan, Plan, settings_from
 from lowtide.report import grids
@@ -84,8 +85,14 @@ def float_share(job: Job) -> float:
     """The share of the model's parameters that stays in float, biases aside."""
     coded = [math.prod(job.adapter.all_layers[name].weight.shape) for name, layer in job.plan.layers.items() if layer.weight]
     biases = [module.bias.numel() for module in job.adapter.all_layers.values() if module.bias is not None]
-    whole = sum(parameter.numel() for parameter in job.adapter.meta.parameters()) - sum(biases)
+    gone = sum(job.adapter.all_layers[name].weight.numel() for name in gone_layers(job.plan))
+    whole = sum(parameter.numel() for parameter in job.adapter.meta.parameters()) - sum(biases) - gone
     return 1 - sum(coded) / whole
+
+
+def gone_layers(plan: Plan) -> list[str]:
+    """Temporal layers that a cache took the place of."""
+    return [*(name for name, cache in plan.cached.items() if not cache.computed), *plan.blank]
 
 
 def check_model(model: nn.Module) -> None:
@@ -151,10 +158,11 @@ def inspect(source: str) -> dict[str, Any]:
     """Units, layers, bits and bytes of a model, float or packed."""
     pipe = sample.load_pipeline(source)
     model = sample.denoiser(pipe)
+    folder, plan = sample.local_folder(source), packed_plan(model)
     with torch.device("meta"):
-        adapter = adapt(type(model).from_config(model.config))
-    folder = sample.local_folder(source)
-    plan = packed_plan(model)
+        floating = type(model).from_config(model.config)
+        split_modules(floating, plan.splits)
+        adapter = adapt(floating)
     return {
         "model": source,
         "architecture": type(model).__name__,
@@ -184,6 +192,7 @@ def ideal_bytes(adapter: Adapter, plan: Plan) -> int:
     """Bits times weights, with no table and no padding, and four bytes for every other parameter."""
     layers = {name: adapter.all_layers[name].weight.numel() for name in adapter.layers()}
     rest = sum(parameter.numel() for parameter in adapter.meta.parameters()) - sum(layers.values())
+    layers = {name: count for name, count in layers.items() if name not in gone_layers(plan)}
     forms = {name: plan.layers[name].weight for name in layers if name in plan.layers}
     bits = {name: average_bits(forms.get(name)) for name in layers}
     return round(sum(count * bits[name] / 8 for name, count in layers.items())) + 4 * rest

@@ -4,11 +4,12 @@ from dataclasses import asdict
 
 from lowtide.errors import BadInput
 from lowtide.formats.affine import Affine
+from lowtide.formats.either import Either
 from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
 
-Format = Affine | Mixed | Log2
-KINDS = {"affine": Affine, "mixed": Mixed, "log2": Log2}
+Format = Affine | Mixed | Log2 | Either
+KINDS = {"affine": Affine, "mixed": Mixed, "log2": Log2, "either": Either}
 FLOAT_BITS = (16, 32)
 
 

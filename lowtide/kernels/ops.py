@@ -6,7 +6,8 @@ grid, multiply in the input's own dtype. A faster twin registers itself for a de
 
     x       the float input
     weight  packed codes (uint8), rows x bytes, or flat when bits differ by row
-    grid    [scale, zero, factor] of the weight; an empty tensor stands for one the format does not have
+    grid    [scale, zero, factor] of the weight and [smooth] of the input, what its channels are divided by first;
+            an empty tensor stands for one that is not there
     step    [scale, zero] of the input at the running timestep, shape () or (batch,); an empty list leaves the input float
     spec    integers of a Spec, see there
 """
@@ -40,20 +41,26 @@ class Spec:
         return cls(columns, Affine(bits[0], bool(signed), 0, group or None), input_bits)
 
 
+def per_sample(part: Tensor, x: Tensor) -> Tensor:
+    """One number for all of x, or one for each sample of it; attention folds heads into the batch, so a sample may be rows."""
+    return part.repeat_interleave(x.shape[0] // len(part)).reshape(-1, *[1] * (x.dim() - 1)) if part.dim() else part
+
+
 def quantize_input(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     """The input on its grid, computed in float32 and handed back in its own dtype; one range, or one per sample."""
-    if scale.dim():
-        shape = (-1, *[1] * (x.dim() - 1))
-        repeats = x.shape[0] // scale.shape[0]
-        scale, zero = (part.repeat_interleave(repeats).reshape(shape) for part in (scale, zero))
-    zero = zero.to(torch.float32)
+    scale, zero = per_sample(scale, x), per_sample(zero, x).to(torch.float32)
     codes = (x.to(torch.float32) / scale).round_().add_(zero).clamp_(0, top)
     return codes.sub_(zero).mul_(scale).to(x.dtype)
 
 
+def divide(x: Tensor, smooth: Tensor) -> Tensor:
+    """The input with each channel divided, computed in float32; as it is where nothing is to be divided."""
+    return (x.to(torch.float32) / smooth).to(x.dtype) if smooth.numel() else x
+
+
 def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:
     """The weight's values in float32, rows x columns."""
-    scale, zero, factor = grid
+    scale, zero, factor, _ = grid
     form: Format = spec.weight
     undo = unpack_mixed if isinstance(form, Mixed) else unpack
     codes = undo(weight, form.bits, spec.columns)
@@ -62,7 +69,8 @@ def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:
     return form.decode(codes, Grid(scale, zero.float(), factor if factor.numel() else None))
 
 
-def on_grid(x: Tensor, step: list[Tensor], spec: Spec) -> Tensor:
+def on_grid(x: Tensor, smooth: Tensor, step: list[Tensor], spec: Spec) -> Tensor:
+    x = divide(x, smooth)
     return quantize_input(x, step[0], step[1], 2**spec.input_bits - 1) if step else x
 
 
@@ -70,7 +78,7 @@ def on_grid(x: Tensor, step: list[Tensor], spec: Spec) -> Tensor:
 def linear(x: Tensor, weight: Tensor, grid: list[Tensor], step: list[Tensor], spec: list[int], bias: Tensor | None) -> Tensor:
     meaning = Spec.of(spec)
     values = unpack_weight(weight, grid, meaning)
-    return F.linear(on_grid(x, step, meaning), values.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return F.linear(on_grid(x, grid[3], step, meaning), values.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 @linear.register_fake
@@ -86,7 +94,8 @@ def conv2d(
     meaning, (kernel, stride, padding, dilation, groups) = Spec.of(spec), geometry(shape)
     values = unpack_weight(weight, grid, meaning).reshape(grid[0].shape[0], -1, *kernel)
     bias = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(on_grid(x, step, meaning), values.to(x.dtype), bias, stride, padding, dilation, groups)
+    x = on_grid(x, grid[3].reshape(-1, 1, 1), step, meaning)
+    return F.conv2d(x, values.to(x.dtype), bias, stride, padding, dilation, groups)
 
 
 def geometry(shape: list[int]) -> tuple[list[int], list[int], list[int], list[int], int]:

@@ -17,8 +17,12 @@ from lowtide.errors import BadInput
 class Clock(nn.Module):
     """Calibrated timesteps (as integers, `ticks` to a unit), the table of ranges, and the index of the running step."""
 
-    def __init__(self, timesteps: tuple[int, ...], ticks: int = 1, rows: int = 0, per_step: bool = False):
+    def __init__(
+        self, timesteps: tuple[int, ...], ticks: int = 1, rows: int = 0, per_step: bool = False, keyed: bool | None = None
+    ):
+        """`keyed`: something depends on the timestep, so that an unknown one is an error (so it is if ranges do)."""
         super().__init__()
+        self.keyed = per_step if keyed is None else keyed
         columns = len(timesteps) if per_step else 1
         self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.int32))
         self.register_buffer("scale", torch.ones(rows, columns, dtype=torch.float32))
@@ -29,8 +33,8 @@ class Clock(nn.Module):
         self.index: Tensor = torch.zeros((), dtype=torch.long)
 
     def set(self, timestep: Tensor | float | int) -> None:
-        """Turn to the timestep of the running call, or to one timestep per sample. With one range for all, time is no matter."""
-        if self.scale.shape[1] == 1:
+        """Turn to the timestep of the running call, or to one timestep per sample."""
+        if not self.keyed:
             return
         values = torch.as_tensor(timestep)
         exact = values.dtype not in (torch.bfloat16, torch.float16)

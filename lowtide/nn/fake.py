@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, Mixed
+from lowtide.kernels import divide
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.rounding import AdaRound
 
@@ -21,11 +22,27 @@ class Fake:
         self.weight, self.bias, self.training = layer.weight, layer.bias, layer.training
         self.format, self.input, self.rounding = format, inputs, None
         self.quantized, self.grid, self.codes = False, None, None
+        self.register_buffer("smooth", self.weight.new_empty(0, dtype=torch.float32), persistent=False)
+
+    def set_smooth(self, smooth: Tensor) -> None:
+        """Divide input channels by this from now on, and multiply the weight's columns: the float answer stays the same."""
+        self.register_buffer("smooth", smooth.to(torch.float32))
+
+    def whole_weight(self) -> Tensor:
+        """The float weight that is rounded: what smoothing makes of it."""
+        weight = self.weight.detach()
+        if not self.smooth.numel():
+            return weight
+        return weight.float() * self.smooth.reshape(-1, *[1] * (weight.dim() - 2))
+
+    def whole_input(self, x: Tensor) -> Tensor:
+        """The input as the product takes it: divided and rounded, or as it is."""
+        return self.input(divide(x, self.smooth.reshape(-1, *[1] * (self.weight.dim() - 2))))
 
     def set_grid(self, grid: Grid) -> None:
         """Fix where the values lie and round to the nearest of them."""
         self.grid = grid
-        self.codes = self.format.encode(self.weight.detach(), grid)
+        self.codes = self.format.encode(self.whole_weight(), grid)
         self.quantized = True
 
     def set_codes(self, codes: Tensor) -> None:
@@ -33,7 +50,7 @@ class Fake:
 
     def position(self) -> Tensor:
         """Each weight in units of its step, from code 0."""
-        flat, grid = self.weight.detach().flatten(1).float(), self.grid
+        flat, grid = self.whole_weight().flatten(1).float(), self.grid
         steps = self.format.steps(grid, flat.shape[1])
         return flat / steps.scale + steps.zero
 
@@ -63,8 +80,8 @@ class Fake:
 
     def effective_weight(self) -> Tensor:
         """The weight as the layer uses it now."""
-        if self.format is None or not self.quantized:
-            return self.weight
+        if not self.quantized:
+            return self.whole_weight().to(self.weight.dtype)
         values = self.soft_weight() if self.rounding is not None else self.format.decode(self.codes, self.grid)
         return values.reshape(self.weight.shape).to(self.weight.dtype)
 
@@ -82,7 +99,7 @@ class QuantLinear(Fake, nn.Linear):
         self.adopt(layer, format, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.input(x), self.effective_weight(), self.bias)
+        return F.linear(self.whole_input(x), self.effective_weight(), self.bias)
 
 
 class QuantConv2d(Fake, nn.Conv2d):
@@ -94,7 +111,7 @@ class QuantConv2d(Fake, nn.Conv2d):
         self.adopt(layer, format, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(self.input(x), self.effective_weight(), self.bias)
+        return self._conv_forward(self.whole_input(x), self.effective_weight(), self.bias)
 
 
 def quantized_layer(layer: nn.Module, format: Affine | Mixed | None, inputs: Quantizer) -> QuantLinear | QuantConv2d:

@@ -6,7 +6,7 @@ They are nn.Linear and nn.Conv2d to whoever asks (diffusers, peft), with `weight
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Grid, Mixed, pack, pack_mixed, packed_bytes
+from lowtide.formats import Affine, Mixed, pack, pack_mixed, packed_bytes
 from lowtide.kernels import Spec, conv2d, linear
 from lowtide.nn.fake import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
@@ -18,8 +18,8 @@ class Packed:
     format: Affine | Mixed
     input: Quantizer
 
-    def lay_out(self, columns: int, format: Affine | Mixed, inputs: Quantizer) -> None:
-        """Room for rows x columns of codes in this format."""
+    def lay_out(self, columns: int, format: Affine | Mixed, inputs: Quantizer, smooth: int) -> None:
+        """Room for rows x columns of codes in this format, and for `smooth` input channels to be divided."""
         rows, self.format, self.input = self.weight.shape[0], format, inputs
         self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
         self.weight = nn.Parameter(torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8), requires_grad=False)
@@ -28,9 +28,12 @@ class Packed:
             self.register_buffer("zero", torch.empty(rows, 1, dtype=torch.uint8))
         if format.group:
             self.register_buffer("factor", torch.empty(rows, -(-columns // format.group), dtype=torch.uint8))
+        if smooth:
+            self.register_buffer("smooth", torch.empty(smooth, dtype=torch.float32))
 
-    def fill(self, codes: Tensor, grid: Grid, bias: Tensor | None) -> None:
+    def fill(self, layer: QuantLinear | QuantConv2d) -> None:
         """Take over the codes of a quantized layer."""
+        codes, grid = layer.codes, layer.grid
         mixed = isinstance(self.format, Mixed)
         packed = pack_mixed(codes, self.format.bits) if mixed else pack(codes, self.format.bits)
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -39,12 +42,14 @@ class Packed:
             self.zero = grid.zero.to(torch.uint8)
         if "factor" in self._buffers:
             self.factor = grid.factor.to(torch.uint8)
-        self.bias = bias
+        if "smooth" in self._buffers:
+            self.smooth = layer.smooth
+        self.bias = layer.bias
 
     def tables(self) -> list[Tensor]:
-        """scale, zero, factor; an empty tensor for what the format does not have."""
+        """scale, zero, factor, smooth; an empty tensor for what is not there."""
         none = self.scale.new_empty(0)
-        return [self.scale, self._buffers.get("zero", none), self._buffers.get("factor", none)]
+        return [self._buffers.get(name, none) for name in ("scale", "zero", "factor", "smooth")]
 
     def step(self) -> list[Tensor]:
         """The input's range at the running step; nothing where inputs stay in float."""
@@ -60,9 +65,9 @@ def packed_shape(rows: int, columns: int, format: Affine | Mixed) -> tuple[int, 
 class PackedLinear(Packed, nn.Linear):
     """A linear layer on packed codes."""
 
-    def __init__(self, layer: nn.Linear, format: Affine | Mixed, inputs: Quantizer):
+    def __init__(self, layer: nn.Linear, format: Affine | Mixed, inputs: Quantizer, smooth: bool):
         nn.Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        self.lay_out(layer.in_features, format, inputs)
+        self.lay_out(layer.in_features, format, inputs, layer.in_features if smooth else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.tables(), self.step(), self.spec, self.bias)
@@ -71,25 +76,25 @@ class PackedLinear(Packed, nn.Linear):
 class PackedConv2d(Packed, nn.Conv2d):
     """A convolution on packed codes."""
 
-    def __init__(self, layer: nn.Conv2d, format: Affine | Mixed, inputs: Quantizer):
+    def __init__(self, layer: nn.Conv2d, format: Affine | Mixed, inputs: Quantizer, smooth: bool):
         shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         nn.Conv2d.__init__(self, *shape, layer.groups, layer.bias is not None, device="meta")
         self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
         columns = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
-        self.lay_out(columns, format, inputs)
+        self.lay_out(columns, format, inputs, self.in_channels if smooth else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return conv2d(x, self.weight, self.tables(), self.step(), self.spec, self.bias, self.shape)
 
 
-def packed_layer(layer: nn.Module, format: Affine | Mixed, inputs: Quantizer) -> PackedLinear | PackedConv2d:
+def packed_layer(layer: nn.Module, format: Affine | Mixed, inputs: Quantizer, smooth: bool) -> PackedLinear | PackedConv2d:
     """An empty packed twin of a Linear or Conv2d."""
-    return (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer, format, inputs)
+    return (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer, format, inputs, smooth)
 
 
 def packed_twin(layer: QuantLinear | QuantConv2d) -> PackedLinear | PackedConv2d:
     """The packed layer with a quantized layer's codes."""
     layer.input.enabled = True
-    twin = packed_layer(layer, layer.format, layer.input)
-    twin.fill(layer.codes, layer.grid, layer.bias)
+    twin = packed_layer(layer, layer.format, layer.input, layer.smooth.numel() > 0)
+    twin.fill(layer)
     return twin.train(layer.training)

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Format, Grid, Log2
-from lowtide.kernels import quantize_input
+from lowtide.formats import Affine, Format, Grid
+from lowtide.kernels import per_sample, quantize_input
 from lowtide.nn.clock import Clock
 
 
 class Quantizer(nn.Module):
     """Rounds what passes through. `format` None is the identity; its range is row `row` of the clock's table."""
 
-    def __init__(self, format: Affine | Log2 | None, clock: Clock, row: int = 0, per_step: bool = False):
+    def __init__(self, format: Format | None, clock: Clock, row: int = 0, per_step: bool = False):
         super().__init__()
         self.format, self.row, self.per_step, self.enabled = format, row, per_step, False
         self.learnt: nn.Parameter | None = None
@@ -37,10 +37,10 @@ class Quantizer(nn.Module):
         scale, zero = self.step()
         if self.learnt is not None:
             return self.learning_forward(x, zero)
-        if isinstance(self.format, Log2):
-            grid = Grid(scale.reshape(-1, *[1] * (x.dim() - 1)) if scale.dim() else scale, zero)
-            return self.format.decode(self.format.encode(x, grid), grid).to(x.dtype)
-        return quantize_input(x, scale, zero, self.format.top)
+        if isinstance(self.format, Affine):
+            return quantize_input(x, scale, zero, self.format.top)
+        grid = Grid(*(per_sample(part, x) for part in (scale, zero)))
+        return self.format.decode(self.format.encode(x, grid), grid).to(x.dtype)
 
     def start_learning(self) -> nn.Parameter:
         """Learn the logarithm of the scale from here on: a step changes it by a share, and it stays positive."""
@@ -50,9 +50,7 @@ class Quantizer(nn.Module):
     def learning_forward(self, x: Tensor, zero: Tensor) -> Tensor:
         """The same rounding, with the gradient passed straight through it."""
         scale = self.learnt[self.index()].exp()
-        if scale.dim():
-            shape = (-1, *[1] * (x.dim() - 1))
-            scale, zero = (part.repeat_interleave(x.shape[0] // len(part)).reshape(shape) for part in (scale, zero))
+        scale, zero = per_sample(scale, x), per_sample(zero, x)
         place = x / scale + zero.float()
         place = (place + (place.round() - place).detach()).clamp(0, self.format.top)
         return (place - zero.float()) * scale
@@ -62,10 +60,13 @@ class Quantizer(nn.Module):
         self.scale.copy_(self.learnt.exp())
         self.learnt = None
 
-    @torch.no_grad()
     def fit(self, lo: Tensor, hi: Tensor) -> None:
         """Take the range: one lo and hi for each step. A single range fills the whole row."""
-        grid = self.format.params(lo.reshape(-1), hi.reshape(-1))
+        self.take(self.format.params(lo.reshape(-1), hi.reshape(-1)))
+
+    @torch.no_grad()
+    def take(self, grid: Grid) -> None:
+        """Take the grid: one scale and zero for each step."""
         self.clock.scale[self.row] = grid.scale
         self.clock.zero[self.row] = grid.zero.to(torch.uint8)
 

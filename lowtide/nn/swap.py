@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import CLOCK, Clock
+from lowtide.nn.correction import add_correction
 from lowtide.nn.fake import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.packed import PackedConv2d, PackedLinear, packed_layer, packed_twin
 from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.split import split_modules
+from lowtide.nn.temporal import Blank, Cached
 from lowtide.plan import LayerPlan, Plan
 
 QuantLayer = QuantLinear | QuantConv2d
@@ -27,7 +31,7 @@ class Builder:
     def __init__(self, root: nn.Module, plan: Plan):
         plans = [*plan.layers.values(), *(part for parts in plan.attentions.values() for part in parts.values())]
         used = [each for each in plans if each.input is not None]
-        self.clock = Clock(plan.timesteps, plan.ticks, len(used), any(each.per_step for each in used))
+        self.clock = Clock(plan.timesteps, plan.ticks, len(used), any(each.per_step for each in used), plan.keyed)
         self.rows = 0
         self.clock.attach(root)
         root.add_module(CLOCK, self.clock)
@@ -55,12 +59,28 @@ def add_attention(root: nn.Module, plan: Plan, builder: Builder) -> None:
 
 def skeleton(root: nn.Module, plan: Plan) -> None:
     """Swap in empty packed layers, for a checkpoint to fill."""
+    split_modules(root, plan.splits)
     builder = Builder(root, plan)
     for name, layer in plan.layers.items():
-        build = quantized_layer if layer.weight is None else packed_layer
-        replace_module(root, name, build(root.get_submodule(name), layer.weight, builder.quantizer(layer)))
+        replace_module(root, name, empty_layer(root.get_submodule(name), layer, builder.quantizer(layer)))
     add_attention(root, plan, builder)
+    for name, cache in plan.cached.items():
+        replace_module(root, name, Cached(cache, builder.clock, root.get_submodule(name) if cache.computed else None))
+    for name, width in plan.blank.items():
+        replace_module(root, name, Blank(width))
+    if plan.corrected:
+        add_correction(root, plan.corrected)
     enable_inputs(root)
+
+
+def empty_layer(module: nn.Module, plan: LayerPlan, inputs: Quantizer) -> nn.Module:
+    """The layer as the plan wants it, without its data."""
+    if plan.weight is not None:
+        return packed_layer(module, plan.weight, inputs, plan.smooth)
+    layer = quantized_layer(module, None, inputs)
+    if plan.smooth:
+        layer.set_smooth(torch.empty(module.weight.shape[1]))
+    return layer
 
 
 def pack_modules(root: nn.Module) -> None:
@@ -103,9 +123,23 @@ def packed_layers(root: nn.Module) -> Iterator[tuple[str, PackedLayer]]:
 def look(root: nn.Module, quantized: bool, inputs: bool) -> None:
     """Make every quantized part below `root` behave as float, weights only, or weights and inputs."""
     for module in root.modules():
-        if isinstance(module, QuantLayer | QuantAttention):
+        if isinstance(module, QuantLayer | QuantAttention | Cached):
             module.look(quantized, inputs)
 
 
 def find_clock(root: nn.Module) -> Clock:
     return root.get_submodule(CLOCK)
+
+
+def quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
+    return {name: module for name, module in found if module.format is not None}
+
+
+def drop_unused_rows(model: nn.Module) -> None:
+    """Close the gaps in the table of ranges, so that a skeleton built from the plan has the same rows."""
+    clock, used = find_clock(model), sorted(quantizers(model).values(), key=lambda quantizer: quantizer.row)
+    rows = [quantizer.row for quantizer in used]
+    clock.scale, clock.zero = clock.scale[rows], clock.zero[rows]
+    for row, quantizer in enumerate(used):
+        quantizer.row = row

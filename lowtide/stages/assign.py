@@ -8,7 +8,7 @@ from lowtide.formats import Affine
 from lowtide.models import Adapter
 from lowtide.nn.quantizer import input_format
 from lowtide.nn.swap import quantize_modules
-from lowtide.plan import LayerPlan, Plan, Settings
+from lowtide.plan import LayerPlan, Settings
 from lowtide.stages.base import Job
 
 END_BITS = 8
@@ -31,7 +31,8 @@ class Assign:
         if job.settings.profile == "paper":
             layers, left = paper_profile(job.adapter, layers)
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
-        job.plan = Plan(
+        job.plan = replace(
+            job.plan,
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
             attentions={} if job.settings.profile == "paper" else attention_plans(job, self.per_step),
             timesteps=timesteps,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lowtide.nn.swap import pack_modules
+from lowtide.nn.swap import drop_unused_rows, pack_modules
 from lowtide.stages.base import Job
 
 
@@ -11,5 +11,17 @@ class Pack:
     """Replace every quantized layer by its packed twin; outputs stay the same bit for bit."""
 
     def run(self, job: Job) -> None:
+        drop_silent(job)
         pack_modules(job.model)
         job.calls = []
+
+
+def drop_silent(job: Job) -> None:
+    """Temporal layers whose answers all come from a cache leave the model, and their input ranges the table."""
+    for name, cache in job.plan.cached.items():
+        if not cache.computed:
+            job.model.get_submodule(name).layer = None
+            job.plan.layers.pop(name, None)
+    for name in job.plan.blank:
+        job.plan.layers.pop(name, None)
+    drop_unused_rows(job.model)

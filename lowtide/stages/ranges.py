@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowtide.formats import SEARCHES
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.quantizer import Quantizer
-from lowtide.nn.swap import find_clock, look
+from lowtide.nn.swap import drop_unused_rows, find_clock, look, quantizers
 from lowtide.stages.base import Call, Job
 
 KEPT_VALUES = 2048
@@ -47,11 +47,6 @@ class FitRanges:
                 quantizer.fit(*ranges(seen[name], quantizer, self.search))
         leave_unseen_attention(job, {name for name, what in seen.items() if not what.called})
         look(job.model, True, True)
-
-
-def quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
-    return {name: module for name, module in found if module.format is not None}
 
 
 def watch(job: Job, keep: bool) -> dict[str, Seen]:
@@ -108,12 +103,3 @@ def leave_unseen_attention(job: Job, unseen: set[str]) -> None:
             del job.plan.attentions[name]
             job.plan.left[f"attention of {name}"] = "its processor does not call scaled_dot_product_attention"
     drop_unused_rows(job.model)
-
-
-def drop_unused_rows(model: nn.Module) -> None:
-    """Close the gaps in the table of ranges, so that a skeleton built from the plan has the same rows."""
-    clock, used = find_clock(model), sorted(quantizers(model).values(), key=lambda quantizer: quantizer.row)
-    rows = [quantizer.row for quantizer in used]
-    clock.scale, clock.zero = clock.scale[rows], clock.zero[rows]
-    for row, quantizer in enumerate(used):
-        quantizer.row = row

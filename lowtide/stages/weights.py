@@ -22,6 +22,6 @@ class FitWeights:
 
 
 def fit_weight(layer: Fake, search: str) -> None:
-    weight, format = layer.weight.detach(), layer.format
+    weight, format = layer.whole_weight(), layer.format
     lo, hi = SEARCHES[search](format.rows(weight), format)
     layer.set_grid(format.params(lo, hi, weight.shape[0]))

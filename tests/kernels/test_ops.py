@@ -19,7 +19,7 @@ from lowtide.formats import Affine
 def fast(x, weight, grid, step, spec, bias):
     return torch.full((len(x), len(grid[0])), 7.0)
 
-grid = [torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.uint8), torch.empty(0)]
+grid = [torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.uint8), torch.empty(0), torch.empty(0)]
 spec = kernels.Spec(8, Affine(4, False, 0), 0).flat()
 print(kernels.linear(torch.randn(2, 8), torch.zeros(3, 4, dtype=torch.uint8), grid, [], spec, None).unique().tolist())
 """
@@ -31,7 +31,8 @@ def arguments(form, rows=6, columns=18):
     zero = torch.empty(0) if form.signed else torch.full((rows, 1), 3, dtype=torch.uint8)
     factor = torch.full((rows, -(-columns // form.group)), 2, dtype=torch.uint8) if form.group else torch.empty(0)
     step = [torch.tensor(0.1), torch.tensor(7, dtype=torch.uint8)]
-    return packed, [torch.rand(rows, 1) + 0.5, zero, factor], step, Spec(columns, form, 8).flat(), torch.randn(rows)
+    grid = [torch.rand(rows, 1) + 0.5, zero, factor, torch.empty(0)]
+    return packed, grid, step, Spec(columns, form, 8).flat(), torch.randn(rows)
 
 
 @pytest.mark.parametrize(

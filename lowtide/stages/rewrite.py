@@ -1,0 +1,49 @@
+"""Rewrites that papers share: a layer split in two, input channels divided, a temporal layer answered from a cache.
+
+Each changes the model and says so in the plan, so that a checkpoint's skeleton is rewritten the same way.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from lowtide.errors import BadInput
+from lowtide.models import adapt
+from lowtide.nn.correction import Correction, add_correction
+from lowtide.nn.split import split_modules
+from lowtide.nn.swap import find_clock, replace_module
+from lowtide.nn.temporal import Cached
+from lowtide.plan import CachePlan
+from lowtide.stages.base import Job
+
+
+def split_layers(job: Job, splits: dict[str, int]) -> None:
+    """Split float layers, before formats are assigned; the adapter then knows the halves as layers of their own."""
+    if job.plan.layers:
+        raise BadInput("found formats assigned already", "a float model to split layers of", "split before Assign")
+    split_modules(job.model, splits)
+    job.plan = replace(job.plan, splits=job.plan.splits | splits)
+    job.adapter = adapt(job.model, job.calls[0].arguments)
+
+
+def smooth_layer(job: Job, name: str, divisors: Tensor) -> None:
+    """Divide the layer's input channels, multiply its weights. Weight ranges and input ranges must be fitted after this."""
+    layer = job.model.get_submodule(name)
+    layer.set_smooth(divisors.to(layer.weight.device))
+    job.plan.layers[name] = replace(job.plan.layers[name], smooth=True)
+
+
+def cache_layer(job: Job, name: str, plan: CachePlan) -> Cached:
+    """Put a cache, still empty, in a temporal layer's place; until packing the layer stays inside, to answer as float."""
+    cached = Cached(plan, find_clock(job.model), job.model.get_submodule(name))
+    replace_module(job.model, name, cached)
+    job.plan = replace(job.plan, cached=job.plan.cached | {name: plan})
+    find_clock(job.model).keyed = True
+    return cached
+
+
+def correct_answer(job: Job, channels: int) -> Correction:
+    """Attach a correction, still without effect, for the first `channels` channels of the denoiser's answer."""
+    job.plan = replace(job.plan, corrected=channels)
+    find_clock(job.model).keyed = True
+    return add_correction(job.model, channels)
