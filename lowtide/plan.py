@@ -25,6 +25,7 @@ class Settings:
     batch: int = 32
     range_iters: int = 0
     early_stop: bool = False
+    keep_temporal: bool = False
     memory: int = 128 << 20
     guidance: float | None = None
     size: int | None = None
@@ -67,13 +68,15 @@ class LayerPlan:
 class CachePlan:
     """A cache of `width` values for each step, in `chunks` that have a range each; None keeps float32.
 
-    `computed` says that at some steps the layer itself answers, so that it stays in the checkpoint.
+    `computed` says that at some steps the layer itself answers, `kept` that it stays in float to rebuild the cache from:
+    either way it is in the checkpoint.
     """
 
     width: int
     format: Affine | None
     chunks: int = 1
     computed: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def float_share(job: Job) -> float:
 
 def gone_layers(plan: Plan) -> list[str]:
     """Temporal layers that a cache took the place of."""
-    return [*(name for name, cache in plan.cached.items() if not cache.computed), *plan.blank]
+    return [*(name for name, cache in plan.cached.items() if not cache.computed and not cache.kept), *plan.blank]
 
 
 def check_model(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ calibration set, and gives its inputs one range for all t; the temporal feature 
 one timestep for another. TFMQ rounds the whole block for its own features over all t, and keeps one input range per t.
 
     temporal information block      adapter.temporal()
-    TIAR, weights of the block      class TIAR
+    TIAR, weights of the block      stages.temporal.TIAR, which its journal extension shares
     the rest of the weights         stages.reconstruct.Reconstruct, block by block, asymmetric
     FSC, one range per timestep     Assign(per_step=True) and class FSC
 
@@ -20,43 +20,15 @@ the block are quantized too (profile `full`); dropout is off; attention's q, k, 
 
 from dataclasses import dataclass
 
-import torch
-
-from lowtide.models import Unit
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.features import JobFeatures
 from lowtide.stages.pack import Pack
 from lowtide.stages.ranges import FitRanges
-from lowtide.stages.reconstruct import Learner, LearnRanges, Reconstruct
+from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
-
-
-@dataclass(frozen=True)
-class TIAR:
-    """Temporal information aware reconstruction: round the temporal block so that its features stay put.
-
-    minimise over the rounding of h and all g_i:   sum_i || g_i(h(t)) - g^_i(h^(t)) ||^2,   t in {1..T}
-
-    A pass over all t costs next to nothing, so it gets `times` as many iterations as a block.
-    """
-
-    times: int = 5
-
-    def run(self, job: Job) -> None:
-        for unit in job.track(job.adapter.temporal(), "temporal block"):
-            self.round_unit(job, unit)
-
-    def round_unit(self, job: Job, unit: Unit) -> None:
-        features = JobFeatures(job, unit)
-        target = features.floating()
-
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return sum((ours - theirs).square().sum(1).mean() for ours, theirs in zip(features(), target, strict=True))
-
-        Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
 
 
 @dataclass(frozen=True)

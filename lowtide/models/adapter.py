@@ -6,11 +6,14 @@ from functools import cached_property, lru_cache
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 from lowtide.models.trace import Graph, flat_inputs, on_meta, record
 
+# What a temporal feature passes on its way to being cut: an axis added, a table of its own added.
+PASSED_ON = (Tensor.__getitem__, Tensor.reshape, Tensor.view, Tensor.unsqueeze, Tensor.__add__, Tensor.__radd__, Tensor.add)
 Example = Callable[[nn.Module, int], dict[str, Any]]
 
 
@@ -120,6 +123,16 @@ class Adapter:
             if any(value.dye & self.content for value in used):
                 met |= {name for value in used if not value.dye & self.content for name in value.near}
         return tuple(name for name in layers if name in met)
+
+    def chunks(self, layer: str) -> int:
+        """Into how many parts of alike meaning the rest of the network cuts this temporal layer's answer (scale and shift: 2)."""
+        followed = {id for node in self._layer_graph.nodes if node.target == layer for id in node.gives()}
+        for node in self._layer_graph.nodes:
+            if not node.is_leaf and followed.intersection(node.uses()):
+                if node.target in (torch.chunk, Tensor.chunk):
+                    return node.args[1]
+                followed.update(node.gives() if node.target in PASSED_ON else ())
+        return 1
 
     def temporal(self) -> list[Unit]:
         """The temporal information block: one unit, or several where each block has an embedder of its own."""

@@ -65,7 +65,9 @@ def skeleton(root: nn.Module, plan: Plan) -> None:
         replace_module(root, name, empty_layer(root.get_submodule(name), layer, builder.quantizer(layer)))
     add_attention(root, plan, builder)
     for name, cache in plan.cached.items():
-        replace_module(root, name, Cached(cache, builder.clock, root.get_submodule(name) if cache.computed else None))
+        replace_module(
+            root, name, Cached(cache, builder.clock, root.get_submodule(name) if cache.computed or cache.kept else None)
+        )
     for name, width in plan.blank.items():
         replace_module(root, name, Blank(width))
     if plan.corrected:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import Grid, pack, packed_bytes, unpack
 from lowtide.nn.clock import Clock
+from lowtide.nn.fake import Fake
 from lowtide.plan import CachePlan
 
 
@@ -57,7 +58,7 @@ class Cached(nn.Module):
     def look(self, quantized: bool, inputs: bool) -> None:
         """As float: the layer itself, which a job keeps until it packs."""
         self.quantized = quantized
-        if self.layer is not None:
+        if isinstance(self.layer, Fake):
             self.layer.look(quantized, inputs)
 
 

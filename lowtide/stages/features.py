@@ -40,14 +40,14 @@ class JobFeatures:
     @torch.no_grad()
     def floating(self) -> list[Tensor]:
         """The float model's features; leaves the unit with quantized weights and float inputs."""
-        self.look(False)
+        self.look(False, False)
         features = self()
-        self.look(True)
+        self.look(True, False)
         return features
 
-    def look(self, quantized: bool) -> None:
+    def look(self, quantized: bool, inputs: bool) -> None:
         for name in self.unit.layers:
-            look(self.model.get_submodule(name), quantized, False)
+            look(self.model.get_submodule(name), quantized, inputs)
 
 
 def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> Rows:
@@ -60,7 +60,7 @@ def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> Rows:
             rows.setdefault(tuple(tuple(value.flatten().tolist()) for value in row.values()), row)
             if tuple(reads) == ("timestep",):
                 break
-    spread = max(1, -(-len(rows) // MOST_ROWS))
+    spread = 1 if tuple(reads) == ("timestep",) else max(1, -(-len(rows) // MOST_ROWS))
     return list(rows.values())[::spread]
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from lowtide.nn.swap import drop_unused_rows, pack_modules
+from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
+from lowtide.nn.temporal import Blank
 from lowtide.stages.base import Job
 
 
@@ -19,9 +20,10 @@ class Pack:
 def drop_silent(job: Job) -> None:
     """Temporal layers whose answers all come from a cache leave the model, and their input ranges the table."""
     for name, cache in job.plan.cached.items():
-        if not cache.computed:
+        if not cache.computed and not cache.kept:
             job.model.get_submodule(name).layer = None
             job.plan.layers.pop(name, None)
-    for name in job.plan.blank:
+    for name, width in job.plan.blank.items():
+        replace_module(job.model, name, Blank(width))
         job.plan.layers.pop(name, None)
     drop_unused_rows(job.model)

@@ -42,6 +42,20 @@ def cache_layer(job: Job, name: str, plan: CachePlan) -> Cached:
     return cached
 
 
+def blank_layer(job: Job, name: str) -> None:
+    """This layer's answer is not needed any more: packing leaves nothing of it but the width."""
+    job.plan = replace(job.plan, blank=job.plan.blank | {name: job.adapter.all_layers[name].out_features})
+
+
+def leave_float(job: Job, name: str, why: str) -> None:
+    """Give up quantizing a layer; the plan says why."""
+    module = job.model.get_submodule(name)
+    layer = module.layer if isinstance(module, Cached) else module
+    layer.format = layer.grid = layer.input.format = None
+    job.plan.layers.pop(name)
+    job.plan.left[name] = why
+
+
 def correct_answer(job: Job, channels: int) -> Correction:
     """Attach a correction, still without effect, for the first `channels` channels of the denoiser's answer."""
     job.plan = replace(job.plan, corrected=channels)

@@ -1,0 +1,162 @@
+"""Temporal Feature Matters: cached temporal features, chosen where they disturb less (Huang et al., T-PAMI 2025, arXiv 2407.19547).
+
+The temporal features g_i(h(t)) of a block i are a finite set: one for each step t of the schedule. So the float block can
+be run once, before quantizing, and its answers kept instead of its weights, each vector on a grid of its own. Where the
+quantized block (TFMQ's maintenance, TM) happens to disturb a feature less than its cached copy (CM), it answers itself.
+
+    Temporal information block        adapter.temporal(), those units that read t alone
+    Cache-based maintenance, CM       cache_feature: argmin over s, z of || X^_{t,i} - X_{t,i} ||^2, per (t, i)
+    Temporal maintenance, TM          stages.temporal.TIAR for weights, one input range per step (input_ranges here)
+    L^temporal_{t,i}                  disturbance: || X^_{t,i} - X_{t,i} ||^2 against the float feature
+    Disturbance-aware selection       tau_{t,i} = L(TM) / L(CM);  tau < 1: TM, else CM      (class Maintain)
+
+A block whose features are all cached leaves the checkpoint; the report says how many bytes that saved and which share of
+(t, i) was cached.
+
+Departs from the paper: its text is not public beyond a figure, so the cache takes the bits of the inputs (8 where they stay
+in float would lose something: there it is float32), and a feature that the network cuts into scale and shift (or six parts)
+gets a grid for each part. TM is judged with quantized inputs and, as it will run here, without rounding its answer.
+With `keep_temporal` every step is cached and the float block stays in the checkpoint, so that a new schedule can rebuild
+the cache. Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) no cache made beforehand can be right:
+there the quantized block answers, once for all steps of a request (nn/temporal.py), never with a stale value.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowtide.formats import SEARCHES, Affine, Grid, packed_bytes
+from lowtide.models import Unit
+from lowtide.nn.fake import Fake
+from lowtide.nn.swap import find_clock
+from lowtide.plan import CachePlan, Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, Recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.features import JobFeatures
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges
+from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.rewrite import blank_layer, cache_layer, leave_float
+from lowtide.stages.temporal import TIAR
+from lowtide.stages.weights import FitWeights
+
+
+@dataclass(frozen=True)
+class Maintain:
+    """Cache-based maintenance of every temporal feature; with `selection` only at the steps where it disturbs less."""
+
+    selection: bool = True
+
+    def run(self, job: Job) -> None:
+        seen = job.report["temporal"] = {"features": 0, "cached_share": 0.0, "bytes_before": 0, "bytes_after": 0}
+        for unit in job.adapter.temporal():
+            if unit.reads == ("timestep",) and all(isinstance(job.model.get_submodule(name), Fake) for name in unit.layers):
+                self.maintain(job, unit, seen)
+        pairs = seen["features"] * len(find_clock(job.model).known)
+        seen["cached_share"] = seen["cached_share"] / pairs if pairs else 0.0
+
+    def maintain(self, job: Job, unit: Unit, seen: dict[str, float]) -> None:
+        features = JobFeatures(job, unit)
+        target, ours = features.floating(), maintained(job, unit, features)
+        computed = False
+        for name, float_feature, quantized in zip(unit.features, target, ours, strict=True):
+            values, codes, grid, plan = cache_feature(job, name, float_feature)
+            loses = disturbance(quantized, float_feature) >= disturbance(values, float_feature)
+            chosen = loses if self.selection and not job.settings.keep_temporal else torch.ones_like(loses)
+            computed |= not bool(chosen.all())
+            put(
+                job,
+                name,
+                CachePlan(plan.width, plan.format, plan.chunks, not bool(chosen.all()), plan.kept),
+                (values, codes, grid),
+            )
+            if not bool(chosen.all()):
+                job.model.get_submodule(name).chosen = chosen
+            seen["features"] += 1
+            seen["cached_share"] += float(chosen.sum())
+            seen["bytes_after"] += cache_bytes(plan, len(values))
+        seen["bytes_before"] += sum(weight_bytes(job, name) for name in unit.layers)
+        silence(job, unit, computed)
+
+
+def maintained(job: Job, unit: Unit, features: JobFeatures) -> list[Tensor]:
+    """The features as TM answers them: rounded weights, and inputs on the ranges of their steps."""
+    input_ranges(job, unit, features)
+    with torch.no_grad():
+        features.look(True, True)
+        ours = features()
+        features.look(True, False)
+    return ours
+
+
+def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
+    """FSC for the block alone: all its inputs at step t are one vector, whose ends are the range."""
+    layers = [job.model.get_submodule(name) for name in unit.layers]
+    layers = [layer for layer in layers if isinstance(layer, Fake) and layer.input.format is not None]
+
+    def fit(layer: Fake, args: tuple) -> None:
+        lo, hi = args[0].flatten(1).aminmax(dim=1)
+        layer.input.fit(*((lo, hi) if layer.input.per_step else (lo.min()[None], hi.max()[None])))
+
+    hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
+    with torch.no_grad():
+        features()
+    for hook in hooks:
+        hook.remove()
+
+
+def disturbance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """L^temporal of one block, for each t."""
+    return (ours - theirs).double().square().sum(1)
+
+
+def cache_feature(job: Job, name: str, feature: Tensor) -> tuple[Tensor, Tensor | None, Grid | None, CachePlan]:
+    """The float feature, steps x width, on its own grid for each step and part: values, codes, grid, plan."""
+    bits, chunks = job.settings.inputs, job.adapter.chunks(name)
+    kept = job.settings.keep_temporal
+    if bits > 8:
+        return feature, None, None, CachePlan(feature.shape[1], None, kept=kept)
+    form, rows = Affine(bits, False, 0), feature.float().reshape(len(feature) * chunks, -1)
+    grid = form.params(*SEARCHES["mse"](rows, form), len(rows))
+    codes = form.encode(rows, grid)
+    return form.decode(codes, grid).reshape(feature.shape), codes, grid, CachePlan(feature.shape[1], form, chunks, kept=kept)
+
+
+def put(job: Job, name: str, plan: CachePlan, found: tuple[Tensor, Tensor | None, Grid | None]) -> None:
+    """The cache takes the layer's place. Rows stand in the clock's order, which is that of the distinct timesteps."""
+    cached, (values, codes, grid) = cache_layer(job, name, plan), found
+    if grid is None:
+        cached.values = values.float().clone()
+    else:
+        cached.fill(codes, grid)
+
+
+def silence(job: Job, unit: Unit, computed: bool) -> None:
+    """Layers that only served the features have nobody left to serve; kept ones go back to float."""
+    for name in unit.layers:
+        if job.settings.keep_temporal:
+            leave_float(job, name, "kept to rebuild the cache (keep_temporal)")
+        elif not computed and name not in unit.features:
+            blank_layer(job, name)
+
+
+def weight_bytes(job: Job, name: str) -> int:
+    """What the layer takes in the checkpoint: codes and one scale and zero for each row, or float32."""
+    layer, plan = job.adapter.all_layers[name], job.plan.layers.get(name)
+    columns = layer.weight[0].numel()
+    row = packed_bytes(columns, plan.weight.bits) + 5 if plan and plan.weight else 4 * columns
+    return layer.out_features * row
+
+
+def cache_bytes(plan: CachePlan, steps: int) -> int:
+    if plan.format is None:
+        return 4 * steps * plan.width
+    return steps * plan.chunks * (packed_bytes(plan.width // plan.chunks, plan.format.bits) + 5)
+
+
+def recipe(settings: Settings) -> Recipe:
+    learnt = (LearnRanges(),) if settings.range_iters else ()
+    start = (Collect(), Assign(per_step=True), FitWeights("mse"), TIAR(), Maintain())
+    return (*start, Reconstruct(), FitRanges("minmax"), *learnt, Pack())

@@ -1,0 +1,107 @@
+"""Temporal Feature Matters on random models: the better of cache and block at every step, and what leaves the checkpoint."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+
+import lowtide
+from lowtide import sample
+from lowtide.methods import METHODS, temporal_cache, tfmq
+from lowtide.methods.temporal_cache import Maintain
+from lowtide.models import adapt
+from lowtide.nn.temporal import Blank, Cached
+from lowtide.plan import Settings
+from lowtide.stages.features import temporal_errors
+
+OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 20, "batch": 2}
+
+
+def quantized(recipe, monkeypatch, model=None, **options):
+    """A quantized pipeline, and the temporal features' error at each step and feature."""
+    original = model or tiny.model("unet2d")
+    pipe = sample.as_pipeline(type(original).from_config(original.config))
+    pipe.unet.load_state_dict(original.state_dict())
+    monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
+    result = lowtide.quantize(pipe, method="this", **OPTIONS | options)
+    return result, temporal_errors(adapt(original), original, pipe.unet)
+
+
+def changed(recipe, stage, **fields):
+    return tuple(replace(each, **fields) if isinstance(each, stage) else each for each in recipe)
+
+
+def test_selection_is_never_worse_than_cache_or_block_alone(monkeypatch):
+    options = {"weights": 8, "inputs": 6}  # coarse caches and good layers: each wins somewhere
+    recipe = temporal_cache.recipe(Settings())
+    selected, error = quantized(recipe, monkeypatch, **options)
+    _, cache = quantized(changed(recipe, Maintain, selection=False), monkeypatch, **options)
+    _, block = quantized(tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options)
+    assert (error <= torch.minimum(cache, block) * 1.0001).all()
+    assert 0.05 < selected.report["temporal"]["cached_share"] < 0.95
+    assert error.sum() < 0.95 * min(cache.sum(), block.sum())
+
+
+def test_the_cache_beats_tfmq_at_four_bits(monkeypatch):
+    _, ours = quantized(temporal_cache.recipe(Settings()), monkeypatch)
+    _, theirs = quantized(tfmq.recipe(Settings()), monkeypatch)
+    assert ours.sum() < theirs.sum() / 5
+
+
+def test_a_block_cached_at_every_step_leaves_the_checkpoint(monkeypatch, tmp_path):
+    result, error = quantized(changed(temporal_cache.recipe(Settings()), Maintain, selection=False), monkeypatch)
+    names = set(result.model.state_dict())
+    assert not any(name.startswith("time_embedding") or ".time_emb_proj.layer" in name for name in names)
+    assert isinstance(result.model.time_embedding.linear_1, Blank)
+    assert isinstance(result.model.mid_block.resnets[0].time_emb_proj, Cached)
+    told = result.report["temporal"]
+    assert told["cached_share"] == 1.0
+    assert told["bytes_after"] < told["bytes_before"]
+    assert error.mean() < 1e-3
+    request = sample.Request(steps=8, seeds=(0, 1))
+    before = sample.images(result.pipe, request)
+    result.save(tmp_path / "cached")
+    assert (sample.images(lowtide.load(tmp_path / "cached"), request) == before).all()
+
+
+def test_scale_and_shift_have_grids_of_their_own(monkeypatch):
+    torch.manual_seed(0)
+    model = tiny.unet2d(resnet_time_scale_shift="scale_shift").eval()
+    recipe = changed(temporal_cache.recipe(Settings()), Maintain, selection=False)
+    result, _ = quantized(recipe, monkeypatch, model)
+    cached = result.model.mid_block.resnets[0].time_emb_proj
+    assert cached.plan.chunks == 2
+    assert len(cached.scale) == 2 * 8
+
+
+def test_an_unknown_timestep_is_an_error_even_with_one_range_for_all(monkeypatch):
+    result, _ = quantized(temporal_cache.recipe(Settings()), monkeypatch, inputs=32)
+    with pytest.raises(lowtide.errors.BadInput, match="found timestep 1; expected one of the 8"):
+        result.model(torch.zeros(1, 3, 8, 8), 1)
+
+
+def test_sixteen_bits_change_nothing(monkeypatch):
+    original = tiny.model("unet2d")
+    result, _ = quantized(temporal_cache.recipe(Settings()), monkeypatch, weights=32, inputs=32)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(result.model(x, 875)[0], original(x, 875)[0])
+
+
+def test_a_kept_block_stays_in_float(monkeypatch, tmp_path):
+    result, error = quantized(temporal_cache.recipe(Settings()), monkeypatch, keep_temporal=True)
+    original = tiny.model("unet2d")
+    kept = result.model.mid_block.resnets[0].time_emb_proj.layer
+    assert torch.equal(kept.weight, original.mid_block.resnets[0].time_emb_proj.weight)
+    assert torch.equal(result.model.time_embedding.linear_1.weight, original.time_embedding.linear_1.weight)
+    assert error.mean() < 1e-3
+    result.save(tmp_path / "kept")
+    request = sample.Request(steps=8, seeds=(0,))
+    assert (sample.images(lowtide.load(tmp_path / "kept"), request) == sample.images(result.pipe, request)).all()
+
+
+def test_a_block_that_reads_a_label_is_not_cached_beforehand(tmp_path):
+    result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **OPTIONS)
+    assert result.plan.cached == {}
+    assert result.report["temporal"]["features"] == 0
