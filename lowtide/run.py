@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lowtide.nn.split import split_modules
 from lowtide.nn.swap import packed_layers
 from lowtide.plan import LayerPlan, Plan, settings_from
 from lowtide.report import grids
-from lowtide.stages.base import Job, recipe_digest, run_recipe
+from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 
 
 @dataclass
@@ -47,11 +47,14 @@ class Quantized:
         return Path(folder)
 
 
-def quantize(target: Any, *, method: str = "tfmq", folder: str | Path | None = None, **options: Any) -> Quantized:
+def quantize(
+    target: Any, *, method: str = "tfmq", folder: str | Path | None = None, without: Sequence[str] = (), **options: Any
+) -> Quantized:
     """Quantize a diffusers pipeline (or a bare UNet2DModel) in place and hand it back packed.
 
     `options` are the fields of lowtide.plan.Settings: weights, inputs, steps, prompts, labels, iters, ... With `folder`,
-    finished units are kept there and an interrupted run goes on where it stopped, to the same bits.
+    finished units are kept there and an interrupted run goes on where it stopped, to the same bits. `without` leaves stages
+    of the method's recipe out, by name, to see what each is worth.
     """
     settings = settings_from(options)
     if method not in METHODS:
@@ -60,11 +63,20 @@ def quantize(target: Any, *, method: str = "tfmq", folder: str | Path | None = N
     model = sample.denoiser(pipe)
     check_model(model)
     model.requires_grad_(False)
-    recipe = METHODS[method](settings)
+    recipe = ablated(METHODS[method](settings), without)
     digest = recipe_digest(recipe, settings, fingerprint(model))
     job = Job(pipe, model.eval(), adapt(model, sample.example(pipe)), settings, method, Path(folder) / digest if folder else None)
     run_recipe(recipe, job)
     return finish(job)
+
+
+def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
+    """The recipe without the stages of these names, whatever their case."""
+    names = {type(stage).__name__.lower() for stage in recipe}
+    if unknown := [name for name in without if name.lower() not in names]:
+        known = ", ".join(dict.fromkeys(type(stage).__name__ for stage in recipe))
+        raise BadInput(f"found no stage {unknown[0]!r}", f"one of {known}", "check --without")
+    return tuple(stage for stage in recipe if type(stage).__name__.lower() not in {name.lower() for name in without})
 
 
 def finish(job: Job) -> Quantized:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from types import ModuleType
 
-from lowtide.methods import minmax, temporal_cache, tfmq
+from lowtide.methods import efficientdm, minmax, mpq, tcaq, temporal_cache, tfmq
 from lowtide.plan import Settings
 from lowtide.stages.base import Recipe
 
@@ -11,6 +11,9 @@ MODULES: dict[str, ModuleType] = {
     "minmax": minmax,
     "tfmq": tfmq,
     "temporal_cache": temporal_cache,
+    "tcaq": tcaq,
+    "efficientdm": efficientdm,
+    "mpq": mpq,
 }
 METHODS: dict[str, Callable[[Settings], Recipe]] = {name: module.recipe for name, module in MODULES.items()}
 PAPERS: dict[str, str] = {name: (module.__doc__ or "").splitlines()[0] for name, module in MODULES.items()}

@@ -1,4 +1,4 @@
-"""Temporal Feature Matters: cached temporal features, chosen where they disturb less (Huang et al., T-PAMI 2025, arXiv 2407.19547).
+"""Temporal Feature Matters: temporal features cached where that disturbs less (Huang et al., T-PAMI 2025, arXiv 2407.19547).
 
 The temporal features g_i(h(t)) of a block i are a finite set: one for each step t of the schedule. So the float block can
 be run once, before quantizing, and its answers kept instead of its weights, each vector on a grid of its own. Where the

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models.trace import Graph, flat_inputs, on_meta, record
+from lowtide.models.trace import Graph, Param, flat_inputs, leaves_of, on_meta, record
 
 # What a temporal feature passes on its way to being cut: an axis added, a table of its own added.
 PASSED_ON = (Tensor.__getitem__, Tensor.reshape, Tensor.view, Tensor.unsqueeze, Tensor.__add__, Tensor.__radd__, Tensor.add)
@@ -133,6 +133,18 @@ class Adapter:
                     return node.args[1]
                 followed.update(node.gives() if node.target in PASSED_ON else ())
         return 1
+
+    def norm_before(self, layer: str) -> str | None:
+        """The group norm whose answer this layer reads as it is, and nobody else does."""
+        nodes, values = self._layer_graph.nodes, {id: node for node in self._layer_graph.nodes for id in node.gives()}
+        (reads,) = [node.uses() for node in nodes if node.target == layer][:1]
+        source = values.get(reads[0])
+        listeners = sum(reads[0] in node.uses() for node in nodes)
+        if source is None or source.target is not torch.nn.functional.group_norm or listeners != 1:
+            return None
+        return next(
+            (arg.name.rpartition(".")[0] for arg in leaves_of((source.args, source.kwargs)) if isinstance(arg, Param)), None
+        )
 
     def temporal(self) -> list[Unit]:
         """The temporal information block: one unit, or several where each block has an embedder of its own."""

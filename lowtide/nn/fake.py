@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, Mixed
 from lowtide.kernels import divide
+from lowtide.nn.lora import Lattice, LoRA
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.rounding import AdaRound
 
@@ -16,6 +17,7 @@ class Fake:
     weight: nn.Parameter
     format: Affine | Mixed | None
     input: Quantizer
+    rounding: AdaRound | LoRA | None
 
     def adopt(self, layer: nn.Module, format: Affine | Mixed | None, inputs: Quantizer) -> None:
         """Take over a float layer's parameters (the same tensors, no copy)."""
@@ -54,10 +56,10 @@ class Fake:
         steps = self.format.steps(grid, flat.shape[1])
         return flat / steps.scale + steps.zero
 
-    def start_rounding(self) -> AdaRound:
-        """Learn the rounding from here on; hard decisions at this moment are those of rounding to nearest."""
+    def start_rounding(self, warm: bool = False) -> AdaRound:
+        """Learn the rounding from here on; it starts at rounding to nearest, or, warm, at the codes chosen before."""
         position = self.position()
-        self.rounding = AdaRound(position)
+        self.rounding = AdaRound(position, self.codes > position.floor() if warm else None)
         return self.rounding
 
     def finish_rounding(self) -> Tensor:
@@ -66,13 +68,27 @@ class Fake:
         self.set_codes(codes.to(torch.uint8))
         return self.codes
 
+    def start_lora(self, rank: int, generator: torch.Generator) -> LoRA:
+        """Learn a low-rank change of the weight, and its scales, from here on; it starts at rounding to nearest."""
+        weight = self.whole_weight().flatten(1).float()
+        self.rounding = LoRA(weight, Lattice(self.format, self.grid, self.top(weight)), rank, generator)
+        return self.rounding
+
+    def finish_lora(self) -> None:
+        """Merge the change into the codes, and keep the scales it learnt."""
+        codes, grid = self.rounding.merged()
+        self.set_codes(codes)
+        self.grid = grid
+
     def top(self, like: Tensor) -> Tensor:
         if isinstance(self.format, Mixed):
             return self.format.levels(like) - 1
         return torch.tensor(float(self.format.top), device=like.device)
 
     def soft_weight(self) -> Tensor:
-        """The weight with undecided rounding; the gradient reaches the decisions only."""
+        """The weight while it is learnt; the gradient reaches AdaRound's decisions, or LoRA's factors and scales."""
+        if isinstance(self.rounding, LoRA):
+            return self.rounding.values()
         floor = self.rounding.floor
         steps = self.format.steps(self.grid, floor.shape[1])
         codes = (floor + self.rounding.soft()).clamp(min=0).minimum(self.top(floor))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from lowtide.formats import Affine, Format, Grid
 from lowtide.kernels import per_sample, quantize_input
 from lowtide.nn.clock import Clock
+from lowtide.nn.straight import straight
 
 
 class Quantizer(nn.Module):
@@ -50,10 +51,7 @@ class Quantizer(nn.Module):
     def learning_forward(self, x: Tensor, zero: Tensor) -> Tensor:
         """The same rounding, with the gradient passed straight through it."""
         scale = self.learnt[self.index()].exp()
-        scale, zero = per_sample(scale, x), per_sample(zero, x)
-        place = x / scale + zero.float()
-        place = (place + (place.round() - place).detach()).clamp(0, self.format.top)
-        return (place - zero.float()) * scale
+        return straight(x.float(), per_sample(scale, x), per_sample(zero, x).float(), self.format.top).to(x.dtype)
 
     @torch.no_grad()
     def finish_learning(self) -> None:

@@ -4,16 +4,21 @@ import torch
 from torch import Tensor, nn
 
 LOW, HIGH = -0.1, 1.1
+SURE = 0.9  # where a decision made before starts: clear, and close enough to be revised
 
 
 class AdaRound(nn.Module):
     """One number per weight; soft in [0, 1] while it learns, hard when it is done."""
 
-    def __init__(self, position: Tensor):
-        """`position`: each weight in units of its step; soft() starts at its fraction, so nothing moves at first."""
+    def __init__(self, position: Tensor, up: Tensor | None = None):
+        """`position`: each weight in units of its step; soft() starts at its fraction, so nothing moves at first.
+
+        With `up`, decisions made before, soft() starts near those instead: a warm start.
+        """
         super().__init__()
         self.floor = position.floor()
-        inside = (position - self.floor - LOW) / (HIGH - LOW)
+        start = position - self.floor if up is None else SURE * up + (1 - SURE) * ~up
+        inside = (start - LOW) / (HIGH - LOW)
         self.alpha = nn.Parameter(torch.log(inside / (1 - inside)))
 
     def soft(self) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,11 +28,16 @@ class Stage(Protocol):
 
 
 Recipe = tuple[Stage, ...]
+# Quantized and float features of the same pairs of consecutive steps, (2, pairs, channels, positions), to a distance.
+Term = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
 class Job:
-    """A model on its way from float to packed, and where finished pieces of the work are kept."""
+    """A model on its way from float to packed, and where finished pieces of the work are kept.
+
+    `terms`: what a later distillation adds to its loss, announced by stages before it.
+    """
 
     pipe: Any
     model: nn.Module
@@ -43,6 +48,7 @@ class Job:
     plan: Plan = field(default_factory=Plan)
     calls: list["Call"] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
+    terms: list[Term] = field(default_factory=list)
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
 
     def generator(self, *names: str) -> torch.Generator:

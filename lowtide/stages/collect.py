@@ -19,18 +19,24 @@ class Collect:
     """Record the denoiser's inputs at every step; `settings.kept` of the steps, evenly spread, serve reconstruction."""
 
     def run(self, job: Job) -> None:
-        request = calibration_request(job)
-        moments = trajectory(job.pipe, request)
-        total = request.steps * -(-len(request.seeds) // request.batch)
-        calls, previous = [], {}
-        for moment in job.track(moments, "collecting inputs", total):
-            timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
-            arguments = previous = share(moment.arguments, previous)
-            calls.append((moment.index, Call(timestep, arguments, False)))
-        job.calls = keep_some(calls, job.settings.kept)
-        check_finite(job.calls)
+        job.calls = sampled_calls(job)
         job.adapter = adapt(job.model, job.calls[0].arguments)
         job.report["timesteps"] = len({call.timestep for call in job.calls})
+
+
+def sampled_calls(job: Job) -> list[Call]:
+    """One trajectory of the model as it is now: float at first, or, for papers that ask, quantized."""
+    request = calibration_request(job)
+    moments = trajectory(job.pipe, request)
+    total = request.steps * -(-len(request.seeds) // request.batch)
+    calls, previous = [], {}
+    for moment in job.track(moments, "collecting inputs", total):
+        timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
+        arguments = previous = share(moment.arguments, previous)
+        calls.append((moment.index, Call(timestep, arguments, False)))
+    kept = keep_some(calls, job.settings.kept)
+    check_finite(kept)
+    return kept
 
 
 def calibration_request(job: Job) -> Request:

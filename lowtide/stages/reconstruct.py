@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowtide.formats import Affine
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.fake import Fake
@@ -25,13 +26,20 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Round every unit in forward order; temporal units are left as they are."""
+    """Round every unit in forward order; temporal units are left as they are.
+
+    A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
+    """
+
+    round: int = 0
 
     def run(self, job: Job) -> None:
         stream = Stream(job)
+        name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
-            Learner(job, "Reconstruct", scene.unit).learn(scene.loss)
+            iters = max(1, job.settings.iters >> self.round)
+            Learner(job, name, scene.unit, iters, warm=self.round > 0).learn(scene.loss)
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,8 @@ def rate(iters: int) -> float:
 class Learner:
     """Learns the rounding of one unit's layers, keeps it only where it beats nearest, and records it for a resumed run."""
 
-    def __init__(self, job: Job, stage: str, unit: Unit, iters: int | None = None):
-        self.job, self.stage, self.unit = job, stage, unit
-        self.iters = iters or job.settings.iters
+    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False):
+        self.job, self.stage, self.unit, self.iters, self.warm = job, stage, unit, iters, warm
         modules = {name: job.model.get_submodule(name) for name in unit.layers}
         self.layers: dict[str, Fake] = {
             name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
@@ -73,7 +80,7 @@ class Learner:
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         nearest, before = self.codes(), self.judge(loss)
-        roundings = nn.ModuleList([layer.start_rounding() for layer in self.layers.values()])
+        roundings = nn.ModuleList([layer.start_rounding(self.warm) for layer in self.layers.values()])
         self.minimise(loss, roundings)
         for layer in self.layers.values():
             layer.finish_rounding()
@@ -97,8 +104,9 @@ class Learner:
         for step in range(iters):
             distance = loss(generator)
             total = distance
-            if step >= WARM_UP * iters:
-                total = distance + PENALTY * sum(rounding.penalty(sharpness(step / iters)) for rounding in roundings)
+            if self.warm or step >= WARM_UP * iters:
+                b = sharpness(step / iters, self.warm)
+                total = distance + PENALTY * sum(rounding.penalty(b) for rounding in roundings)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -107,8 +115,10 @@ class Learner:
                 break
 
 
-def sharpness(progress: float) -> float:
-    """b of the penalty: 20 at the end of the warm-up, 2 at the end."""
+def sharpness(progress: float, warm: bool = False) -> float:
+    """b of the penalty: 20 at the end of the warm-up, 2 at the end. Decisions that are made already begin half-way."""
+    if warm:
+        return SHARP_LAST + (SHARP_FIRST - SHARP_LAST) / 2 * (1 - progress)
     done = (progress - WARM_UP) / (1 - WARM_UP)
     return SHARP_LAST + (SHARP_FIRST - SHARP_LAST) * (1 - done)
 
@@ -130,7 +140,7 @@ class RangeLearner:
         layers = [job.model.get_submodule(name).input for name in unit.layers if isinstance(job.model.get_submodule(name), Fake)]
         attentions = [module for module in job.model.get_submodule(unit.name).modules() if isinstance(module, QuantAttention)]
         parts = [part for attention in attentions for part in attention.quantizers().values()]
-        self.quantizers: list[Quantizer] = [each for each in (*layers, *parts) if each.format is not None]
+        self.quantizers: list[Quantizer] = [each for each in (*layers, *parts) if isinstance(each.format, Affine)]
 
     def learn(self, loss: Loss) -> None:
         if not self.quantizers:

@@ -5,6 +5,7 @@ Each changes the model and says so in the plan, so that a checkpoint's skeleton 
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lowtide.errors import BadInput
@@ -31,6 +32,20 @@ def smooth_layer(job: Job, name: str, divisors: Tensor) -> None:
     layer = job.model.get_submodule(name)
     layer.set_smooth(divisors.to(layer.weight.device))
     job.plan.layers[name] = replace(job.plan.layers[name], smooth=True)
+
+
+@torch.no_grad()
+def fold_into_norm(job: Job, name: str, divisors: Tensor) -> bool:
+    """Let the norm in front of a layer do the dividing, if there is one that nobody else listens to; says whether it could."""
+    norm = job.adapter.norm_before(name)
+    if norm is None:
+        return False
+    layer, tables = job.model.get_submodule(name), job.model.get_submodule(norm)
+    divisors = divisors.to(layer.weight)
+    tables.weight.div_(divisors)
+    tables.bias.div_(divisors)
+    layer.weight.mul_(divisors.reshape(-1, *[1] * (layer.weight.dim() - 2)))
+    return True
 
 
 def cache_layer(job: Job, name: str, plan: CachePlan) -> Cached:

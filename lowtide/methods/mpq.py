@@ -1,0 +1,228 @@
+"""MPQ-DM: mixed precision for extremely low bits (Feng et al., AAAI 2025, arXiv 2412.11549).
+
+At two or three bits, a few outlier channels of a weight waste the levels of all. MPQ moves what outliers it can into the
+inputs, gives one bit more to the output channels whose weights still have heavy tails and takes one from as many with light
+ones, so that the average stays exactly N. Then it distils, and beside the answer it holds the student to the relations
+between positions of a feature, averaged over consecutive steps: a coarse student can keep those where it cannot keep values.
+
+    Y = (X diag(delta)) (diag(delta)^-1 W'),  delta_i = sqrt(max|W_i| / max|X_i|)       divisors, 1 / delta
+    kappa of a channel's smoothed weight                                              kurtosis
+    c_i in {N-1, N, N+1}, min over groups of c_out / 10 of || X W' - Q(X)Q(W'|c) ||^2   class OMQ (search "full")
+    R = softmax(f' f / T) of features smoothed over N = 2 steps, KL(R_FP || R_Q)       class TRD, before Distill
+    QALoRA distillation and one input scale per step                                  stages.distill, which EfficientDM shares
+
+A channel's error depends on its own bits alone, so the full search costs three roundings of a layer, not one per candidate.
+MPQ-DM+, which lets the average grow, is OMQ(plus=True): a tenth of the channels goes up and none goes down.
+
+Departs from the paper: statistics come from the float model's inputs; the last layer's input is the feature; both steps of a
+pair are one batch, so that no gradient is lost; LoRA changes the smoothed weight.
+Departs from the released code: its relation loss carries no gradient (both features are detached) and so does nothing; its
+search tries two candidates with unrounded inputs (search "fast" tries the two); one bit there is {0, d}, here {-d, d}; zero
+points stay integers, and no channel holds a placeholder. Bits per channel are a vector, not three masked quantizers.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowtide.errors import BadInput
+from lowtide.formats import SEARCHES, Affine, Grid, Mixed
+from lowtide.nn.fake import Fake
+from lowtide.nn.swap import find_clock, look, quant_layers
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign, weight_format
+from lowtide.stages.base import Job, Recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.distill import Distill
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges, run_call
+from lowtide.stages.rewrite import smooth_layer
+from lowtide.stages.weights import FitWeights
+
+ALPHA, SHARE, MOST_GROUPS, PATCHES = 0.5, 10, 5, 512
+SEARCHED = {"full": MOST_GROUPS, "fast": 1}
+
+
+@dataclass(frozen=True)
+class OMQ:
+    """Outlier-driven mixed quantization: smooth each inner layer, then deal its bits out by kurtosis."""
+
+    search: str = "full"
+    plus: bool = False
+    smooth: bool = True
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHED:
+            raise BadInput(f"found search {self.search!r}", " or ".join(SEARCHED), "choose one")
+
+    def run(self, job: Job) -> None:
+        told = job.report["mpq"] = {"groups": {}, "average_bits": 0.0}
+        inner = {name: layer for name, layer in quant_layers(job.model) if layer.format and name not in job.adapter.ends()}
+        inner = {name: layer for name, layer in inner.items() if not isinstance(layer, nn.Conv2d) or layer.groups == 1}
+        for name, seen in job.track(watched(job, inner).items(), "bits per channel"):
+            if self.smooth:
+                smooth_layer(job, name, divisors(inner[name], seen))
+            if mixes(inner[name]):
+                told["groups"][name] = self.deal(job, name, seen)
+        told["average_bits"] = average_bits(inner.values())
+
+    def deal(self, job: Job, name: str, seen: "Seen") -> int:
+        """Fix the bits of one layer's channels; into how many groups of a tenth they moved up."""
+        layer = job.model.get_submodule(name)
+        weight, bits = layer.whole_weight().flatten(1).float(), layer.format.bits
+        order = kurtosis(weight).argsort(descending=True)
+        size = len(order) // SHARE
+        groups = 1 if self.plus else best_groups(errors(layer, seen), order, SEARCHED[self.search])
+        dealt = torch.full((len(order),), bits)
+        dealt[order[: groups * size].cpu()] += 1
+        if not self.plus:
+            dealt[order[len(order) - groups * size :].cpu()] -= 1
+        layer.format = Mixed(tuple(dealt.tolist()), signed=False)
+        job.plan.layers[name] = replace(job.plan.layers[name], weight=layer.format)
+        return groups
+
+
+def mixes(layer: Fake) -> bool:
+    """Whether the layer can spare a bit and take one: integers of 1 to 8 bits, one grid a channel, ten channels at least."""
+    form = layer.format
+    return isinstance(form, Affine) and form.group is None and 2 <= form.bits <= 7 and len(layer.weight) >= SHARE
+
+
+def average_bits(layers: object) -> float:
+    """Bits per weight over these layers."""
+    sizes = [(layer.weight[0].numel(), layer.format.bits, len(layer.weight)) for layer in layers]
+    bits = sum(columns * (sum(bits) if isinstance(bits, tuple) else bits * rows) for columns, bits, rows in sizes)
+    return bits / max(1, sum(columns * rows for columns, _, rows in sizes))
+
+
+@dataclass
+class Seen:
+    """What one layer reads in the float model: ends of each channel at each step, and patches as rows of its matrix product."""
+
+    lo: Tensor
+    hi: Tensor
+    patches: list[Tensor] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    def note(self, x: Tensor, step: int) -> None:
+        lo, hi = x.aminmax(dim=1)
+        self.lo[step], self.hi[step] = torch.minimum(self.lo[step], lo), torch.maximum(self.hi[step], hi)
+
+    def keep(self, patches: Tensor, step: int) -> None:
+        self.patches.append(patches)
+        self.steps += [step] * len(patches)
+
+
+def watched(job: Job, layers: dict[str, Fake]) -> dict[str, Seen]:
+    """One pass of the float model over the kept calls."""
+    look(job.model, False, False)
+    calls, seen = [call for call in job.calls if call.kept], {}
+    each = -(-PATCHES // len(calls))
+
+    def note(name: str, layer: Fake, x: Tensor) -> None:
+        step, channels = int(find_clock(job.model).index), channels_first(x, layer)
+        ends = torch.zeros(len(find_clock(job.model).known), len(channels), device=x.device)
+        known = seen.setdefault(name, Seen(ends, ends.clone()))
+        known.note(channels, step)
+        known.keep(patches(x, layer, job.generator("OMQ", name, str(len(known.patches))), each), step)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, name=name: note(name, module, args[0].detach().float()))
+        for name, layer in layers.items()
+    ]
+    for call in job.track(calls, "outliers"):
+        run_call(job, call)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def channels_first(x: Tensor, layer: Fake) -> Tensor:
+    """Channels x everything else."""
+    return (x.movedim(1, 0) if isinstance(layer, nn.Conv2d) else x.movedim(-1, 0)).flatten(1)
+
+
+def patches(x: Tensor, layer: Fake, generator: torch.Generator, count: int) -> Tensor:
+    """A few rows of the matrix product that the layer is, from one sample."""
+    sample = int(torch.randint(len(x), (), generator=generator))
+    if isinstance(layer, nn.Conv2d):
+        rows = F.unfold(x[sample : sample + 1], layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].T
+    else:
+        rows = x[sample].reshape(-1, x.shape[-1])
+    return rows[torch.randint(len(rows), (count,), generator=generator).to(x.device)]
+
+
+def divisors(layer: Fake, seen: Seen) -> Tensor:
+    """sqrt(max|X_i| / max|W_i|) for each input channel i; 1 where one of both is dead."""
+    x = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0))
+    weight = layer.weight.detach().float().abs().movedim(1, 0).flatten(1).amax(1)
+    alive = (x > 1e-6 * x.max()) & (weight > 1e-6 * weight.max())
+    return torch.where(alive, x**ALPHA / weight.clamp(min=1e-12) ** (1 - ALPHA), torch.ones_like(x))
+
+
+def kurtosis(rows: Tensor) -> Tensor:
+    """mean((w - mu)^4) / std^4 of each row: 3 for a Gaussian, 1.8 where weights fill their range evenly."""
+    centred = rows - rows.mean(1, keepdim=True)
+    return centred.pow(4).mean(1) / rows.var(1).square().clamp(min=1e-30)
+
+
+def errors(layer: Fake, seen: Seen) -> Tensor:
+    """|| X W' - Q(X)Q(W') ||^2 of each output channel at one bit less, the same, one more: channels x 3."""
+    weight, (exact, rounded) = layer.whole_weight().flatten(1).float(), inputs(layer, seen)
+    target, columns = exact @ weight.T, []
+    for bits in (layer.format.bits - 1, layer.format.bits, layer.format.bits + 1):
+        form = weight_format(bits, None)
+        grid = form.params(*SEARCHES["mse"](weight, form), len(weight))
+        columns.append((target - rounded @ form.decode(form.encode(weight, grid), grid).T).square().sum(0))
+    return torch.stack(columns, 1)
+
+
+def inputs(layer: Fake, seen: Seen) -> tuple[Tensor, Tensor]:
+    """The patches, smoothed, and on the grid of their step."""
+    smooth = layer.smooth if layer.smooth.numel() else torch.ones_like(seen.lo[0])
+    exact = torch.cat(seen.patches) / smooth.repeat_interleave(layer.weight[0].numel() // len(smooth))
+    if layer.input.format is None:
+        return exact, exact
+    lo, hi = ((ends / smooth) for ends in (seen.lo, seen.hi))
+    grid = layer.input.format.params(lo.amin(1, keepdim=True), hi.amax(1, keepdim=True))
+    grid = Grid(*(part[seen.steps] for part in (grid.scale, grid.zero)))
+    return exact, layer.input.format.decode(layer.input.format.encode(exact, grid), grid)
+
+
+def best_groups(lost: Tensor, order: Tensor, most: int) -> int:
+    """How many groups of a tenth go up, and as many down, where the layer's whole error is least."""
+    size, lost = len(order) // SHARE, lost[order]
+
+    def total(groups: int) -> float:
+        up, down = groups * size, len(lost) - groups * size
+        return float(lost[:up, 2].sum() + lost[up:down, 1].sum() + lost[down:, 0].sum())
+
+    return min(range(most + 1), key=total)
+
+
+@dataclass(frozen=True)
+class TRD:
+    """Time-smoothed relation distillation: announce the relation loss to the distillation that follows."""
+
+    weight: float = 100.0
+    temperature: float = 1.0
+
+    def run(self, job: Job) -> None:
+        job.terms.append(self.loss)
+
+    def loss(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """KL(float || quantized) of the relations, summed over positions, averaged over samples."""
+        log_q, log_p = (self.relations(feature) for feature in (ours, theirs))
+        return self.weight * (log_p.exp() * (log_p - log_q)).sum((1, 2)).mean()
+
+    def relations(self, features: Tensor) -> Tensor:
+        """log softmax(f' f / T): positions x positions, of the mean over both steps with channels of length one."""
+        smoothed = F.normalize(features.mean(0), dim=1)
+        return (smoothed.transpose(1, 2) @ smoothed / self.temperature).log_softmax(-1)
+
+
+def recipe(settings: Settings) -> Recipe:
+    start = (Collect(), Assign(per_step=True), OMQ())
+    return (*start, FitWeights("mse"), FitRanges("mse"), TRD(), Distill(), Pack())

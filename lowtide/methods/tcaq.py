@@ -1,0 +1,151 @@
+"""TCAQ-DM: timestep-channel adaptive quantization (Huang et al., AAAI 2025, arXiv 2412.16700).
+
+The inputs of a denoiser's convolutions swing with the timestep and with the channel, its softmax outputs change the shape of
+their distribution along the way, and a quantized model samples along a path it was never calibrated on. TCAQ moves the
+swing from inputs into weights, picks for each softmax and step the quantizer its tail asks for, and reconstructs in rounds
+on the quantized model's own path.
+
+    TCR   m_{t,c} = max |X^t_c|,  r_{t,c} = m_{t,c} / min_c m_{t,c}                              class TCR
+          r_c = sum_t m_{t,c} r_{t,c} / sum_t m_{t,c}, cut at R;  X / r and W r
+    DAQ   R_g = L(power law) - L(alternative);  R_g > 0: log2, else uniform                     class DAQ
+    PAR   for k = 1..K: sample with the quantized model, reconstruct on its x_t                 class PAR
+    the base it stands on: temporal features rounded for themselves, one input range per step   stages.temporal, stages.ranges
+
+Departs from the paper, whose text and code are not public (the equations come from independent notes that agree): timestep
+groups thin the statistics only, because one weight can hold one r. The minimum over channels is a low quantile, since a dead
+channel would blow up every other. R is cut lower at few weight bits, where a wider weight costs more than a calmer input
+gains. r folds into a norm in front of the convolution where that is exact (no SiLU in between) and is a table of the layer
+elsewhere. The likelihood ratio is taken against the exponential on the upper half of the values; `against` adds the
+log-normal. K is 2, iterations halve each round, and rounding starts warm, from the decisions of the round before.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowtide.formats import Either, Grid
+from lowtide.nn.fake import QuantConv2d
+from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.swap import look, quant_layers
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, Recipe
+from lowtide.stages.collect import Collect, sampled_calls
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges, Seen, run_call, watch
+from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.rewrite import fold_into_norm, smooth_layer
+from lowtide.stages.tails import power_law_wins
+from lowtide.stages.temporal import TIAR
+from lowtide.stages.weights import FitWeights
+
+
+@dataclass(frozen=True)
+class TCR:
+    """Timestep-channel reparameterization of every convolution's input; None cuts r at a value that suits the weights' bits."""
+
+    most: float | None = None
+    lowest: float = 0.05
+    groups: int | None = None
+
+    def run(self, job: Job) -> None:
+        layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
+        cut = self.most or (10.0 if job.settings.weights >= 6 else 4.0)
+        folded = []
+        for name, peaks in channel_peaks(job, layers).items():
+            r = reparameterization(grouped(peaks, self.groups), self.lowest).clamp(1.0, cut)
+            if fold_into_norm(job, name, r):
+                folded.append(name)
+            else:
+                smooth_layer(job, name, r)
+        job.report["tcr"] = {"layers": len(layers), "folded": folded}
+
+    def suits(self, layer: nn.Module) -> bool:
+        quantized = isinstance(layer, QuantConv2d) and layer.format is not None and layer.input.format is not None
+        return quantized and layer.groups == 1 and layer.in_channels > 1
+
+
+@torch.no_grad()
+def channel_peaks(job: Job, layers: dict[str, QuantConv2d]) -> dict[str, Tensor]:
+    """m_{t,c} of each layer over the kept calls of the float model, timesteps x channels."""
+    look(job.model, False, False)
+    seen: dict[str, dict[int, Tensor]] = {name: {} for name in layers}
+
+    def note(name: str, timestep: int, x: Tensor) -> None:
+        peak = x.detach().float().abs().amax((0, 2, 3))
+        seen[name][timestep] = torch.maximum(peak, seen[name].get(timestep, peak))
+
+    for call in job.track([call for call in job.calls if call.kept], "channel peaks"):
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, args, name=name: note(name, call.timestep, args[0]))  # noqa: B023
+            for name, layer in layers.items()
+        ]
+        run_call(job, call)
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.stack(list(peaks.values())) for name, peaks in seen.items() if peaks}
+
+
+def grouped(peaks: Tensor, groups: int | None) -> Tensor:
+    """The peaks of consecutive timesteps as one, so that `groups` remain."""
+    return peaks if groups is None else torch.stack([part.amax(0) for part in peaks.tensor_split(min(groups, len(peaks)))])
+
+
+def reparameterization(peaks: Tensor, lowest: float) -> Tensor:
+    """r_c from m_{t,c}: each step's channel ratios, weighed by the channel's peak at that step."""
+    target = peaks.quantile(lowest, dim=1, keepdim=True).clamp(min=1e-3 * peaks.amax(1, keepdim=True)).clamp(min=1e-12)
+    return (peaks * peaks / target).sum(0) / peaks.sum(0).clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class DAQ:
+    """Dynamically adaptive quantizer: log2 where a softmax falls off like a power law at that step, uniform elsewhere."""
+
+    against: tuple[str, ...] = ("exponential",)
+    share: float = 0.5
+
+    def run(self, job: Job) -> None:
+        if not job.plan.attentions:
+            return
+        seen = watch(job, keep=True)
+        told = {name: self.choose(job, name, seen[f"{name}.processor.softmax"]) for name in job.plan.attentions}
+        job.report["daq"] = {name: float(np.mean(log2)) for name, log2 in told.items()}
+        look(job.model, True, True)
+
+    def choose(self, job: Job, name: str, seen: Seen) -> list[bool]:
+        """Fit the softmax quantizer of one attention: a choice for each step, or one for all."""
+        parts, quantizer = job.plan.attentions[name], job.model.get_submodule(f"{name}.processor.softmax")
+        form = Either(parts["softmax"].input.bits)
+        job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=form)}
+        quantizer.format = form
+        steps = seen.values if quantizer.per_step else [[value for step in seen.values for value in step]]
+        log2 = [power_law_wins(torch.cat(values).cpu().numpy(), self.against, self.share) > 0 for values in steps]
+        quantizer.take(softmax_grid(quantizer, seen, torch.tensor(log2)))
+        return log2
+
+
+def softmax_grid(quantizer: Quantizer, seen: Seen, log2: Tensor) -> Grid:
+    hi = seen.hi if quantizer.per_step else seen.hi.max()[None]
+    grid = quantizer.format.params(torch.zeros_like(hi), hi)
+    return quantizer.format.choose(grid, log2.to(hi.device))
+
+
+@dataclass(frozen=True)
+class PAR:
+    """Progressively aligned reconstruction: K rounds on the quantized model's own trajectory, float answers on the same x_t."""
+
+    rounds: int = 2
+
+    def run(self, job: Job) -> None:
+        for k in range(1, self.rounds + 1):
+            look(job.model, True, True)
+            job.calls = sampled_calls(job)
+            Reconstruct(round=k).run(job)
+
+
+def recipe(settings: Settings) -> Recipe:
+    learnt = (LearnRanges(),) if settings.range_iters else ()
+    start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Reconstruct(), FitRanges("minmax"), DAQ())
+    return (*start, PAR(), FitRanges("minmax"), DAQ(), *learnt, Pack())

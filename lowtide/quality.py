@@ -1,0 +1,145 @@
+"""Every method at every width on one model, from the same calibration data and seeds: `lowtide bench quality MODEL`.
+
+Each cell (method, bits, seed) is a small JSON file in the run folder, so that a killed bench goes on where it stopped; the
+table is drawn from the cells alone.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowtide import run, sample
+from lowtide.errors import BadInput
+from lowtide.metrics import psnr
+from lowtide.report import text
+
+WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantized model to make and measure."""
+
+    method: str
+    width: str
+    seed: int
+    without: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return self.method + "".join(f" -{name}" for name in self.without)
+
+    @property
+    def name(self) -> str:
+        return f"{self.title.replace(' ', '')}-{self.width}-{self.seed}"
+
+    def bits(self) -> dict[str, int]:
+        """W4A8 -> weights 4, inputs 8."""
+        weights, _, inputs = self.width.removeprefix("W").partition("A")
+        if not (weights.isdigit() and inputs.isdigit()):
+            raise BadInput(f"found width {self.width!r}", "one such as W4A8", "check --widths")
+        return {"weights": int(weights), "inputs": int(inputs)}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The images of a model, and where its trajectory stood at each step: calls x samples x values."""
+
+    images: np.ndarray
+    path: np.ndarray
+
+
+def draw(pipe: Any, request: sample.Request) -> Drawn:
+    """Sample, listening at the denoiser's door."""
+    heard: list[sample.Moment] = []
+    with sample.listening(sample.denoiser(pipe), heard, None):
+        images = np.concatenate([sample.run_pipeline(pipe, batch) for batch in request.batches()])
+    steps = max(moment.index for moment in heard) + 1
+    first = next(iter(heard[0].arguments))
+    path = np.stack([moment.arguments[first].flatten(1).float().numpy() for moment in heard[:steps]])
+    return Drawn(images, path)
+
+
+def quality(
+    source: str, out: str | Path, cells: Sequence[Cell], options: dict[str, Any], images: int = 64
+) -> list[dict[str, Any]]:
+    """Make and measure every cell that is not there yet; hand back all of them."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    steps = options.get("steps", 50)
+    request = sample.Request(steps=steps, seeds=tuple(range(images)), batch=images, **asked(options))
+    original: Drawn | None = None
+    for cell in text.track(cells, len(cells), "methods x bits"):
+        path = out / f"{cell.name}.json"
+        if not path.exists():
+            original = original or draw(sample.load_pipeline(source), request)
+            path.write_text(json.dumps(measured(source, cell, options, request, original), indent=1))
+    return [json.loads((out / f"{cell.name}.json").read_text()) for cell in cells]
+
+
+def asked(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("prompts", "labels", "guidance", "size") if name in options}
+
+
+def measured(source: str, cell: Cell, options: dict[str, Any], request: sample.Request, original: Drawn) -> dict[str, Any]:
+    """Quantize, sample with the same seeds, and compare with the float model."""
+    pipe, started = sample.load_pipeline(source), time.perf_counter()
+    chosen = options | cell.bits() | {"seed": cell.seed}
+    result = run.quantize(pipe, method=cell.method, without=cell.without, **chosen)
+    minutes = (time.perf_counter() - started) / 60
+    with tempfile.TemporaryDirectory() as folder:
+        size = run.on_disk(result.save(Path(folder) / "packed"))
+    ours = draw(pipe, request)
+    away = np.linalg.norm(ours.path - original.path, axis=(1, 2)) / np.linalg.norm(original.path, axis=(1, 2))
+    return {
+        "method": cell.title,
+        "width": cell.width,
+        "seed": cell.seed,
+        "psnr": round(psnr(ours.images, original.images), 3),
+        "trajectory_error": round(float(away[1:].mean()), 5),
+        "bytes": size,
+        "minutes": round(minutes, 2),
+        "options": {name: value for name, value in chosen.items() if name not in ("prompts", "labels")},
+    }
+
+
+def spread(values: Iterable[float], digits: int) -> str:
+    """Mean, and how far seeds lie apart."""
+    found = list(values)
+    if len(found) == 1:
+        return f"{found[0]:.{digits}f}"
+    return f"{np.mean(found):.{digits}f} ± {np.std(found, ddof=1):.{digits}f}"
+
+
+def rows(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """One line for each width and method, best PSNR first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["width"], cell["method"]), []).append(cell)
+    widths = list(dict.fromkeys(cell["width"] for cell in cells))
+    order = sorted(groups, key=lambda key: (widths.index(key[0]), -np.mean([cell["psnr"] for cell in groups[key]])))
+    return [[width, method, *figures(groups[width, method])] for width, method in order]
+
+
+def figures(group: list[dict[str, Any]]) -> list[str]:
+    return [
+        spread((cell["psnr"] for cell in group), 2),
+        spread((cell["trajectory_error"] for cell in group), 4),
+        f"{group[0]['bytes']:,}",
+        f"{np.mean([cell['minutes'] for cell in group]):.1f}",
+    ]
+
+
+HEAD = ["bits", "method", "PSNR to float, dB", "trajectory error", "bytes on disk", "minutes"]
+
+
+def markdown(title: str, cells: Sequence[dict[str, Any]]) -> str:
+    """The table for docs/results.md, under one heading for each model."""
+    lines = [f"## {title}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows(cells))]) + "\n"

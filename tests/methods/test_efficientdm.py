@@ -1,0 +1,51 @@
+"""EfficientDM on a random model: distilling helps, stages left out are ablations, 16 bits is the identity, checkpoints load."""
+
+import numpy as np
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+from diffusers import DiffusionPipeline
+
+import lowtide
+from lowtide import sample
+from lowtide.methods import METHODS, efficientdm
+from lowtide.nn.swap import find_clock
+from lowtide.plan import Settings
+from lowtide.stages.distill import Distill
+
+OPTIONS = {"weights": 3, "inputs": 6, "steps": 4, "images": 4, "kept": 2, "iters": 20, "batch": 8}
+REQUEST = sample.Request(steps=4, seeds=(0, 1, 2, 3))
+
+
+def drawn(recipe, monkeypatch, **options) -> np.ndarray:
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
+    lowtide.quantize(pipe, method="this", **OPTIONS | options)
+    return sample.images(pipe, REQUEST)
+
+
+def test_distilling_brings_images_nearer_and_left_out_is_the_ablation(monkeypatch):
+    recipe, original = efficientdm.recipe(Settings()), sample.images(sample.as_pipeline(tiny.model("unet2d")), REQUEST)
+    without = tuple(stage for stage in recipe if not isinstance(stage, Distill))
+    far = np.linalg.norm(drawn(without, monkeypatch) - original)
+    assert np.linalg.norm(drawn(recipe, monkeypatch, iters=60) - original) < 0.8 * far
+
+
+def test_sixteen_bits_change_nothing():
+    original = tiny.model("unet2d")
+    result = lowtide.quantize(
+        sample.as_pipeline(tiny.model("unet2d")), method="efficientdm", **OPTIONS | {"weights": 16, "inputs": 32}
+    )
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(result.model(x, 750)[0], original(x, 750)[0])
+
+
+@pytest.mark.parametrize("name", ["ddim", "sd"])
+def test_end_to_end_through_the_checkpoint(name, tmp_path):
+    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
+    result = lowtide.quantize(pipe, method="efficientdm", **OPTIONS | {"iters": 2}, **asked)
+    assert find_clock(result.model).scale.shape[1] == len(result.plan.timesteps) == 4
+    request = sample.Request(steps=4, seeds=(5, 6), batch=2, **asked)
+    ours = sample.images(pipe, request)
+    assert np.array_equal(sample.images(DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request), ours)

@@ -1,0 +1,264 @@
+"""MPQ-DM's own claims: bits average exactly N, the search is the paper's, the relation loss teaches, checkpoints load."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+import lowtide
+from lowtide import sample
+from lowtide.errors import BadInput
+from lowtide.formats import SEARCHES, Mixed
+from lowtide.methods import METHODS, mpq
+from lowtide.methods.mpq import OMQ, TRD, best_groups, divisors, errors, kurtosis, watched
+from lowtide.models import adapt
+from lowtide.nn.lora import LoRA
+from lowtide.nn.packed import Packed
+from lowtide.nn.swap import look, packed_layers, quant_layers
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign, weight_format
+from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.distill import Course, Distill, Student
+from lowtide.stages.ranges import FitRanges, run_call
+from lowtide.stages.weights import FitWeights
+
+OPTIONS = {"weights": 2, "inputs": 6, "steps": 4, "images": 4, "kept": 2, "iters": 4, "batch": 8}
+
+
+def prepared(*stages, **settings) -> Job:
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe.unet.requires_grad_(False)
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | settings), "test")
+    run_recipe((Collect(), Assign(True), *stages), job)
+    return job
+
+
+def quantized(recipe, monkeypatch, **options):
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
+    return lowtide.quantize(pipe, method="this", **OPTIONS | options)
+
+
+def mixed(job: Job) -> dict[str, Mixed]:
+    return {name: layer.format for name, layer in quant_layers(job.model) if isinstance(layer.format, Mixed)}
+
+
+def test_kurtosis_is_three_for_a_gaussian_and_higher_with_outliers():
+    rows = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(0))
+    rows[1, :20] *= 12
+    rows[2] = torch.linspace(-1, 1, 20_000)
+    found = kurtosis(rows)
+    assert found[0] == pytest.approx(3, abs=0.1)
+    assert found[1] > 10
+    assert found[2] == pytest.approx(1.8, abs=0.01)
+
+
+@pytest.mark.parametrize("search", ["full", "fast"])
+@pytest.mark.parametrize("weights", [2, 3, 7])
+def test_bits_average_exactly_n_in_every_layer(search, weights):
+    job = prepared(OMQ(search), weights=weights)
+    layers = mixed(job)
+    assert len(layers) > 20
+    assert all(sum(form.bits) == weights * len(form.bits) for form in layers.values())
+    assert all(set(form.bits) <= {weights - 1, weights, weights + 1} for form in layers.values())
+    assert job.report["mpq"]["average_bits"] == weights
+    assert {job.plan.layers[name].weight for name in layers} == set(layers.values())
+    assert not set(job.adapter.ends()) & set(layers)
+    assert weights == 7 or max(job.report["mpq"]["groups"].values()) >= 1
+
+
+def test_plus_raises_a_tenth_and_lowers_none():
+    job = prepared(OMQ(plus=True))
+    for form in mixed(job).values():
+        assert sorted(form.bits) == [2] * (len(form.bits) - len(form.bits) // 10) + [3] * (len(form.bits) // 10)
+    assert 2 < job.report["mpq"]["average_bits"] < 2.1
+
+
+@pytest.mark.parametrize("search", ["slow", ""])
+def test_an_unknown_search_is_refused(search):
+    with pytest.raises(BadInput, match="full or fast"):
+        OMQ(search)
+
+
+def test_channels_with_heavier_tails_get_the_bits():
+    job = prepared(OMQ())
+    seen = 0
+    for name, form in mixed(job).items():
+        found, bits = kurtosis(job.model.get_submodule(name).whole_weight().flatten(1)), torch.tensor(form.bits)
+        if job.report["mpq"]["groups"][name]:
+            seen += 1
+            assert found[bits == 3].min() >= found[bits == 2].max() >= found[bits == 2].min() >= found[bits == 1].max()
+    assert seen > 3
+
+
+@pytest.mark.parametrize("name", ["mid_block.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "time_embedding.linear_2"])
+def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
+    job = prepared()
+    layer = job.model.get_submodule(name)
+    seen = watched(job, {name: layer})[name]
+    layer.set_smooth(divisors(layer, seen))
+    weight, lost = layer.whole_weight().flatten(1), errors(layer, seen)
+    order = kurtosis(weight).argsort(descending=True)
+    size, whole = len(order) // 10, []
+    exact, rounded = mpq.inputs(layer, seen)
+    for groups in range(6):
+        bits = torch.full((len(order),), 2)
+        bits[order[: groups * size]] += 1
+        bits[order[len(order) - groups * size :]] -= 1
+        form = Mixed(tuple(bits.tolist()), signed=False)
+        grid = form.params(*SEARCHES["mse"](weight, form))
+        whole.append((exact @ weight.T - rounded @ form.decode(form.encode(weight, grid), grid).T).square().sum().item())
+    assert whole[best_groups(lost, order, 5)] == pytest.approx(min(whole), rel=1e-5)
+    assert lost[:, 1].sum().item() == pytest.approx(whole[0], rel=1e-4)
+    assert weight_format(1, None).signed
+
+
+def test_patches_are_rows_of_the_layers_own_product():
+    job = prepared()
+    layers = dict(quant_layers(job.model))
+    for name in ("mid_block.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "mid_block.attentions.0.to_q"):
+        layer, heard = layers[name], []
+        hook = layer.register_forward_hook(lambda module, args, answer, heard=heard: heard.append(answer.detach()))
+        seen = watched(job, {name: layer})[name]
+        hook.remove()
+        answers = torch.cat([each.flatten(2).mT.flatten(0, 1) if each.dim() == 4 else each.flatten(0, 1) for each in heard])
+        ours = torch.cat(seen.patches) @ layer.weight.flatten(1).T + layer.bias
+        assert torch.cdist(ours[::37], answers).amin(1).max() / answers.norm(dim=1).mean() < 1e-4
+
+
+def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
+    job = prepared()
+    before = run_call(job, job.calls[1])[0]
+    name = "mid_block.resnets.0.conv1"
+    seen = watched(job, {name: job.model.get_submodule(name)})[name]
+    OMQ().run(job)
+    layer = job.model.get_submodule(name)
+    peaks = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.smooth
+    weights = layer.whole_weight().abs().amax((0, 2, 3))
+    assert torch.allclose(peaks, weights, rtol=1e-4)
+    look(job.model, False, False)
+    assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5
+    assert not any(layer.smooth for layer in prepared(OMQ(smooth=False)).plan.layers.values())
+
+
+def test_layers_too_narrow_or_in_groups_are_not_mixed():
+    assert mixed(prepared(OMQ(), group=16)) == {}
+    job = prepared(OMQ(), weights=8)
+    assert mixed(job) == {}
+    assert all(len(job.model.get_submodule(name).weight) >= 10 for name in mixed(prepared(OMQ())))
+
+
+def test_relations_are_the_papers():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 2, 3, 5, 7, generator=generator)
+    term, total = TRD(weight=2.0, temperature=0.5), 0.0
+    for sample_number in range(3):
+        tables = []
+        for feature in (ours, theirs):
+            f = F.normalize((feature[0, sample_number] + feature[1, sample_number]) / 2, dim=0)
+            tables.append(torch.softmax(f.T @ f / 0.5, -1))
+        total += (tables[1] * (tables[1] / tables[0]).log()).sum().item()
+    assert term.loss(ours, theirs).item() == pytest.approx(2 * total / 3, rel=1e-4)
+    assert term.loss(theirs, theirs).abs().item() < 1e-5
+
+
+def course(**settings) -> tuple[Course, Student]:
+    job = prepared(OMQ(), FitWeights("mse"), FitRanges("mse"), **settings)
+    student = Student(job, Distill())
+    return Course(job, student), student
+
+
+def test_the_relation_loss_reaches_the_factors_through_both_steps():
+    found, student = course()
+    student.start()
+    found.job.terms.append(lambda ours, theirs: ours.sum() * 0)
+    batch = found.lessons.pairs(torch.Generator().manual_seed(0))
+    gradients = {}
+    for step in (0, 1):
+        # Only the feature of one of the two steps keeps its graph.
+        def term(ours, theirs, step=step):
+            kept = torch.stack([each if place == step else each.detach() for place, each in enumerate(ours)])
+            return 1e6 * TRD().loss(kept, theirs)
+
+        found.job.terms[:] = [term]
+        loras = [module for module in found.job.model.modules() if isinstance(module, LoRA)]
+        for lora in loras:
+            lora.zero_grad()
+        found.paired_loss(batch).backward()
+        gradients[step] = torch.cat([lora.up.grad.flatten() for lora in loras[:-1] if lora.up.grad is not None])
+        assert sum(lora.up.grad is not None and lora.up.grad.abs().sum() > 0 for lora in loras) > 0.9 * len(loras)
+    found.job.terms[:] = [lambda ours, theirs: 0.0]
+    for lora in loras:
+        lora.zero_grad()
+    found.paired_loss(batch).backward()
+    task = torch.cat([lora.up.grad.flatten() for lora in loras[:-1] if lora.up.grad is not None])
+    assert (gradients[0] - task).norm() > 10 * task.norm()
+    assert (gradients[1] - task).norm() > 10 * task.norm()
+    assert (gradients[0] - gradients[1]).norm() > 0.1 * gradients[0].norm()
+
+
+def test_the_total_and_the_relation_fall():
+    found, student = course(iters=30)
+    relation, totals = [], []
+    trd, loss = TRD(), Course.loss
+
+    def term(ours, theirs):
+        relation.append(trd.loss(ours, theirs))
+        return relation[-1]
+
+    found.job.terms.append(term)
+    found.loss = lambda generator: (totals.append(loss(found, torch.Generator().manual_seed(len(totals) % 3))), totals[-1])[1]
+    found.learn()
+    first, last = slice(0, 3), slice(-3, None)
+    assert sum(totals[last]).item() < 0.7 * sum(totals[first]).item()
+    assert sum(relation[last]).item() < 0.9 * sum(relation[first]).item()
+
+
+def test_the_released_code_would_fail_that_test():
+    found, student = course()
+    student.start()
+    ours = torch.randn(2, 3, 5, 7)
+    assert not TRD().loss(ours.clone().detach(), ours).requires_grad
+
+
+def test_leaving_a_stage_out_is_the_ablation(monkeypatch):
+    recipe = mpq.recipe(Settings())
+    whole = quantized(recipe, monkeypatch)
+    for stage in (OMQ, TRD, Distill):
+        other = quantized(tuple(each for each in recipe if not isinstance(each, stage)), monkeypatch)
+        assert ("mpq" in other.report) == (stage is not OMQ)
+        assert ("Distill network" in other.report.get("losses", {})) == (stage is not Distill)
+        ours, theirs = whole.model.state_dict(), other.model.state_dict()
+        assert ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_sixteen_bits_change_nothing(monkeypatch):
+    original = tiny.model("unet2d")
+    result = quantized(mpq.recipe(Settings()), monkeypatch, weights=16, inputs=32)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(result.model(x, 750)[0], original(x, 750)[0])
+
+
+def test_equal_seeds_give_equal_bits(monkeypatch):
+    recipe = mpq.recipe(Settings())
+    first, same, other = (quantized(recipe, monkeypatch, seed=seed).model.state_dict() for seed in (0, 0, 1))
+    assert first.keys() == same.keys()
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(first[name].shape != other[name].shape or not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_end_to_end_through_the_checkpoint(monkeypatch, tmp_path, plus):
+    recipe = tuple(replace(stage, plus=plus) if isinstance(stage, OMQ) else stage for stage in mpq.recipe(Settings()))
+    result = quantized(recipe, monkeypatch)
+    packed: dict[str, Packed] = dict(packed_layers(result.model))
+    two = packed["mid_block.resnets.0.conv1"]
+    assert isinstance(two.format, Mixed)
+    assert two.weight.numel() == sum(-(-two.spec[0] * bits // 8) for bits in two.format.bits)
+    request = sample.Request(steps=4, seeds=(0, 1))
+    before = sample.images(result.pipe, request)
+    result.save(tmp_path / "mixed")
+    assert (sample.images(lowtide.load(tmp_path / "mixed"), request) == before).all()

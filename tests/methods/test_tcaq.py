@@ -1,0 +1,131 @@
+"""TCAQ-DM's own claims: TCR flattens inputs and keeps the float answer, DAQ follows the tail, PAR learns on its own path."""
+
+import pytest
+import tiny
+import torch
+
+import lowtide
+from lowtide import sample
+from lowtide.formats import Either
+from lowtide.methods import METHODS, tcaq
+from lowtide.methods.tcaq import DAQ, TCR
+from lowtide.models import adapt
+from lowtide.nn.swap import look, quant_layers
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.ranges import FitRanges, run_call
+from lowtide.stages.weights import FitWeights
+
+OPTIONS = {"steps": 4, "images": 2, "kept": 4, "iters": 10, "batch": 2}
+
+
+def started(model, **options) -> Job:
+    pipe = sample.as_pipeline(model) if hasattr(model, "config") and "down_block_types" in model.config else None
+    job = Job(pipe, model, adapt(model), Settings(**OPTIONS | options), "test")
+    run_recipe((Collect(), Assign(per_step=True)), job)
+    return job
+
+
+def uneven(seed: int = 0):
+    """A tiny UNet with a few heavy channels, as trained ones have."""
+    model = tiny.model("unet2d", seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.weight[::5] *= 12
+    return model
+
+
+def distance(ours, theirs) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def test_r_is_weighed_by_peaks_over_time():
+    peaks = torch.tensor([[1.0, 2.0, 4.0], [10.0, 10.0, 80.0]])
+    found = tcaq.reparameterization(peaks, lowest=0.0)
+    assert torch.allclose(found, torch.tensor([1.0, (2 * 2 + 10 * 1) / 12, (4 * 4 + 80 * 8) / 84]))
+    assert torch.equal(tcaq.grouped(peaks, 1), torch.tensor([[10.0, 10.0, 80.0]]))
+    dead = tcaq.reparameterization(torch.tensor([[0.0, 1.0, 2.0, 2.0]]), lowest=0.0)
+    assert dead.isfinite().all()
+
+
+def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
+    job = started(uneven())
+    before = run_call(job, job.calls[0])[0]
+    layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
+    old = tcaq.channel_peaks(job, layers)
+    TCR(most=100.0).run(job)
+    look(job.model, False, False)
+    assert distance(run_call(job, job.calls[0])[0], before) < 1e-5
+    wide = [name for name, layer in layers.items() if layer.in_channels >= 16]
+    spread = sum(old[name].log().std(1).mean() for name in wide)
+    assert sum((old[name] / layers[name].smooth).log().std(1).mean() for name in wide) < 0.7 * spread
+    assert job.report["tcr"]["layers"] == len(layers) > 8
+
+
+def test_tcr_folds_into_a_norm_only_where_that_is_exact():
+    model = tiny.model("unet-text")
+    adapter = adapt(model)
+    assert adapter.norm_before("mid_block.attentions.0.proj_in") == "mid_block.attentions.0.norm"
+    assert adapter.norm_before("mid_block.resnets.0.conv1") is None  # a SiLU stands between
+    assert adapter.norm_before("mid_block.attentions.0.transformer_blocks.0.attn1.to_q") is None  # three listeners
+
+
+def test_tcr_lowers_the_error_of_a_trained_model():
+    errors, floating = {}, sample.load_pipeline("zoo:digits").unet
+    for name, stages in {"with": (TCR(),), "without": ()}.items():
+        pipe = sample.load_pipeline("zoo:digits")
+        job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS, weights=8, inputs=4), "test")
+        run_recipe((Collect(), Assign(per_step=True), *stages, FitWeights("mse"), FitRanges()), job)
+        # Without the last call: there is hardly any noise left to tell, and every error is large beside it.
+        errors[name] = sum(distance(run_call(job, call)[0], floating(**call.arguments)[0]) for call in job.calls[:-1])
+    assert errors["with"] < 0.9 * errors["without"]
+
+
+def test_daq_chooses_by_the_tail():
+    job = started(tiny.model("unet2d"), inputs=4)
+    run_recipe((FitWeights(), FitRanges()), job)
+    name = next(iter(job.plan.attentions))
+    quantizer = job.model.get_submodule(f"{name}.processor.softmax")
+    DAQ().run(job)
+    assert quantizer.format == Either(4)
+    assert job.plan.attentions[name]["softmax"].input == Either(4)
+    share = job.report["daq"][name]
+    assert quantizer.clock.zero[quantizer.row].float().mean() == pytest.approx(share)
+
+
+def test_the_quantized_path_is_not_the_float_one_and_rounding_starts_warm(monkeypatch):
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    report = lowtide.quantize(pipe, method="tcaq", **OPTIONS).report
+    rounds = {name.split()[0] for name in report["losses"]}
+    assert {"Reconstruct", "Reconstruct1", "Reconstruct2"} <= rounds
+    for name, (before, after) in report["losses"].items():
+        if name.startswith("Reconstruct1 "):
+            assert before < 3 * report["losses"]["Reconstruct " + name.split(" ", 1)[1]][0], after
+
+
+def test_sixteen_bits_change_nothing():
+    original, pipe = tiny.model("unet2d"), sample.as_pipeline(tiny.model("unet2d"))
+    lowtide.quantize(pipe, method="tcaq", weights=32, inputs=32, **OPTIONS)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(pipe.unet(x, 750)[0], original(x, 750)[0])
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    result = lowtide.quantize(sample.as_pipeline(uneven()), method="tcaq", inputs=4, **OPTIONS)
+    request = sample.Request(steps=4, seeds=(0, 1))
+    before = sample.images(result.pipe, request)
+    result.save(tmp_path / "packed")
+    assert (sample.images(lowtide.load(tmp_path / "packed"), request) == before).all()
+    assert any(plan.smooth for plan in result.plan.layers.values())
+
+
+def test_a_stage_can_be_left_out_by_name():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    result = lowtide.quantize(pipe, method="tcaq", without=("tcr", "PAR"), **OPTIONS)
+    assert not any(plan.smooth for plan in result.plan.layers.values())
+    with pytest.raises(lowtide.errors.BadInput, match="found no stage 'tiar2'; expected one of Collect, Assign, TCR"):
+        lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="tcaq", without=("tiar2",), **OPTIONS)
+    assert "tcaq" in METHODS

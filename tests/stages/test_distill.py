@@ -1,0 +1,156 @@
+"""The whole-network loop: it beats its start, resumes to the same bits, mixes timesteps rightly, leaves integers only."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+
+import lowtide
+from lowtide import sample
+from lowtide.models import adapt
+from lowtide.nn.swap import find_clock, look, quant_layers
+from lowtide.plan import Settings
+from lowtide.stages import distill
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.distill import Course, Distill, Student, answer_of
+from lowtide.stages.lessons import Lessons
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges, run_call
+from lowtide.stages.weights import FitWeights
+
+OPTIONS = {"weights": 3, "inputs": 6, "steps": 4, "images": 8, "kept": 2, "iters": 40, "batch": 8}
+
+
+def prepared(folder=None, **settings) -> Job:
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe.unet.requires_grad_(False)
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | settings), "test", folder)
+    run_recipe((Collect(), Assign(True), FitWeights("mse"), FitRanges("mse")), job)
+    return job
+
+
+def state(job: Job) -> dict[str, torch.Tensor]:
+    run_recipe((Distill(), Pack()), job)
+    return job.model.state_dict()
+
+
+def same(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_it_comes_nearer_on_images_it_was_not_taught():
+    job = prepared()
+    Distill().run(job)
+    before, after = job.report["losses"]["Distill network"]
+    assert after < 0.75 * before
+
+
+def test_worse_than_the_start_is_thrown_away():
+    job = prepared(iters=3)
+    student = Student(job, Distill())
+    start = student.found()
+    Distill(weight_rate=1e3, range_rate=1.0).run(job)
+    before, after = job.report["losses"]["Distill network"]
+    assert not after < before
+    assert same(student.found(), start)
+
+
+def test_input_scales_learn_for_their_own_steps():
+    job = prepared(iters=10)
+    before = find_clock(job.model).scale.clone()
+    Distill(weight_rate=0, scale_rate=0).run(job)
+    moved = (find_clock(job.model).scale / before - 1).abs()
+    assert (moved.amax(0) > 1e-3).all()
+    assert (moved.std(1) > 1e-4).float().mean() > 0.5  # not all steps of an input alike
+    job = prepared(iters=10)
+    Distill(ranges=False).run(job)
+    assert (find_clock(job.model).scale / before - 1).abs().max() < 1e-5
+
+
+def test_equal_seeds_give_equal_bits_whatever_ran_before():
+    first = state(prepared(iters=4))
+    torch.manual_seed(7)
+    torch.rand(3)
+    assert same(first, state(prepared(iters=4)))
+    assert not same(first, state(prepared(iters=4, seed=1)))
+
+
+def test_an_interrupted_run_goes_on_from_its_last_leg_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "LEG", 3)
+    whole, loss, count = state(prepared(iters=8)), Course.loss, []
+
+    def dying(self, generator):
+        count.append(1)
+        if len(count) == 6:
+            raise KeyboardInterrupt
+        return loss(self, generator)
+
+    monkeypatch.setattr(Course, "loss", dying)
+    with pytest.raises(KeyboardInterrupt):
+        state(prepared(tmp_path, iters=8))
+    assert same(state(prepared(tmp_path, iters=8)), whole)
+    assert len(count) == 6 + 5  # three of the eight were in the leg
+    assert same(state(prepared(tmp_path, iters=8)), whole)
+    assert len(count) == 11  # all recorded
+
+
+def test_nothing_but_integers_and_tables_remains_and_packed_equals_simulated():
+    job = prepared(iters=4)
+    Distill().run(job)
+    call = job.calls[1]
+    simulated = run_call(job, call)[0]
+    assert all(layer.rounding is None for _, layer in quant_layers(job.model))
+    Pack().run(job)
+    assert torch.equal(job.model(**call.arguments)[0], simulated)
+    assert not any(part in name for name in job.model.state_dict() for part in ("down.", "rounding", "log_scale", "learnt"))
+    dtypes = {name: tensor.dtype for name, tensor in job.model.state_dict().items()}
+    assert all(dtypes[f"{name}.weight"] == torch.uint8 for name in job.plan.layers)
+
+
+def test_nothing_quantized_is_left_alone():
+    job = prepared(weights=32, inputs=32, iters=2)
+    before = {name: tensor.clone() for name, tensor in job.model.state_dict().items()}
+    Distill().run(job)
+    assert same(job.model.state_dict(), before)
+    assert "losses" not in job.report
+
+
+@pytest.mark.parametrize("name", ["ddim", "sdxl", "dit", "pixart", "flux"])
+def test_a_batch_of_mixed_timesteps_answers_as_its_calls_did(name, tmp_path):
+    pipe = tiny_pipelines.PIPELINES[name](tmp_path)
+    settings = Settings(**{"steps": 3, "images": 4, "kept": 1, "batch": 6} | tiny_pipelines.asked(name))
+    model = sample.denoiser(pipe)
+    job = Job(pipe, model, adapt(model), settings, "test")
+    run_recipe((Collect(), Assign(True), FitWeights(), FitRanges()), job)
+    lessons = Lessons(job)
+    assert {lessons.image(place) for place in lessons.held_out} == {3}
+    assert {lessons.image(place) for place in lessons.taught} == {0, 1, 2}
+    look(job.model, False, False)
+    chosen = lessons.some(lessons.taught, torch.Generator().manual_seed(0))
+    assert len({call for call, _ in chosen}) > 1
+    ours, theirs = answer_of(job.model(**lessons.arguments(chosen))), lessons.targets(chosen)
+    assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-4
+
+
+def test_pairs_are_the_same_images_one_step_later():
+    lessons = Lessons(prepared(steps=3))
+    batch = lessons.pairs(torch.Generator().manual_seed(0))
+    first, second = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+    assert len(first) == len(second) == 4
+    for now, later in zip(first, second, strict=True):
+        assert lessons.image(now) == lessons.image(later)
+        assert lessons.calls[now[0]].timestep > lessons.calls[later[0]].timestep
+    with pytest.raises(lowtide.errors.BadInput, match="found one step"):
+        Lessons(prepared(steps=1)).pairs(torch.Generator())
+
+
+def test_guidance_branches_are_held_out_together():
+    job = prepared(steps=2)
+    doubled = {"sample": torch.cat([job.calls[0].arguments["sample"]] * 2), "timestep": torch.zeros(16)}
+    job.calls = [replace(call, arguments=job.calls[0].arguments | doubled) for call in job.calls]
+    lessons = Lessons(job)
+    assert {row for _, row in lessons.held_out} == {7, 15}
