@@ -21,12 +21,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+bench = typer.Typer(help="Measure methods against each other.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 Model = Annotated[str, typer.Argument(help="A hub id, a local diffusers folder, or zoo:NAME.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Labels = Annotated[str, typer.Option(help="Classes to draw, such as 0-9 or 1,5.")]
 Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a line; without it, a built-in list.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps; a packed model knows the steps it was calibrated for.")]
+Without = Annotated[list[str], typer.Option(help="A stage to leave out, such as tiar; give it once for each.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
 
 
@@ -75,6 +79,10 @@ def quantize(
     guidance: Guidance = None,
     seed: int = 0,
     early_stop: Annotated[bool, typer.Option("--early-stop", help="Stop a block when its loss is flat and decided.")] = False,
+    keep_temporal: Annotated[
+        bool, typer.Option("--keep-temporal", help="Keep the temporal block in float beside its cache.")
+    ] = False,
+    without: Without = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Quantize a model and save it as a diffusers folder."""
@@ -86,6 +94,8 @@ def quantize(
         "guidance": guidance,
         "seed": seed,
         "early_stop": early_stop,
+        "keep_temporal": keep_temporal,
+        "without": tuple(without),
         "range_iters": range_iters,
     }
     options |= {"prompts": prompts_of(prompts), "labels": numbers(labels)}
@@ -125,6 +135,41 @@ def methods(as_json: Json = False) -> None:
     """List the methods and the papers behind them."""
     found = late("run").methods()
     show({"methods": found}, as_json, [f"{one['name']:<10} {one['what']}" for one in found])
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/sd14-w4a8-tfmq.toml.")],
+    out: Out,
+    change: Annotated[list[str], typer.Option("--set", help="Change a setting, such as iters=500; once for each.")] = [],  # noqa: B006
+    without: Without = [],  # noqa: B006
+    model: Annotated[str | None, typer.Option(help="Another model than the recipe names.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: a model, a method and settings, written down."""
+    result = late("recipe").cook(recipe, out, changes=change, without=without, model=model)
+    show(result, as_json, late("report.text").quantized(result))
+
+
+@bench.command("quality")
+def bench_quality(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Where finished cells are kept; run again to go on.")] = Path("runs/quality"),
+    methods: Annotated[str, typer.Option(help="Methods with commas between; tcaq-par leaves PAR out. Default: all.")] = "",
+    widths: Annotated[str, typer.Option(help="Such as W4A8,W4A4; default: the papers' seven.")] = "",
+    seeds: Annotated[str, typer.Option(help="Calibration seeds, such as 0-2.")] = "0",
+    samples: Annotated[int, typer.Option(help="Images that are compared with the float model's.")] = 64,
+    change: Annotated[list[str], typer.Option("--set", help="Change a setting, such as iters=500; once for each.")] = [],  # noqa: B006
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every method at every width on one model: PSNR to float, trajectory error, size, minutes."""
+    quality = late("quality")
+    cells = quality.grid(methods, widths, numbers(seeds))
+    found = quality.quality(model, out, cells, late("recipe").changed({}, change), samples)
+    if markdown:
+        markdown.write_text(quality.page(model, found))
+    show({"cells": found}, as_json, late("report.text").table(quality.HEAD, quality.rows(found)))
 
 
 @app.command()

@@ -120,7 +120,7 @@ def quantize_to_folder(source: str, out: str | Path, method: str, options: dict[
     """Load, quantize, save; an interrupted run goes on from the folder beside `out`."""
     out = Path(out)
     checkpoint.check_place(out)
-    settings_from(options)
+    settings_from({name: value for name, value in options.items() if name != "without"})
     pipe, started = sample.load_pipeline(source), time.perf_counter()
     before = parameter_bytes(sample.denoiser(pipe))
     result = quantize(pipe, method=method, folder=out.with_name(f"{out.name}.run"), **options)

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from types import ModuleType
 
-from lowtide.methods import efficientdm, minmax, mpq, tcaq, temporal_cache, tfmq
+from lowtide.methods import best, efficientdm, minmax, mpq, tcaq, temporal_cache, tfmq
 from lowtide.plan import Settings
 from lowtide.stages.base import Recipe
 
 MODULES: dict[str, ModuleType] = {
+    "best": best,
     "minmax": minmax,
     "tfmq": tfmq,
     "temporal_cache": temporal_cache,

@@ -10,6 +10,8 @@ from lowtide.nn.lora import Lattice, LoRA
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.rounding import AdaRound
 
+INSIDE = 0.49  # of a step: a value this near to a code rounds to it
+
 
 class Fake:
     """What QuantLinear and QuantConv2d share: a weight that can be read as float, as codes, or half-way."""
@@ -69,10 +71,18 @@ class Fake:
         return self.codes
 
     def start_lora(self, rank: int, generator: torch.Generator) -> LoRA:
-        """Learn a low-rank change of the weight, and its scales, from here on; it starts at rounding to nearest."""
-        weight = self.whole_weight().flatten(1).float()
+        """Learn a low-rank change of the weight, and its scales, from here on; it starts at the codes chosen before."""
+        weight = self.rounding_weight()
         self.rounding = LoRA(weight, Lattice(self.format, self.grid, self.top(weight)), rank, generator)
         return self.rounding
+
+    def rounding_weight(self) -> Tensor:
+        """The weight, rows x columns; where another code than the nearest was chosen, the nearest value that rounds to it."""
+        weight, codes = self.whole_weight().flatten(1).float(), self.codes.float()
+        steps = self.format.steps(self.grid, weight.shape[1])
+        pulled = self.position().clamp(codes - INSIDE, codes + INSIDE)
+        other = self.codes != self.format.encode(weight, self.grid)
+        return torch.where(other, (pulled - steps.zero) * steps.scale, weight)
 
     def finish_lora(self) -> None:
         """Merge the change into the codes, and keep the scales it learnt."""

@@ -30,6 +30,7 @@ class Lessons:
         first_held = len(request.seeds) - max(1, len(request.seeds) // HELD_OUT)
         self.held_out = [place for place in places if self.image(place) >= first_held]
         self.taught = [place for place in places if self.image(place) < first_held] or places
+        self.starts = [(call, row) for call, row in self.taught if call % self.length < self.length - 1]
         self.answers = float_answers(job)
 
     def image(self, place: tuple[int, int]) -> int:
@@ -43,10 +44,9 @@ class Lessons:
 
     def pairs(self, generator: torch.Generator) -> Places:
         """Half a batch of samples, then the same images one step later."""
-        starts = [(call, row) for call, row in self.taught if call % self.length < self.length - 1]
-        if not starts:
+        if not self.starts:
             raise BadInput("found one step", "at least two, to compare consecutive ones", "give a larger --steps")
-        chosen = self.some(starts, generator)[: max(1, self.job.settings.batch // 2)]
+        chosen = self.some(self.starts, generator)[: max(1, self.job.settings.batch // 2)]
         return chosen + [(call + 1, row) for call, row in chosen]
 
     def arguments(self, chosen: Places) -> dict[str, Any]:

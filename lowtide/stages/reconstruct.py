@@ -46,10 +46,12 @@ class Reconstruct:
 class LearnRanges:
     """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
 
+    iters: int | None = None
+
     def run(self, job: Job) -> None:
         stream = Stream(job, inputs_quantized=True)
         for scene in job.track(stream.scenes(), "learning input ranges", len(stream.units)):
-            RangeLearner(job, scene.unit).learn(scene.loss)
+            RangeLearner(job, scene.unit, self.iters or job.settings.range_iters).learn(scene.loss)
 
 
 def rate(iters: int) -> float:
@@ -135,8 +137,8 @@ def settled(history: list[float], roundings: nn.ModuleList, window: int = 100) -
 class RangeLearner:
     """Learns the scales of one unit's input quantizers; those of temporal layers inside it are not its own."""
 
-    def __init__(self, job: Job, unit: Unit):
-        self.job, self.unit = job, unit
+    def __init__(self, job: Job, unit: Unit, iters: int):
+        self.job, self.unit, self.iters = job, unit, iters
         layers = [job.model.get_submodule(name).input for name in unit.layers if isinstance(job.model.get_submodule(name), Fake)]
         attentions = [module for module in job.model.get_submodule(unit.name).modules() if isinstance(module, QuantAttention)]
         parts = [part for attention in attentions for part in attention.quantizers().values()]
@@ -149,7 +151,7 @@ class RangeLearner:
         before = [quantizer.scale.clone() for quantizer in self.quantizers]
         start = self.judge(loss)
         optimizer = torch.optim.Adam([quantizer.start_learning() for quantizer in self.quantizers], 1e-2)
-        for _ in range(self.job.settings.range_iters):
+        for _ in range(self.iters):
             optimizer.zero_grad()
             loss(generator).backward()
             optimizer.step()

@@ -126,7 +126,8 @@ def test_patches_are_rows_of_the_layers_own_product():
         hook.remove()
         answers = torch.cat([each.flatten(2).mT.flatten(0, 1) if each.dim() == 4 else each.flatten(0, 1) for each in heard])
         ours = torch.cat(seen.patches) @ layer.weight.flatten(1).T + layer.bias
-        assert torch.cdist(ours[::37], answers).amin(1).max() / answers.norm(dim=1).mean() < 1e-4
+        apart = torch.cdist(ours[::37], answers, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        assert apart.max() / answers.norm(dim=1).mean() < 1e-4
 
 
 def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
@@ -201,7 +202,7 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
 
 
 def test_the_total_and_the_relation_fall():
-    found, student = course(iters=30)
+    found, _ = course(iters=30)
     relation, totals = [], []
     trd, loss = TRD(), Course.loss
 
@@ -215,13 +216,6 @@ def test_the_total_and_the_relation_fall():
     first, last = slice(0, 3), slice(-3, None)
     assert sum(totals[last]).item() < 0.7 * sum(totals[first]).item()
     assert sum(relation[last]).item() < 0.9 * sum(relation[first]).item()
-
-
-def test_the_released_code_would_fail_that_test():
-    found, student = course()
-    student.start()
-    ours = torch.randn(2, 3, 5, 7)
-    assert not TRD().loss(ours.clone().detach(), ours).requires_grad
 
 
 def test_leaving_a_stage_out_is_the_ablation(monkeypatch):

@@ -23,6 +23,17 @@ def built(kind: str, form):
     return layer, torch.randn(shape)
 
 
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_it_starts_at_codes_chosen_before(form):
+    layer, x = built("conv", form)
+    shifted = (layer.codes.float() + torch.randint(-1, 2, layer.codes.shape)).clamp(min=0).minimum(layer.top(layer.codes))
+    layer.set_codes(shifted.to(torch.uint8))
+    chosen = layer(x)
+    lora = layer.start_lora(4, generator())
+    assert (layer(x) - chosen).norm() / chosen.norm() < 1e-6
+    assert ((lora.weight - layer.weight.flatten(1)).abs() <= 1.5 * layer.grid.scale).float().mean() > 0.8
+
+
 def test_groups_merge_to_what_was_used_but_for_the_order_of_products():
     layer, x = built("linear", Affine(3, True, 0, 8))
     layer.start_lora(4, generator())

@@ -1,0 +1,31 @@
+"""best, the default: stages of several papers, composed by what measured best at each width (docs/results.md).
+
+    inputs' swing over channels and steps    TCR          of TCAQ-DM
+    the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
+    the rest of the weights                  Reconstruct, block by block
+    inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
+
+The one file of this folder that imports papers. Each stage can be left out (`--without tcr`) to see what it is worth.
+"""
+
+from lowtide.methods.tcaq import DAQ, TCR
+from lowtide.methods.temporal_cache import Maintain
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges
+from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.temporal import TIAR
+from lowtide.stages.weights import FitWeights
+
+NARROW = 6  # inputs of so few bits gain from ranges that are learnt
+
+
+def recipe(settings: Settings) -> Recipe:
+    start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Maintain())
+    narrow = settings.inputs <= NARROW
+    learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
+    adaptive = (DAQ(),) if narrow else ()
+    return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, Pack())

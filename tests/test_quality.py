@@ -1,0 +1,67 @@
+"""The bench of methods: cells are kept, a killed bench goes on, the table says what was measured."""
+
+import json
+
+import pytest
+import tiny
+
+from lowtide import quality, run, sample
+from lowtide.errors import BadInput
+from lowtide.quality import Cell
+
+OPTIONS = {"steps": 3, "images": 2, "kept": 1, "iters": 2, "batch": 2}
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(sample, "load_pipeline", lambda source: sample.as_pipeline(tiny.model("unet2d")))
+
+
+def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
+    cells = quality.grid("minmax,tfmq-tiar", "W8A8,W3A6", (0, 1))
+    assert [cell.name for cell in cells[:3]] == ["minmax-W8A8-0", "minmax-W8A8-1", "tfmq-tiar-W8A8-0"]
+    found = quality.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+    assert len(found) == 8
+    by_width = {width: [one["psnr"] for one in found if one["width"] == width] for width in ("W8A8", "W3A6")}
+    assert min(by_width["W8A8"]) > max(by_width["W3A6"])
+    errors = {one["width"]: one["trajectory_error"] for one in found}
+    assert 0 < errors["W8A8"] < errors["W3A6"] < 1
+    assert found[0]["bytes"] > found[-1]["bytes"]
+
+    def forbidden(*args, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(run, "quantize", forbidden)
+    assert quality.quality("tiny", tmp_path, cells, OPTIONS, images=4) == found
+    (tmp_path / "minmax-W8A8-0.json").unlink()
+    with pytest.raises(AssertionError, match="measured again"):
+        quality.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+
+
+def test_the_float_model_against_itself_has_no_error(model, tmp_path):
+    (found,) = quality.quality("tiny", tmp_path, [Cell("minmax", "W32A32", 0)], OPTIONS, images=2)
+    assert found["psnr"] == 100
+    assert found["trajectory_error"] == 0
+
+
+def test_the_table_sorts_by_quality_and_states_the_spread():
+    cells = [
+        {"method": "a", "width": "W4A8", "seed": 0, "psnr": 20.0, "trajectory_error": 0.2, "bytes": 1000, "minutes": 1.0},
+        {"method": "a", "width": "W4A8", "seed": 1, "psnr": 22.0, "trajectory_error": 0.1, "bytes": 1000, "minutes": 3.0},
+        {"method": "b", "width": "W4A8", "seed": 0, "psnr": 25.0, "trajectory_error": 0.1, "bytes": 2000, "minutes": 1.0},
+    ]
+    assert quality.rows(cells) == [
+        ["W4A8", "b", "25.00", "0.1000", "2,000", "1.0"],
+        ["W4A8", "a", "21.00 ± 1.41", "0.1500 ± 0.0707", "1,000", "2.0"],
+    ]
+    text = quality.page("tiny", [cell | {"options": {"iters": 5, "weights": 4}} for cell in cells])
+    assert "| W4A8 | b | 25.00 |" in text
+    assert "settings: iters 5" in text
+    assert json.dumps(cells)
+
+
+@pytest.mark.parametrize("asked", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])
+def test_mistakes_are_one_sentence(asked, model, tmp_path):
+    with pytest.raises(BadInput, match="found"):
+        cells = quality.grid(asked.get("methods", "minmax"), asked.get("widths", "W4A8"), (0,))
+        quality.quality("tiny", tmp_path, cells, OPTIONS, images=2)
