@@ -85,11 +85,14 @@ class Plan:
 
     What was rewritten comes first: `splits` (layer: channels of its first half), `cached` temporal layers, `blank` ones that
     nobody listens to any more (layer: width), and for how many channels of the answer there is a correction.
+    `requests` are temporal layers that answer once for all steps of a request, with what they read; `times` are the
+    timesteps as the denoiser hears them, unrounded.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     attentions: dict[str, dict[str, LayerPlan]] = field(default_factory=dict)
     timesteps: tuple[int, ...] = ()
+    times: tuple[float, ...] = ()
     ticks: int = 1
     method: str = ""
     summary: dict[str, object] = field(default_factory=dict)
@@ -98,12 +101,13 @@ class Plan:
     cached: dict[str, CachePlan] = field(default_factory=dict)
     blank: dict[str, int] = field(default_factory=dict)
     corrected: int = 0
+    requests: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def keyed(self) -> bool:
         """Whether anything depends on the timestep, so that an unknown one is an error."""
         plans = [*self.layers.values(), *(part for parts in self.attentions.values() for part in parts.values())]
-        return bool(self.cached or self.corrected or any(each.per_step and each.input for each in plans))
+        return bool(self.cached or self.corrected or self.requests or any(each.per_step and each.input for each in plans))
 
     def to_json(self) -> str:
         """Compact, because it goes into file headers: each different layer plan once, layers by its number."""
@@ -132,7 +136,9 @@ class Plan:
         cached = {
             name: CachePlan(**cache | {"format": format_from_json(cache["format"])}) for name, cache in data["cached"].items()
         }
-        return cls(**data | {"timesteps": tuple(data["timesteps"]), "left": left, "cached": cached})
+        data |= {name: tuple(data[name]) for name in ("timesteps", "times")}
+        data["requests"] = {name: tuple(reads) for name, reads in data["requests"].items()}
+        return cls(**data | {"left": left, "cached": cached})
 
 
 def layer_to_json(layer: LayerPlan) -> dict:

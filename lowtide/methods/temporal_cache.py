@@ -38,7 +38,7 @@ from lowtide.stages.features import JobFeatures
 from lowtide.stages.pack import Pack
 from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
-from lowtide.stages.rewrite import blank_layer, cache_layer, leave_float
+from lowtide.stages.rewrite import answer_once, blank_layer, cache_layer, leave_float
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
@@ -54,6 +54,8 @@ class Maintain:
         for unit in job.adapter.temporal():
             if unit.reads == ("timestep",) and all(isinstance(job.model.get_submodule(name), Fake) for name in unit.layers):
                 self.maintain(job, unit, seen)
+            elif unit.reads != ("timestep",) and unit.features:
+                answer_once(job, unit)
         pairs = seen["features"] * len(find_clock(job.model).known)
         seen["cached_share"] = seen["cached_share"] / pairs if pairs else 0.0
 

@@ -11,6 +11,7 @@ from lowtide.nn.correction import add_correction
 from lowtide.nn.fake import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.packed import PackedConv2d, PackedLinear, packed_layer, packed_twin
 from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.request import answer_by_request
 from lowtide.nn.split import split_modules
 from lowtide.nn.temporal import Blank, Cached
 from lowtide.plan import LayerPlan, Plan
@@ -72,6 +73,8 @@ def skeleton(root: nn.Module, plan: Plan) -> None:
         replace_module(root, name, Blank(width))
     if plan.corrected:
         add_correction(root, plan.corrected)
+    if plan.requests:
+        answer_by_request(root, plan)
     enable_inputs(root)
 
 

@@ -36,11 +36,18 @@ class Assign:
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
             attentions={} if job.settings.profile == "paper" else attention_plans(job, self.per_step),
             timesteps=timesteps,
+            times=exact_times(job),
             ticks=job.adapter.ticks,
             method=job.method,
             left=left | uncalled(job.adapter) | other_parameters(job.model),
         )
         quantize_modules(job.model, job.plan)
+
+
+def exact_times(job: Job) -> tuple[float, ...]:
+    """The timesteps as the denoiser heard them, in the order of their rounded keys."""
+    heard = {call.timestep: float(call.arguments["timestep"].flatten()[0]) for call in reversed(job.calls)}
+    return tuple(heard[timestep] for timestep in dict.fromkeys(call.timestep for call in job.calls))
 
 
 def weight_format(bits: int, group: int | None) -> Affine | None:

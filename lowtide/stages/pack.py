@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lowtide.nn.request import answer_by_request
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
 from lowtide.nn.temporal import Blank
 from lowtide.stages.base import Job
@@ -14,6 +15,8 @@ class Pack:
     def run(self, job: Job) -> None:
         drop_silent(job)
         pack_modules(job.model)
+        if job.plan.requests:
+            answer_by_request(job.model, job.plan)
         job.calls = []
 
 

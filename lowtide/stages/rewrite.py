@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowtide.errors import BadInput
-from lowtide.models import adapt
+from lowtide.models import Unit, adapt
 from lowtide.nn.correction import Correction, add_correction
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import find_clock, replace_module
@@ -55,6 +55,12 @@ def cache_layer(job: Job, name: str, plan: CachePlan) -> Cached:
     job.plan = replace(job.plan, cached=job.plan.cached | {name: plan})
     find_clock(job.model).keyed = True
     return cached
+
+
+def answer_once(job: Job, unit: Unit) -> None:
+    """Let this unit's features be computed once for all steps of a request, from packing on."""
+    job.plan = replace(job.plan, requests=job.plan.requests | dict.fromkeys(unit.features, unit.reads))
+    find_clock(job.model).keyed = True
 
 
 def blank_layer(job: Job, name: str) -> None:

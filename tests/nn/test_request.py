@@ -1,0 +1,71 @@
+"""Features once for a request: the same pictures, one run of the temporal block, and never a stale value."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_pipelines
+from torch import nn
+
+import lowtide
+from lowtide import sample
+from lowtide.nn.request import PerRequest
+
+STEPS = 4
+
+
+@pytest.fixture(params=["dit", "sdxl", "sd3", "flux"])
+def quantized(request, tmp_path):
+    pipe = tiny_pipelines.PIPELINES[request.param](tmp_path)
+    asked = tiny_pipelines.asked(request.param)
+    options = {"steps": STEPS, "images": 2, "kept": 2, "iters": 2, "batch": 2}
+    return lowtide.quantize(pipe, method="temporal_cache", **options, **asked), sample.Request(steps=STEPS, seeds=(0, 1), **asked)
+
+
+def wrapped(model: nn.Module) -> list[PerRequest]:
+    return [module for module in model.modules() if isinstance(module, PerRequest)]
+
+
+def counted(result, request) -> tuple[np.ndarray, int]:
+    """Images, and how often the first wrapped layer ran."""
+    calls: list[int] = []
+    hook = wrapped(result.model)[0].layer.register_forward_hook(lambda module, args, answer: calls.append(len(args[0])))
+    images = sample.images(result.pipe, request)
+    hook.remove()
+    return images, len(calls)
+
+
+def without_desk(result, request) -> np.ndarray:
+    for module in wrapped(result.model):
+        module.desk.working = True
+    images = sample.images(result.pipe, request)
+    for module in wrapped(result.model):
+        module.desk.working = False
+    return images
+
+
+def test_the_block_runs_once_and_pictures_stay(quantized, tmp_path):
+    result, request = quantized
+    assert wrapped(result.model)
+    images, runs = counted(result, request)
+    assert runs == 1
+    plain = without_desk(result, request)
+    assert np.linalg.norm(images - plain) / np.linalg.norm(plain) < 1e-4
+    again, runs = counted(result, request)
+    assert runs == 0  # the same request
+    assert (again == images).all()
+    other = replace(request, seeds=(1, 2))
+    assert counted(result, other)[1] == 1  # other labels or prompts: another request
+    result.save(tmp_path / "packed")
+    loaded = sample.images(lowtide.load(tmp_path / "packed"), request)
+    assert (loaded == images).all()
+
+
+def test_an_unknown_value_is_computed(quantized):
+    result, request = quantized
+    sample.images(result.pipe, request)
+    desk = wrapped(result.model)[0].desk
+    first, second = list(desk.steps)[:2]
+    assert desk.step_of([second, second]) == 1
+    assert desk.step_of([second + 0.1]) is None
+    assert desk.step_of([first, second]) is None
