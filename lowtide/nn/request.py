@@ -6,13 +6,12 @@ new request, and a timestep that is not exactly one of the calibrated ones is co
 """
 
 import inspect
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowtide.models import Adapter, adapt
-from lowtide.models.trace import flat_inputs
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.split import split_modules
 from lowtide.plan import Plan
@@ -29,17 +28,17 @@ class Desk:
         self.features: dict[str, Tensor] = {}
         self.row: int | None = None
         self.working = False
-        self._adapter: Adapter | None = None
+        self._adapter: Any = None
 
     def open(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call comes in: is it the request we know, and which step is it?"""
-        given = flat_inputs(dict(zip(self.parameters, args, strict=False)) | kwargs)
-        timestep = torch.as_tensor(dict(zip(self.parameters, args, strict=False)).get("timestep", kwargs.get("timestep")))
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        timestep = torch.as_tensor(given["timestep"])
         self.row = self.step_of(timestep.detach().double().flatten().tolist())
         if self.row is None:
             return
         reads = {name for names in self.plan.requests.values() for name in names} - {"timestep"}
-        conditions = {name: given[name] for name in sorted(reads)}
+        conditions = {name: inner(given, name) for name in sorted(reads)}
         if not same(conditions, self.conditions):
             self.conditions = {name: value.clone() for name, value in conditions.items()}
             self.build(timestep)
@@ -49,13 +48,16 @@ class Desk:
         return self.steps.get(values[0]) if len(set(values)) == 1 else None
 
     @property
-    def adapter(self) -> Adapter:
-        """The architecture, found once, on a model of shapes alone."""
+    def adapter(self) -> Any:
+        """The architecture, found once, on a model of shapes alone.
+
+        Its module is looked up now: this one is imported while diffusers is, which that one needs whole.
+        """
         if self._adapter is None:
             with torch.device("meta"):
                 floating = type(self.root).from_config(self.root.config)
                 split_modules(floating, self.plan.splits)
-            self._adapter = adapt(floating.to(self.root.dtype))
+            self._adapter = import_module("lowtide.models").adapt(floating.to(self.root.dtype))
         return self._adapter
 
     @torch.no_grad()
@@ -77,6 +79,13 @@ class Desk:
     def answer(self, name: str) -> Tensor | None:
         """The feature at the step that is asked for, if it is known."""
         return None if self.working or self.row is None else self.features[name][self.row]
+
+
+def inner(given: dict[str, Any], name: str) -> Tensor:
+    """The tensor of that dotted name."""
+    for part in name.split("."):
+        given = given[part]
+    return given
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:

@@ -1,0 +1,15 @@
+"""Any module of ours may be the first to be imported: the hook into diffusers runs while diffusers is half-way imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module", ["lowtide.checkpoint", "lowtide.nn.swap", "lowtide.models", "lowtide.run", "lowtide.stages.pack"]
+)
+def test_it_can_come_first(module):
+    code = f"import {module}; from diffusers import UNet2DModel; from diffusers.quantizers import auto; auto.AUTO_QUANTIZER_MAPPING['lowtide']"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
