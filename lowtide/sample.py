@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lowtide import zoo
 from lowtide.errors import BadInput
+from lowtide.labelled import LabelledPipeline
 from lowtide.models import ARCHITECTURES
 
 
@@ -133,6 +134,7 @@ DRIVERS: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
     "LDMPipeline": unconditional,
     "ModulePipeline": unconditional,
     "DiTPipeline": label_guided,
+    "LabelledPipeline": label_guided,
     "StableDiffusionPipeline": prompted,
     "StableDiffusionXLPipeline": prompted,
     "PixArtAlphaPipeline": binned,
@@ -289,7 +291,8 @@ def example(pipe: Any) -> dict[str, Tensor] | None:
 def as_pipeline(model: nn.Module, scheduler: Any = None, shape: tuple[int, ...] | None = None) -> Any:
     """A pipeline around a bare denoiser."""
     if isinstance(model, UNet2DModel):
-        return DDIMPipeline(model, scheduler or DDIMScheduler())
+        kind = LabelledPipeline if model.config.num_class_embeds else DDIMPipeline
+        return kind(model, scheduler or DDIMScheduler())
     if type(model) in ARCHITECTURES or scheduler is None or shape is None:
         raise BadInput(
             f"found a bare {type(model).__name__}", "the pipeline it belongs to", "pass the pipeline (or scheduler and shape)"
@@ -304,7 +307,8 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Any
         return bare_model(folder, dtype)
     if not folder and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise BadInput(f"found no folder {name}", "a hub id, a local diffusers folder, or zoo:NAME", "check the path")
-    return loaded(DiffusionPipeline, folder or name, dtype)
+    own = folder and class_name(folder / "model_index.json") == LabelledPipeline.__name__
+    return loaded(LabelledPipeline if own else DiffusionPipeline, folder or name, dtype)
 
 
 def local_folder(source: str | Path) -> Path | None:
@@ -325,7 +329,7 @@ def bare_model(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def class_name(config: Path) -> str | None:
-    """The model class that a config.json names, if it is one of diffusers'."""
+    """The class that a config.json or a model_index.json names, if it is one of diffusers' kind."""
     try:
         fields = json.loads(config.read_text())
     except (FileNotFoundError, ValueError):

@@ -10,6 +10,7 @@ import pytest
     "module", ["lowtide.checkpoint", "lowtide.nn.swap", "lowtide.models", "lowtide.run", "lowtide.stages.pack"]
 )
 def test_it_can_come_first(module):
-    code = f"import {module}; from diffusers import UNet2DModel; from diffusers.quantizers import auto; auto.AUTO_QUANTIZER_MAPPING['lowtide']"
+    lines = [f"import {module}", "from diffusers.quantizers import auto", "auto.AUTO_QUANTIZER_MAPPING['lowtide']"]
+    code = "; ".join(lines)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

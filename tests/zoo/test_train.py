@@ -1,73 +1,150 @@
-"""Training a zoo model: a killed run resumes to the same weights, and what is exported loads as a pipeline."""
+"""Training a zoo model: a killed run resumes to the same weights, and what is exported loads and draws."""
 
-from dataclasses import replace
+import json
+import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from diffusers import DiffusionPipeline
+import world
+from diffusers import AutoencoderTiny, UNet2DModel
 
-from lowtide import zoo
-from lowtide.errors import BadInput
-from lowtide.zoo import train
-from lowtide.zoo.train import Trainer
+from lowtide import sample, zoo
+from lowtide.zoo import pixels, train
+from lowtide.zoo.export import export, loss_table, sheet
+from lowtide.zoo.noise import happens
+from lowtide.zoo.specs import SPECS
+from lowtide.zoo.trainer import Trainer
 
-
-def small_model():
-    return tiny.unet2d(sample_size=32, in_channels=1, out_channels=1, block_out_channels=(8, 8), attention_head_dim=8)
+LABELS = {"digits-cond": (3, 7), "dit": (3, 7)}
+KINDS = {"emoji": "StableDiffusionPipeline", "dit": "DiTPipeline", "digits-cond": "LabelledPipeline"}
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setitem(train.SPECS, "digits", replace(train.SPECS["digits"], model=small_model, batch=4, steps=6))
-    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
-    (tmp_path / "mnist").mkdir()
-    np.savez(tmp_path / "mnist" / "mnist.npz", train_x=images)
-    return tmp_path
+    return world.build(tmp_path, monkeypatch)
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.average.parameters()])
 
 
-def test_a_killed_run_resumes_to_the_same_weights(data):
-    whole = Trainer("digits", data, data / "whole")
+@pytest.mark.parametrize("name", SPECS)
+def test_a_killed_run_resumes_to_the_same_weights(name, data):
+    whole = Trainer(name, data, data / "whole")
+    start = weights(whole)
     whole.train(minutes=10)
-    first = Trainer("digits", data, data / "killed")
-    for _ in range(3):
+    first = Trainer(name, data, data / "killed")
+    for _ in range(2):
         first.advance()
     first.save()
-    second = Trainer("digits", data, data / "killed")
+    second = Trainer(name, data, data / "killed")
     second.resume()
-    assert second.step == 3
+    assert second.step == 2
     second.train(minutes=10)
-    assert second.step == whole.step == 6
+    assert second.step == whole.step == world.STEPS
     assert torch.equal(weights(second), weights(whole))
+    assert 0 < (weights(whole) - start).norm() / start.norm() < 0.2
 
 
-def test_the_average_moves_and_the_loss_is_of_noise(data):
-    trainer = Trainer("digits", data, data / "run")
-    before = weights(trainer)
-    losses = [trainer.advance() for _ in range(6)]
-    assert 0.5 < np.mean(losses) < 2.0  # an untrained model cannot tell noise of variance 1
-    assert 0 < (weights(trainer) - before).norm() / before.norm() < 0.2
-
-
-def test_what_is_exported_is_a_pipeline_with_a_card(data):
-    trainer = Trainer("digits", data, data / "run")
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "emoji-vae"])
+def test_what_is_exported_loads_and_draws_from_the_same_weights(name, data):
+    trainer = Trainer(name, data, data / "run")
     trainer.train(minutes=10)
-    train.export(trainer, data / "digits")
-    pipe = DiffusionPipeline.from_pretrained(data / "digits")
-    assert type(pipe).__name__ == "DDIMPipeline"
-    assert "6 steps of 4 images" in (data / "digits" / "README.md").read_text()
-    halves = weights(trainer).half().float()
-    assert torch.equal(torch.cat([parameter.detach().flatten() for parameter in pipe.unet.parameters()]), halves)
+    export(trainer, zoo.home(name))
+    pipe = sample.load_pipeline(f"zoo:{name}")
+    assert type(pipe).__name__ == KINDS.get(name, "DDIMPipeline")
+    request = sample.Request(steps=2, seeds=(0, 1), labels=LABELS.get(name, ()), prompts=("thing 3",))
+    images = sample.images(pipe, request)
+    assert images.shape[0] == 2 and images.std() > 0.01
+    for part, module in trainer.average.items():
+        state = getattr(pipe, part).state_dict()
+        assert all(torch.equal(state[key], value.half().float()) for key, value in module.state_dict().items())
+    card = (zoo.folder(name) / "README.md").read_text()
+    assert f"{world.STEPS} steps of {world.BATCH} images" in card and trainer.task.data in card
+    assert (zoo.folder(name) / "loss.png").stat().st_size > 1000
 
 
-def test_the_shipped_model_is_small_and_known():
-    assert "digits" in zoo.names()
-    shipped = sum(path.stat().st_size for path in zoo.folder("digits").rglob("*.safetensors"))
-    assert shipped <= 6_000_000
-    with pytest.raises(BadInput, match="no zoo model called 'dogs'; expected one of digits"):
-        zoo.folder("dogs")
+def test_the_autoencoder_exports_as_a_model(data):
+    trainer = Trainer("emoji-vae", data, data / "run")
+    trainer.train(minutes=10)
+    export(trainer, zoo.home("emoji-vae"))
+    vae = AutoencoderTiny.from_pretrained(zoo.folder("emoji-vae"))
+    assert torch.equal(vae.encoder.layers[0].weight, trainer.average["vae"].encoder.layers[0].weight.half().float())
+    assert "emoji-vae" not in zoo.names()
+
+
+def test_an_untrained_model_cannot_tell_noise_of_variance_one(data):
+    trainer = Trainer("cifar10", data, data / "run")
+    assert 0.3 < np.mean([trainer.advance().item() for _ in range(4)]) < 2.0
+
+
+def test_the_checkpoint_keeps_its_names(data):
+    trainer = Trainer("digits", data, data / "run")
+    trainer.save()
+    state = torch.load(trainer.checkpoint, weights_only=True)
+    assert set(state) == {"model", "average", "optimizer", "step", "losses"}
+    assert all(name.startswith("unet.") for name in state["model"])
+
+
+def test_labelled_digits_start_as_digits_whatever_the_label(data):
+    model = pixels.labelled_digits_model()
+    start = UNet2DModel.from_pretrained(zoo.folder("digits") / "unet", dtype=torch.float32)
+    x, t = torch.randn(3, 1, 32, 32), torch.tensor([5, 500, 900])
+    with torch.no_grad():
+        told, untold = model(x, t, class_labels=torch.tensor([0, 9, 10])).sample, start(x, t).sample
+    assert ((told - untold).norm() / untold.norm()).item() < 1e-6
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in start.state_dict().items())
+
+
+def test_the_transformer_is_told_the_same_label_in_every_block(data):
+    model = world.transformer().train()
+    x, t, labels = torch.randn(64, 32, 8, 8), torch.full((64,), 500), torch.arange(64) % 10
+    torch.manual_seed(0)
+    first = model(x, timestep=t, class_labels=labels).sample
+    assert torch.equal(first, model(x, timestep=t, class_labels=labels).sample)
+
+
+def test_conditions_are_left_out_one_time_in_ten():
+    dropped = happens(pixels.DROPPED, torch.Generator().manual_seed(0), 10_000)
+    assert abs(dropped.float().mean() - 0.1) < 0.01
+
+
+def test_cifar_is_read_whole_and_half_of_it_mirrored(data, monkeypatch):
+    task = pixels.Cifar(data, pixels.cifar_model)
+    assert task.images.shape == (20, 3, 32, 32)
+    seen = []
+    monkeypatch.setattr(pixels, "noise_loss", lambda predict, clean, *rest: seen.append(clean))
+    task.loss(task.parts, torch.Generator().manual_seed(0), 400, None)
+    originals = task.images.float() / 127.5 - 1
+    as_is = (seen[0][:, None] == originals).flatten(2).all(2).any(1)
+    mirrored = (seen[0].flip(-1)[:, None] == originals).flatten(2).all(2).any(1)
+    assert (as_is ^ mirrored).all()
+    assert 0.4 < mirrored.float().mean() < 0.6
+
+
+def test_a_data_folder_without_cifar_says_so(tmp_path):
+    with pytest.raises(Exception, match="CIFAR-10 in strips; name the folder with --data"):
+        pixels.cifar(tmp_path)
+
+
+def test_the_grid_has_eight_in_a_row(data):
+    images = np.zeros((16, 32, 32, 1))
+    images[9] = 1  # second row, second place
+    grid = np.asarray(sheet(images))
+    assert grid.shape == (128, 512)
+    assert (grid[64:, 64:128] == 255).all() and grid.sum() == 255 * 64 * 64
+
+
+def test_the_table_of_losses_is_short_and_ends_at_the_end():
+    rows = loss_table([[step, 1 / step] for step in range(250, 25_250, 250)]).splitlines()[2:]
+    assert len(rows) <= 12 and rows[-1].startswith("| 25000 |")
+
+
+def test_one_command_trains_and_exports(data, monkeypatch, capsys):
+    out = data / "out"
+    monkeypatch.setattr(sys, "argv", ["train", "cifar10-small", "--data", str(data), "--out", str(out), "--minutes", "9"])
+    train.main()
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["step"] == world.STEPS
+    assert "cifar10-small" in zoo.names()

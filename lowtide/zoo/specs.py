@@ -1,0 +1,59 @@
+"""What each zoo model is: its task, for how long it is trained, and how its learning rate falls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowtide.zoo import pixels
+from lowtide.zoo.dit import LabelledDigitLatents
+from lowtide.zoo.emoji import Emoji, EmojiAutoencoder
+from lowtide.zoo.noise import Leg, one_leg
+
+
+class Task(Protocol):
+    """What is trained: the parts with weights, a loss drawn from a generator, and the pipeline they make.
+
+    `data` says what it learns from, `shown` what the grid of samples holds, row by row of eight.
+    """
+
+    data: str
+    shown: str
+    parts: nn.ModuleDict
+
+    def loss(self, parts: nn.ModuleDict, draw: torch.Generator, batch: int, leg: Leg) -> Tensor: ...
+
+    def pipeline(self, parts: nn.ModuleDict) -> Any: ...
+
+    def samples(self, pipe: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A task, and for how long."""
+
+    task: Callable[[Path], Task]
+    legs: tuple[Leg, ...]
+    batch: int = 64
+    average: float = 0.999
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.legs[-1].until
+
+
+DIGITS = (Leg(8_000, 1e-3, (0, 8_000)), Leg(12_000, 1e-3, (0, 12_000)), Leg(18_000, 6e-4, (12_000, 18_000), snr_cap=5.0))
+SPECS = {
+    "digits": Spec(pixels.Digits, DIGITS),
+    "digits-cond": Spec(pixels.LabelledDigits, one_leg(4_000, 5e-4, snr_cap=5.0)),
+    "emoji-vae": Spec(EmojiAutoencoder, one_leg(800, 5e-4), batch=16, average=0.99),
+    "emoji": Spec(Emoji, one_leg(7_000, 8e-4), batch=32),
+    "dit": Spec(LabelledDigitLatents, one_leg(8_000, 8e-4)),
+    "cifar10": Spec(lambda data: pixels.Cifar(data, pixels.cifar_model), one_leg(24_000, 4e-4), batch=256, average=0.9995),
+    "cifar10-small": Spec(lambda data: pixels.Cifar(data, pixels.small_cifar_model), one_leg(40_000, 1e-3), batch=32),
+}
