@@ -10,7 +10,7 @@ READY := .venv/.ready
 # One OpenMP thread per test process; two processes for two cores.
 WORKERS ?= 2
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint peers clean
 
 $(READY): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -31,6 +31,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# Other quantizers at the same bits, in an environment of their own (bench/.venv-peers); hours on a slow machine, goes on when interrupted.
+peers:
+	TORCH="$(TORCH)" $(PYTHON) bench/peers.py
 
 clean:
 	rm -rf .venv demo build *.egg-info

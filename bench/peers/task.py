@@ -1,0 +1,161 @@
+"""What a recipe is given (a float model, bits, calibration calls) and what it hands back (a model, its save, its bits)."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowtide import sample
+from lowtide.models import Adapter, adapt
+
+# One size for calibration, sampling and timing: exported and compiled graphs are made for one shape.
+BATCH = 16
+FLOAT = 32
+# lowtide keeps the first and the last layer at 8 bits; so that bits are equal, peers that can choose do the same.
+END_BITS = 8
+CALIBRATION_SEEDS = 1_000_000_007
+
+
+class Unable(Exception):
+    """The peer cannot do this; the message says why in a few words."""
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of weights and of inputs; 16 leaves the inputs in float."""
+
+    weights: int
+    inputs: int
+
+    @classmethod
+    def read(cls, text: str) -> "Bits":
+        found = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
+        if found is None:
+            raise SystemExit(f"found bits {text!r}; expected such as w4a8; write --bits w8a8,w4a8.")
+        return cls(*map(int, found.groups()))
+
+    @property
+    def quantized_inputs(self) -> bool:
+        return self.inputs < 16
+
+
+@dataclass(frozen=True)
+class Held:
+    """The bits one layer's weights are stored in, and those its inputs are rounded to."""
+
+    weights: int
+    inputs: int = FLOAT
+
+
+@dataclass
+class Packed:
+    """A quantized denoiser, what its layers hold, and how its own package writes it to a folder."""
+
+    model: nn.Module
+    held: dict[str, Held]
+    save: Callable[[Path], Any]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to quantize, and the bits it is meant for."""
+
+    run: Callable[["Task"], Packed]
+    serves: Callable[[Bits], bool] = lambda bits: True
+
+
+@dataclass
+class Task:
+    """One model to be quantized to some bits."""
+
+    source: str
+    bits: Bits
+    steps: int
+    images: int
+    iters: int
+    conditions: dict[str, Any]
+
+    @cached_property
+    def pipe(self) -> Any:
+        return sample.load_pipeline(self.source)
+
+    @property
+    def model(self) -> nn.Module:
+        return sample.denoiser(self.pipe).eval().requires_grad_(False)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        return adapt(self.model)
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Every layer with a matrix product, and how many weights it has."""
+        return {name: self.adapter.all_layers[name].weight.numel() for name in self.adapter.layers()}
+
+    @property
+    def ends(self) -> list[str]:
+        return [name for name in self.adapter.ends() if name in self.weights]
+
+    @property
+    def inner(self) -> list[str]:
+        return [name for name in self.weights if name not in self.ends]
+
+    def request(self, seeds: Iterable[int]) -> sample.Request:
+        return sample.Request(steps=self.steps, seeds=tuple(seeds), batch=BATCH, **self.conditions)
+
+    @cached_property
+    def calls(self) -> list[dict[str, Tensor]]:
+        """The denoiser's inputs over whole trajectories of the float model: the same that lowtide calibrates on."""
+        request = self.request(range(CALIBRATION_SEEDS, CALIBRATION_SEEDS + self.images))
+        return [tensors(moment.arguments) for moment in sample.trajectory(self.pipe, request)]
+
+    def replace(self, model: nn.Module) -> None:
+        setattr(self.pipe, sample.denoiser_name(self.pipe), model)
+
+
+def tensors(arguments: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+
+
+class Bare(nn.Module):
+    """The denoiser as exporters like it: tensors in, by place, one tensor out."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]):
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, values, strict=True)), return_dict=False)[0]
+
+
+class Served(nn.Module):
+    """An exported denoiser in the place of the one it was made from."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str], answer: Callable[..., Tensor]):
+        super().__init__()
+        self.config, self.dtype, self.device = model.config, torch.float32, torch.device("cpu")
+        self.names, self.answer, self.signature = tuple(names), answer, inspect.signature(model.forward)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(self.signature.bind(*args, **kwargs).arguments)
+        first = given[self.names[0]]
+        given["timestep"] = torch.as_tensor(given["timestep"]).reshape(-1).expand(len(first))
+        eps = self.answer(*(given[name].contiguous() for name in self.names))
+        return Answer(eps) if given.get("return_dict", True) else (eps,)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What diffusers' pipelines read of a denoiser's output."""
+
+    sample: Tensor
+
+    def __getitem__(self, place: int) -> Tensor:
+        return (self.sample,)[place]
