@@ -68,19 +68,20 @@ def temporal_mismatch(path: Path) -> None:
     floating = sample.load_pipeline(MODEL).unet
     adapter = adapt(floating)
     (unit,) = adapter.temporal()
-    timesteps = list(range(951, 0, -50))
-    fine = list(range(0, 1000, 2))
-    finely, coarse = features(floating, unit, adapter, fine), features(floating, unit, adapter, timesteps)
+    fine = list(range(1000))
+    finely = features(floating, unit, adapter, fine)
     figure, (left, right) = sheet(2)
-    left.plot(timesteps, timesteps, color=HAIR, linewidth=5, solid_capstyle="round")
+    left.axhline(0, color=HAIR, linewidth=5, solid_capstyle="round")
     for method, colour in (("minmax", FAINT), ("tfmq", INK), ("temporal_cache", ACCENT)):
         pipe = sample.load_pipeline(MODEL)
         run.quantize(pipe, method=method, weights=4, inputs=8, **SMALL)
-        ours = features(pipe.unet, unit, adapter, list(pipe.unet.lowtide_clock.timesteps.tolist()))
-        nearest = [fine[int(place)] for place in torch.cdist(ours, finely).argmin(1)]
-        left.plot(timesteps, nearest, color=colour, marker="o", markersize=3, linewidth=1, label=method)
+        timesteps = pipe.unet.lowtide_clock.timesteps.tolist()
+        ours, coarse = features(pipe.unet, unit, adapter, timesteps), finely[timesteps]
+        nearest = torch.cdist(ours, finely).argmin(1)
+        away = [int(near) - timestep for near, timestep in zip(nearest, timesteps, strict=True)]
+        left.plot(timesteps, away, color=colour, marker="o", markersize=3, linewidth=1, label=method)
         right.plot(timesteps, (ours - coarse).norm(dim=1) / coarse.norm(dim=1), color=colour, linewidth=1.6, label=method)
-    title(left, "What time the network thinks it is", "timestep", "nearest timestep of the float features")
+    title(left, "How far off the network takes the time to be", "timestep", "nearest float timestep - timestep")
     title(right, "How far the features are off", "timestep", "relative L2 error")
     right.set_yscale("log")
     for axes in (left, right):

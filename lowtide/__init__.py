@@ -10,6 +10,8 @@ import wrapt
 
 if TYPE_CHECKING:
     from lowtide.errors import BadInput as BadInput
+    from lowtide.evidence import compare as compare
+    from lowtide.evidence import evaluate as evaluate
     from lowtide.methods import METHODS as METHODS
     from lowtide.models import adapt as adapt
     from lowtide.plan import Settings as Settings
@@ -25,8 +27,11 @@ HOMES = {
     "BadInput": "lowtide.errors", "METHODS": "lowtide.methods", "adapt": "lowtide.models", "Settings": "lowtide.plan",
     "Quantized": "lowtide.run", "load": "lowtide.run", "quantize": "lowtide.run",
     "Request": "lowtide.sample", "images": "lowtide.sample",
+    "compare": "lowtide.evidence", "evaluate": "lowtide.evidence",
 }  # fmt: skip
-__all__ = ["METHODS", "BadInput", "Quantized", "Request", "Settings", "adapt", "images", "load", "quantize"]
+__all__ = [
+    "METHODS", "BadInput", "Quantized", "Request", "Settings", "adapt", "compare", "evaluate", "images", "load", "quantize",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,17 @@ Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a lin
 Steps = Annotated[int, typer.Option(help="Sampling steps; a packed model knows the steps it was calibrated for.")]
 Without = Annotated[list[str], typer.Option(help="A stage to leave out, such as tiar; give it once for each.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
+Seeds = Annotated[str, typer.Option(help="One image per seed, such as 0-63.")]
+Metrics = Annotated[
+    str,
+    typer.Option(help="Such as psnr,ssim,lpips,latent_mse,clip; with --dataset also fd,fid,sfid,kid,precision,recall."),
+]
+Dataset = Annotated[
+    Path | None, typer.Option(help="What good images look like: a folder of them, or statistics in an .npz file.")
+]
+MinPsnr = Annotated[float | None, typer.Option(help="Gate: the least PSNR to the reference, in dB.")]
+MaxLpips = Annotated[float | None, typer.Option(help="Gate: the largest LPIPS to the reference.")]
+MaxFdIncrease = Annotated[float | None, typer.Option(help="Gate: how much farther from --dataset than the reference.")]
 
 
 def late(module: str) -> Any:
@@ -121,6 +132,78 @@ def sample(
     request = late("sample").Request(steps=steps, seeds=numbers(seeds), batch=batch, **asked)
     result = late("run").sample_to_folder(model, out, request, text.track)
     show(result, as_json, [f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"])
+
+
+def verdict(found: dict[str, Any], as_json: bool) -> None:
+    """Print what was found; a gate that was not kept is a line on stderr and exit code 1."""
+    drawn = late("report.verdict")
+    show(found, as_json, drawn.lines(found))
+    for line in drawn.failures(found):
+        print(line, file=sys.stderr)
+    if drawn.failures(found):
+        raise typer.Exit(1)
+
+
+def evidence_asked(**options: Any) -> dict[str, Any]:
+    """The options of evaluate and compare as Python has them."""
+    gates = {name: options.pop(name.replace("-", "_")) for name in ("min-psnr", "max-lpips", "max-fd-increase")}
+    options["metrics"] = [name.strip() for name in options["metrics"].split(",") if name.strip()] or None
+    options |= {
+        "seeds": numbers(options["seeds"]),
+        "labels": numbers(options["labels"]),
+        "prompts": prompts_of(options["prompts"]),
+    }
+    return options | {"gates": {name: limit for name, limit in gates.items() if limit is not None}}
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A folder that lowtide quantize wrote.")],
+    reference: Annotated[str | None, typer.Option(help="The float model, if the folder does not say which it was.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the evidence goes; RUN/evidence if not given.")] = None,
+    seeds: Seeds = "0-63",
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; those of the calibration if not given.")] = None,
+    batch: int = 16,
+    prompts: Prompts = None,
+    labels: Labels = "",
+    guidance: Guidance = None,
+    metrics: Metrics = "",
+    dataset: Dataset = None,
+    min_psnr: MinPsnr = None,
+    max_lpips: MaxLpips = None,
+    max_fd_increase: MaxFdIncrease = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a quantized model against the float model: same seeds, metrics, errors by layer and step, report.html."""
+    asked = {"seeds": seeds, "steps": steps, "batch": batch, "prompts": prompts, "labels": labels, "guidance": guidance}
+    asked |= {"min_psnr": min_psnr, "max_lpips": max_lpips, "max_fd_increase": max_fd_increase}
+    asked = evidence_asked(**asked, metrics=metrics, dataset=dataset)
+    verdict(late("evidence").evaluate(run, reference=reference, out=out, **asked), as_json)
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Any mix of float models, lowtide's and other checkpoints.")],
+    reference: Annotated[str | None, typer.Option(help="What all are compared with; the first float model if not given.")] = None,
+    out: Out = Path("evidence"),
+    seeds: Seeds = "0-63",
+    steps: Annotated[int | None, typer.Option(help="Sampling steps; those of a calibration if not given.")] = None,
+    batch: int = 16,
+    prompts: Prompts = None,
+    labels: Labels = "",
+    guidance: Guidance = None,
+    metrics: Metrics = "",
+    dataset: Dataset = None,
+    min_psnr: MinPsnr = None,
+    max_lpips: MaxLpips = None,
+    max_fd_increase: MaxFdIncrease = None,
+    as_json: Json = False,
+) -> None:
+    """Measure any models side by side, with the same evidence and gates as evaluate."""
+    asked = {"seeds": seeds, "steps": steps, "batch": batch, "prompts": prompts, "labels": labels, "guidance": guidance}
+    asked |= {"min_psnr": min_psnr, "max_lpips": max_lpips, "max_fd_increase": max_fd_increase}
+    asked = evidence_asked(**asked, metrics=metrics, dataset=dataset)
+    verdict(late("evidence").compare(*models, reference=reference, out=out, **asked), as_json)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The settings a user chooses and the plan they lead to: which layer holds which formats, as JSON."""
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
@@ -139,6 +139,13 @@ class Plan:
         data |= {name: tuple(data[name]) for name in ("timesteps", "times")}
         data["requests"] = {name: tuple(reads) for name, reads in data["requests"].items()}
         return cls(**data | {"left": left, "cached": cached})
+
+
+def summarised(plan: Plan, settings: Settings) -> Plan:
+    """The plan with the few words that config.json repeats."""
+    names = ("weights", "inputs", "profile", "steps")
+    summary = {name: getattr(settings, name) for name in names} | {"layers": len(plan.layers)}
+    return replace(plan, summary=summary)
 
 
 def layer_to_json(layer: LayerPlan) -> dict:

@@ -3,23 +3,24 @@
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lowtide import checkpoint, diffusers_hook, sample
+from lowtide import checkpoint, diffusers_hook, record, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS
 from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import packed_layers
-from lowtide.plan import LayerPlan, Plan, settings_from
+from lowtide.plan import LayerPlan, Plan, settings_from, summarised
 from lowtide.report import grids
-from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
+from lowtide.stages.base import Job, ablated, recipe_digest, run_recipe
 
 
 @dataclass
@@ -64,33 +65,29 @@ def quantize(
     check_model(model)
     model.requires_grad_(False)
     recipe = ablated(METHODS[method](settings), without)
-    digest = recipe_digest(recipe, settings, fingerprint(model))
+    mark = fingerprint(model)
+    digest = recipe_digest(recipe, settings, mark)
     job = Job(pipe, model.eval(), adapt(model, sample.example(pipe)), settings, method, Path(folder) / digest if folder else None)
+    job.report["fingerprint"] = mark
     run_recipe(recipe, job)
     return finish(job)
 
 
-def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
-    """The recipe without the stages of these names, whatever their case."""
-    names = {type(stage).__name__.lower() for stage in recipe}
-    if unknown := [name for name in without if name.lower() not in names]:
-        known = ", ".join(dict.fromkeys(type(stage).__name__ for stage in recipe))
-        raise BadInput(f"found no stage {unknown[0]!r}", f"one of {known}", "check --without")
-    return tuple(stage for stage in recipe if type(stage).__name__.lower() not in {name.lower() for name in without})
-
-
 def finish(job: Job) -> Quantized:
     """The plan's summary, the hook into diffusers, and the report."""
-    names = ("weights", "inputs", "profile", "steps")
-    summary = {name: getattr(job.settings, name) for name in names} | {"layers": len(job.plan.layers)}
-    plan = replace(job.plan, summary=summary)
+    plan = summarised(job.plan, job.settings)
     if hasattr(job.model, "register_to_config"):
         diffusers_hook.attach(job.model, plan)
     job.report["account"] = checkpoint.account(job.model)
     job.report["float"] = plan.left
-    job.report["kernels"] = {"plain torch (reference, no faster twin is registered)": len(dict(packed_layers(job.model)))}
+    job.report["kernels"] = dict(Counter(kernels(job.model).values()))
     job.report["float_share"] = float_share(job)
     return Quantized(job.pipe, plan, job.report)
+
+
+def kernels(model: nn.Module) -> dict[str, str]:
+    """What runs each packed layer."""
+    return {name: "plain torch (reference, no faster twin is registered)" for name, _ in packed_layers(model)}
 
 
 def float_share(job: Job) -> float:
@@ -120,14 +117,23 @@ def quantize_to_folder(source: str, out: str | Path, method: str, options: dict[
     """Load, quantize, save; an interrupted run goes on from the folder beside `out`."""
     out = Path(out)
     checkpoint.check_place(out)
-    settings_from({name: value for name, value in options.items() if name != "without"})
+    settings = settings_from({name: value for name, value in options.items() if name != "without"})
     pipe, started = sample.load_pipeline(source), time.perf_counter()
     before = parameter_bytes(sample.denoiser(pipe))
     result = quantize(pipe, method=method, folder=out.with_name(f"{out.name}.run"), **options)
     result.save(out)
     size = {"float_bytes": before, "bytes": result.report["account"]["total"], "on_disk": on_disk(out)}
     whole = {"model": source, "method": method, "folder": str(out), "minutes": round((time.perf_counter() - started) / 60, 2)}
-    return whole | size | result.plan.summary | result.report
+    found = whole | size | result.plan.summary | result.report
+    written = (asdict(settings), tuple(options.get("without", ())), found)
+    record.Record(record.command(), lasting(source), found["fingerprint"], method, *written).write(out)
+    return found
+
+
+def lasting(source: str) -> str:
+    """The source as it can be found again from another folder."""
+    home = None if source.startswith("zoo:") else sample.local_folder(source)
+    return str(home.resolve()) if home else source
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -143,16 +149,19 @@ def on_disk(folder: Path) -> int:
 def sample_to_folder(source: str, out: str | Path, request: sample.Request, track: Callable) -> dict[str, Any]:
     """One PNG per seed and a grid of them all."""
     pipe, out = sample.load_pipeline(source), Path(out)
-    if (asked := known_steps(sample.denoiser(pipe))) and request.steps != asked:
-        raise BadInput(
-            f"found {request.steps} steps", f"the {asked} it was calibrated for", f"use --steps {asked}, or quantize again"
-        )
+    check_steps(sample.denoiser(pipe), request.steps)
     with checkpoint.written_beside(out, ("grid.png",)) as fresh:
         started = time.perf_counter()
         drawn = sample.images(pipe, request, track)
         seconds = time.perf_counter() - started
         grids.write_images(fresh, drawn, request.seeds)
     return {"folder": str(out), "images": len(drawn), "seconds_per_step": round(seconds / request.steps, 4)}
+
+
+def check_steps(model: nn.Module, steps: int) -> None:
+    """A packed model samples with the steps it knows."""
+    if (asked := known_steps(model)) and steps != asked:
+        raise BadInput(f"found {steps} steps", f"the {asked} it was calibrated for", f"use --steps {asked}, or quantize again")
 
 
 def known_steps(model: nn.Module) -> int | None:
@@ -162,8 +171,9 @@ def known_steps(model: nn.Module) -> int | None:
 
 
 def packed_plan(model: nn.Module) -> Plan:
-    """The plan of a packed model; an empty one for a float model."""
-    return model.hf_quantizer.plan if getattr(model, "is_quantized", False) else Plan()
+    """The plan of a packed model; an empty one for a float model, or one that others quantized."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return quantizer.plan if isinstance(quantizer, diffusers_hook.LowtideQuantizer) else Plan()
 
 
 def inspect(source: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from lowtide import cli
 from lowtide.errors import BadInput
+from lowtide.run import quantize_to_folder
 
 
 class Ended(NamedTuple):
@@ -177,3 +179,51 @@ def test_json_of_inspect_adds_up(lowtide, tmp_path: Path) -> None:
     found = json.loads(lowtide("inspect", tmp_path / "model", "--json").out)
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert sum(unit["weights"] for unit in found["units"]) == sum(int(np.prod(layer["shape"])) for layer in found["layers"])
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("packed")
+    tiny.model("unet2d").save_pretrained(home / "model")
+    options = {"steps": 2, "images": 2, "kept": 1, "iters": 1, "batch": 2}
+    quantize_to_folder(str(home / "model"), home / "run", "tfmq", options)
+    return home / "run"
+
+
+def test_evaluate_writes_evidence_and_says_where(lowtide, packed: Path) -> None:
+    ended = lowtide("evaluate", packed, "--seeds", "3,5", "--min-psnr", 1, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["request"]["seeds"] == [3, 5] and found["request"]["steps"] == 2
+    assert found["command"] == f"lowtide evaluate {packed} --seeds 3,5 --min-psnr 1 --json"
+    assert Path(found["report"]).read_text().startswith("<!")
+    assert sorted(path.name for path in (packed / "evidence" / "images" / "tfmq-w4a8").iterdir()) == ["3.png", "5.png"]
+
+
+def test_a_failed_gate_ends_with_1(lowtide, packed: Path, tmp_path: Path) -> None:
+    ended = lowtide("evaluate", packed, "--out", tmp_path / "x", "--seeds", 1, "--min-psnr", 99)
+    assert ended.code == 1 and (tmp_path / "x" / "evidence.json").exists()
+    assert ended.err.strip().splitlines()[-1].startswith("gate failed: tfmq W4A8: PSNR ")
+    assert "tfmq W4A8" in ended.out and "report: " in ended.out
+
+
+def test_compare_takes_any_mix(lowtide, packed: Path, tmp_path: Path) -> None:
+    ended = lowtide("compare", packed, packed.parent / "model", packed, "--out", tmp_path / "x", "--seeds", 1, "--json")
+    found = json.loads(ended.out)
+    assert ended.code == 0 and len(found["models"]) == 3 and found["reference"] == "model-in-float"
+
+
+def test_evaluate_what_cannot_be(lowtide, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_sentence(lowtide("evaluate", tmp_path / "empty"), "no model in empty")
+    assert_one_sentence(lowtide("evaluate", packed, "--steps", 3), "3 steps", "the 2 it was calibrated for")
+    assert_one_sentence(lowtide("evaluate", packed, "--metrics", "beauty"), "'beauty'", "psnr")
+    assert_one_sentence(lowtide("evaluate", packed, "--metrics", "fd"), "fd", "--dataset")
+    assert_one_sentence(lowtide("evaluate", packed.parent / "model"), "float model", "compare")
+    assert_one_sentence(lowtide("compare", packed, "--out", tmp_path / "x"), "1 model", "two")
+    bare = shutil.copytree(packed, tmp_path / "bare", ignore=lambda home, names: {"lowtide.json", "evidence"} & set(names))
+    assert_one_sentence(lowtide("evaluate", bare), "lowtide.json", "--reference")
+    tiny.unet2d(sample_size=16).save_pretrained(tmp_path / "large")
+    ended = lowtide("compare", packed, tmp_path / "large", "--out", tmp_path / "x")
+    assert_one_sentence(ended, "sample size 16", "sample size 8")
+    assert not (tmp_path / "x").exists()

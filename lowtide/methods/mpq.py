@@ -8,14 +8,15 @@ between positions of a feature, averaged over consecutive steps: a coarse studen
     Y = (X diag(delta)) (diag(delta)^-1 W'),  delta_i = sqrt(max|W_i| / max|X_i|)       divisors, 1 / delta
     kappa of a channel's smoothed weight                                              kurtosis
     c_i in {N-1, N, N+1}, min over groups of c_out / 10 of || X W' - Q(X)Q(W'|c) ||^2   class OMQ (search "full")
-    R = softmax(f' f / T) of features smoothed over N = 2 steps, KL(R_FP || R_Q)       class TRD, before Distill
+    R = softmax(f' f / T) of features smoothed over N = 2 steps, KL(R_FP || R_Q)       class TRD, announced to Distill
     QALoRA distillation and one input scale per step                                  stages.distill, which EfficientDM shares
 
 A channel's error depends on its own bits alone, so the full search costs three roundings of a layer, not one per candidate.
 MPQ-DM+, which lets the average grow, is OMQ(plus=True): a tenth of the channels goes up and none goes down.
 
 Departs from the paper: statistics come from the float model's inputs; the last layer's input is the feature; both steps of a
-pair are one batch, so that no gradient is lost; LoRA changes the smoothed weight.
+pair are one batch, so that no gradient is lost; LoRA changes the smoothed weight. The relation loss weighs 10, not the code's
+100, which was chosen where it taught nothing: there its gradient is twice the task's, and answers got worse for it.
 Departs from the released code: its relation loss carries no gradient (both features are detached) and so does nothing; its
 search tries two candidates with unrounded inputs (search "fast" tries the two); one bit there is {0, d}, here {-d, d}; zero
 points stay integers, and no channel holds a placeholder. Bits per channel are a vector, not three masked quantizers.
@@ -206,7 +207,7 @@ def best_groups(lost: Tensor, order: Tensor, most: int) -> int:
 class TRD:
     """Time-smoothed relation distillation: announce the relation loss to the distillation that follows."""
 
-    weight: float = 100.0
+    weight: float = 10.0
     temperature: float = 1.0
 
     def run(self, job: Job) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lowtide.errors import BadInput
 from lowtide.models import Adapter
 from lowtide.models.trace import mapped
 from lowtide.plan import Plan, Settings
@@ -102,6 +103,15 @@ def run_recipe(recipe: Recipe, job: Job) -> None:
         name = type(stage).__name__
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 2)
         job.console.print(f"{name:<16} {seconds[name]:8.1f} s")
+
+
+def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
+    """The recipe without the stages of these names, whatever their case."""
+    names = {type(stage).__name__.lower() for stage in recipe}
+    if unknown := [name for name in without if name.lower() not in names]:
+        known = ", ".join(dict.fromkeys(type(stage).__name__ for stage in recipe))
+        raise BadInput(f"found no stage {unknown[0]!r}", f"one of {known}", "check --without")
+    return tuple(stage for stage in recipe if type(stage).__name__.lower() not in {name.lower() for name in without})
 
 
 def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:

@@ -99,12 +99,12 @@ class Course:
 
     def search(self) -> dict[str, Tensor]:
         """What was learnt, or what was there before, whichever is nearer to the float model on held-out images."""
-        nearest, before = self.student.found(), self.judge()
+        start, before = self.student.found(), self.judge()
         self.learn()
         self.student.finish()
         after = self.judge()
         self.job.report.setdefault("losses", {})[f"{STAGE} {NETWORK}"] = [before, after]
-        return self.student.found() if after < before else nearest
+        return self.student.found() if after < before else start
 
     @torch.no_grad()
     def judge(self) -> float:

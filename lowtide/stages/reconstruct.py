@@ -26,15 +26,16 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Round every unit in forward order; temporal units are left as they are.
+    """Round every unit in forward order; temporal layers are left as they are, or rounded with their blocks (`temporal`).
 
     A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
     """
 
     round: int = 0
+    temporal: bool = False
 
     def run(self, job: Job) -> None:
-        stream = Stream(job)
+        stream = Stream(job, temporal=self.temporal)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
@@ -47,9 +48,10 @@ class LearnRanges:
     """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
 
     iters: int | None = None
+    temporal: bool = False
 
     def run(self, job: Job) -> None:
-        stream = Stream(job, inputs_quantized=True)
+        stream = Stream(job, inputs_quantized=True, temporal=self.temporal)
         for scene in job.track(stream.scenes(), "learning input ranges", len(stream.units)):
             RangeLearner(job, scene.unit, self.iters or job.settings.range_iters).learn(scene.loss)
 
@@ -135,7 +137,7 @@ def settled(history: list[float], roundings: nn.ModuleList, window: int = 100) -
 
 
 class RangeLearner:
-    """Learns the scales of one unit's input quantizers; those of temporal layers inside it are not its own."""
+    """Learns the scales of the input quantizers of one unit's own layers and attentions."""
 
     def __init__(self, job: Job, unit: Unit, iters: int):
         self.job, self.unit, self.iters = job, unit, iters

@@ -76,9 +76,9 @@ class Scene:
 
 
 class Stream:
-    """Both streams' live values, by number."""
+    """Both streams' live values, by number. With `temporal`, temporal layers belong to the blocks they lie in."""
 
-    def __init__(self, job: Job, inputs_quantized: bool = False):
+    def __init__(self, job: Job, inputs_quantized: bool = False, temporal: bool = False):
         self.job, self.inputs_quantized = job, inputs_quantized
         self.calls = [call for call in job.calls if call.kept]
         self.graph = job.adapter.block_graph(len(self.calls[0].arguments["timestep"]))
@@ -86,7 +86,8 @@ class Stream:
         self.store = Store(job.settings.memory)
         self.floating: dict[int, Value] = {}
         self.quantized: dict[int, Value] = {}
-        self.units = {unit.name: unit for unit in job.adapter.units() if unit.kind != "temporal"}
+        apart = [unit for unit in job.adapter.units() if unit.kind != "temporal"]
+        self.units = {unit.name: unit for unit in (job.adapter.homes(job.adapter.reads) if temporal else apart)}
 
     def scenes(self) -> Iterator[Scene]:
         """Each unit in forward order; going on to the next runs both streams through it."""

@@ -77,7 +77,13 @@ def test_tcr_lowers_the_error_of_a_trained_model():
     errors, floating = {}, sample.load_pipeline("zoo:digits").unet
     for name, stages in {"with": (TCR(),), "without": ()}.items():
         pipe = sample.load_pipeline("zoo:digits")
-        job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS, weights=8, inputs=4), "test")
+        job = Job(
+            pipe,
+            pipe.unet,
+            adapt(pipe.unet),
+            Settings(**OPTIONS | {"steps": 10, "images": 4, "kept": 10}, weights=8, inputs=4),
+            "test",
+        )
         run_recipe((Collect(), Assign(per_step=True), *stages, FitWeights("mse"), FitRanges()), job)
         # Without the last call: there is hardly any noise left to tell, and every error is large beside it.
         errors[name] = sum(distance(run_call(job, call)[0], floating(**call.arguments)[0]) for call in job.calls[:-1])

@@ -82,6 +82,7 @@ def test_scales_place_and_tick() -> None:
     decades = plot.Scale(1e-3, 10, log=True)
     assert decades.place(0.1) == pytest.approx(0.5) and decades.place(0) == 0
     assert decades.ticks() == pytest.approx([1e-3, 1e-2, 0.1, 1, 10])
+    assert plot.Scale(6.1, 6.9, log=True).ticks() == pytest.approx([6.2, 6.4, 6.6, 6.8])
     assert plot.scale([5.0, 5.0]).place(5.0) == pytest.approx(0.5)
 
 

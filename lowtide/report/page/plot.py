@@ -44,8 +44,10 @@ class Scale:
             inside = [value for value in found if self.low * 0.999 <= value <= self.high * 1.001]
             if len(inside) >= 3:
                 break
-        every = math.ceil(len(inside) / MOST_TICKS)
-        return inside[::every]
+        # Values that lie closer together than 2 and 5 do.
+        if not inside:
+            return Scale(self.low, self.high).rounds()
+        return inside[:: math.ceil(len(inside) / MOST_TICKS)]
 
 
 def pleasant(step: float) -> float:

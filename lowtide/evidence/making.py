@@ -1,0 +1,51 @@
+"""Making: what a packed model is made of, layer by layer, and what its record tells of how it was made."""
+
+from typing import Any
+
+import torch
+
+from lowtide import run
+from lowtide.evidence.subjects import OURS, Subject
+from lowtide.models import adapt
+from lowtide.nn.split import split_modules
+from lowtide.plan import LayerPlan
+
+
+def made(subject: Subject) -> dict[str, Any]:
+    """What lowtide knows of its own checkpoints; nothing of others."""
+    if subject.kind != OURS:
+        return {}
+    summary = {name: subject.plan.summary[name] for name in ("weights", "inputs", "profile")}
+    found = summary | {"method": subject.plan.method, "bits": bits(subject), "left": subject.plan.left}
+    return found | (recorded(subject.record.report) if subject.record else {})
+
+
+def recorded(report: dict[str, Any]) -> dict[str, Any]:
+    names = {"seconds": "stages", "float_share": "float_share", "predicted": "predicted", "real": "real"}
+    return {ours: report[theirs] for theirs, ours in names.items() if report.get(theirs) is not None}
+
+
+def bits(subject: Subject) -> list[dict[str, Any]]:
+    """Bits of each layer in forward order; layers that a cache took the place of are gone."""
+    plan, kernels = subject.plan, run.kernels(subject.model)
+    with torch.device("meta"):
+        floating = type(subject.model).from_config(subject.model.config)
+        split_modules(floating, plan.splits)
+    adapter, gone = adapt(floating), set(run.gone_layers(plan))
+    units = {name: unit.name for unit in adapter.units() for name in unit.layers}
+    return [
+        {
+            "name": name,
+            "unit": units[name],
+            **layer_bits(plan.layers.get(name, LayerPlan(None, None))),
+            "parameters": layer.weight.numel(),
+            "kernel": kernels.get(name),
+        }
+        for name, layer in adapter.layers().items()
+        if name not in gone
+    ]
+
+
+def layer_bits(layer: LayerPlan) -> dict[str, float]:
+    """Average bits per weight where they differ by channel."""
+    return {"weights": run.average_bits(layer.weight), "inputs": layer.input.bits if layer.input else 32}

@@ -1,0 +1,20 @@
+"""A float model and its packed self, tiny, as folders that the tests of evidence share."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import tiny
+
+from lowtide import run, sample
+
+QUICK = {"steps": 3, "images": 2, "kept": 1, "iters": 2, "batch": 2}
+
+
+@cache
+def pair(method: str = "minmax", weights: int = 4) -> tuple[Path, Path]:
+    """The folders of the float model and of the packed one."""
+    home = Path(mkdtemp(prefix="lowtide-test-"))
+    sample.as_pipeline(tiny.model("unet2d")).save_pretrained(home / "model")
+    run.quantize_to_folder(str(home / "model"), home / "run", method, QUICK | {"weights": weights, "inputs": 8})
+    return home / "model", home / "run"
