@@ -150,6 +150,7 @@ def peer(given: argparse.Namespace, task: Task) -> None:
     """Every recipe at all bits it is meant for, and a list of what was done."""
     module = importlib.import_module(f"peers.{given.peer}")
     task.calls = torch.load(given.home / "float" / "calls.pt")
+    task.weights  # noqa: B018  loads the model before it forks, and before a recipe puts another in its place
     place, listed = given.home / given.peer, []
     for bits in given.bits.split(","):
         for name, recipe in module.RECIPES.items():
