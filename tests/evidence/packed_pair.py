@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import tiny
 
@@ -12,9 +12,15 @@ QUICK = {"steps": 3, "images": 2, "kept": 1, "iters": 2, "batch": 2}
 
 
 @cache
+def kept() -> TemporaryDirectory:
+    """Gone when the tests end."""
+    return TemporaryDirectory(prefix="lowtide-test-")
+
+
+@cache
 def pair(method: str = "minmax", weights: int = 4) -> tuple[Path, Path]:
     """The folders of the float model and of the packed one."""
-    home = Path(mkdtemp(prefix="lowtide-test-"))
+    home = Path(kept().name) / f"{method}-{weights}"
     sample.as_pipeline(tiny.model("unet2d")).save_pretrained(home / "model")
     run.quantize_to_folder(str(home / "model"), home / "run", method, QUICK | {"weights": weights, "inputs": 8})
     return home / "model", home / "run"
