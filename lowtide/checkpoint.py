@@ -7,6 +7,7 @@
                                lowtide_clock.scale / .zero         float32 / uint8, quantizers x timesteps (x 1: one for all):
                                                                    inputs of the plan's layers, then its attentions, in order
                                lowtide_clock.timesteps             int32, the calibrated timesteps
+                               lowtide_correction.slope / .bias / .noise   float32, timesteps / x channels: see nn/correction.py
                                everything else                     as in the float model
     *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (one for each tensor, by name)
 
@@ -26,6 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lowtide.absorb import CORRECTION
 from lowtide.errors import BadInput
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.swap import packed_layers
@@ -136,4 +138,4 @@ def kind_of(name: str, layers: set[str]) -> str:
     holder, _, leaf = name.rpartition(".")
     if holder in layers and leaf != "bias":
         return "codes" if leaf == "weight" else "scales"
-    return "tables" if holder == CLOCK else "float"
+    return "tables" if holder in (CLOCK, CORRECTION) else "float"

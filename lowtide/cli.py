@@ -32,6 +32,18 @@ Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a lin
 Steps = Annotated[int, typer.Option(help="Sampling steps; a packed model knows the steps it was calibrated for.")]
 Without = Annotated[list[str], typer.Option(help="A stage to leave out, such as tiar; give it once for each.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
+Method = Annotated[str, typer.Option(help="See `lowtide methods`.")]
+Weights = Annotated[int, typer.Option("-w", "--weights", help="Bits per weight: 1 to 8, 16 or 32 for float.")]
+Inputs = Annotated[int, typer.Option("-a", "--inputs", help="Bits per input: 1 to 8, 16 or 32 for float.")]
+Profile = Annotated[str, typer.Option(help="full: every layer; paper: what the papers' released code quantizes.")]
+Group = Annotated[int | None, typer.Option(help="Weights that share a scale factor, such as 64.")]
+Images = Annotated[int, typer.Option(help="Calibration images.")]
+Kept = Annotated[int, typer.Option(help="Timesteps whose inputs serve reconstruction, evenly spread.")]
+Iters = Annotated[int, typer.Option(help="Rounding iterations per block; the papers use 20000.")]
+RangeIters = Annotated[int, typer.Option(help="Iterations that learn the input ranges of each block; 0: none.")]
+Memory = Annotated[int, typer.Option(help="MiB of calibration data to hold in memory; the rest goes to disk.")]
+EarlyStop = Annotated[bool, typer.Option("--early-stop", help="Stop a block when its loss is flat and decided.")]
+KeepTemporal = Annotated[bool, typer.Option("--keep-temporal", help="Keep the temporal block in float beside its cache.")]
 Seeds = Annotated[str, typer.Option(help="One image per seed, such as 0-63.")]
 Metrics = Annotated[
     str,
@@ -66,6 +78,18 @@ def prompts_of(path: Path | None) -> tuple[str, ...]:
     return late("sample").read_prompts(path) if path else ()
 
 
+SETTINGS = (
+    "weights", "inputs", "steps", "profile", "group", "images", "kept", "iters", "range_iters", "guidance", "seed",
+    "early_stop", "keep_temporal",
+)  # fmt: skip
+
+
+def settings_asked(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings among a command's options, as Python has them."""
+    asked = {name: given[name] for name in SETTINGS} | {"memory": given["memory"] << 20, "without": tuple(given["without"])}
+    return asked | {"prompts": prompts_of(given["prompts"]), "labels": numbers(given["labels"])}
+
+
 def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     print(json.dumps(result) if as_json else "\n".join(lines))
 
@@ -74,44 +98,60 @@ def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
 def quantize(
     model: Model,
     out: Out,
-    method: Annotated[str, typer.Option(help="See `lowtide methods`.")] = "tfmq",
-    weights: Annotated[int, typer.Option("-w", "--weights", help="Bits per weight: 1 to 8, 16 or 32 for float.")] = 4,
-    inputs: Annotated[int, typer.Option("-a", "--inputs", help="Bits per input: 1 to 8, 16 or 32 for float.")] = 8,
+    method: Method = "tfmq",
+    weights: Weights = 4,
+    inputs: Inputs = 8,
     steps: Steps = 50,
-    profile: Annotated[str, typer.Option(help="full: every layer; paper: what the papers' released code quantizes.")] = "full",
-    group: Annotated[int | None, typer.Option(help="Weights that share a scale factor, such as 64.")] = None,
-    images: Annotated[int, typer.Option(help="Calibration images.")] = 32,
-    kept: Annotated[int, typer.Option(help="Timesteps whose inputs serve reconstruction, evenly spread.")] = 25,
-    iters: Annotated[int, typer.Option(help="Rounding iterations per block; the papers use 20000.")] = 1000,
-    range_iters: Annotated[int, typer.Option(help="Iterations that learn the input ranges of each block; 0: none.")] = 0,
-    memory: Annotated[int, typer.Option(help="MiB of calibration data to hold in memory; the rest goes to disk.")] = 128,
+    profile: Profile = "full",
+    group: Group = None,
+    images: Images = 32,
+    kept: Kept = 25,
+    iters: Iters = 1000,
+    range_iters: RangeIters = 0,
+    memory: Memory = 128,
     prompts: Prompts = None,
     labels: Labels = "",
     guidance: Guidance = None,
     seed: int = 0,
-    early_stop: Annotated[bool, typer.Option("--early-stop", help="Stop a block when its loss is flat and decided.")] = False,
-    keep_temporal: Annotated[
-        bool, typer.Option("--keep-temporal", help="Keep the temporal block in float beside its cache.")
-    ] = False,
+    early_stop: EarlyStop = False,
+    keep_temporal: KeepTemporal = False,
     without: Without = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Quantize a model and save it as a diffusers folder."""
-    options = {"weights": weights, "inputs": inputs, "steps": steps, "profile": profile, "group": group, "images": images}
-    options |= {
-        "kept": kept,
-        "memory": memory << 20,
-        "iters": iters,
-        "guidance": guidance,
-        "seed": seed,
-        "early_stop": early_stop,
-        "keep_temporal": keep_temporal,
-        "without": tuple(without),
-        "range_iters": range_iters,
-    }
-    options |= {"prompts": prompts_of(prompts), "labels": numbers(labels)}
-    result = late("run").quantize_to_folder(model, out, method, options)
+    result = late("run").quantize_to_folder(model, out, method, settings_asked(locals()))
     show(result, as_json, late("report.text").quantized(result))
+
+
+@app.command()
+def plan(
+    model: Model,
+    fit: Annotated[
+        str | None, typer.Option(help="The most bits per weight, of 8,6,4,3,2, within this size, such as 4GiB.")
+    ] = None,
+    method: Method = "tfmq",
+    weights: Weights = 4,
+    inputs: Inputs = 8,
+    steps: Steps = 50,
+    profile: Profile = "full",
+    group: Group = None,
+    images: Images = 32,
+    kept: Kept = 25,
+    iters: Iters = 1000,
+    range_iters: RangeIters = 0,
+    memory: Memory = 128,
+    prompts: Prompts = None,
+    labels: Labels = "",
+    guidance: Guidance = None,
+    seed: int = 0,
+    early_stop: EarlyStop = False,
+    keep_temporal: KeepTemporal = False,
+    without: Without = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Say what quantize would take: size, memory and time by stage, from the model's configuration alone."""
+    result = late("estimate").predict(model, method=method, fit=fit, **settings_asked(locals()))
+    show(result, as_json, late("report.text").estimated(result))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowtide import checkpoint, diffusers_hook, record, sample
+from lowtide import checkpoint, diffusers_hook, estimate, memory, record, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS
 from lowtide.models import Adapter, Unit, adapt
@@ -118,11 +118,14 @@ def quantize_to_folder(source: str, out: str | Path, method: str, options: dict[
     out = Path(out)
     checkpoint.check_place(out)
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
-    pipe, started = sample.load_pipeline(source), time.perf_counter()
-    before = parameter_bytes(sample.denoiser(pipe))
-    result = quantize(pipe, method=method, folder=out.with_name(f"{out.name}.run"), **options)
-    result.save(out)
+    predicted, started = estimate.predict(source, method=method, **options), time.perf_counter()
+    with memory.Peak() as peak:
+        pipe = sample.load_pipeline(source)
+        before = parameter_bytes(sample.denoiser(pipe))
+        result = quantize(pipe, method=method, folder=out.with_name(f"{out.name}.run"), **options)
+        result.save(out)
     size = {"float_bytes": before, "bytes": result.report["account"]["total"], "on_disk": on_disk(out)}
+    size |= {"peak_bytes": peak.above, "predicted": estimate.totals(predicted)}
     whole = {"model": source, "method": method, "folder": str(out), "minutes": round((time.perf_counter() - started) / 60, 2)}
     found = whole | size | result.plan.summary | result.report
     written = (asdict(settings), tuple(options.get("without", ())), found)
@@ -165,9 +168,9 @@ def check_steps(model: nn.Module, steps: int) -> None:
 
 
 def known_steps(model: nn.Module) -> int | None:
-    """How many steps a packed model with per-step ranges was calibrated for."""
+    """How many steps a packed model was calibrated for, if anything in it depends on the step."""
     plan = packed_plan(model)
-    return plan.summary["steps"] if any(layer.per_step for layer in plan.layers.values()) else None
+    return plan.summary["steps"] if plan.keyed else None
 
 
 def packed_plan(model: nn.Module) -> Plan:

@@ -22,6 +22,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from torch import Tensor, nn
 
 from lowtide import zoo
+from lowtide.absorb import absorbing, stepping
 from lowtide.errors import BadInput
 from lowtide.labelled import LabelledPipeline
 from lowtide.models import ARCHITECTURES
@@ -198,11 +199,8 @@ def own_noise(scheduler: Any, generators: list[torch.Generator]) -> Iterator[Non
     if not takes_generator(scheduler):
         yield
         return
-    scheduler.step = seeded
-    try:
+    with stepping(scheduler, seeded):
         yield
-    finally:
-        del scheduler.step
 
 
 def run_pipeline(pipe: Any, request: Request) -> np.ndarray:
@@ -213,7 +211,7 @@ def run_pipeline(pipe: Any, request: Request) -> np.ndarray:
     if quiet:
         quiet(disable=True)
     try:
-        with torch.no_grad(), own_noise(pipe.scheduler, arguments["generator"]):
+        with torch.no_grad(), absorbing(pipe.scheduler, denoiser(pipe)), own_noise(pipe.scheduler, arguments["generator"]):
             images = pipe(**arguments).images
     finally:
         if quiet:

@@ -21,8 +21,16 @@ def made(subject: Subject) -> dict[str, Any]:
 
 
 def recorded(report: dict[str, Any]) -> dict[str, Any]:
-    names = {"seconds": "stages", "float_share": "float_share", "predicted": "predicted", "real": "real"}
-    return {ours: report[theirs] for theirs, ours in names.items() if report.get(theirs) is not None}
+    names = {"seconds": "stages", "float_share": "float_share"}
+    found = {ours: report[theirs] for theirs, ours in names.items() if report.get(theirs) is not None}
+    predicted = report.get("predicted") or {}
+    return found | {"predicted": foretold(predicted), "real": foretold(report) if predicted else {}}
+
+
+def foretold(told: dict[str, Any]) -> dict[str, float]:
+    """The numbers that a run is predicted by, of its prediction or of itself."""
+    names = {"on_disk": "bytes", "peak_bytes": "peak_bytes", "minutes": "minutes"}
+    return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
 
 
 def bits(subject: Subject) -> list[dict[str, Any]]:

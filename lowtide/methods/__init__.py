@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from types import ModuleType
 
-from lowtide.methods import best, efficientdm, minmax, mpq, tcaq, temporal_cache, tfmq
+from lowtide.methods import best, efficientdm, minmax, mpq, ptq4dm, ptqd, qdiffusion, tcaq, temporal_cache, tfmq
 from lowtide.plan import Settings
 from lowtide.stages.base import Recipe
 
 MODULES: dict[str, ModuleType] = {
     "best": best,
     "minmax": minmax,
+    "ptq4dm": ptq4dm,
+    "qdiffusion": qdiffusion,
+    "ptqd": ptqd,
     "tfmq": tfmq,
     "temporal_cache": temporal_cache,
     "tcaq": tcaq,

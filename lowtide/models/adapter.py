@@ -1,6 +1,6 @@
 """Adapter and Unit: what must be known of an architecture, most of it found by recording one forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from inspect import signature
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models.trace import Graph, Param, flat_inputs, leaves_of, on_meta, record
+from lowtide.models.trace import Graph, Node, Param, flat_inputs, leaves_of, on_meta, record
 
 # What a temporal feature passes on its way to being cut: an axis added, a table of its own added.
 PASSED_ON = (Tensor.__getitem__, Tensor.reshape, Tensor.view, Tensor.unsqueeze, Tensor.__add__, Tensor.__radd__, Tensor.add)
+JOINS = (torch.cat, torch.concat)
 Example = Callable[[nn.Module, int], dict[str, Any]]
 
 
@@ -161,14 +162,17 @@ class Adapter:
 
     @cached_property
     def _units(self) -> tuple[Unit, ...]:
-        rest = [name for name in self.reads if name not in self.temporal_layers]
-        homes = {name: next((block for block in self.block_names if name.startswith(f"{block}.")), name) for name in rest}
-        grouped: dict[str, list[str]] = {}
-        for name in rest:
-            grouped.setdefault(homes[name], []).append(name)
-        plain = [self.plain_unit(name, layers) for name, layers in grouped.items()]
+        plain = self.homes(name for name in self.reads if name not in self.temporal_layers)
         order = list(self.reads)
         return tuple(sorted([*self._temporal, *plain], key=lambda unit: order.index(unit.layers[0])))
+
+    def homes(self, layers: Iterable[str]) -> list[Unit]:
+        """These layers by the block they lie in; one outside of blocks is a unit of its own."""
+        grouped: dict[str, list[str]] = {}
+        for name in layers:
+            home = next((block for block in self.block_names if name.startswith(f"{block}.")), name)
+            grouped.setdefault(home, []).append(name)
+        return [self.plain_unit(name, layers) for name, layers in grouped.items()]
 
     def plain_unit(self, name: str, layers: list[str]) -> Unit:
         reads = frozenset().union(*(self.reads[layer] for layer in layers))
@@ -187,7 +191,24 @@ class Adapter:
         return next(name for name, dye in self.reads.items() if sample in dye), list(self.reads)[-1]
 
     def shortcuts(self) -> list[str]:
-        return [name for name in self.reads if name.endswith("conv_shortcut")]
+        return [name for name in self.reads if "conv_shortcut" in name.split(".")]
+
+    def concatenations(self) -> dict[str, int]:
+        """Layers that read two tensors laid side by side along their input channels: how many come from the first."""
+        nodes, found = {id: node for node in self._layer_graph.nodes for id in node.gives()}, {}
+        for node in self._layer_graph.nodes:
+            if node.is_leaf and (width := self.first_width(self.all_layers[node.target], nodes.get(node.uses()[0]))):
+                found[node.target] = width
+        return found
+
+    def first_width(self, layer: nn.Module, source: Node | None) -> int | None:
+        """Channels of the first of two tensors that `source` joined for this layer."""
+        if source is None or source.target not in JOINS or len(source.uses()) != 2:
+            return None
+        given = dict(zip(("tensors", "dim"), source.args, strict=False)) | source.kwargs
+        shape = self._layer_graph.values[source.uses()[0]].shape
+        axis = 1 if isinstance(layer, nn.Conv2d) else len(shape) - 1
+        return shape[axis] if given.get("dim", 0) % len(shape) == axis else None
 
     def downsamplers(self) -> list[str]:
         return [name for name in self.reads if ".downsamplers." in name]

@@ -1,12 +1,16 @@
 """Results as lines of text for a terminal, and the bar of long work."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
+YEAR = 365 * 86_400
 COLUMNS = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
@@ -18,6 +22,8 @@ def track(things: Iterable[Any], total: int, title: str = "sampling") -> Iterato
 
 
 def size(count: float) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
@@ -35,11 +41,69 @@ def quantized(result: dict[str, Any]) -> list[str]:
         f"{size(result['float_bytes'])} -> {size(result['on_disk'])} on disk "
         f"({result['on_disk'] / result['float_bytes']:.3f}x), {result['minutes']} minutes, {result['timesteps']} timesteps",
         *seconds,
+        *against(result),
         *account(result["account"]),
         *(f"kernel: {kernel}: {count} layers" for kernel, count in result["kernels"].items()),
         f"left in float: {100 * result['float_share']:.1f} % of the parameters that are not biases",
         *left_in_float(result["float"]),
     ]
+
+
+def against(result: dict[str, Any]) -> list[str]:
+    """What was predicted before the run, beside what it came to."""
+    if "predicted" not in result:
+        return []
+    predicted = result["predicted"]
+    rows = [
+        ["size on disk", size(predicted["on_disk"]), size(result["on_disk"])],
+        ["peak memory", size(predicted["peak_bytes"]), size(result["peak_bytes"])],
+        ["time", duration(60 * predicted["minutes"]), duration(60 * result["minutes"])],
+    ]
+    return table(["", "predicted", "real"], rows)
+
+
+def duration(seconds: float) -> str:
+    """In the unit a person would use."""
+    for most, unit, name in ((120, 1, "s"), (7200, 60, "min"), (48 * 3600, 3600, "h"), (2 * YEAR, 86_400, "days")):
+        if seconds < most:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / YEAR:,.0f} years"
+
+
+def estimated(result: dict[str, Any]) -> list[str]:
+    """What `lowtide plan` says: a table of stages, then size, memory and time in words."""
+    table = Table("stage", Column("time", justify="right"), Column("peak memory", justify="right"), box=SIMPLE_HEAD)
+    for stage in result["stages"]:
+        table.add_row(stage["name"], duration(stage["seconds"]), size(stage["peak_bytes"]))
+    table.add_section()
+    table.add_row("in all", duration(result["seconds"]), size(result["peak_bytes"]))
+    return [
+        f"{result['model']} to W{result['weights']}A{result['inputs']} by {result['method']}, before anything runs:",
+        *fitting(result),
+        *rendered(table),
+        f"checkpoint: {size(result['size']['total'])}, {result['size']['total'] / result['float_bytes']:.3f} of its "
+        f"{size(result['float_bytes'])} in float32",
+        *account({kind: count for kind, count in result["size"].items() if kind != "total"}),
+        *(f"stays in float beside it: {name}, {size(count)}" for name, count in result["others"].items()),
+        f"in memory: {size(result['memory']['weights'])} of weights, {size(result['memory']['calls'])} of recorded calls, "
+        f"at most {size(result['memory']['tape'])} of tape (--memory)",
+        "Memory is what comes on top of Python and its libraries; time is for this machine as busy as it is now.",
+        *(f"no price is known for the stage {name}; it is counted as nothing" for name in result["unpriced"]),
+    ]
+
+
+def fitting(result: dict[str, Any]) -> list[str]:
+    if "fit" not in result:
+        return []
+    tried = ", ".join(f"{bits} bits: {size(count)}" for bits, count in result["fit"]["tried"].items())
+    return [f"--fit {size(result['fit']['limit'])} chose {result['fit']['weights']}-bit weights ({tried})"]
+
+
+def rendered(table: Table) -> list[str]:
+    """A table of rich as lines."""
+    page = Console(file=io.StringIO(), width=100, color_system=None)
+    page.print(table)
+    return [line.rstrip() for line in page.file.getvalue().splitlines() if line.strip()]
 
 
 def account(parts: dict[str, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The verdict of a comparison in the terminal: one row for each model, and a line for each gate that failed."""
+"""The verdict of a comparison in the terminal: one column for each model, and a line for each gate that failed."""
 
 import shutil
 import sys
@@ -32,15 +32,17 @@ def rendered(found: Table) -> list[str]:
 
 
 def table(evidence: Json) -> Table:
-    """Models down, what was measured across."""
-    models, reference = evidence["models"], evidence["models"][evidence["reference"]]
-    names = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
+    """Models across, what was measured down."""
+    models, reference = list(evidence["models"].values()), evidence["models"][evidence["reference"]]
     found = Table(title=Text(evidence["title"]), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for place, head in enumerate(["model", "size", "s a step", *map(heading, names), "drift at the end"]):
-        found.add_column(head, justify="right" if place else "left")
-    for model in models.values():
-        cells = [measure(model["metrics"].get(name)) for name in names]
-        found.add_row(Text(model["name"]), weight(model, reference), pace(model, reference), *cells, end(model))
+    found.add_column("")
+    for model in models:
+        found.add_column(Text(model["name"]), justify="right")
+    found.add_row("size on disk", *(weight(model, reference) for model in models))
+    found.add_row("seconds a step", *(pace(model, reference) for model in models))
+    for name in dict.fromkeys(name for model in reversed(models) for name in model["metrics"]):
+        found.add_row(heading(name), *(measure(model["metrics"].get(name)) for model in models))
+    found.add_row("drift of the last sample", *(map(end, models)))
     return found
 
 
@@ -58,14 +60,14 @@ def pace(model: Json, reference: Json) -> str:
 
 
 def ratio(mine: float, theirs: float, same: bool) -> str:
-    return "" if same else f"\n{mine / theirs:.2f}x"
+    return "" if same else f" ({mine / theirs:.2f}x)"
 
 
 def measure(found: Json | None) -> str:
     """The value, and the interval that it lies in."""
     if found is None or found["value"] is None:
         return ""
-    interval = "" if found.get("low") is None else f"\n{found['low']:.4g} to {found['high']:.4g}"
+    interval = "" if found.get("low") is None else f" ({found['low']:.4g} to {found['high']:.4g})"
     return f"{found['value']:.4g}{interval}"
 
 

@@ -21,6 +21,7 @@ from lowtide.stages.stream import Stream
 PAPER_ITERS, PAPER_RATE = 20_000, 1e-3
 PENALTY, WARM_UP, SHARP_FIRST, SHARP_LAST = 0.01, 0.2, 20.0, 2.0
 JUDGES = 4
+RANGE_ITERS = 100  # where a paper learns ranges and the settings do not say for how long
 Loss = Callable[[torch.Generator], Tensor]
 
 

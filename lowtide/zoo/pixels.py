@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowtide import zoo
 from lowtide.errors import BadInput
 from lowtide.labelled import LabelledPipeline
-from lowtide.zoo.noise import Leg, chosen, device, happens, noise_loss
+from lowtide.zoo.noise import Leg, chosen, device, happens, noise_loss, typical_first
 
 MNIST = "MNIST (CC BY-SA 3.0), 60,000 images padded to 32 x 32"
 NO_LABEL = 10
@@ -100,11 +100,18 @@ class Digits:
     shown = ""
 
     def __init__(self, data: Path):
-        self.images, self.noising = mnist(data)[0].to(device()), DDPMScheduler(num_train_timesteps=1000)
+        images, labels = mnist(data)
+        self.images, self.noising = images.to(device()), DDPMScheduler(num_train_timesteps=1000)
+        self.typical = typical_first(self.images, labels.to(device()))
         self.parts = nn.ModuleDict({"unet": digits_model()})
 
     def loss(self, parts: nn.ModuleDict, draw: torch.Generator, batch: int, leg: Leg) -> Tensor:
-        clean = self.images[chosen(self.images, draw, batch)].float() / 127.5 - 1
+        learnt = (
+            self.typical[: int(leg.typical * len(self.images))]
+            if leg.typical < 1
+            else torch.arange(len(self.images), device=draw.device)
+        )
+        clean = self.images[learnt[chosen(learnt, draw, batch)]].float() / 127.5 - 1
         return noise_loss(lambda noisy, t: parts["unet"](noisy, t).sample, clean, draw, self.noising, leg)
 
     def pipeline(self, parts: nn.ModuleDict) -> DDIMPipeline:

@@ -47,12 +47,19 @@ class Spec:
         return self.legs[-1].until
 
 
-DIGITS = (Leg(8_000, 1e-3, (0, 8_000)), Leg(12_000, 1e-3, (0, 12_000)), Leg(18_000, 6e-4, (12_000, 18_000), snr_cap=5.0))
+DIGITS = (
+    Leg(8_000, 1e-3, (0, 8_000)),
+    Leg(12_000, 1e-3, (0, 12_000)),
+    Leg(18_000, 6e-4, (12_000, 18_000), snr_cap=5.0),
+    Leg(19_500, 6e-4, (18_000, 26_000), snr_cap=5.0, typical=1 / 3),
+    Leg(24_000, 6e-4, (19_500, 24_000), snr_cap=5.0, typical=1 / 3),
+)
+EMOJI = (Leg(6_251, 8e-4, (0, 7_000)), Leg(15_000, 8e-4, (6_251, 15_000), snr_cap=5.0))
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
     "digits-cond": Spec(pixels.LabelledDigits, one_leg(4_000, 5e-4, snr_cap=5.0)),
     "emoji-vae": Spec(EmojiAutoencoder, one_leg(800, 5e-4), batch=16, average=0.99),
-    "emoji": Spec(Emoji, one_leg(7_000, 8e-4), batch=32),
+    "emoji": Spec(Emoji, EMOJI, batch=32),
     "dit": Spec(LabelledDigitLatents, one_leg(8_000, 8e-4)),
     "cifar10": Spec(lambda data: pixels.Cifar(data, pixels.cifar_model), one_leg(24_000, 4e-4), batch=256, average=0.9995),
     "cifar10-small": Spec(lambda data: pixels.Cifar(data, pixels.small_cifar_model), one_leg(40_000, 1e-3), batch=32),

@@ -53,6 +53,8 @@ def test_the_json_is_what_the_page_reads(evaluated):
     assert packed.trajectory.error.shape == (1, 3) and packed.layers.error.shape[1] == 3
     assert packed.temporal.error.shape[1] == 3
     assert {layer.weights for layer in packed.bits} == {4, 8}
+    assert set(packed.predicted) == set(packed.real) == {"bytes", "peak_bytes", "minutes"}
+    assert packed.predicted["bytes"] == pytest.approx(packed.real["bytes"], rel=0.01)
     assert sum(packed.stages.values()) > 0 and packed.left and 0 < packed.float_share < 0.5
     assert "</html>" in (told.folder / "report.html").read_text()
     assert json.loads((told.folder / "evidence.json").read_text()) == {

@@ -1,4 +1,4 @@
-"""The verdict in the terminal: every model a row, and failed gates as sentences."""
+"""The verdict in the terminal: every model a column, and failed gates as sentences."""
 
 from lowtide.report import verdict
 
@@ -24,7 +24,7 @@ EVIDENCE = {
 }
 
 
-def test_rows_and_ratios():
+def test_numbers_and_ratios():
     text = "\n".join(verdict.lines(EVIDENCE))
     for words in ("b [float]", "4.00 MB", "1.00 MB", "0.25x", "1.50x", "25.43", "24 to 27", "0.25", "x/report.html"):
         assert words in text

@@ -1,0 +1,112 @@
+"""Before a run: how large the checkpoint will be, how much memory and time it takes, from the model's configuration alone.
+
+    blueprint   the pipeline's configuration, its denoiser on the meta device
+    size        the plan the recipe will arrive at, its skeleton, its file's header: exact
+    work        multiply-adds, values and bytes of a pass, from the recorded graph
+    speed       what this machine takes for each, measured in about a second
+    stages      what each stage makes of them
+
+Weights are counted as float32, which is how quantizing loads them. Memory is what comes on top of Python and its libraries.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lowtide.errors import BadInput
+from lowtide.estimate.blueprint import Blueprint, read
+from lowtide.estimate.size import checkpoint_bytes, planned
+from lowtide.estimate.speed import measured
+from lowtide.estimate.stages import COSTS, WARM, Cost, Workload
+from lowtide.estimate.work import FLOAT, Network
+from lowtide.methods import METHODS
+from lowtide.plan import Settings, settings_from
+from lowtide.stages.base import Recipe, ablated
+
+FITTING = (8, 6, 4, 3, 2)
+UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
+
+
+def predict(
+    source: str, *, method: str = "tfmq", without: Sequence[str] = (), fit: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Size, peak memory and time of `quantize` with the same options; `fit`, a size, chooses the bits of the weights."""
+    settings, started = settings_from(options), time.perf_counter()
+    limit = parse_size(fit) if fit else None
+    if method not in METHODS:
+        raise BadInput(f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
+    blueprint = read(source)
+    network = Network(blueprint.adapter(settings))
+    found: dict[str, Any] = {}
+    if limit is not None:
+        settings, found["fit"] = fitted(blueprint, network, settings, (method, tuple(without), limit))
+    recipe = ablated(METHODS[method](settings), without)
+    sizes = checkpoint_bytes(blueprint, planned(blueprint, network.adapter, recipe, settings, method))
+    load = Workload(blueprint, network, settings, measured(network))
+    named = {"model": source, "method": method, "weights": settings.weights, "inputs": settings.inputs}
+    spent = {"speed": load.speed.rates(), "predicted_in": round(time.perf_counter() - started, 1)}
+    return named | found | {"size": sizes, "float_bytes": denoiser_bytes(network)} | priced(recipe, load) | spent
+
+
+def fitted(blueprint: Blueprint, network: Network, settings: Settings, asked: tuple) -> tuple[Settings, dict[str, Any]]:
+    """The settings with the most bits that fit."""
+    (method, without, limit), tried = asked, {}
+    for bits in FITTING:
+        chosen = replace(settings, weights=bits)
+        recipe = ablated(METHODS[method](chosen), without)
+        tried[bits] = checkpoint_bytes(blueprint, planned(blueprint, network.adapter, recipe, chosen, method))["total"]
+        if tried[bits] <= limit:
+            return chosen, {"limit": limit, "weights": bits, "tried": tried}
+    least = min(tried, key=tried.get)
+    raise BadInput(
+        f"found no bits of weights that fit {limit:,} bytes",
+        f"at least {tried[least]:,}, which {least}-bit weights take",
+        "give more room with --fit, or choose a smaller model",
+    )
+
+
+def priced(recipe: Recipe, load: Workload) -> dict[str, Any]:
+    """Each stage's seconds and peak, and those of the whole."""
+    others = sum(load.blueprint.others.values())
+    weights = denoiser_bytes(load.network) + others
+    held = weights + load.recorded() + load.network.whole.weights + WARM
+    costs = [(type(stage).__name__, COSTS.get(type(stage), unknown)(stage, load)) for stage in recipe]
+    stages = [{"name": name, "seconds": round(cost.seconds, 6), "peak_bytes": round(held + cost.bytes)} for name, cost in costs]
+    return {
+        "stages": stages,
+        "seconds": round(sum(cost.seconds for _, cost in costs), 1),
+        "peak_bytes": max(stage["peak_bytes"] for stage in stages),
+        "memory": {"weights": weights, "calls": round(load.recorded()), "tape": load.settings.memory},
+        "others": load.blueprint.others,
+        "unpriced": [type(stage).__name__ for stage in recipe if type(stage) not in COSTS],
+    }
+
+
+def totals(found: dict[str, Any]) -> dict[str, float]:
+    """What a finished run is compared with, in the words of its own result."""
+    stages = {stage["name"]: stage["seconds"] for stage in found["stages"]}
+    whole = {"on_disk": found["size"]["total"], "peak_bytes": found["peak_bytes"], "minutes": round(found["seconds"] / 60, 2)}
+    return whole | {"seconds": stages}
+
+
+def unknown(stage: object, load: Workload) -> Cost:
+    """A stage nobody priced is said to be so, see `unpriced`."""
+    return Cost()
+
+
+def denoiser_bytes(network: Network) -> int:
+    return FLOAT * sum(parameter.numel() for parameter in network.adapter.meta.parameters())
+
+
+def parse_size(text: str) -> int:
+    """'4GiB', '500 MB', '1.5g' or plain bytes."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    if not match or match[2] not in UNITS or not (size := round(float(match[1]) * UNITS[match[2]])):
+        raise BadInput(f"found size {text!r}", "a number and a unit, such as 4GiB, 500MB or 2.5G", "mend --fit")
+    return size

@@ -1,0 +1,213 @@
+"""PTQD: accurate post-training quantization for diffusion models (He et al., NeurIPS 2023, arXiv 2305.10657).
+
+Whatever quantization does inside a denoiser, the sampler only sees noise D on its answer. Part of it is correlated with the
+answer itself, part is a constant, and both can be taken off again. The rest is nearly Gaussian; a sampler that adds noise
+of its own can count it as some of that. What is known of D, step by step, travels with the checkpoint.
+
+    D = eps^ - eps on the float trajectory                 measure, Moments
+    D = k_t eps + D',  k_t by linear regression, k_t > 0   class CNC: eps^ / (1 + k_t)
+    bias of D', by channel                                 class Bias: (eps^ - bias) / (1 + k_t)
+    sigma'^2 = sigma^2 - c^2 sigma_q^2, or 0               class VSC; lowtide/absorb.py at each step of the sampler
+    lowest bits with SNR^Q(t) > SNR^F(t)                   class StepAware
+    the base: BRECQ                                        Reconstruct(temporal=True), LearnRanges(temporal=True)
+
+Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture; slope and bias are the same
+for both, while sigma_q of a mixture is larger where branches err apart, so that less is absorbed than might be. StepAware says
+what it would choose and leaves the inputs at their bits: one packed model has one input format for all steps. Attention is
+quantized too, and weights have a range for each output channel (profile `full`). `range_iters` is 100 unless told.
+Departs from the released code: bias is that of D', not of all of D. Dividing by 1 + k_t takes k_t times the mean of eps off
+already; with the bias of D the mean error left is -k_t / (1 + k_t) times the mean of eps, with that of D' it is 0. Sigma_q is
+what no slope of either sign explains. Mu keeps its coefficient; the code computes its direction anew from the smaller sigma.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowtide.absorb import kept_share, signal_to_noise, stochastic_part
+from lowtide.formats import Affine
+from lowtide.nn.correction import CORRECTION, Correction, channel_axis
+from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.swap import find_clock, look, quantizers
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Call, Job, Recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.lessons import answer_of
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges, ranges, run_call, watch
+from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
+from lowtide.stages.rewrite import correct_answer
+from lowtide.stages.weights import FitWeights
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over samples and positions, steps x channels: of eps and D, and of their products."""
+
+    eps: Tensor
+    noise: Tensor
+    eps_eps: Tensor
+    eps_noise: Tensor
+    noise_noise: Tensor
+
+    def slope(self) -> Tensor:
+        """k_t of D = k_t eps + a constant, for each step."""
+        eps = self.eps.mean(1)
+        together = self.eps_noise.mean(1) - eps * self.noise.mean(1)
+        return together / (self.eps_eps.mean(1) - eps**2).clamp(min=1e-30)
+
+    def sigma(self) -> Tensor:
+        """Standard deviation of what neither slope nor bias explains, for each step."""
+        k = self.slope()[:, None]
+        squares = self.noise_noise - 2 * k * self.eps_noise + k**2 * self.eps_eps
+        return (squares - (self.noise - k * self.eps) ** 2).mean(1).clamp(min=0).sqrt()
+
+    def snr(self) -> Tensor:
+        """SNR^Q(t) = || eps ||^2 / || D ||^2."""
+        return self.eps_eps.mean(1) / self.noise_noise.mean(1).clamp(min=1e-30)
+
+    def error(self) -> float:
+        """|| D || / || eps || over all steps."""
+        return float((self.noise_noise.sum() / self.eps_eps.sum()).sqrt())
+
+
+@torch.no_grad()
+def measure(job: Job) -> Moments:
+    """The quantized model, as corrected so far, against the float model on the recorded calls."""
+    known = find_clock(job.model).known
+    means: list[list[Tensor]] = [[] for _ in known]
+    for call in job.track(job.calls, "quantization noise"):
+        eps = answer(job, call, False)
+        noise = answer(job, call, True) - eps
+        products = (eps, noise, eps * eps, eps * noise, noise * noise)
+        means[known[call.timestep]].append(torch.stack([product.mean(1) for product in products]))
+    look(job.model, True, True)
+    return Moments(*torch.stack([torch.stack(step).mean(0) for step in means], 1))
+
+
+def answer(job: Job, call: Call, quantized: bool) -> Tensor:
+    """Channels x everything else of the noise that is answered; a learned variance beside it is left out."""
+    look(job.model, quantized, quantized)
+    if correction := attached(job):
+        correction.active = quantized
+    found, asked = answer_of(run_call(job, call)), call.arguments[job.adapter.parameters[0]]
+    axis = channel_axis(found)
+    return found.movedim(axis, 0)[: asked.shape[axis]].flatten(1).double()
+
+
+def attached(job: Job) -> Correction | None:
+    return job.model._modules.get(CORRECTION)
+
+
+def correction(job: Job, moments: Moments) -> Correction:
+    """The correction of the denoiser's answer, attached at the first need."""
+    return attached(job) or correct_answer(job, moments.eps.shape[1])
+
+
+def told(job: Job) -> dict[str, Any]:
+    return job.report.setdefault("ptqd", {})
+
+
+@dataclass(frozen=True)
+class CNC:
+    """Correlated noise correction: D is measured anew and regressed on eps; only k_t > 0 is taken off."""
+
+    def run(self, job: Job) -> None:
+        moments = measure(job)
+        slope = moments.slope().clamp(min=0)
+        if slope.any():
+            correction(job, moments).slope.copy_(slope)
+        told(job).update({"error before CNC": moments.error(), "slope": rounded(slope)})
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Bias correction: the mean, by channel, of the noise that is left; after CNC that is the mean of D' / (1 + k_t)."""
+
+    def run(self, job: Job) -> None:
+        moments = measure(job)
+        if moments.noise.any():
+            found = correction(job, moments)
+            found.bias += (moments.noise * (1 + found.slope[:, None])).to(found.bias)
+        told(job)["error before Bias"] = moments.error()
+
+
+@dataclass(frozen=True)
+class VSC:
+    """Variance schedule calibration: how much noise is left, for the sampler to count as its own."""
+
+    def run(self, job: Job) -> None:
+        moments = measure(job)
+        sigma = moments.sigma()
+        if sigma.any():
+            correction(job, moments).noise.copy_(sigma)
+        told(job).update({"error before VSC": moments.error(), "sigma": rounded(sigma), "absorbed": absorbed(job, sigma)})
+
+
+def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
+    """The share of the sampler's variance that is absorbed, by timestep, where the pipeline's sampler adds any (at eta 0)."""
+    known = find_clock(job.model).known
+    parts = {timestep: stochastic_part(job.pipe.scheduler, timestep) for timestep in known}
+    shares = {timestep: 1 - kept_share(*parts[timestep], float(sigma[step])) ** 2 for timestep, step in known.items()}
+    return {timestep: round(share, 6) for timestep, share in shares.items() if parts[timestep][0]}
+
+
+@dataclass(frozen=True)
+class StepAware:
+    """Step-aware precision: for each step the lowest of the candidates' bits for inputs that keeps SNR^Q above SNR^F."""
+
+    candidates: tuple[int, ...] = (4, 6, 8)
+
+    def run(self, job: Job) -> None:
+        most, forward = job.settings.inputs, self.forward(job)
+        if most > 8 or None in forward.values():
+            return
+        firsts = {call.timestep: call for call in reversed(job.calls)}
+        one = replace(job, calls=[firsts[timestep] for timestep in forward])
+        found = at_fewer_bits(one, [bits for bits in self.candidates if bits < most]) | {most: measure(one).snr()}
+        enough = {
+            timestep: [bits for bits, snr in sorted(found.items()) if snr[step] > forward[timestep]]
+            for timestep, step in find_clock(job.model).known.items()
+        }
+        told(job)["bits by step"] = {timestep: min(bits, default=most) for timestep, bits in enough.items()}
+
+    def forward(self, job: Job) -> dict[int, float | None]:
+        """SNR^F of each calibrated timestep."""
+        ticks = job.adapter.ticks
+        return {t: signal_to_noise(job.pipe.scheduler, round(t / ticks)) for t in find_clock(job.model).known}
+
+
+def at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
+    """SNR^Q by step with the inputs of inner layers at other bits; everything is put back."""
+    clock, inner = find_clock(job.model), inner_quantizers(job)
+    before, formats = (clock.scale.clone(), clock.zero.clone()), {name: each.format for name, each in inner.items()}
+    seen, found = watch(job, keep=True), {}
+    for bits in candidates:
+        for name, quantizer in inner.items():
+            quantizer.format = Affine(bits)
+            quantizer.fit(*ranges(seen[name], quantizer, "mse"))
+        found[bits] = measure(job).snr()
+    for name, quantizer in inner.items():
+        quantizer.format = formats[name]
+    clock.scale.copy_(before[0])
+    clock.zero.copy_(before[1])
+    return found
+
+
+def inner_quantizers(job: Job) -> dict[str, Quantizer]:
+    ends = tuple(f"{name}." for name in job.adapter.ends())
+    found = quantizers(job.model).items()
+    return {name: each for name, each in found if isinstance(each.format, Affine) and not name.startswith(ends)}
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
+
+
+def recipe(settings: Settings) -> Recipe:
+    learnt = LearnRanges(settings.range_iters or RANGE_ITERS, temporal=True)
+    start = (Collect(), Assign(), FitWeights("mse"), Reconstruct(temporal=True), FitRanges("mse"), learnt)
+    return (*start, StepAware(), CNC(), Bias(), VSC(), Pack())

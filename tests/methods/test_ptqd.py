@@ -1,0 +1,149 @@
+"""PTQD: known noise is taken off again, the rest is absorbed by the sampler's own, and both travel with the checkpoint."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+
+import lowtide
+from lowtide import absorb, sample
+from lowtide.methods import METHODS, ptqd
+from lowtide.methods.ptqd import CNC, VSC, Bias, Moments, StepAware
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.collect import Collect
+from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges
+from lowtide.stages.weights import FitWeights
+
+OPTIONS = {"weights": 4, "inputs": 8, "steps": 4, "images": 4, "kept": 2, "iters": 4, "range_iters": 2, "batch": 8}
+
+
+@dataclass(frozen=True)
+class Louder:
+    """The last layer answers a tenth louder than it should: noise that is correlated with the answer."""
+
+    def run(self, job):
+        last = job.model.conv_out
+        last.grid = last.grid._replace(scale=1.1 * last.grid.scale)
+
+
+@pytest.fixture(autouse=True)
+def louder(monkeypatch):
+    """PTQD on the plainest base, made louder: a random model by itself errs without any slope."""
+    base = (Collect(), Assign(), FitWeights("minmax"), FitRanges("minmax"), Louder())
+    monkeypatch.setitem(METHODS, "louder", lambda settings: (*base, StepAware(), CNC(), Bias(), VSC(), Pack()))
+
+
+def quantized(method="ptqd", **options):
+    return lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method=method, **OPTIONS | options)
+
+
+def moments_of(eps: torch.Tensor, noise: torch.Tensor) -> Moments:
+    """steps x channels x values."""
+    return Moments(*(each.mean(2) for each in (eps, noise, eps * eps, eps * noise, noise * noise)))
+
+
+def test_moments_find_slope_bias_and_what_remains():
+    draw = torch.Generator().manual_seed(0)
+    eps, rest = (torch.randn(2, 3, 50_000, generator=draw, dtype=torch.double) for _ in range(2))
+    slope, bias = torch.tensor([0.2, -0.1]).reshape(2, 1, 1), torch.tensor([0.3, 0.0, -0.3]).reshape(1, 3, 1)
+    found = moments_of(eps + 0.5, slope * (eps + 0.5) + bias + 0.05 * rest)
+    assert torch.allclose(found.slope(), slope.flatten().double(), atol=0.005)
+    assert torch.allclose(found.sigma(), torch.tensor([0.05, 0.05]).double(), atol=0.001)
+
+
+def test_each_correction_lowers_the_error_on_the_answers_it_was_measured_on():
+    told = quantized("louder").report["ptqd"]
+    assert told["slope"] == pytest.approx([0.1] * OPTIONS["steps"], abs=0.05) and all(told["sigma"])
+    assert told["error before Bias"] < told["error before CNC"]
+    assert told["error before VSC"] < told["error before Bias"]
+
+
+def test_the_mean_error_of_each_channel_is_gone_after_bias(monkeypatch):
+    """By the paper's own algebra, and not by its code's, which takes the correlated part off twice."""
+    seen = []
+
+    class Watched(Bias):
+        def run(self, job):
+            super().run(job)
+            seen.append(ptqd.measure(job).noise)
+
+    recipe = [Watched() if isinstance(stage, Bias) else stage for stage in METHODS["louder"](Settings())]
+    monkeypatch.setitem(METHODS, "watched", lambda settings: tuple(recipe))
+    quantized("watched")
+    assert seen[0].abs().max() < 1e-5
+
+
+def test_left_out_is_the_ablation():
+    bare = quantized("louder", without=("cnc", "bias", "vsc"))
+    assert bare.plan.corrected == 0 and not hasattr(bare.model, absorb.CORRECTION)
+    only = quantized("louder", without=("bias", "vsc")).model.get_submodule(absorb.CORRECTION)
+    assert only.slope.all() and not only.bias.any() and not only.noise.any()
+
+
+def test_sixteen_bits_change_nothing():
+    original, result = tiny.model("unet2d"), quantized(weights=16, inputs=32)
+    x = torch.randn(2, 3, 8, 8)
+    assert result.plan.corrected == 0
+    assert torch.equal(result.model(x, 750)[0], original(x, 750)[0])
+
+
+def test_fewer_bits_are_enough_where_the_sampler_is_noisy():
+    told = quantized().report["ptqd"]["bits by step"]
+    assert set(told.values()) <= {4, 6, 8} and len(told) == OPTIONS["steps"]
+    noisy, clean = max(told), min(told)
+    assert told[noisy] <= told[clean]
+
+
+def answers(scheduler, spread: float, draws: int = 4000) -> torch.Tensor:
+    """The variance of x' over many draws, when the answer carries noise of that spread."""
+    scheduler.set_timesteps(10)
+    t, draw = int(scheduler.timesteps[4]), torch.Generator().manual_seed(0)
+    x = torch.zeros(draws, 1, 4, 4)
+    eps = 0.1 + spread * torch.randn(x.shape, generator=draw)
+    options = {"eta": 1.0} if isinstance(scheduler, DDIMScheduler) else {}
+    return scheduler.step(eps, t, x, generator=torch.Generator().manual_seed(1), **options).prev_sample.var()
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
+def test_with_noise_absorbed_a_step_is_as_noisy_as_the_sampler_asked(kind):
+    """The whole point of the variance schedule: sigma'^2 + c^2 sigma_q^2 = sigma^2."""
+    torch.manual_seed(0)
+    spread = 0.05
+    asked = answers(kind(clip_sample=False), 0.0)
+    noisy = answers(kind(clip_sample=False), spread)
+
+    class Known(torch.nn.Module):
+        def remaining(self):
+            return spread
+
+    model, scheduler = torch.nn.Module(), kind(clip_sample=False)
+    model.add_module(absorb.CORRECTION, Known())
+    with absorb.absorbing(scheduler, model):
+        mended = answers(scheduler, spread)
+    assert noisy / asked > 1.001
+    assert abs(mended / asked - 1) < 0.2 * abs(noisy / asked - 1)
+    assert "step" not in vars(scheduler)
+
+
+def test_a_sampler_without_noise_is_left_alone():
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(10)
+    assert absorb.stochastic_part(scheduler, int(scheduler.timesteps[3]), 0.0)[0] == 0
+    assert absorb.kept_share(0.0, 1.0, 0.5) == 1
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "sd"])
+def test_end_to_end_through_the_checkpoint(name, tmp_path):
+    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
+    result = lowtide.quantize(pipe, method="ptqd", **OPTIONS | {"iters": 2}, **asked)
+    request = sample.Request(steps=4, seeds=(5, 6), batch=2, **asked)
+    ours = sample.images(pipe, request)
+    loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
+    assert loaded.unet.get_submodule(absorb.CORRECTION).noise.any()
+    assert np.array_equal(sample.images(loaded, request), ours)
