@@ -297,7 +297,7 @@ def bench_quality(
 
 @app.command()
 def demo(out: Out = Path("demo"), iters: int = 150, as_json: Json = False) -> None:
-    """Quantize the embedded model with minmax and tfmq, and draw what was lost."""
+    """Quantize the zoo's digits and emoji with minmax and tfmq, and draw what was lost."""
     result = late("demo").demo(out, iters=iters)
     show(result, as_json, late("report.text").demonstrated(result))
 

@@ -1,100 +1,99 @@
-"""The demo: the embedded model beside its quantized selves, same seeds, one picture and one table."""
+"""The demo: each model that is at hand beside its quantized selves, same seeds: a picture, a report and a table."""
 
-import statistics
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from PIL import Image
 
-from lowtide import run, sample
-from lowtide.metrics import psnr
-from lowtide.report import grids, text
+from lowtide import evidence, run, zoo
+from lowtide.report import grids
 
 METHODS = ("minmax", "tfmq")
-STEPS = 50
-REPEATS = 5
+WIDTHS = {"weights": 4, "inputs": 8}
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Act:
-    """One model of the demo: what it drew, how large it is, and one call of its denoiser to time."""
+    """One model of the demo, and what it is asked to draw."""
 
-    name: str
-    images: np.ndarray
-    size: int
-    model: nn.Module
-    call: tuple[tuple, dict[str, Any]]
+    model: str
+    title: str
+    steps: int
+    images: int
+    prompts: tuple[str, ...] = ()
 
 
-def demo(out: Path, model: str = "zoo:digits", images: int = 64, iters: int = 150) -> dict[str, Any]:
-    """Quantize `model` to W4A8 with each method, save, load, sample, draw."""
+ACTS = (
+    Act("zoo:digits", "zoo:digits", steps=50, images=36),
+    Act(
+        "zoo:emoji", "zoo:emoji, text to image", steps=25, images=16,
+        prompts=(
+            "sleepy face", "cat face", "snowman", "heart", "rocket", "red apple", "tiger face", "pizza",
+            "sunflower", "octopus", "penguin", "star", "crown", "guitar", "airplane", "birthday cake",
+        ),
+    ),
+)  # fmt: skip
+
+
+def demo(out: Path, iters: int = 150, acts: Sequence[Act] = ACTS) -> Json:
+    """Quantize each act's model to W4A8 with each method, save, load, and draw all of them from the same seeds."""
+    here = [act for act in acts if act.model.removeprefix("zoo:") in zoo.names()]
+    missing = [act.model for act in acts if act not in here]
+    return {"acts": [perform(act, out / act.model.removeprefix("zoo:"), iters) for act in here], "missing": missing}
+
+
+def perform(act: Act, out: Path, iters: int) -> Json:
+    """One model: a folder for each method, the evidence, the picture."""
     out.mkdir(parents=True, exist_ok=True)
-    request = sample.Request(steps=STEPS, seeds=tuple(range(images)), batch=32)
-    acts = [perform("float", model, request)]
     for method in METHODS:
-        options = {"weights": 4, "inputs": 8, "steps": STEPS, "iters": iters}
-        run.quantize_to_folder(model, out / method, method, options)
-        acts.append(perform(method, str(out / method), request))
-    seconds = step_seconds(acts)
-    rows = [describe(act, acts[0], each) for act, each in zip(acts, seconds, strict=True)]
+        options = WIDTHS | {"steps": act.steps, "iters": iters, "prompts": act.prompts}
+        run.quantize_to_folder(act.model, out / method, method, options)
+    drawn = {"seeds": tuple(range(act.images)), "steps": act.steps, "batch": 18, "prompts": act.prompts}
+    found = evidence.compare(act.model, *(str(out / method) for method in METHODS), out=out / "evidence", **drawn)
+    rows = [row(model, found) for model in found["models"].values()]
     picture = out / "demo.png"
-    grids.draw(
-        picture, f"{model} at 4-bit weights, 8-bit inputs, DDIM {STEPS} steps, same seeds", columns(acts, rows), table(rows)
-    )
-    return {"picture": str(picture), "rows": rows}
+    title = f"{act.title}, at 4-bit weights and 8-bit inputs, {act.steps} steps, same seeds"
+    grids.draw(picture, title, columns(found, rows), table(rows))
+    return {"model": act.model, "picture": str(picture), "report": found["report"], "rows": rows}
 
 
-def perform(name: str, source: str, request: sample.Request) -> Act:
-    """Draw the images, and keep the denoiser's last call."""
-    pipe = sample.load_pipeline(source)
-    model, heard = sample.denoiser(pipe), {}
-    hook = model.register_forward_pre_hook(lambda module, args, kwargs: heard.update(last=(args, kwargs)), with_kwargs=True)
-    images = sample.images(pipe, request, lambda batches, total: text.track(batches, total, f"sampling {name}"))
-    hook.remove()
-    size = run.parameter_bytes(model) if name == "float" else run.on_disk(sample.local_folder(source))
-    return Act(name, images, size, model, heard["last"])
+def row(model: Json, found: Json) -> Json:
+    """What the picture's table says of one model."""
+    original = model is found["models"][found["reference"]]
+    quality = None if original else round(model["metrics"]["psnr"]["value"], 2)
+    named = {"name": "Original" if original else f"{model['method']}, W4A8"}
+    return named | {"bytes": model["bytes"], "psnr": quality, "seconds_per_step": round(model["seconds_per_step"], 4)}
 
 
-@torch.no_grad()
-def step_seconds(acts: list[Act]) -> list[float]:
-    """Median seconds of one denoiser call, the models taking turns, because the machine may be busy with other things."""
-    seconds: list[list[float]] = [[] for _ in acts]
-    for _ in range(REPEATS):
-        for act, taken in zip(acts, seconds, strict=True):
-            args, kwargs = act.call
-            started = time.perf_counter()
-            act.model(*args, **kwargs)
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in seconds]
+def columns(found: Json, rows: list[Json]) -> list[grids.Column]:
+    folder = Path(found["folder"]) / "images"
+    return [
+        grids.Column(row["name"], quality_line(row), images(folder / key)) for key, row in zip(found["models"], rows, strict=True)
+    ]
 
 
-def describe(act: Act, original: Act, seconds: float) -> dict[str, Any]:
-    quality = None if act is original else round(psnr(act.images, original.images), 2)
-    return {"name": act.name, "bytes": act.size, "psnr": quality, "seconds_per_step": round(seconds, 4)}
+def images(folder: Path) -> np.ndarray:
+    """The images of one model, in the order of their seeds."""
+    found = [
+        np.asarray(Image.open(path), np.float32) / 255 for path in sorted(folder.glob("*.png"), key=lambda path: int(path.stem))
+    ]
+    return np.stack([image if image.ndim == 3 else image[..., None] for image in found])
 
 
-def columns(acts: list[Act], rows: list[dict[str, Any]]) -> list[grids.Column]:
-    return [grids.Column(title(row), quality_line(row), act.images) for act, row in zip(acts, rows, strict=True)]
-
-
-def title(row: dict[str, Any]) -> str:
-    return "Original, float32" if row["psnr"] is None else f"{row['name']}, W4A8"
-
-
-def quality_line(row: dict[str, Any]) -> str:
+def quality_line(row: Json) -> str:
     return "the reference" if row["psnr"] is None else f"{row['psnr']:.2f} dB to the original"
 
 
-def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    head = ["model", "size on disk", "PSNR to the original", "seconds per step, 32 images"]
+def table(rows: list[Json]) -> list[list[str]]:
+    head = ["model", "size on disk", "PSNR to the original", "seconds per step, a batch"]
     return [head, *(cells(row, rows[0]) for row in rows)]
 
 
-def cells(row: dict[str, Any], original: dict[str, Any]) -> list[str]:
+def cells(row: Json, original: Json) -> list[str]:
     size = f"{row['bytes'] / 1e6:.2f} MB ({row['bytes'] / original['bytes']:.2f}x)"
     speed = f"{row['seconds_per_step']:.3f} ({row['seconds_per_step'] / original['seconds_per_step']:.2f}x)"
-    return [title(row), size, "" if row["psnr"] is None else f"{row['psnr']:.2f} dB", speed]
+    return [row["name"], size, "" if row["psnr"] is None else f"{row['psnr']:.2f} dB", speed]

@@ -149,6 +149,13 @@ def inspected(result: dict[str, Any]) -> list[str]:
 
 
 def demonstrated(result: dict[str, Any]) -> list[str]:
+    """A table for each model, where its picture and its report lie, and which models are not here."""
+    lines = [line for act in result["acts"] for line in ["", act["model"], *performed(act)]]
+    missing = (f"{name} is not here: it lies in the repository, not in the package" for name in result["missing"])
+    return [*lines, *missing]
+
+
+def performed(act: dict[str, Any]) -> list[str]:
     rows = [
         [
             one["name"],
@@ -156,6 +163,7 @@ def demonstrated(result: dict[str, Any]) -> list[str]:
             "" if one["psnr"] is None else f"{one['psnr']:.2f} dB",
             f"{one['seconds_per_step']:.4f}",
         ]
-        for one in result["rows"]
+        for one in act["rows"]
     ]
-    return [*table(["model", "size on disk", "PSNR to float", "seconds per step"], rows), "", f"picture: {result['picture']}"]
+    head = ["model", "size on disk", "PSNR to float", "seconds per step"]
+    return [*table(head, rows), f"picture: {act['picture']}", f"report:  {act['report']}"]
