@@ -20,6 +20,7 @@ from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.features import Features
+from lowtide.stages.products import watched
 from lowtide.stages.ranges import FitRanges, watch
 from lowtide.stages.tails import power_law_wins
 from lowtide.stages.weights import FitWeights
@@ -94,7 +95,7 @@ def channel_ranges(path: Path) -> None:
     """A convolution's input peaks over channels and steps, before and after TCR."""
     job = started()
     layers = dict(quant_layers(job.model))
-    peaks = tcaq.channel_peaks(job, {LAYER: layers[LAYER]})[LAYER]
+    peaks = watched(job, {LAYER: layers[LAYER]}, 64)[LAYER].peaks()
     r = tcaq.reparameterization(peaks, 0.05).clamp(1, 10)
     order = peaks.amax(0).argsort(descending=True)
     figure, axes = sheet(2)

@@ -1,6 +1,6 @@
 """best, the default: stages of several papers, composed by what measured best at each width (docs/results.md).
 
-    inputs' swing over channels and steps    TCR          of TCAQ-DM, where inputs have few bits and weights enough to take it
+    inputs' swing over channels and steps    TCR          of TCAQ-DM, as far as each layer gains by it
     the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
     the rest of the weights                  Reconstruct, block by block
     inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
@@ -21,13 +21,11 @@ from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
-WIDE = 6  # weights of fewer bits lose more by the range TCR gives them than inputs gain: 8 dB on zoo:digits at W4A8
 
 
 def recipe(settings: Settings) -> Recipe:
     narrow = settings.inputs <= NARROW
-    calmer = (TCR(),) if narrow and settings.weights >= WIDE else ()
-    start = (Collect(), Assign(per_step=True), *calmer, FitWeights("mse"), TIAR(), Maintain())
+    start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Maintain())
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
     adaptive = (DAQ(),) if narrow else ()
     return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, Pack())

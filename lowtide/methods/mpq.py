@@ -22,23 +22,24 @@ search tries two candidates with unrounded inputs (search "fast" tries the two);
 points stay integers, and no channel holds a placeholder. Bits per channel are a vector, not three masked quantizers.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.formats import SEARCHES, Affine, Grid, Mixed
+from lowtide.formats import Affine, Mixed
 from lowtide.nn.fake import Fake
-from lowtide.nn.swap import find_clock, look, quant_layers
+from lowtide.nn.swap import quant_layers
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges, run_call
+from lowtide.stages.products import Watched, lost, watched
+from lowtide.stages.ranges import FitRanges
 from lowtide.stages.rewrite import smooth_layer
 from lowtide.stages.weights import FitWeights
 
@@ -62,14 +63,14 @@ class OMQ:
         told = job.report["mpq"] = {"groups": {}, "average_bits": 0.0}
         inner = {name: layer for name, layer in quant_layers(job.model) if layer.format and name not in job.adapter.ends()}
         inner = {name: layer for name, layer in inner.items() if not isinstance(layer, nn.Conv2d) or layer.groups == 1}
-        for name, seen in job.track(watched(job, inner).items(), "bits per channel"):
+        for name, seen in job.track(watched(job, inner, PATCHES).items(), "bits per channel"):
             if self.smooth:
                 smooth_layer(job, name, divisors(inner[name], seen))
             if mixes(inner[name]):
                 told["groups"][name] = self.deal(job, name, seen)
         told["average_bits"] = average_bits(inner.values())
 
-    def deal(self, job: Job, name: str, seen: "Seen") -> int:
+    def deal(self, job: Job, name: str, seen: Watched) -> int:
         """Fix the bits of one layer's channels; into how many groups of a tenth they moved up."""
         layer = job.model.get_submodule(name)
         weight, bits = layer.whole_weight().flatten(1).float(), layer.format.bits
@@ -98,64 +99,7 @@ def average_bits(layers: object) -> float:
     return bits / max(1, sum(columns * rows for columns, _, rows in sizes))
 
 
-@dataclass
-class Seen:
-    """What one layer reads in the float model: ends of each channel at each step, and patches as rows of its matrix product."""
-
-    lo: Tensor
-    hi: Tensor
-    patches: list[Tensor] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-
-    def note(self, x: Tensor, step: int) -> None:
-        lo, hi = x.aminmax(dim=1)
-        self.lo[step], self.hi[step] = torch.minimum(self.lo[step], lo), torch.maximum(self.hi[step], hi)
-
-    def keep(self, patches: Tensor, step: int) -> None:
-        self.patches.append(patches)
-        self.steps += [step] * len(patches)
-
-
-def watched(job: Job, layers: dict[str, Fake]) -> dict[str, Seen]:
-    """One pass of the float model over the kept calls."""
-    look(job.model, False, False)
-    calls, seen = [call for call in job.calls if call.kept], {}
-    each = -(-PATCHES // len(calls))
-
-    def note(name: str, layer: Fake, x: Tensor) -> None:
-        step, channels = int(find_clock(job.model).index), channels_first(x, layer)
-        ends = torch.zeros(len(find_clock(job.model).known), len(channels), device=x.device)
-        known = seen.setdefault(name, Seen(ends, ends.clone()))
-        known.note(channels, step)
-        known.keep(patches(x, layer, job.generator("OMQ", name, str(len(known.patches))), each), step)
-
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: note(name, module, args[0].detach().float()))
-        for name, layer in layers.items()
-    ]
-    for call in job.track(calls, "outliers"):
-        run_call(job, call)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
-def channels_first(x: Tensor, layer: Fake) -> Tensor:
-    """Channels x everything else."""
-    return (x.movedim(1, 0) if isinstance(layer, nn.Conv2d) else x.movedim(-1, 0)).flatten(1)
-
-
-def patches(x: Tensor, layer: Fake, generator: torch.Generator, count: int) -> Tensor:
-    """A few rows of the matrix product that the layer is, from one sample."""
-    sample = int(torch.randint(len(x), (), generator=generator))
-    if isinstance(layer, nn.Conv2d):
-        rows = F.unfold(x[sample : sample + 1], layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0].T
-    else:
-        rows = x[sample].reshape(-1, x.shape[-1])
-    return rows[torch.randint(len(rows), (count,), generator=generator).to(x.device)]
-
-
-def divisors(layer: Fake, seen: Seen) -> Tensor:
+def divisors(layer: Fake, seen: Watched) -> Tensor:
     """sqrt(max|X_i| / max|W_i|) for each input channel i; 1 where one of both is dead."""
     x = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0))
     weight = layer.weight.detach().float().abs().movedim(1, 0).flatten(1).amax(1)
@@ -169,27 +113,10 @@ def kurtosis(rows: Tensor) -> Tensor:
     return centred.pow(4).mean(1) / rows.var(1).square().clamp(min=1e-30)
 
 
-def errors(layer: Fake, seen: Seen) -> Tensor:
-    """|| X W' - Q(X)Q(W') ||^2 of each output channel at one bit less, the same, one more: channels x 3."""
-    weight, (exact, rounded) = layer.whole_weight().flatten(1).float(), inputs(layer, seen)
-    target, columns = exact @ weight.T, []
-    for bits in (layer.format.bits - 1, layer.format.bits, layer.format.bits + 1):
-        form = weight_format(bits, None)
-        grid = form.params(*SEARCHES["mse"](weight, form), len(weight))
-        columns.append((target - rounded @ form.decode(form.encode(weight, grid), grid).T).square().sum(0))
-    return torch.stack(columns, 1)
-
-
-def inputs(layer: Fake, seen: Seen) -> tuple[Tensor, Tensor]:
-    """The patches, smoothed, and on the grid of their step."""
-    smooth = layer.smooth if layer.smooth.numel() else torch.ones_like(seen.lo[0])
-    exact = torch.cat(seen.patches) / smooth.repeat_interleave(layer.weight[0].numel() // len(smooth))
-    if layer.input.format is None:
-        return exact, exact
-    lo, hi = ((ends / smooth) for ends in (seen.lo, seen.hi))
-    grid = layer.input.format.params(lo.amin(1, keepdim=True), hi.amax(1, keepdim=True))
-    grid = Grid(*(part[seen.steps] for part in (grid.scale, grid.zero)))
-    return exact, layer.input.format.decode(layer.input.format.encode(exact, grid), grid)
+def errors(layer: Fake, seen: Watched) -> Tensor:
+    """|| X W' - Q(X)Q(W'|c) ||^2 of each output channel at one bit less, the same, one more: channels x 3."""
+    bits = (layer.format.bits - 1, layer.format.bits, layer.format.bits + 1)
+    return torch.stack(list(lost(layer, seen, [weight_format(each, None) for each in bits])), 1)
 
 
 def best_groups(lost: Tensor, order: Tensor, most: int) -> int:

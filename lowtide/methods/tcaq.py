@@ -13,10 +13,11 @@ on the quantized model's own path.
 
 Departs from the paper, whose text and code are not public (the equations come from independent notes that agree): timestep
 groups thin the statistics only, because one weight can hold one r. The minimum over channels is a low quantile, since a dead
-channel would blow up every other. R is cut lower at few weight bits, where a wider weight costs more than a calmer input
-gains. r folds into a norm in front of the convolution where that is exact (no SiLU in between) and is a table of the layer
-elsewhere. The likelihood ratio is taken against the exponential on the upper half of the values; `against` adds the
-log-normal. K is 2, iterations halve each round, and rounding starts warm, from the decisions of the round before.
+channel would blow up every other. R, which the paper sets by hand, is the one that leaves a layer the least error, or 1: a
+calmer input makes a wider weight, and at few weight bits that costs more than it gains. r folds into a norm in front of the
+convolution where that is exact (no SiLU in between) and is a table of the layer elsewhere. The likelihood ratio is taken
+against the exponential on the upper half of the values; `against` adds the log-normal. K is 2, iterations halve each round,
+and rounding starts warm, from the decisions of the round before.
 """
 
 from dataclasses import dataclass, replace
@@ -34,17 +35,21 @@ from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect, sampled_calls
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges, Seen, run_call, watch
+from lowtide.stages.products import Watched, lost, watched
+from lowtide.stages.ranges import FitRanges, Seen, watch
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.rewrite import fold_into_norm, smooth_layer
 from lowtide.stages.tails import power_law_wins
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
+CUTS = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+ROWS = 512
+
 
 @dataclass(frozen=True)
 class TCR:
-    """Timestep-channel reparameterization of every convolution's input; None cuts r at a value that suits the weights' bits."""
+    """Timestep-channel reparameterization of every convolution's input; `most` is R, and None lets each layer choose it."""
 
     most: float | None = None
     lowest: float = 0.05
@@ -52,40 +57,32 @@ class TCR:
 
     def run(self, job: Job) -> None:
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
-        cut = self.most or (10.0 if job.settings.weights >= 6 else 4.0)
-        folded = []
-        for name, peaks in channel_peaks(job, layers).items():
-            r = reparameterization(grouped(peaks, self.groups), self.lowest).clamp(1.0, cut)
-            if fold_into_norm(job, name, r):
-                folded.append(name)
+        told = job.report["tcr"] = {"layers": len(layers), "folded": [], "cuts": {}}
+        for name, seen in job.track(watched(job, layers, ROWS).items(), "reparameterization"):
+            r = reparameterization(grouped(seen.peaks(), self.groups), self.lowest)
+            cut = told["cuts"][name] = self.most or best_cut(layers[name], seen, r)
+            if cut == 1:
+                continue
+            if fold_into_norm(job, name, r.clamp(1.0, cut)):
+                told["folded"].append(name)
             else:
-                smooth_layer(job, name, r)
-        job.report["tcr"] = {"layers": len(layers), "folded": folded}
+                smooth_layer(job, name, r.clamp(1.0, cut))
 
     def suits(self, layer: nn.Module) -> bool:
         quantized = isinstance(layer, QuantConv2d) and layer.format is not None and layer.input.format is not None
         return quantized and layer.groups == 1 and layer.in_channels > 1
 
 
-@torch.no_grad()
-def channel_peaks(job: Job, layers: dict[str, QuantConv2d]) -> dict[str, Tensor]:
-    """m_{t,c} of each layer over the kept calls of the float model, timesteps x channels."""
-    look(job.model, False, False)
-    seen: dict[str, dict[int, Tensor]] = {name: {} for name in layers}
+def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
+    """The R that leaves the layer's own answer nearest to float, both of its sides rounded; 1 leaves the layer as it was."""
 
-    def note(name: str, timestep: int, x: Tensor) -> None:
-        peak = x.detach().float().abs().amax((0, 2, 3))
-        seen[name][timestep] = torch.maximum(peak, seen[name].get(timestep, peak))
+    def error(cut: float) -> float:
+        layer.set_smooth(r.clamp(1.0, cut))
+        return float(sum(part.sum() for part in lost(layer, seen, [layer.format])))
 
-    for call in job.track([call for call in job.calls if call.kept], "channel peaks"):
-        hooks = [
-            layer.register_forward_pre_hook(lambda module, args, name=name: note(name, call.timestep, args[0]))  # noqa: B023
-            for name, layer in layers.items()
-        ]
-        run_call(job, call)
-        for hook in hooks:
-            hook.remove()
-    return {name: torch.stack(list(peaks.values())) for name, peaks in seen.items() if peaks}
+    found = min(CUTS, key=error)
+    layer.set_smooth(r.new_empty(0))
+    return found
 
 
 def grouped(peaks: Tensor, groups: int | None) -> Tensor:

@@ -12,7 +12,7 @@ from lowtide import sample
 from lowtide.errors import BadInput
 from lowtide.formats import SEARCHES, Mixed
 from lowtide.methods import METHODS, mpq
-from lowtide.methods.mpq import OMQ, TRD, best_groups, divisors, errors, kurtosis, watched
+from lowtide.methods.mpq import OMQ, PATCHES, TRD, best_groups, divisors, errors, kurtosis
 from lowtide.models import adapt
 from lowtide.nn.lora import LoRA
 from lowtide.nn.packed import Packed
@@ -22,6 +22,7 @@ from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Course, Distill, Student
+from lowtide.stages.products import rounded_rows, watched
 from lowtide.stages.ranges import FitRanges, run_call
 from lowtide.stages.weights import FitWeights
 
@@ -98,12 +99,12 @@ def test_channels_with_heavier_tails_get_the_bits():
 def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
     job = prepared()
     layer = job.model.get_submodule(name)
-    seen = watched(job, {name: layer})[name]
+    seen = watched(job, {name: layer}, PATCHES)[name]
     layer.set_smooth(divisors(layer, seen))
     weight, lost = layer.whole_weight().flatten(1), errors(layer, seen)
     order = kurtosis(weight).argsort(descending=True)
     size, whole = len(order) // 10, []
-    exact, rounded = mpq.inputs(layer, seen)
+    exact, rounded = rounded_rows(layer, seen)
     for groups in range(6):
         bits = torch.full((len(order),), 2)
         bits[order[: groups * size]] += 1
@@ -122,7 +123,7 @@ def test_patches_are_rows_of_the_layers_own_product():
     for name in ("mid_block.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "mid_block.attentions.0.to_q"):
         layer, heard = layers[name], []
         hook = layer.register_forward_hook(lambda module, args, answer, heard=heard: heard.append(answer.detach()))
-        seen = watched(job, {name: layer})[name]
+        seen = watched(job, {name: layer}, PATCHES)[name]
         hook.remove()
         answers = torch.cat([each.flatten(2).mT.flatten(0, 1) if each.dim() == 4 else each.flatten(0, 1) for each in heard])
         ours = torch.cat(seen.patches) @ layer.weight.flatten(1).T + layer.bias
@@ -134,7 +135,7 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     job = prepared()
     before = run_call(job, job.calls[1])[0]
     name = "mid_block.resnets.0.conv1"
-    seen = watched(job, {name: job.model.get_submodule(name)})[name]
+    seen = watched(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
     OMQ().run(job)
     layer = job.model.get_submodule(name)
     peaks = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.smooth

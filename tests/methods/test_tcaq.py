@@ -15,6 +15,7 @@ from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.products import lost, watched
 from lowtide.stages.ranges import FitRanges, run_call
 from lowtide.stages.weights import FitWeights
 
@@ -55,7 +56,7 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
     job = started(uneven())
     before = run_call(job, job.calls[0])[0]
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
-    old = tcaq.channel_peaks(job, layers)
+    old = {name: seen.peaks() for name, seen in watched(job, layers, 64).items()}
     TCR(most=100.0).run(job)
     look(job.model, False, False)
     assert distance(run_call(job, job.calls[0])[0], before) < 1e-5
@@ -63,6 +64,30 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
     spread = sum(old[name].log().std(1).mean() for name in wide)
     assert sum((old[name] / layers[name].smooth).log().std(1).mean() for name in wide) < 0.7 * spread
     assert job.report["tcr"]["layers"] == len(layers) > 8
+
+
+def test_each_layer_takes_the_cut_that_leaves_it_the_least_error():
+    job = started(uneven(), weights=4, inputs=4)
+    layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
+    seen = watched(job, layers, 64)
+    for name, layer in layers.items():
+        r = tcaq.reparameterization(seen[name].peaks(), 0.05)
+        chosen, errors = tcaq.best_cut(layer, seen[name], r), {}
+        assert not layer.smooth.numel()
+        for cut in tcaq.CUTS:
+            layer.set_smooth(r.clamp(1.0, cut))
+            errors[cut] = float(next(lost(layer, seen[name], [layer.format])).sum())
+        layer.set_smooth(r.new_empty(0))
+        assert errors[chosen] == min(errors.values())
+
+
+def test_a_layer_that_gains_nothing_keeps_no_table():
+    """With 8-bit inputs there is little to gain, and 2-bit weights have nothing to give."""
+    job = started(uneven(), weights=2, inputs=8)
+    TCR().run(job)
+    cuts = job.report["tcr"]["cuts"]
+    assert 1.0 in cuts.values()
+    assert all(not job.model.get_submodule(name).smooth.numel() for name, cut in cuts.items() if cut == 1)
 
 
 def test_tcr_folds_into_a_norm_only_where_that_is_exact():
