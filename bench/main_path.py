@@ -5,48 +5,17 @@ disk, and the peak of anonymous memory while quantizing against the float model 
 """
 
 import argparse
-import gc
 import json
-import re
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import lowtide
 from lowtide import run, sample
+from lowtide.memory import Peak
 from lowtide.metrics import psnr
 from lowtide.models import adapt
 from lowtide.stages.features import temporal_errors
-
-
-def anonymous_memory() -> int:
-    """Bytes that belong to this process alone (files mapped into it are not counted)."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
-
-
-class Peak:
-    """The highest anonymous memory while the block runs, above where it stood before."""
-
-    def __enter__(self) -> "Peak":
-        gc.collect()
-        self.start = self.highest = anonymous_memory()
-        self.done = threading.Event()
-        self.watcher = threading.Thread(target=self.watch)
-        self.watcher.start()
-        return self
-
-    def watch(self) -> None:
-        while not self.done.wait(0.01):
-            self.highest = max(self.highest, anonymous_memory())
-
-    def __exit__(self, *error: object) -> None:
-        self.done.set()
-        self.watcher.join()
-
-    @property
-    def above(self) -> int:
-        return self.highest - self.start
 
 
 def measure(method: str, options: dict, request: sample.Request, reference) -> dict:

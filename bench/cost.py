@@ -1,0 +1,127 @@
+"""What learning the rounding costs: `python bench/cost.py [--million 10]`.
+
+For each unit of a random UNet: seconds of one AdaRound iteration against the unit's own float forward and backward pass on
+the same batch, taking turns, medians. From these, and from a short run of all other stages, the minutes of tfmq at W4A8.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from diffusers import UNet2DModel
+
+from lowtide import sample
+from lowtide.models import adapt
+from lowtide.nn.swap import look
+from lowtide.plan import Settings
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.reconstruct import PENALTY, Learner, sharpness
+from lowtide.stages.stream import Scene, Stream
+from lowtide.stages.temporal import TIAR
+from lowtide.stages.weights import FitWeights
+
+REPEATS = 7
+# Widths of a three-level UNet, by its millions of parameters.
+WIDTHS = {1: (32, 64, 64), 10: (96, 192, 192)}
+
+
+def model(million: int) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=32, block_out_channels=WIDTHS[million], layers_per_block=1, norm_num_groups=8, attention_head_dim=32,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+
+def started(million: int) -> Job:
+    pipe = sample.as_pipeline(model(million))
+    settings = Settings(weights=4, inputs=8, steps=10, images=8, kept=5, iters=2000)
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, "cost")
+    run_recipe((Collect(), Assign(per_step=True), FitWeights("mse")), job)
+    return job
+
+
+def costs(job: Job, scene: Scene) -> dict[str, float]:
+    """Median seconds of an iteration, and of float forward and backward to the unit's weights and inputs' positions."""
+    learner, generator = Learner(job, "cost", scene.unit, job.settings.iters), job.generator("cost", scene.unit.name)
+    module = job.model.get_submodule(scene.unit.name)
+    weights = [layer.weight for layer in learner.layers.values()]
+    roundings = torch.nn.ModuleList([layer.start_rounding() for layer in learner.layers.values()])
+    optimizer = torch.optim.Adam(roundings.parameters(), 1e-3)
+
+    def iteration() -> None:
+        look(module, True, False)
+        total = scene.loss(generator) + PENALTY * sum(rounding.penalty(sharpness(0.5)) for rounding in roundings)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    def floating() -> None:
+        look(module, False, False)
+        for weight in weights:
+            weight.requires_grad_(True).grad = None
+        with float_weights(learner):
+            scene.loss(generator).backward()
+
+    seconds = taking_turns(iteration, floating)
+    for weight in weights:
+        weight.requires_grad_(False).grad = None
+    for layer in learner.layers.values():
+        layer.set_codes(layer.codes)
+    return {"unit": scene.unit.name, "iteration": seconds[0], "float": seconds[1]}
+
+
+@contextmanager
+def float_weights(learner: Learner) -> Iterator[None]:
+    """Layers answer with their float weight itself, so that its gradient is computed, as training would."""
+    for layer in learner.layers.values():
+        layer.effective_weight = lambda layer=layer: layer.weight
+    yield
+    for layer in learner.layers.values():
+        del layer.effective_weight
+
+
+def taking_turns(*acts: Callable[[], None]) -> list[float]:
+    seconds: list[list[float]] = [[] for _ in acts]
+    for _ in range(REPEATS):
+        for act, taken in zip(acts, seconds, strict=True):
+            before = time.perf_counter()
+            act()
+            taken.append(time.perf_counter() - before)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--million", type=int, choices=sorted(WIDTHS), default=10)
+    million = parser.parse_args().million
+    began = time.perf_counter()
+    job = started(million)
+    prepared = time.perf_counter() - began
+    rows = [costs(job, scene) for scene in Stream(job).scenes()]
+    began = time.perf_counter()
+    TIAR().run(replace(job, settings=replace(job.settings, iters=20)))
+    temporal = (time.perf_counter() - began) * job.settings.iters / 20
+    whole, floating = (sum(row[name] for row in rows) for name in ("iteration", "float"))
+    for row in rows:
+        milliseconds = [f"{1e3 * row[name]:8.1f} ms" for name in ("iteration", "float")]
+        print(f"{row['unit']:<40} {'  '.join(milliseconds)}  {row['iteration'] / row['float']:.2f}x")
+    found = {
+        "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        "threads": torch.get_num_threads(),
+        "iteration_to_float": round(whole / floating, 3),
+        "minutes_of_2000_iterations": round((job.settings.iters * whole + temporal + prepared) / 60, 1),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
