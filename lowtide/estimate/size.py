@@ -17,6 +17,7 @@ from lowtide.methods.ptqd import CNC, VSC, Bias
 from lowtide.methods.qdiffusion import Split
 from lowtide.methods.tcaq import DAQ, TCR
 from lowtide.methods.temporal_cache import Maintain, silence
+from lowtide.methods.tfmq import FSC
 from lowtide.models import Adapter, Unit
 from lowtide.models.trace import on_meta
 from lowtide.nn.correction import channel_axis
@@ -45,7 +46,7 @@ def planned(blueprint: Blueprint, adapter: Adapter, recipe: Recipe, settings: Se
 
 
 def follow_tcr(stage: TCR, job: Job) -> None:
-    """A convolution's divisors are a table of its own unless a norm in front takes them in."""
+    """Every convolution keeps its divisors, unless a norm in front takes them in: the most that TCR can come to."""
     for name, layer in quant_layers(job.model):
         if stage.suits(layer) and name in job.adapter.reads and job.adapter.norm_before(name) is None:
             job.plan.layers[name] = replace(job.plan.layers[name], smooth=True)
@@ -108,6 +109,7 @@ FOLLOW: dict[type, Callable[[Any, Job], None]] = {
     OMQ: follow_omq,
     DAQ: follow_daq,
     Split: Split.run,
+    FSC: FSC.run,
     CNC: follow_correction,
     Bias: follow_correction,
     VSC: follow_correction,

@@ -195,9 +195,9 @@ def learn_ranges(stage: LearnRanges, load: Workload) -> Cost:
     return Cost(seconds + streaming(load, rounding_inputs(load.network.whole, load.batch)), most + tapes(load))
 
 
-def fit_ranges(stage: FitRanges | FSC, load: Workload) -> Cost:
+def fit_ranges(stage: FitRanges, load: Workload) -> Cost:
     """Every recorded call with quantized weights; where the range is searched, a sample of all values too."""
-    searched = isinstance(stage, FitRanges) and stage.search != "minmax"
+    searched = stage.search != "minmax"
     return watching(load, searched)
 
 
@@ -287,7 +287,7 @@ COSTS: dict[type, Callable[[Any, Workload], Cost]] = {
     Reconstruct: reconstruct,
     LearnRanges: learn_ranges,
     FitRanges: fit_ranges,
-    FSC: fit_ranges,
+    FSC: nothing,
     TCR: kept_pass,
     DAQ: lambda stage, load: watching(load, True),
     PAR: par,

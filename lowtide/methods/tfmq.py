@@ -8,7 +8,7 @@ one timestep for another. TFMQ rounds the whole block for its own features over 
     temporal information block      adapter.temporal()
     TIAR, weights of the block      stages.temporal.TIAR, which its journal extension shares
     the rest of the weights         stages.reconstruct.Reconstruct, block by block, asymmetric
-    FSC, one range per timestep     Assign(per_step=True) and class FSC
+    FSC, one range per timestep     class FSC; the ranges themselves are found by FitRanges
 
 Departs from the paper: where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) its inputs are the (t,
 condition) pairs of the calibration calls, not t alone. TIAR runs longer than a block's reconstruction. Adam's rate grows
@@ -27,6 +27,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.pack import Pack
 from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.rewrite import range_each_step
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
@@ -36,9 +37,10 @@ class FSC:
     """Finite set calibration: the inputs of a layer at step t form a small set of their own; give it its own range."""
 
     def run(self, job: Job) -> None:
-        FitRanges("minmax").run(job)
+        range_each_step(job)
 
 
 def recipe(settings: Settings) -> Recipe:
     learnt = (LearnRanges(),) if settings.range_iters else ()
-    return (Collect(), Assign(per_step=True), FitWeights("mse"), TIAR(), Reconstruct(), FSC(), *learnt, Pack())
+    start = (Collect(), Assign(), FSC(), FitWeights("mse"), TIAR(), Reconstruct())
+    return (*start, FitRanges("minmax"), *learnt, Pack())

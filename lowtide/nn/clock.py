@@ -32,6 +32,13 @@ class Clock(nn.Module):
         # Shape () while all samples share a step, (batch,) when calibration mixes them.
         self.index: Tensor = torch.zeros((), dtype=torch.long)
 
+    def widen(self) -> None:
+        """A column for each step, all of them as the first is."""
+        if not len(self.scale):
+            return
+        self.scale, self.zero = (table[:, :1].repeat(1, len(self.known)) for table in (self.scale, self.zero))
+        self.keyed = True
+
     def set(self, timestep: Tensor | float | int) -> None:
         """Turn to the timestep of the running call, or to one timestep per sample."""
         if not self.keyed:
@@ -53,6 +60,15 @@ class Clock(nn.Module):
             raise unknown_timestep(key, list(self.known))
         return self.known[nearest]
 
+    def reschedule(self, timesteps: tuple[int, ...], nearest: Tensor, per_step: bool) -> None:
+        """Know other timesteps: each takes the ranges of the old step that `nearest` names."""
+        device = self.timesteps.device
+        self.timesteps = torch.tensor(timesteps, dtype=torch.int32, device=device)
+        self.known = {timestep: index for index, timestep in enumerate(timesteps)}
+        self.index = torch.zeros((), dtype=torch.long)
+        if per_step:
+            self.scale, self.zero = self.scale[:, nearest.to(device)], self.zero[:, nearest.to(device)]
+
     def attach(self, root: nn.Module) -> None:
         """Listen at the denoiser's own calls."""
         position = list(inspect.signature(root.forward).parameters).index("timestep")
@@ -71,5 +87,5 @@ def unknown_timestep(found: int, known: list[int]) -> BadInput:
     return BadInput(
         f"found timestep {found}",
         f"one of the {len(known)} it was calibrated for ({shown})",
-        f"sample with {len(known)} steps and the scheduler used for quantizing, or quantize again with --steps for yours",
+        f"sample with {len(known)} steps and the scheduler used for quantizing, or see `lowtide reschedule` for others",
     )

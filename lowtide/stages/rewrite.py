@@ -12,7 +12,7 @@ from lowtide.errors import BadInput
 from lowtide.models import Unit, adapt
 from lowtide.nn.correction import Correction, add_correction
 from lowtide.nn.split import split_modules
-from lowtide.nn.swap import find_clock, replace_module
+from lowtide.nn.swap import find_clock, quantizers, replace_module
 from lowtide.nn.temporal import Cached
 from lowtide.plan import CachePlan
 from lowtide.stages.base import Job
@@ -25,6 +25,18 @@ def split_layers(job: Job, splits: dict[str, int]) -> None:
     split_modules(job.model, splits)
     job.plan = replace(job.plan, splits=job.plan.splits | splits)
     job.adapter = adapt(job.model, job.calls[0].arguments)
+
+
+def range_each_step(job: Job) -> None:
+    """Give every input a range for each step, before any is fitted."""
+    layers = {name: replace(layer, per_step=True) for name, layer in job.plan.layers.items()}
+    attentions = {
+        name: {part: replace(plan, per_step=True) for part, plan in parts.items()} for name, parts in job.plan.attentions.items()
+    }
+    job.plan = replace(job.plan, layers=layers, attentions=attentions)
+    find_clock(job.model).widen()
+    for quantizer in quantizers(job.model).values():
+        quantizer.per_step = True
 
 
 def smooth_layer(job: Job, name: str, divisors: Tensor) -> None:

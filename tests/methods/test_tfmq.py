@@ -1,7 +1,5 @@
 """TFMQ-DM's own claims on a random model: TIAR keeps the features, each stage left out is the ablation, recipes are tuples."""
 
-from dataclasses import replace
-
 import pytest
 import tiny
 import torch
@@ -12,7 +10,6 @@ from lowtide.methods import METHODS, minmax, tfmq
 from lowtide.models import adapt
 from lowtide.nn.swap import find_clock
 from lowtide.plan import Settings
-from lowtide.stages.assign import Assign
 from lowtide.stages.features import temporal_errors
 
 OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 60, "batch": 2}
@@ -39,8 +36,12 @@ def test_tiar_cuts_the_error_of_the_temporal_features_threefold(monkeypatch):
 
 def test_ranges_per_step_cut_it_further(monkeypatch):
     recipe = tfmq.recipe(Settings())
-    static = tuple(replace(stage, per_step=False) if isinstance(stage, Assign) else stage for stage in recipe)
-    assert error(recipe, monkeypatch) < error(static, monkeypatch)
+    assert error(recipe, monkeypatch) < error(without(recipe, tfmq.FSC), monkeypatch)
+
+
+def test_without_fsc_there_is_one_range_for_all_steps():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    assert find_clock(lowtide.quantize(pipe, method="tfmq", without=("fsc",), **OPTIONS).model).scale.shape[1] == 1
 
 
 def test_errors_are_zero_where_nothing_is_quantized():
