@@ -54,7 +54,11 @@ DIGITS = (
     Leg(19_500, 6e-4, (18_000, 26_000), snr_cap=5.0, typical=1 / 3),
     Leg(24_000, 6e-4, (19_500, 24_000), snr_cap=5.0, typical=1 / 3),
 )
-EMOJI = (Leg(6_251, 8e-4, (0, 7_000)), Leg(15_000, 8e-4, (6_251, 15_000), snr_cap=5.0))
+EMOJI = (
+    Leg(6_251, 8e-4, (0, 7_000)),
+    Leg(9_500, 8e-4, (6_251, 15_000), snr_cap=5.0),
+    Leg(12_500, 6e-4, (9_500, 12_500), snr_cap=5.0),
+)
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
     "digits-cond": Spec(pixels.LabelledDigits, one_leg(4_000, 5e-4, snr_cap=5.0)),
