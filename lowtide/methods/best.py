@@ -4,6 +4,7 @@
     the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
     the rest of the weights                  Reconstruct, block by block
     inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
+    weights of three bits and fewer          Distill of EfficientDM, from what the blocks have learnt
 
 The one file of this folder that imports papers. Each stage can be left out (`--without tcr`) to see what it is worth.
 """
@@ -14,12 +15,14 @@ from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.distill import Distill
 from lowtide.stages.pack import Pack
 from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
+FEW = 3  # weights of so few bits gain from a lesson of the whole network after that of each block
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
 
 
@@ -28,4 +31,5 @@ def recipe(settings: Settings) -> Recipe:
     start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Maintain())
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
     adaptive = (DAQ(),) if narrow else ()
-    return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, Pack())
+    taught = (Distill(),) if settings.weights <= FEW else ()
+    return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, *taught, Pack())
