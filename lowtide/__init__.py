@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowtide.run import quantize as quantize
     from lowtide.sample import Request as Request
     from lowtide.sample import images as images
+    from lowtide.schedule import reschedule as reschedule
 
 __version__ = "0.1.0"
 
@@ -27,10 +28,11 @@ HOMES = {
     "BadInput": "lowtide.errors", "METHODS": "lowtide.methods", "adapt": "lowtide.models", "Settings": "lowtide.plan",
     "Quantized": "lowtide.run", "load": "lowtide.run", "quantize": "lowtide.run",
     "Request": "lowtide.sample", "images": "lowtide.sample",
-    "compare": "lowtide.evidence", "evaluate": "lowtide.evidence",
+    "compare": "lowtide.evidence", "evaluate": "lowtide.evidence", "reschedule": "lowtide.schedule",
 }  # fmt: skip
 __all__ = [
     "METHODS", "BadInput", "Quantized", "Request", "Settings", "adapt", "compare", "evaluate", "images", "load", "quantize",
+    "reschedule",
 ]  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
 def quantize(
     model: Model,
     out: Out,
-    method: Method = "tfmq",
+    method: Method = "best",
     weights: Weights = 4,
     inputs: Inputs = 8,
     steps: Steps = 50,
@@ -129,7 +129,7 @@ def plan(
     fit: Annotated[
         str | None, typer.Option(help="The most bits per weight, of 8,6,4,3,2, within this size, such as 4GiB.")
     ] = None,
-    method: Method = "tfmq",
+    method: Method = "best",
     weights: Weights = 4,
     inputs: Inputs = 8,
     steps: Steps = 50,
@@ -152,6 +152,18 @@ def plan(
     """Say what quantize would take: size, memory and time by stage, from the model's configuration alone."""
     result = late("estimate").predict(model, method=method, fit=fit, **settings_asked(locals()))
     show(result, as_json, late("report.text").estimated(result))
+
+
+@app.command()
+def reschedule(
+    model: Annotated[Path, typer.Argument(help="A folder that lowtide quantize wrote, with --keep-temporal if it has a cache.")],
+    out: Out,
+    steps: Annotated[int, typer.Option("--steps", help="Sampling steps of the new schedule.")],
+    as_json: Json = False,
+) -> None:
+    """Make a packed model fit another number of steps, without quantizing again."""
+    result = late("schedule").reschedule_to_folder(model, out, steps)
+    show(result, as_json, late("report.text").rescheduled(result))
 
 
 @app.command()
@@ -297,7 +309,7 @@ def bench_quality(
 
 @app.command()
 def demo(out: Out = Path("demo"), iters: int = 150, as_json: Json = False) -> None:
-    """Quantize the zoo's digits and emoji with minmax and tfmq, and draw what was lost."""
+    """Quantize the zoo's digits and emoji with minmax and with best, and draw what was lost."""
     result = late("demo").demo(out, iters=iters)
     show(result, as_json, late("report.text").demonstrated(result))
 

@@ -11,7 +11,7 @@ from PIL import Image
 from lowtide import evidence, run, zoo
 from lowtide.report import grids
 
-METHODS = ("minmax", "tfmq")
+METHODS = ("minmax", "best")
 WIDTHS = {"weights": 4, "inputs": 8}
 Json = dict[str, Any]
 

@@ -106,8 +106,13 @@ class Plan:
     @property
     def keyed(self) -> bool:
         """Whether anything depends on the timestep, so that an unknown one is an error."""
+        return bool(self.cached or self.corrected or self.requests or self.per_step)
+
+    @property
+    def per_step(self) -> bool:
+        """Whether any input has a range for each step."""
         plans = [*self.layers.values(), *(part for parts in self.attentions.values() for part in parts.values())]
-        return bool(self.cached or self.corrected or self.requests or any(each.per_step and each.input for each in plans))
+        return any(each.per_step and each.input for each in plans)
 
     def to_json(self) -> str:
         """Compact, because it goes into file headers: each different layer plan once, layers by its number."""

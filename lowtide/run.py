@@ -49,7 +49,7 @@ class Quantized:
 
 
 def quantize(
-    target: Any, *, method: str = "tfmq", folder: str | Path | None = None, without: Sequence[str] = (), **options: Any
+    target: Any, *, method: str = "best", folder: str | Path | None = None, without: Sequence[str] = (), **options: Any
 ) -> Quantized:
     """Quantize a diffusers pipeline (or a bare UNet2DModel) in place and hand it back packed.
 
@@ -164,7 +164,8 @@ def sample_to_folder(source: str, out: str | Path, request: sample.Request, trac
 def check_steps(model: nn.Module, steps: int) -> None:
     """A packed model samples with the steps it knows."""
     if (asked := known_steps(model)) and steps != asked:
-        raise BadInput(f"found {steps} steps", f"the {asked} it was calibrated for", f"use --steps {asked}, or quantize again")
+        way_out = f"use --steps {asked}, make one for {steps} with `lowtide reschedule`, or quantize again"
+        raise BadInput(f"found {steps} steps", f"the {asked} it was calibrated for", way_out)
 
 
 def known_steps(model: nn.Module) -> int | None:
@@ -184,10 +185,7 @@ def inspect(source: str) -> dict[str, Any]:
     pipe = sample.load_pipeline(source)
     model = sample.denoiser(pipe)
     folder, plan = sample.local_folder(source), packed_plan(model)
-    with torch.device("meta"):
-        floating = type(model).from_config(model.config)
-        split_modules(floating, plan.splits)
-        adapter = adapt(floating)
+    adapter = float_adapter(model, plan)
     return {
         "model": source,
         "architecture": type(model).__name__,
@@ -200,6 +198,14 @@ def inspect(source: str) -> dict[str, Any]:
         | {"ideal": ideal_bytes(adapter, plan)}
         | ({"on_disk": on_disk(folder)} if folder else {}),
     }
+
+
+def float_adapter(model: nn.Module, plan: Plan) -> Adapter:
+    """The architecture of a float or packed model, from the float model's shapes alone."""
+    with torch.device("meta"):
+        floating = type(model).from_config(model.config)
+        split_modules(floating, plan.splits)
+        return adapt(floating)
 
 
 def describe_unit(adapter: Adapter, unit: Unit) -> dict[str, Any]:

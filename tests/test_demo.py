@@ -17,7 +17,7 @@ def test_a_small_demo_draws_and_tells(tmp_path):
     found = demo(tmp_path, iters=1, acts=(Act("zoo:digits", "digits", steps=2, images=2), Act("zoo:nowhere", "none", 2, 2)))
     assert found["missing"] == ["zoo:nowhere"]
     act = found["acts"][0]
-    assert [row["name"] for row in act["rows"]] == ["Original", "minmax, W4A8", "tfmq, W4A8"]
+    assert [row["name"] for row in act["rows"]] == ["Original", "minmax, W4A8", "best, W4A8"]
     assert all(10 < row["psnr"] < 80 for row in act["rows"][1:])
     assert act["rows"][1]["bytes"] < act["rows"][0]["bytes"] / 2
     assert Image.open(act["picture"]).width > 1000

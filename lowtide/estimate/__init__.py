@@ -34,7 +34,7 @@ UNITS = {"": 1, "b": 1} | {
 
 
 def predict(
-    source: str, *, method: str = "tfmq", without: Sequence[str] = (), fit: str | None = None, **options: Any
+    source: str, *, method: str = "best", without: Sequence[str] = (), fit: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Size, peak memory and time of `quantize` with the same options; `fit`, a size, chooses the bits of the weights."""
     settings, started = settings_from(options), time.perf_counter()

@@ -17,8 +17,9 @@ Departs from the paper: its text is not public beyond a figure, so the cache tak
 in float would lose something: there it is float32), and a feature that the network cuts into scale and shift (or six parts)
 gets a grid for each part. TM is judged with quantized inputs and, as it will run here, without rounding its answer.
 With `keep_temporal` every step is cached and the float block stays in the checkpoint, so that a new schedule can rebuild
-the cache. Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) no cache made beforehand can be right:
-there the quantized block answers, once for all steps of a request (nn/temporal.py), never with a stale value.
+the cache (lowtide/schedule.py). Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) no cache made
+beforehand can be right: there the quantized block answers, once for all steps of a request (nn/temporal.py), never with a
+stale value.
 """
 
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowtide.formats import SEARCHES, Affine, Grid, packed_bytes
+from lowtide.formats import Affine, Grid, packed_bytes
 from lowtide.models import Unit
 from lowtide.nn.fake import Fake
 from lowtide.nn.swap import find_clock
+from lowtide.nn.temporal import gridded
 from lowtide.plan import CachePlan, Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
@@ -120,10 +122,9 @@ def cache_feature(job: Job, name: str, feature: Tensor) -> tuple[Tensor, Tensor 
     kept = job.settings.keep_temporal
     if bits > 8:
         return feature, None, None, CachePlan(feature.shape[1], None, kept=kept)
-    form, rows = Affine(bits, False, 0), feature.float().reshape(len(feature) * chunks, -1)
-    grid = form.params(*SEARCHES["mse"](rows, form), len(rows))
-    codes = form.encode(rows, grid)
-    return form.decode(codes, grid).reshape(feature.shape), codes, grid, CachePlan(feature.shape[1], form, chunks, kept=kept)
+    plan = CachePlan(feature.shape[1], Affine(bits, False, 0), chunks, kept=kept)
+    codes, grid = gridded(feature, plan)
+    return plan.format.decode(codes, grid).reshape(feature.shape), codes, grid, plan
 
 
 def put(job: Job, name: str, plan: CachePlan, found: tuple[Tensor, Tensor | None, Grid | None]) -> None:

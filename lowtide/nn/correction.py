@@ -40,6 +40,11 @@ class Correction(nn.Module):
         noise, rest = eps.split([channels, eps.shape[axis] - channels], axis)
         return torch.cat([((noise.float() - bias) / (1 + slope)).to(eps.dtype), rest], axis)
 
+    def reschedule(self, nearest: Tensor) -> None:
+        """Each new step takes what is known of the old step that `nearest` names."""
+        nearest = nearest.to(self.slope.device)
+        self.slope, self.bias, self.noise = self.slope[nearest], self.bias[nearest], self.noise[nearest]
+
     def remaining(self) -> float:
         """Standard deviation of the noise in the answer that was just given; nothing is claimed of mixed steps."""
         return float(self.noise[self.index]) if self.active and not self.index.dim() else 0.0

@@ -21,14 +21,18 @@ class Desk:
     """What is known of the running request: its conditions, the features of all its steps, and which step is asked for."""
 
     def __init__(self, root: nn.Module, plan: Plan):
-        self.root, self.plan = root, plan
-        self.steps = {time: step for step, time in enumerate(plan.times)}
+        self.root = root
         self.parameters = list(inspect.signature(root.forward).parameters)
+        self.working = False
+        self._adapter: Any = None
+        self.take(plan)
+
+    def take(self, plan: Plan) -> None:
+        """Forget the running request, and work by this plan's timesteps from now on."""
+        self.plan, self.steps = plan, {time: step for step, time in enumerate(plan.times)}
         self.conditions: dict[str, Tensor] = {}
         self.features: dict[str, Tensor] = {}
         self.row: int | None = None
-        self.working = False
-        self._adapter: Any = None
 
     def open(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call comes in: is it the request we know, and which step is it?"""
@@ -115,3 +119,9 @@ def answer_by_request(root: nn.Module, plan: Plan) -> None:
         parent, _, leaf = name.rpartition(".")
         root.get_submodule(parent)._modules[leaf] = PerRequest(name, root.get_submodule(name), desk)
     root.register_forward_pre_hook(desk.open, with_kwargs=True)
+
+
+def reschedule_requests(root: nn.Module, plan: Plan) -> None:
+    """Let the desks of this model work by another plan's timesteps."""
+    for desk in {module.desk for module in root.modules() if isinstance(module, PerRequest)}:
+        desk.take(plan)

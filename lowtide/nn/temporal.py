@@ -3,10 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Grid, pack, packed_bytes, unpack
+from lowtide.formats import SEARCHES, Grid, pack, packed_bytes, unpack
 from lowtide.nn.clock import Clock
 from lowtide.nn.fake import Fake
 from lowtide.plan import CachePlan
+
+
+def gridded(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
+    """Codes of float features, steps x width, row by row of (step, chunk): argmin over s, z of the squared error of each."""
+    rows = features.float().reshape(len(features) * plan.chunks, -1)
+    grid = plan.format.params(*SEARCHES["mse"](rows, plan.format), len(rows))
+    return plan.format.encode(rows, grid), grid
 
 
 class Cached(nn.Module):
@@ -36,6 +43,14 @@ class Cached(nn.Module):
         """Take codes, steps x width, and the grid of their chunks."""
         self.weight = pack(codes.reshape(-1, self.columns), self.plan.format.bits)
         self.scale, self.zero = grid.scale.clone(), grid.zero.to(torch.uint8)
+
+    @torch.no_grad()
+    def take(self, features: Tensor) -> None:
+        """Take float features, steps x width, of as many steps as there are."""
+        if self.plan.format is None:
+            self.values = features.float().clone()
+        else:
+            self.fill(*gridded(features, self.plan))
 
     def cached(self, index: Tensor) -> Tensor:
         """The features of these steps, in float32: (width,) for one step, rows for several."""

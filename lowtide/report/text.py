@@ -49,6 +49,16 @@ def quantized(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def rescheduled(result: dict[str, Any]) -> list[str]:
+    """From which schedule to which, and what was made anew."""
+    return [
+        f"{result['model']} -> {result['folder']}: {result['from']} steps -> {result['steps']}",
+        f"{size(result['on_disk'])} on disk",
+        f"cached features made anew at {len(result['timesteps'])} timesteps: {result['features']}",
+        f"ranges from the nearest calibrated timestep, at most {result['farthest']:g} away",
+    ]
+
+
 def against(result: dict[str, Any]) -> list[str]:
     """What was predicted before the run, beside what it came to."""
     if "predicted" not in result:
