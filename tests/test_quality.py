@@ -33,9 +33,23 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "quantize", forbidden)
     assert quality.quality("tiny", tmp_path, cells, OPTIONS, images=4) == found
+    assert len(quality.kept(tmp_path, found[0])) == 8
+    with pytest.raises(AssertionError, match="measured again"):
+        quality.quality("tiny", tmp_path, cells, OPTIONS | {"iters": 3}, images=4)
     (tmp_path / "minmax-W8A8-0.json").unlink()
     with pytest.raises(AssertionError, match="measured again"):
         quality.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+
+
+def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
+    """A bench whose model was replaced under it would otherwise mix two models in one table."""
+    seeds, cells = [], quality.grid("minmax", "W8A8", (0,))
+    for seed in (0, 0, 1):
+        monkeypatch.setattr(sample, "load_pipeline", lambda source, seed=seed: sample.as_pipeline(tiny.model("unet2d", seed)))
+        (found,) = quality.quality("tiny", tmp_path, cells, OPTIONS, images=2)
+        seeds.append((found["weights"], found["psnr"]))
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert len(quality.kept(tmp_path, found)) == 1
 
 
 def test_the_float_model_against_itself_has_no_error(model, tmp_path):
@@ -54,9 +68,9 @@ def test_the_table_sorts_by_quality_and_states_the_spread():
         ["W4A8", "b", "25.00", "0.1000", "2,000", "1.0"],
         ["W4A8", "a", "21.00 ± 1.41", "0.1500 ± 0.0707", "1,000", "2.0"],
     ]
-    text = quality.page("tiny", [cell | {"options": {"iters": 5, "weights": 4}} for cell in cells])
+    text = quality.page("tiny", [cell | {"options": {"iters": 5}, "images": 4, "weights": "abc"} for cell in cells])
     assert "| W4A8 | b | 25.00 |" in text
-    assert "settings: iters 5" in text
+    assert "Settings: iters 5" in text
     assert json.dumps(cells)
 
 

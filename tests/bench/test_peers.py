@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from peers.cells import best, covered
 
 PLACE = Path(__file__).parents[2] / "bench" / "peers.py"
 
@@ -24,20 +25,20 @@ def cell(recipe: str, psnr: float, low: float, **more: object) -> dict:
     return named | speed | {"bytes": 900_000, "left": ["a"], "layers": 3, "note": ""} | more
 
 
-def test_the_recipe_that_quantizes_most_speaks(peers: ModuleType) -> None:
+def test_the_recipe_that_quantizes_most_speaks() -> None:
     linears, everything, worse = cell("linears", 40, 0.15), cell("all", 20, 1.0), cell("other", 19, 0.998)
-    assert peers.best([linears, everything, worse]) is everything
+    assert best([linears, everything, worse]) is everything
 
 
-def test_among_equals_the_nearest_speaks_and_a_failure_never(peers: ModuleType) -> None:
+def test_among_equals_the_nearest_speaks_and_a_failure_never() -> None:
     failed, broken = {"recipe": "x", "bits": "w4a8", "cannot": "why"}, cell("nan", 90, 1.0, finite=False)
-    assert peers.best([failed, cell("a", 20, 0.999), cell("b", 21, 0.997), broken])["recipe"] == "b"
+    assert best([failed, cell("a", 20, 0.999), cell("b", 21, 0.997), broken])["recipe"] == "b"
 
 
-def test_inputs_count_only_where_they_were_asked_for(peers: ModuleType) -> None:
+def test_inputs_count_only_where_they_were_asked_for() -> None:
     weights_only = cell("w", 20, 1.0) | {"share": {"weights": {"4": 1.0}, "inputs": {"32": 1.0}}}
-    assert peers.covered(weights_only) == 0.0
-    assert peers.covered(weights_only | {"bits": "w4a16"}) == 1.0
+    assert covered(weights_only) == 0.0
+    assert covered(weights_only | {"bits": "w4a16"}) == 1.0
 
 
 def test_a_row_says_speed_size_shares_and_failures(peers: ModuleType) -> None:
