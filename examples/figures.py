@@ -1,24 +1,28 @@
 """Draw the figures of docs/methods from zoo:digits: `python examples/figures.py`; each shows what one paper is about."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from lowtide import run, sample
-from lowtide.methods import tcaq
+from lowtide.methods import ptqd, tcaq
 from lowtide.methods.mpq import OMQ, kurtosis
+from lowtide.methods.ptq4dm import NDTC
 from lowtide.models import adapt
-from lowtide.nn.swap import look, quant_layers
+from lowtide.nn.swap import find_clock, look, quant_layers, quantizers
 from lowtide.plan import Settings
 from lowtide.report.ink import ACCENT, FAINT, HAIR, INK, QUIET
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.base import Call, Job, Stage, run_recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.distill import Distill
 from lowtide.stages.features import Features
 from lowtide.stages.products import watched
 from lowtide.stages.ranges import FitRanges, watch
@@ -30,11 +34,28 @@ LAYER = "up_blocks.2.resnets.0.conv1"
 SMALL = {"steps": 20, "images": 4, "kept": 20, "iters": 100, "batch": 16}
 
 
-def started(**settings) -> Job:
+def started(*, per_step: bool = True, **settings) -> Job:
     pipe = sample.load_pipeline(MODEL)
     job = Job(pipe, pipe.unet.requires_grad_(False), adapt(pipe.unet), Settings(**SMALL | settings), "figures")
-    run_recipe((Collect(), Assign(per_step=True)), job)
+    run_recipe((Collect(), Assign(per_step=per_step)), job)
     return job
+
+
+def fitted(*stages: Stage, per_step: bool = False, **settings) -> Job:
+    """Everything rounded to nearest, with ranges by mse, after these stages."""
+    job = started(per_step=per_step, **settings)
+    run_recipe((*stages, FitWeights("mse"), FitRanges("mse")), job)
+    return job
+
+
+def unseen() -> list[Call]:
+    """The float model's path from seeds that no calibration here begins at."""
+    return started(seed=1, images=8).calls
+
+
+def noise(job: Job, calls: list[Call]) -> ptqd.Moments:
+    """What quantization does to the answers on these calls, by step."""
+    return ptqd.measure(replace(job, calls=calls))
 
 
 def sheet(columns: int, width: float = 4.6) -> tuple[Figure, list[Axes]]:
@@ -44,7 +65,7 @@ def sheet(columns: int, width: float = 4.6) -> tuple[Figure, list[Axes]]:
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.spines[["left", "bottom"]].set_color(HAIR)
-        each.tick_params(colors=QUIET, labelsize=8, length=0)
+        each.tick_params(which="both", colors=QUIET, labelsize=8, length=0)
     return figure, axes
 
 
@@ -158,11 +179,129 @@ def kurtosis_bits(path: Path) -> None:
     figure.savefig(path)
 
 
+def shortcut_halves(path: Path) -> None:
+    """How far apart the two tensors that a shortcut reads are, and the weights that meet them."""
+    job = started()
+    joined, layers = job.adapter.concatenations(), dict(quant_layers(job.model))
+    names = [name for name in job.adapter.shortcuts() if name in joined]
+    seen = watched(job, {name: layers[name] for name in names}, 64)
+    figure, (left, right) = sheet(2)
+    inputs = [halves(seen[name].lo.amin(0), seen[name].hi.amax(0), joined[name]) for name in names]
+    weights = []
+    for name in names:
+        rows = layers[name].weight.detach().flatten(1).split([joined[name], seen[name].lo.shape[1] - joined[name]], 1)
+        weights.append([(half.amin(1).mean().item(), half.amax(1).mean().item()) for half in rows])
+    for axes, ends, what in ((left, inputs, "Input"), (right, weights, "Weight")):
+        for half, colour, label in ((0, FAINT, "from the layer before"), (1, ACCENT, "from the down blocks")):
+            places = np.arange(len(names)) + 0.36 * half - 0.18
+            lo, hi = np.array([pair[half] for pair in ends]).T
+            axes.bar(places, hi - lo, 0.32, bottom=lo, color=colour, label=label)
+        axes.use_sticky_edges = False
+        axes.axhline(0, color=HAIR, linewidth=1)
+        axes.set_xticks(range(len(names)), [".".join(part for part in name.split(".") if part.isdigit()) for name in names])
+        widths = np.diff(ends)[..., 0]
+        ratio = np.exp(np.log(widths[:, 1] / widths[:, 0]).mean())
+        title(axes, f"{what}: second half {ratio:.1f} x as wide", "up block . resnet", f"{what.lower()}, least to greatest")
+    right.set_ylabel("weight, mean ends of output channels", fontsize=8.5, color=QUIET)
+    left.legend(frameon=False, fontsize=8, loc="upper right")
+    figure.savefig(path)
+
+
+def halves(lo: torch.Tensor, hi: torch.Tensor, width: int) -> list[tuple[float, float]]:
+    """The ends of the first `width` channels and of the rest."""
+    return [(lo[part].min().item(), hi[part].max().item()) for part in (slice(width), slice(width, None))]
+
+
+def drawn_timesteps(path: Path) -> None:
+    """Which timesteps NDTC draws, and what ranges fitted on them are worth at each step."""
+    calls, options = unseen(), {"weights": 8, "inputs": 4, "images": 8, "kept": 40}
+    drawn, spread = fitted(NDTC(), **options), fitted(**options)
+    timesteps, count = sorted(find_clock(drawn.model).known), len(drawn.calls)
+    chances = NDTC().draw(100_000, len(timesteps), torch.Generator().manual_seed(0)).bincount(minlength=len(timesteps)) / 1e5
+    figure, (left, right) = sheet(2)
+    shares = [drawn.report["ndtc"].get(timestep, 0) / count for timestep in timesteps]
+    left.bar(timesteps, shares, 36, color=ACCENT, label=f"{count} draws")
+    left.plot(timesteps, chances, color=INK, marker="o", markersize=3, linewidth=1, label="expected of NDTC")
+    left.axhline(1 / len(timesteps), color=FAINT, linewidth=1.6, label="evenly spread")
+    left.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    title(left, f"{100 * (shares[0] + shares[-1]):.0f} % of the draws are first or last step", "timestep", "share of calibration")
+    for job, colour, label in ((spread, FAINT, "evenly spread"), (drawn, ACCENT, "NDTC")):
+        found = noise(job, calls)
+        label = f"{label}: {found.error():.3f} over all steps"
+        right.plot(list(find_clock(job.model).known), found.snr().rsqrt(), color=colour, linewidth=1.6, label=label)
+    right.set_yscale("log")
+    title(right, "Error of the answer at W8A4, unseen images", "timestep", "relative L2 error")
+    for axes in (left, right):
+        axes.invert_xaxis()
+        axes.legend(frameon=False, fontsize=8, loc="upper center" if axes is left else "upper left")
+    figure.savefig(path)
+
+
+def quantization_noise(path: Path) -> None:
+    """The error against the answer it belongs to at one step, and how much of it is left at each step after PTQD."""
+    calls, job = unseen(), fitted(images=8)
+    known, before = find_clock(job.model).known, noise(job, calls)
+    timestep, step = next(iter(known.items()))
+    (call,) = [call for call in calls if call.timestep == timestep]
+    eps = ptqd.answer(job, call, False).flatten()
+    error = ptqd.answer(job, call, True).flatten() - eps
+    run_recipe((ptqd.CNC(), ptqd.Bias()), job)
+    after, slope = noise(job, calls), ptqd.attached(job).slope[step].item()
+    figure, (left, right) = sheet(2)
+    # A bin with a single value has to be seen, so the grey scale begins below it.
+    left.hexbin(eps, error, gridsize=45, norm=LogNorm(0.1), mincnt=1, cmap="Greys", linewidths=0)
+    ends = torch.stack([eps.min(), eps.max()])
+    left.plot(ends, slope * ends + (error.mean() - slope * eps.mean()), color=ACCENT, linewidth=1.6, label=f"slope {slope:.4f}")
+    title(left, f"Timestep {timestep}: error against answer", "float answer eps", "quantized - float answer, D")
+    for found, colour, label in ((before, FAINT, "as rounded"), (after, ACCENT, "after CNC and bias")):
+        right.plot(list(known), spread_of(found), color=colour, linewidth=1.6, label=label)
+    right.set_yscale("log")
+    taken = 1 - (spread_of(after) / spread_of(before)).median()
+    title(right, f"PTQD takes off {100 * taken:.0f} % at the median step", "timestep", "root mean square of D")
+    right.invert_xaxis()
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.savefig(path)
+
+
+def spread_of(found: ptqd.Moments) -> torch.Tensor:
+    """Root mean square of D at each step."""
+    return found.noise_noise.mean(1).sqrt()
+
+
+def learnt_scales(path: Path) -> None:
+    """By how much distillation moves the input scales at each step, and what it does to the error."""
+    calls, job = unseen(), fitted(per_step=True, weights=4, inputs=4, images=8)
+    clock = find_clock(job.model)
+    timesteps, scales, before = list(clock.known), clock.scale.clone(), noise(job, calls)
+    run_recipe((Distill(),), job)
+    after, moved = noise(job, calls), clock.scale / scales
+    most = max(quantizers(job.model).items(), key=lambda item: moved[item[1].row].log().std())
+    figure, (left, right) = sheet(2)
+    left.plot(timesteps, moved.T, color=HAIR, linewidth=0.8)
+    left.plot(timesteps, moved[most[1].row], color=ACCENT, linewidth=1.6, label=most[0])
+    left.set_ylim(top=1.12 * moved.max().item())
+    title(left, "Each input's scale at each step", "timestep", "scale after / before distillation")
+    for found, colour, label in ((before, FAINT, "before"), (after, ACCENT, "after")):
+        label = f"{label}: {found.error():.3f} over all steps"
+        right.plot(timesteps, found.snr().rsqrt(), color=colour, linewidth=1.6, label=label)
+    right.set_yscale("log")
+    title(right, f"Error at W4A4, {job.settings.iters} iterations", "timestep", "relative L2 error, unseen images")
+    for axes in (left, right):
+        axes.invert_xaxis()
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.savefig(path)
+
+
 FIGURES = {
     "temporal-mismatch": temporal_mismatch,
     "channel-ranges": channel_ranges,
     "softmax-tails": softmax_tails,
     "kurtosis-bits": kurtosis_bits,
+    "shortcut-halves": shortcut_halves,
+    "drawn-timesteps": drawn_timesteps,
+    "quantization-noise": quantization_noise,
+    "learnt-scales": learnt_scales,
 }
 
 
