@@ -10,7 +10,7 @@ READY := .venv/.ready
 # One OpenMP thread per test process; two processes for two cores.
 WORKERS ?= 2
 
-.PHONY: demo test slow lint peers clean
+.PHONY: demo test slow lint peers table clean
 
 $(READY): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -35,6 +35,10 @@ lint: $(READY)
 # Other quantizers at the same bits, in an environment of their own (bench/.venv-peers); hours on a slow machine, goes on when interrupted.
 peers:
 	TORCH="$(TORCH)" $(PYTHON) bench/peers.py
+
+# The README's table, one line for each model and width; goes on when interrupted. Minutes instead of hours: make QUICK=--quick table
+table: $(READY)
+	TORCH="$(TORCH)" $(BIN)/python bench/table.py $(QUICK)
 
 clean:
 	rm -rf .venv demo build *.egg-info

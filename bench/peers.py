@@ -9,118 +9,14 @@ runs/peers: an interrupted run goes on, and --fresh forgets them. Writes bench/r
 """
 
 import argparse
-import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import tomllib
-import venv
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-HOME, RESULTS = HERE / ".venv-peers", HERE / "results"
-PYTHON = HOME / ("Scripts" if os.name == "nt" else "bin") / "python"
-TORCH = os.environ.get("TORCH", "torch==2.13.0")
-PEERS = {
-    "lowtide": "lowtide",
-    "quanto": "optimum-quanto",
-    "torchao": "torchao",
-    "sdnq": "SDNQ",
-    "openvino": "NNCF + OpenVINO",
-    "bitsandbytes": "bitsandbytes",
-}
+from peers.cells import PEERS, RESULTS, SLACK, TORCH, Bench, Json, best, checked, home_of, install, usable
+
 BITS = "w8a8,w4a8,w4a16,w3a16,w2a16"
 NUMBERS = {"seeds": 64, "steps": 50, "images": 32, "iters": 1000, "rounds": 15, "minutes": 30}
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What is measured, and where its pieces are kept."""
-
-    model: str
-    bits: str
-    conditions: str
-    numbers: dict[str, int]
-    home: Path
-
-    def work(self, who: str, model: str) -> Json:
-        """One run of peers/work.py: what it wrote, or why there is nothing."""
-        place = self.home / who
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "result.json").unlink(missing_ok=True)
-        options = {"home": self.home, "model": model, "bits": self.bits, "conditions": self.conditions} | self.numbers
-        command = [str(PYTHON), "-m", "peers.work", who, *(f"--{name}={value}" for name, value in options.items())]
-        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
-        env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path}
-        with (place / "log.txt").open("w") as log:
-            code = subprocess.run(command, env=env, stdout=sys.stderr, stderr=log, check=False).returncode
-        return read(place) or {"cannot": f"crashed, exit code {code}"}
-
-    def floating(self) -> Json:
-        """The float model; made once."""
-        found = read(self.home / "float")
-        return found if found and "cannot" not in found else self.work("float", self.model)
-
-    def cells(self, peer: str) -> list[Json]:
-        """Every recipe of one peer."""
-        found = self.work(peer, str(self.home / "float" / "model"))
-        row = {"peer": peer, "versions": found.get("versions", {})}
-        if "cannot" in found:
-            return [row | {"bits": bits, "recipe": "", "cannot": found["cannot"]} for bits in self.bits.split(",")]
-        return [row | {name: cell[name] for name in ("bits", "recipe")} | read(Path(cell["folder"])) for cell in found["cells"]]
-
-
-def read(place: Path) -> Json:
-    path = place / "result.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def install() -> dict[str, str]:
-    """The environment of the peers; what could not be installed, and pip's own words."""
-    kept = HOME / "installed.json"
-    wanted = [line for line in (HERE / "requirements-peers.txt").read_text().splitlines() if line and not line.startswith("#")]
-    if kept.exists() and json.loads(kept.read_text())["wanted"] == [TORCH, *wanted]:
-        return json.loads(kept.read_text())["refused"]
-    venv.create(HOME, with_pip=True)
-    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    for line in ([TORCH], [need for need in needs if not need.startswith("torch")], ["--no-deps", "-e", str(ROOT)]):
-        if refused := pip(line):
-            raise SystemExit(f"found pip unable to install {' '.join(line)} ({refused}); expected it to; mend that first.")
-    refused = {line: why for line in wanted if (why := pip([line]))}
-    kept.write_text(json.dumps({"wanted": [TORCH, *wanted], "refused": refused}, indent=1))
-    return refused
-
-
-def pip(line: list[str]) -> str:
-    """Empty when it went well, else pip's last error."""
-    print(f"installing {' '.join(line)}", file=sys.stderr, flush=True)
-    ended = subprocess.run([str(PYTHON), "-m", "pip", "install", "-q", *line], capture_output=True, text=True, check=False)
-    errors = [text for text in ended.stderr.splitlines() if text.startswith("ERROR")]
-    return "" if ended.returncode == 0 else (errors or ["pip failed"])[-1][:160]
-
-
-def usable(cell: Json) -> bool:
-    return "cannot" not in cell and cell["finite"]
-
-
-def best(found: list[Json]) -> Json:
-    """The recipe that does most of what was asked, and of those the nearest to the float model."""
-    return max(found, key=lambda cell: (usable(cell), round(covered(cell), 2), cell.get("psnr", 0.0)))
-
-
-def covered(cell: Json) -> float:
-    """The share of weights in layers whose weights and inputs both are in the bits asked for, or fewer than float at least."""
-    if not usable(cell):
-        return 0.0
-    inputs = int(cell["bits"].split("a")[1])
-    stored = 1 - cell["share"]["weights"].get("32", 0.0)
-    return min(stored, 1 - cell["share"]["inputs"].get("32", 0.0)) if inputs < 16 else stored
 
 
 def spread(share: dict[str, float]) -> str:
@@ -153,8 +49,6 @@ def remarks(cell: Json, others: list[Json]) -> str:
     return "; ".join(filter(None, (left, wider, cell["note"], cell.get("save", ""), *failed)))
 
 
-# The first and the last layer of a small model.
-SLACK = 0.02
 HEAD = ("who", "recipe", "PSNR dB", "s a step (x float)", "MB", "weights' bits", "inputs' bits", "remarks")
 
 
@@ -206,13 +100,8 @@ def arguments() -> argparse.Namespace:
 
 
 def prepared(given: argparse.Namespace) -> Bench:
-    numbers = {name: getattr(given, name) for name in NUMBERS}
-    for name in ("seeds", "images"):
-        if numbers[name] % 16:
-            raise SystemExit(f"found --{name} {numbers[name]}; expected a multiple of 16, the batch; round it.")
-    asked = json.dumps([given.model, given.conditions, {name: number for name, number in numbers.items() if name != "minutes"}])
-    key = f"{given.model.replace(':', '-').replace('/', '-')}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
-    home = ROOT / "runs" / "peers" / key
+    numbers = checked({name: getattr(given, name) for name in NUMBERS})
+    home = home_of(given.model, given.conditions, numbers)
     if given.fresh:
         shutil.rmtree(home, ignore_errors=True)
     return Bench(given.model, given.bits, given.conditions, numbers, home)

@@ -308,7 +308,7 @@ def bench_quality(
 
 
 @app.command()
-def demo(out: Out = Path("demo"), iters: int = 150, as_json: Json = False) -> None:
+def demo(out: Out = Path("demo"), iters: int = 120, as_json: Json = False) -> None:
     """Quantize the zoo's digits and emoji with minmax and with best, and draw what was lost."""
     result = late("demo").demo(out, iters=iters)
     show(result, as_json, late("report.text").demonstrated(result))

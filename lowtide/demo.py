@@ -25,12 +25,13 @@ class Act:
     steps: int
     images: int
     prompts: tuple[str, ...] = ()
+    guidance: float | None = None
 
 
 ACTS = (
-    Act("zoo:digits", "zoo:digits", steps=50, images=36),
+    Act("zoo:digits", "zoo:digits", steps=50, images=64),
     Act(
-        "zoo:emoji", "zoo:emoji, text to image", steps=25, images=16,
+        "zoo:emoji", "zoo:emoji, text to image", steps=25, images=16, guidance=4.0,
         prompts=(
             "sleepy face", "cat face", "snowman", "heart", "rocket", "red apple", "tiger face", "pizza",
             "sunflower", "octopus", "penguin", "star", "crown", "guitar", "airplane", "birthday cake",
@@ -39,7 +40,7 @@ ACTS = (
 )  # fmt: skip
 
 
-def demo(out: Path, iters: int = 150, acts: Sequence[Act] = ACTS) -> Json:
+def demo(out: Path, iters: int = 120, acts: Sequence[Act] = ACTS) -> Json:
     """Quantize each act's model to W4A8 with each method, save, load, and draw all of them from the same seeds."""
     here = [act for act in acts if act.model.removeprefix("zoo:") in zoo.names()]
     missing = [act.model for act in acts if act not in here]
@@ -49,10 +50,11 @@ def demo(out: Path, iters: int = 150, acts: Sequence[Act] = ACTS) -> Json:
 def perform(act: Act, out: Path, iters: int) -> Json:
     """One model: a folder for each method, the evidence, the picture."""
     out.mkdir(parents=True, exist_ok=True)
+    asked: Json = {"prompts": act.prompts, "guidance": act.guidance}
     for method in METHODS:
-        options = WIDTHS | {"steps": act.steps, "iters": iters, "prompts": act.prompts}
+        options = WIDTHS | {"steps": act.steps, "iters": iters} | asked
         run.quantize_to_folder(act.model, out / method, method, options)
-    drawn = {"seeds": tuple(range(act.images)), "steps": act.steps, "batch": 18, "prompts": act.prompts}
+    drawn = {"seeds": tuple(range(act.images)), "steps": act.steps, "batch": 16} | asked
     found = evidence.compare(act.model, *(str(out / method) for method in METHODS), out=out / "evidence", **drawn)
     rows = [row(model, found) for model in found["models"].values()]
     picture = out / "demo.png"

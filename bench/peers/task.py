@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from lowtide import sample
 from lowtide.models import Adapter, adapt
+from peers.cells import BATCH
 
-# One size for calibration, sampling and timing: exported and compiled graphs are made for one shape.
-BATCH = 16
 FLOAT = 32
 # lowtide keeps the first and the last layer at 8 bits; so that bits are equal, peers that can choose do the same.
 END_BITS = 8

@@ -12,9 +12,12 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import statistics
+import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ import torch
 from lowtide import sample
 from lowtide.metrics.pairs import psnr
 from lowtide.run import fingerprint
-from peers.task import BATCH, FLOAT, Bits, Held, Packed, Recipe, Task
+from peers.cells import BATCH
+from peers.task import FLOAT, Bits, Held, Packed, Recipe, Task
 
 LONGEST_REASON = 160
 PATH = re.compile(r"(?:/[\w.+-]+)+/([\w.+-]+)")
@@ -109,6 +113,9 @@ def run(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> dic
 
 def run_and_write(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> None:
     """In the process of the cell: what it prints goes to its own log, what goes wrong is its result."""
+    os.setsid()
+    # Its own cache: a compiler that is killed leaves half a library, which another cell would load.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(out / "compiled")
     with (out / "log.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -136,14 +143,24 @@ def cell(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> No
     (out / "result.json").unlink(missing_ok=True)
     child = multiprocessing.get_context("fork").Process(target=run_and_write, args=(task, recipe, given, out))
     child.start()
-    child.join(60 * given.minutes)
+    try:
+        child.join(60 * given.minutes)
+        late = child.is_alive()
+    finally:
+        end(child)
+    if not (out / "result.json").exists():
+        write(out, {"cannot": f"not done in {given.minutes} minutes" if late else f"crashed, exit code {child.exitcode}"})
+    for scratch in ("saved", "compiled"):
+        shutil.rmtree(out / scratch, ignore_errors=True)
+
+
+def end(child: multiprocessing.Process) -> None:
+    """With the compilers that it started: it leads a session of its own, which an interrupt from the keyboard does not reach."""
     if child.is_alive():
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.kill()
         child.join()
-        write(out, {"cannot": f"not done in {given.minutes} minutes"})
-    elif not (out / "result.json").exists():
-        write(out, {"cannot": f"crashed, exit code {child.exitcode}"})
-    shutil.rmtree(out / "saved", ignore_errors=True)
 
 
 def peer(given: argparse.Namespace, task: Task) -> None:
@@ -156,10 +173,10 @@ def peer(given: argparse.Namespace, task: Task) -> None:
         for name, recipe in module.RECIPES.items():
             own = copy.copy(task)
             own.bits = Bits.read(bits)
-            if recipe.serves(own.bits):
+            if recipe.serves(own.bits) and name in (given.recipes or module.RECIPES):
                 out = place / bits / "".join(letter if letter.isalnum() else "-" for letter in name)
                 out.mkdir(parents=True, exist_ok=True)
-                listed.append({"bits": bits, "recipe": name, "folder": str(out)})
+                listed.append({"bits": bits, "recipe": name, "folder": out.relative_to(given.home).as_posix()})
                 print(f"{given.peer} {bits} {name}", flush=True)
                 done(out) or cell(own, recipe, given, out)
     write(place, {"versions": {name: version(name) for name in module.PACKAGES}, "cells": listed})
@@ -174,8 +191,14 @@ def floating(given: argparse.Namespace, task: Task) -> None:
     size = on_disk(Packed(task.model, {}, task.model.save_pretrained), place / "saved")
     shutil.rmtree(place / "saved")
     convolved = sum(task.weights[name] for name in task.weights if isinstance(task.adapter.all_layers[name], torch.nn.Conv2d))
-    whole = {"layers": len(task.weights), "weights": sum(task.weights.values()), "in_convolutions": convolved}
+    ends, weights = sum(task.weights[name] for name in task.ends), sum(task.weights.values())
+    whole = {"layers": len(task.weights), "weights": weights, "in_convolutions": convolved, "in_ends": ends}
     write(place, size | whole | {"fingerprint": fingerprint(task.model)})
+
+
+def conditions(text: str) -> dict[str, Any]:
+    """Fields of a request; JSON knows no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
 
 
 def arguments() -> argparse.Namespace:
@@ -184,7 +207,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model")
     parser.add_argument("--home", type=Path)
     parser.add_argument("--bits")
-    parser.add_argument("--conditions", type=json.loads)
+    parser.add_argument("--conditions", type=conditions)
+    parser.add_argument("--recipes", type=json.loads, default=[], help="JSON list of names; none: all")
     for name in ("steps", "images", "seeds", "iters", "rounds", "minutes"):
         parser.add_argument(f"--{name}", type=int)
     return parser.parse_args()
@@ -192,6 +216,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    # As an exit, so that what is running is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     (given.home / given.peer).mkdir(parents=True, exist_ok=True)
     task = Task(given.model, Bits(8, 8), given.steps, given.images, given.iters, given.conditions)
