@@ -2,19 +2,22 @@
 
     config.json                quantization_config: quant_method "lowtide", format version, a summary (bits, method, steps)
     *.safetensors, tensors     NAME.weight   packed codes, uint8: rows x ceil(columns * bits / 8), lowest bit first; flat if mixed
-                               NAME.scale    float32, rows x 1            NAME.zero    uint8, rows x 1 (unsigned formats)
-                               NAME.factor   uint8, rows x groups (grouped formats): value = (code - zero) * factor * scale
+                               NAME.grid     int32 words holding, each begun at a whole word: scale float32, rows x 1;
+                                             zero uint8, rows x 1 (unsigned formats); factor uint8, rows x groups (grouped
+                                             formats); smooth float32, what input channels are divided by (where they are).
+                                             value = (code - zero) * factor * scale; see formats/bundle.py for why
                                lowtide_clock.scale / .zero         float32 / uint8, quantizers x timesteps (x 1: one for all):
                                                                    inputs of the plan's layers, then its attentions, in order
                                lowtide_clock.timesteps             int32, the calibrated timesteps
                                lowtide_correction.slope / .bias / .noise   float32, timesteps / x channels: see nn/correction.py
                                everything else                     as in the float model
-    *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (one for each tensor, by name)
+    *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (base64, by name)
 
 Every tensor's hash is compared at loading, and names must match exactly: an altered, truncated or mixed-up checkpoint is an
 error, never a blurred picture. Folders are written beside their place and renamed into it.
 """
 
+import base64
 import errno
 import hashlib
 import shutil
@@ -34,23 +37,24 @@ from lowtide.nn.swap import packed_layers
 from lowtide.plan import FORMAT_VERSION, Plan
 
 MODEL_MARKS = ("model_index.json", "config.json")
-HASH = 10  # hexadecimal digits: enough to notice damage, little enough for a header
+HASH = 5  # bytes of each hash: enough to notice damage, little enough for a header
 PLAN, HASHES, VERSION = "lowtide_plan", "lowtide_hashes", "lowtide_version"
 
 
-def tensor_hash(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> bytes:
     flat = tensor.detach().contiguous().cpu().flatten()
-    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", digest_size=HASH // 2).hexdigest()
+    return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", digest_size=HASH).digest()
 
 
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
     """What goes into the header of every safetensors file. Hashes stand in the order of the sorted names."""
-    hashes = "".join(tensor_hash(state[name]) for name in sorted(state))
-    return {VERSION: str(FORMAT_VERSION), PLAN: plan.to_json(), HASHES: hashes}
+    hashes = b"".join(tensor_hash(state[name]) for name in sorted(state))
+    return {VERSION: str(FORMAT_VERSION), PLAN: plan.to_json(), HASHES: base64.b64encode(hashes).decode()}
 
 
-def hashes_by_name(names: list[str], hashes: str) -> dict[str, str]:
-    return {name: hashes[HASH * place : HASH * (place + 1)] for place, name in enumerate(sorted(names))}
+def hashes_by_name(names: list[str], hashes: str) -> dict[str, bytes]:
+    found = base64.b64decode(hashes)
+    return {name: found[HASH * place : HASH * (place + 1)] for place, name in enumerate(sorted(names))}
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -61,12 +65,19 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise BadInput(
             f"found no lowtide plan in {Path(path).name}", "a checkpoint saved by lowtide", "save it again with .save(folder)"
         )
-    if int(found[VERSION]) > FORMAT_VERSION:
-        raise BadInput(f"found format version {found[VERSION]}", f"at most {FORMAT_VERSION}", "upgrade lowtide")
+    check_version(int(found[VERSION]))
     return found
 
 
-def verify(state: dict[str, Tensor], hashes: dict[str, str]) -> None:
+def check_version(found: int) -> None:
+    """Version 1 held scales and zero points under names of their own, and was never released."""
+    if found > FORMAT_VERSION:
+        raise BadInput(f"found format version {found}", f"at most {FORMAT_VERSION}", "upgrade lowtide")
+    if found < FORMAT_VERSION:
+        raise BadInput(f"found format version {found}", str(FORMAT_VERSION), "quantize the float model again")
+
+
+def verify(state: dict[str, Tensor], hashes: dict[str, bytes]) -> None:
     """Every tensor is the one that was saved."""
     for name, tensor in state.items():
         if hashes.get(name) != tensor_hash(tensor):

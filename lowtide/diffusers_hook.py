@@ -13,7 +13,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from lowtide.checkpoint import HASHES, PLAN, hashes_by_name, metadata, read_metadata, verify, verify_names
+from lowtide.checkpoint import HASHES, PLAN, check_version, hashes_by_name, metadata, read_metadata, verify, verify_names
 from lowtide.errors import BadInput
 from lowtide.nn.swap import skeleton
 from lowtide.plan import FORMAT_VERSION, Plan
@@ -60,13 +60,11 @@ class LowtideQuantizer(DiffusersQuantizer):
     def __init__(self, quantization_config: LowtideConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
         self.plan: Plan | None = None
-        self.hashes: dict[str, str] = {}
+        self.hashes: dict[str, bytes] = {}
         self.names: list[str] = []
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        found = self.quantization_config.format_version
-        if found > FORMAT_VERSION:
-            raise BadInput(f"found format version {found}", f"at most {FORMAT_VERSION}", "upgrade lowtide")
+        check_version(self.quantization_config.format_version)
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         for path in checkpoint_files:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PROFILES = ("full", "paper")
 
 

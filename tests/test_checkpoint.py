@@ -57,14 +57,14 @@ def test_truncated(copy):
 
 
 def test_nan_scale(copy):
-    rewritten(copy, lambda tensors: tensors["conv_in.scale"].fill_(float("nan")))
-    with pytest.raises(BadInput, match=r"conv_in\.scale altered"):
+    rewritten(copy, lambda tensors: tensors["conv_in.grid"].view(torch.float32).fill_(float("nan")))
+    with pytest.raises(BadInput, match=r"conv_in\.grid altered"):
         lowtide.load(copy)
 
 
 def test_missing_tensor(copy):
-    rewritten(copy, lambda tensors: tensors.pop("conv_in.scale"))
-    with pytest.raises(BadInput, match=r"conv_in\.scale, missing"):
+    rewritten(copy, lambda tensors: tensors.pop("conv_in.grid"))
+    with pytest.raises(BadInput, match=r"conv_in\.grid, missing"):
         lowtide.load(copy)
 
 
@@ -80,11 +80,12 @@ def test_a_file_of_another_library(copy):
         lowtide.load(copy)
 
 
-def test_a_newer_format(copy):
+@pytest.mark.parametrize(("version", "way_out"), [(99, "upgrade lowtide"), (1, "quantize the float model again")])
+def test_another_format(copy, version, way_out):
     config = json.loads((copy / "unet" / "config.json").read_text())
-    config["quantization_config"]["format_version"] = 99
+    config["quantization_config"]["format_version"] = version
     (copy / "unet" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="upgrade lowtide"):
+    with pytest.raises(BadInput, match=way_out):
         lowtide.load(copy)
 
 

@@ -1,5 +1,6 @@
 """Exact size of a checkpoint before it exists: the plan a recipe will arrive at, its skeleton on meta, its file's header."""
 
+import base64
 import json
 import random
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from lowtide.models.trace import on_meta
 from lowtide.nn.correction import channel_axis
 from lowtide.nn.fake import Fake
 from lowtide.nn.swap import quant_layers, skeleton
-from lowtide.plan import CachePlan, Plan, Settings, summarised
+from lowtide.plan import FORMAT_VERSION, CachePlan, Plan, Settings, summarised
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe
 from lowtide.stages.pack import Pack, drop_silent
@@ -129,7 +130,8 @@ def checkpoint_bytes(blueprint: Blueprint, plan: Plan) -> dict[str, int]:
 
 def header_bytes(state: dict[str, Tensor], plan: Plan) -> int:
     """The length of a safetensors header: JSON, widest types first, padded to eight bytes behind a length of eight."""
-    told = {checkpoint.VERSION: "1", checkpoint.PLAN: plan.to_json(), checkpoint.HASHES: "0" * checkpoint.HASH * len(state)}
+    hashes = base64.b64encode(bytes(checkpoint.HASH * len(state))).decode()
+    told = {checkpoint.VERSION: str(FORMAT_VERSION), checkpoint.PLAN: plan.to_json(), checkpoint.HASHES: hashes}
     entries: dict[str, Any] = {"__metadata__": told | {"format": "pt"}}
     start = 0
     for name in sorted(state, key=lambda name: (WIDEST_FIRST - state[name].element_size(), name)):

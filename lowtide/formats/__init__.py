@@ -1,6 +1,7 @@
 """What numbers a tensor may hold, how a range is searched, and how codes are packed: arithmetic, no modules."""
 
 from lowtide.formats.affine import Affine, Grid
+from lowtide.formats.bundle import Table, bundle_words, bundled, unbundled
 from lowtide.formats.either import Either
 from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
@@ -9,6 +10,7 @@ from lowtide.formats.plain import FLOAT_BITS, Format, check_bits, format_from_js
 from lowtide.formats.search import SEARCHES, Search, minmax, mse, percentile
 
 __all__ = [
-    "FLOAT_BITS", "SEARCHES", "Affine", "Either", "Format", "Grid", "Log2", "Mixed", "Search", "check_bits", "format_from_json",
-    "format_to_json", "minmax", "mse", "pack", "pack_mixed", "packed_bytes", "percentile", "unpack", "unpack_mixed",
+    "FLOAT_BITS", "SEARCHES", "Affine", "Either", "Format", "Grid", "Log2", "Mixed", "Search", "Table",
+    "bundle_words", "bundled", "check_bits", "format_from_json",
+    "format_to_json", "minmax", "mse", "pack", "pack_mixed", "packed_bytes", "percentile", "unbundled", "unpack", "unpack_mixed",
 ]  # fmt: skip

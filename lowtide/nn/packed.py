@@ -6,7 +6,7 @@ They are nn.Linear and nn.Conv2d to whoever asks (diffusers, peft), with `weight
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Mixed, pack, pack_mixed, packed_bytes
+from lowtide.formats import Affine, Mixed, Table, bundle_words, bundled, pack, pack_mixed, packed_bytes, unbundled
 from lowtide.kernels import Spec, conv2d, linear
 from lowtide.nn.fake import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
@@ -23,13 +23,8 @@ class Packed:
         rows, self.format, self.input = self.weight.shape[0], format, inputs
         self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
         self.weight = nn.Parameter(torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8), requires_grad=False)
-        self.register_buffer("scale", torch.empty(rows, 1, dtype=torch.float32))
-        if not format.signed:
-            self.register_buffer("zero", torch.empty(rows, 1, dtype=torch.uint8))
-        if format.group:
-            self.register_buffer("factor", torch.empty(rows, -(-columns // format.group), dtype=torch.uint8))
-        if smooth:
-            self.register_buffer("smooth", torch.empty(smooth, dtype=torch.float32))
+        self.places = grid_places(rows, columns, format, smooth)
+        self.register_buffer("grid", torch.empty(bundle_words(self.places), dtype=torch.int32))
 
     def fill(self, layer: QuantLinear | QuantConv2d) -> None:
         """Take over the codes of a quantized layer."""
@@ -37,23 +32,26 @@ class Packed:
         mixed = isinstance(self.format, Mixed)
         packed = pack_mixed(codes, self.format.bits) if mixed else pack(codes, self.format.bits)
         self.weight = nn.Parameter(packed, requires_grad=False)
-        self.scale = grid.scale.clone()
-        if "zero" in self._buffers:
-            self.zero = grid.zero.to(torch.uint8)
-        if "factor" in self._buffers:
-            self.factor = grid.factor.to(torch.uint8)
-        if "smooth" in self._buffers:
-            self.smooth = layer.smooth
+        found = (grid.scale, grid.zero, grid.factor, layer.smooth)
+        none = grid.scale.new_empty(0)
+        self.grid = bundled([part if place.count else none for part, place in zip(found, self.places, strict=True)], self.places)
         self.bias = layer.bias
 
     def tables(self) -> list[Tensor]:
         """scale, zero, factor, smooth; an empty tensor for what is not there."""
-        none = self.scale.new_empty(0)
-        return [self._buffers.get(name, none) for name in ("scale", "zero", "factor", "smooth")]
+        return unbundled(self.grid, self.places)
 
     def step(self) -> list[Tensor]:
         """The input's range at the running step; nothing where inputs stay in float."""
         return list(self.input.step()) if self.input.format is not None else []
+
+
+def grid_places(rows: int, columns: int, format: Affine | Mixed, smooth: int) -> tuple[Table, ...]:
+    """What lies in a layer's grid: scale, zero (unsigned formats), factor (grouped ones), smooth (divided inputs)."""
+    groups = -(-columns // format.group) if format.group else 0
+    zeros = Table((0,) if format.signed else (rows, 1), torch.uint8)
+    factors = Table((rows, groups) if groups else (0,), torch.uint8)
+    return Table((rows, 1), torch.float32), zeros, factors, Table((smooth,), torch.float32)
 
 
 def packed_shape(rows: int, columns: int, format: Affine | Mixed) -> tuple[int, ...]:

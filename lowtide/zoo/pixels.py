@@ -93,6 +93,12 @@ def drawn(pipe: Any, count: int, **options: Any) -> np.ndarray:
     return pipe(generator=generators, num_inference_steps=STEPS, output_type="np", **options).images
 
 
+def chosen_typical(ranked: Tensor, draw: torch.Generator, batch: int, leg: Leg) -> Tensor:
+    """The places of one batch among the share of images that the leg learns from; in the data's own order where it is all."""
+    learnt = ranked[: int(leg.typical * len(ranked))] if leg.typical < 1 else torch.arange(len(ranked), device=draw.device)
+    return learnt[chosen(learnt, draw, batch)]
+
+
 class Digits:
     """Unconditional digits."""
 
@@ -106,12 +112,7 @@ class Digits:
         self.parts = nn.ModuleDict({"unet": digits_model()})
 
     def loss(self, parts: nn.ModuleDict, draw: torch.Generator, batch: int, leg: Leg) -> Tensor:
-        learnt = (
-            self.typical[: int(leg.typical * len(self.images))]
-            if leg.typical < 1
-            else torch.arange(len(self.images), device=draw.device)
-        )
-        clean = self.images[learnt[chosen(learnt, draw, batch)]].float() / 127.5 - 1
+        clean = self.images[chosen_typical(self.typical, draw, batch, leg)].float() / 127.5 - 1
         return noise_loss(lambda noisy, t: parts["unet"](noisy, t).sample, clean, draw, self.noising, leg)
 
     def pipeline(self, parts: nn.ModuleDict) -> DDIMPipeline:
@@ -130,11 +131,12 @@ class LabelledDigits:
     def __init__(self, data: Path):
         images, labels = mnist(data)
         self.images, self.labels = images.to(device()), labels.to(device())
+        self.typical = typical_first(self.images, self.labels)
         self.noising = DDPMScheduler(num_train_timesteps=1000)
         self.parts = nn.ModuleDict({"unet": labelled_digits_model()})
 
     def loss(self, parts: nn.ModuleDict, draw: torch.Generator, batch: int, leg: Leg) -> Tensor:
-        places = chosen(self.images, draw, batch)
+        places = chosen_typical(self.typical, draw, batch, leg)
         clean, labels = self.images[places].float() / 127.5 - 1, self.labels[places]
         labels = labels.masked_fill(happens(DROPPED, draw, batch), NO_LABEL)
 

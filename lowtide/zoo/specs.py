@@ -61,7 +61,7 @@ EMOJI = (
 )
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
-    "digits-cond": Spec(pixels.LabelledDigits, one_leg(4_000, 5e-4, snr_cap=5.0)),
+    "digits-cond": Spec(pixels.LabelledDigits, (Leg(2_500, 6e-4, (0, 2_500), snr_cap=5.0, typical=1 / 3),)),
     "emoji-vae": Spec(EmojiAutoencoder, one_leg(800, 5e-4), batch=16, average=0.99),
     "emoji": Spec(Emoji, EMOJI, batch=32),
     "dit": Spec(LabelledDigitLatents, one_leg(8_000, 8e-4)),
