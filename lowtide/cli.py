@@ -309,7 +309,7 @@ def bench_quality(
 
 @app.command()
 def demo(out: Out = Path("demo"), iters: int = 120, as_json: Json = False) -> None:
-    """Quantize the zoo's digits and emoji with minmax and with best, and draw what was lost."""
+    """Quantize the zoo's digits and emoji with minmax, tfmq and best, and draw what was lost."""
     result = late("demo").demo(out, iters=iters)
     show(result, as_json, late("report.text").demonstrated(result))
 

@@ -1,5 +1,6 @@
 """The demo: each model that is at hand beside its quantized selves, same seeds: a picture, a report and a table."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from PIL import Image
 from lowtide import evidence, run, zoo
 from lowtide.report import grids
 
-METHODS = ("minmax", "best")
 WIDTHS = {"weights": 4, "inputs": 8}
 Json = dict[str, Any]
 
@@ -24,12 +24,13 @@ class Act:
     title: str
     steps: int
     images: int
+    methods: tuple[str, ...] = ("minmax", "best")
     prompts: tuple[str, ...] = ()
     guidance: float | None = None
 
 
 ACTS = (
-    Act("zoo:digits", "zoo:digits", steps=50, images=64),
+    Act("zoo:digits", "zoo:digits", steps=50, images=64, methods=("minmax", "tfmq", "best")),
     Act(
         "zoo:emoji", "zoo:emoji, text to image", steps=25, images=16, guidance=4.0,
         prompts=(
@@ -41,7 +42,7 @@ ACTS = (
 
 
 def demo(out: Path, iters: int = 120, acts: Sequence[Act] = ACTS) -> Json:
-    """Quantize each act's model to W4A8 with each method, save, load, and draw all of them from the same seeds."""
+    """Quantize each act's model to W4A8 with its methods, save, load, and draw all of them from the same seeds."""
     here = [act for act in acts if act.model.removeprefix("zoo:") in zoo.names()]
     missing = [act.model for act in acts if act not in here]
     return {"acts": [perform(act, out / act.model.removeprefix("zoo:"), iters) for act in here], "missing": missing}
@@ -49,18 +50,20 @@ def demo(out: Path, iters: int = 120, acts: Sequence[Act] = ACTS) -> Json:
 
 def perform(act: Act, out: Path, iters: int) -> Json:
     """One model: a folder for each method, the evidence, the picture."""
+    started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     asked: Json = {"prompts": act.prompts, "guidance": act.guidance}
-    for method in METHODS:
+    for method in act.methods:
         options = WIDTHS | {"steps": act.steps, "iters": iters} | asked
         run.quantize_to_folder(act.model, out / method, method, options)
     drawn = {"seeds": tuple(range(act.images)), "steps": act.steps, "batch": 16} | asked
-    found = evidence.compare(act.model, *(str(out / method) for method in METHODS), out=out / "evidence", **drawn)
+    found = evidence.compare(act.model, *(str(out / method) for method in act.methods), out=out / "evidence", **drawn)
     rows = [row(model, found) for model in found["models"].values()]
     picture = out / "demo.png"
     title = f"{act.title}, at 4-bit weights and 8-bit inputs, {act.steps} steps, same seeds"
     grids.draw(picture, title, columns(found, rows), table(rows))
-    return {"model": act.model, "picture": str(picture), "report": found["report"], "rows": rows}
+    minutes = round((time.perf_counter() - started) / 60, 2)
+    return {"model": act.model, "picture": str(picture), "report": found["report"], "rows": rows, "minutes": minutes}
 
 
 def row(model: Json, found: Json) -> Json:

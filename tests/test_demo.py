@@ -14,10 +14,11 @@ def test_the_acts_are_digits_and_emoji():
 
 
 def test_a_small_demo_draws_and_tells(tmp_path):
-    found = demo(tmp_path, iters=1, acts=(Act("zoo:digits", "digits", steps=2, images=2), Act("zoo:nowhere", "none", 2, 2)))
+    acts = Act("zoo:digits", "digits", steps=2, images=2, methods=("minmax", "tfmq", "best")), Act("zoo:nowhere", "none", 2, 2)
+    found = demo(tmp_path, iters=1, acts=(acts))
     assert found["missing"] == ["zoo:nowhere"]
     act = found["acts"][0]
-    assert [row["name"] for row in act["rows"]] == ["Original", "minmax, W4A8", "best, W4A8"]
+    assert [row["name"] for row in act["rows"]] == ["Original", "minmax, W4A8", "tfmq, W4A8", "best, W4A8"]
     assert all(10 < row["psnr"] < 80 for row in act["rows"][1:])
     assert act["rows"][1]["bytes"] < act["rows"][0]["bytes"] / 2
     assert Image.open(act["picture"]).width > 1000

@@ -160,7 +160,7 @@ def inspected(result: dict[str, Any]) -> list[str]:
 
 def demonstrated(result: dict[str, Any]) -> list[str]:
     """A table for each model, where its picture and its report lie, and which models are not here."""
-    lines = [line for act in result["acts"] for line in ["", act["model"], *performed(act)]]
+    lines = [line for act in result["acts"] for line in ["", f"{act['model']}, {act['minutes']:.1f} minutes", *performed(act)]]
     missing = (f"{name} is not here: it lies in the repository, not in the package" for name in result["missing"])
     return [*lines, *missing]
 
