@@ -22,7 +22,7 @@ class Settings:
     images: int = 32
     kept: int = 25
     iters: int = 1000
-    batch: int = 32
+    batch: int = 16
     range_iters: int = 0
     early_stop: bool = False
     keep_temporal: bool = False

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from lowtide.models import ARCHITECTURES, adapt
 from lowtide.plan import Settings, settings_from
 
 QUICK = {"steps": 3, "images": 2, "kept": 2, "iters": 2, "batch": 2}
-QUIET_SPEED = speed.Speed(1e-11, 2e-11, 1e-11, 2e-11, 1e-10, 1e-10, 1e-8, 1e-7, 1e-5, 2e-5)
+QUIET_PRODUCTS = speed.Products(1e-11, 2e-11, 1e-11, 2e-11)
+QUIET_SPEED = speed.Speed(QUIET_PRODUCTS, QUIET_PRODUCTS, 1e-10, 1e-10, 1e-8, 1e-7, 1e-5, 2e-5)
 
 
 @pytest.fixture
@@ -251,9 +252,11 @@ def test_a_stage_left_out_costs_nothing(digits: str) -> None:
 def test_probes_measure_this_machine() -> None:
     network = work.Network(adapt(tiny.unet2d()))
     found = speed.measured(network)
-    assert all(seconds > 0 for seconds in found.__dict__.values())
-    assert 1e-13 < found.product < 1e-8 and found.conv_back > found.conv / 10
-    twice = replace(found, conv=2 * found.conv, product=2 * found.product, value=2 * found.value, call=2 * found.call)
+    seconds = asdict(found)
+    assert all(each > 0 for each in (*seconds.pop("full").values(), *seconds.pop("low").values(), *seconds.values()))
+    assert 1e-13 < found.full.linear < 1e-8 and found.full.conv_back > found.full.conv / 10
+    full = replace(found.full, conv=2 * found.full.conv, linear=2 * found.full.linear)
+    twice = replace(found, full=full, value=2 * found.value, call=2 * found.call)
     assert twice.forward(network.whole.forward) == pytest.approx(2 * found.forward(network.whole.forward))
 
 

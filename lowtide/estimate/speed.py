@@ -16,6 +16,7 @@ from lowtide.estimate.work import Network, Work
 from lowtide.formats import SEARCHES, Affine
 from lowtide.models.trace import Node
 from lowtide.nn.rounding import AdaRound
+from lowtide.stages.reconstruct import low_products
 
 PROBE_SECONDS, PROBE_PRODUCTS, PROBE_VALUES, PROBE_WEIGHTS, SHAPES = 0.05, 1e8, 1 << 18, 1 << 16, 3
 # Found on six networks of 0.1 to 20 million weights: layers off the typical width are slower, and Python runs between calls.
@@ -24,13 +25,29 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Seconds for one of each, forward and backward; `weight`: one iteration of learning its rounding; `search`: its range."""
+class Products:
+    """Seconds of a multiply-add in convolutions and in the rest, forward, and what the backward pass adds."""
 
     conv: float
     conv_back: float
-    product: float
-    product_back: float
+    linear: float
+    linear_back: float
+
+    def forward(self, work: Work) -> float:
+        return self.conv * work.conv + self.linear * work.product
+
+    def backward(self, work: Work) -> float:
+        return self.conv_back * work.conv + self.linear_back * work.product
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for one of each, forward and backward; `low`: products while rounding is learnt; `weight`: one iteration of
+    learning its rounding; `search`: its range.
+    """
+
+    full: Products
+    low: Products
     value: float
     value_back: float
     weight: float
@@ -38,43 +55,42 @@ class Speed:
     call: float
     call_back: float
 
-    def forward(self, work: Work) -> float:
+    def forward(self, work: Work, products: Products | None = None) -> float:
         """Seconds of a pass without gradients."""
-        products = self.conv * work.conv + self.product * work.product
-        return OFF_WIDTH * (products + self.value * work.values) + BETWEEN * self.call * work.calls
+        seconds = (products or self.full).forward(work)
+        return OFF_WIDTH * (seconds + self.value * work.values) + BETWEEN * self.call * work.calls
 
-    def backward(self, work: Work) -> float:
+    def backward(self, work: Work, products: Products | None = None) -> float:
         """Seconds that gradients add."""
-        products = self.conv_back * work.conv + self.product_back * work.product
-        return products + self.value_back * work.values + self.call_back * work.calls
+        seconds = (products or self.full).backward(work)
+        return seconds + self.value_back * work.values + self.call_back * work.calls
 
     def learning(self, work: Work) -> float:
-        """Seconds of one iteration: there, back, and the weights' own part."""
-        return self.forward(work) + self.backward(work) + self.weight * work.weights
+        """Seconds of one iteration of learning a rounding: there, back, and the weights' own part."""
+        return self.forward(work, self.low) + self.backward(work, self.low) + self.weight * work.weights
 
     def rates(self) -> dict[str, float]:
         """For a reader: billions a second of the things that are many."""
-        return {name: round(1e-9 / seconds, 3) for name, seconds in asdict(self).items()}
+        found = asdict(self)
+        flat = {f"{kind} {name}": each for kind in ("full", "low") for name, each in found.pop(kind).items()} | found
+        return {name: round(1e-9 / seconds, 3) for name, seconds in flat.items()}
 
 
 def measured(network: Network, clock: Clock = time.perf_counter) -> Speed:
     """Probe this machine."""
-    conv, conv_back = layer_probe(network, nn.Conv2d, clock)
-    product, product_back = layer_probe(network, nn.Linear, clock)
+    full = products_probe(network, clock)
+    with low_products(torch.device("cpu")):
+        less = products_probe(network, clock) if torch.is_autocast_enabled("cpu") else full
     value, value_back = value_probe(clock)
     call, call_back = call_probe(clock)
-    return Speed(
-        conv or product,
-        conv_back or product_back,
-        product or conv,
-        product_back or conv_back,
-        value,
-        value_back,
-        weight_probe(clock),
-        search_probe(clock),
-        call,
-        call_back,
-    )
+    return Speed(full, less, value, value_back, weight_probe(clock), search_probe(clock), call, call_back)
+
+
+def products_probe(network: Network, clock: Clock) -> Products:
+    """A network without one kind of layers takes the other's speed for it."""
+    conv, conv_back = layer_probe(network, nn.Conv2d, clock)
+    product, product_back = layer_probe(network, nn.Linear, clock)
+    return Products(conv or product, conv_back or product_back, product or conv, product_back or conv_back)
 
 
 def timed(act: Callable[[], object], clock: Clock) -> float:

@@ -41,7 +41,7 @@ class Reconstruct:
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
             iters = max(1, job.settings.iters >> self.round)
-            Learner(job, name, scene.unit, iters, warm=self.round > 0).learn(scene.loss)
+            Learner(job, name, scene.unit, iters, warm=self.round > 0, low=True).learn(scene.loss)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def rate(iters: int) -> float:
 class Learner:
     """Learns the rounding of one unit's layers, keeps it only where it beats nearest, and records it for a resumed run."""
 
-    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False):
-        self.job, self.stage, self.unit, self.iters, self.warm = job, stage, unit, iters, warm
+    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False, low: bool = False):
+        self.job, self.stage, self.unit, self.iters, self.warm, self.low = job, stage, unit, iters, warm, low
         modules = {name: job.model.get_submodule(name) for name in unit.layers}
         self.layers: dict[str, Fake] = {
             name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
@@ -105,9 +105,10 @@ class Learner:
     def minimise(self, loss: Loss, roundings: nn.ModuleList) -> None:
         iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
         optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
-        history: list[float] = []
+        device, history = next(roundings.parameters()).device, []
         for step in range(iters):
-            distance = loss(generator)
+            with low_products(device, self.low):
+                distance = loss(generator)
             total = distance
             if self.warm or step >= WARM_UP * iters:
                 b = sharpness(step / iters, self.warm)
@@ -118,6 +119,15 @@ class Learner:
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
                 break
+
+
+def low_products(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """bf16 products where the machine has units for them: a block's rounding is learnt with them, and judged without."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and native)
 
 
 def sharpness(progress: float, warm: bool = False) -> float:

@@ -64,3 +64,21 @@ def test_early_stop_stops_only_when_asked(monkeypatch):
     steps.clear()
     report(iters=6)
     assert set(steps) == {6, 30}  # the temporal block runs five times as long
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_learning_takes_bf16_products_where_the_machine_has_them_and_neither_judging_nor_time_does(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    seen: dict[str, set[bool]] = {"minimise": set(), "judge": set(), "temporal": set()}
+
+    def watched(kind, inner):
+        def listening(self, loss, *rest):
+            name = "temporal" if self.unit.kind == "temporal" else kind
+            return inner(self, lambda generator: (seen[name].add(torch.is_autocast_enabled("cpu")), loss(generator))[1], *rest)
+
+        return listening
+
+    for kind in ("minimise", "judge"):
+        monkeypatch.setattr(Learner, kind, watched(kind, getattr(Learner, kind)))
+    report(iters=2)
+    assert seen == {"minimise": {native}, "judge": {False}, "temporal": {False}}
