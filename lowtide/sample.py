@@ -162,6 +162,7 @@ def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
     if driver is None:
         raise BadInput(f"found {type(pipe).__name__}", f"one of {', '.join(DRIVERS)}", "write a driver in lowtide/sample.py")
     check_model_labels(pipe, request)
+    check_steps(pipe.scheduler, request.steps)
     generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
     steps = {"num_inference_steps": request.steps, "generator": generators, "output_type": "np"}
     return steps | driver(pipe, request)
@@ -179,6 +180,17 @@ def check_model_labels(pipe: Any, request: Request) -> None:
             "a pipeline that passes labels",
             "wrap it in a pipeline with class_labels",
         )
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """No more steps than the model was trained on; PNDM's first steps, where it takes them, want four."""
+    config = getattr(scheduler, "config", {})
+    most = config.get("num_train_timesteps", steps)
+    if steps > most:
+        raise BadInput(f"found {steps} steps", f"at most {most}, those of the model's training", "give fewer --steps")
+    if steps < 4 and config.get("skip_prk_steps") is False:
+        name = type(scheduler).__name__
+        raise BadInput(f"found {steps} steps for {name}", "at least 4", "give more --steps, or set its skip_prk_steps")
 
 
 def takes_generator(scheduler: Any) -> bool:

@@ -140,6 +140,28 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_learnt_ranges_are_recorded_too(tmp_path, monkeypatch):
+    from lowtide.stages.reconstruct import RangeLearner
+
+    options = {"inputs": 4, "range_iters": 3, "folder": tmp_path}
+    whole = quantized(sample.as_pipeline(tiny.model("unet2d")), **options).model.state_dict()
+    monkeypatch.setattr(RangeLearner, "search", None)
+    again = quantized(sample.as_pipeline(tiny.model("unet2d")), **options).model.state_dict()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("ddim", torch.float16), ("dit", torch.bfloat16), ("sdxl", torch.bfloat16)])
+def test_a_model_in_half_precision_stays_in_it(name, dtype, tmp_path):
+    tiny_pipelines.PIPELINES[name](tmp_path).save_pretrained(tmp_path / "half")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "half", dtype=dtype)
+    asked = tiny_pipelines.asked(name)
+    request = sample.Request(steps=3, seeds=(5,), **asked)
+    result = quantized(pipe, method="best", **asked)
+    drawn = sample.images(pipe, request)
+    assert np.isfinite(drawn).all() and next(result.model.parameters()).dtype != torch.float32
+    assert np.array_equal(sample.images(lowtide.load(result.save(tmp_path / "packed"), dtype), request), drawn)
+
+
 def test_bfloat16_keeps_scales_in_float32(tmp_path):
     result = quantized(sample.as_pipeline(tiny.model("unet2d")))
     folder = result.save(tmp_path / "x")

@@ -207,6 +207,13 @@ def test_requests_that_cannot_be(wrong, words):
         Request(**wrong)
 
 
+def test_steps_that_a_scheduler_cannot_take():
+    with pytest.raises(BadInput, match="found 1001 steps; expected at most 1000"):
+        sample.images(DDIMPipeline(tiny.model("unet2d"), DDIMScheduler()), Request(steps=1001))
+    with pytest.raises(BadInput, match="found 3 steps for PNDMScheduler; expected at least 4"):
+        sample.images(sample.ModulePipeline(tiny.model("unet2d"), PNDMScheduler(), (3, 16, 16)), Request(steps=3))
+
+
 def test_a_class_conditional_model_asks_for_labels(tmp_path):
     with pytest.raises(BadInput, match="no labels"):
         sample.images(tiny_pipelines.dit(tmp_path), Request(steps=1))

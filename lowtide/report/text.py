@@ -2,6 +2,7 @@
 
 import io
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 YEAR = 365 * 86_400
+NAMED = 12
 COLUMNS = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
@@ -125,10 +127,14 @@ def left_in_float(left: dict[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name, why in left.items():
         reasons.setdefault(why, []).append(name)
-    return [
-        "left in float:",
-        *(f"  {why}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for why, names in reasons.items()),
-    ]
+    return ["left in float:", *(line for why, names in reasons.items() for line in named(why, names))]
+
+
+def named(why: str, names: list[str]) -> list[str]:
+    """A reason and whom it concerns; a large model has hundreds of norms."""
+    more = [f"and {len(names) - NAMED} more, all in --json"] if len(names) > NAMED else []
+    lines = textwrap.wrap(", ".join([*names[:NAMED], *more]), 120, break_long_words=False)
+    return [f"  {why}: {len(names)}", *(f"    {line}" for line in lines)]
 
 
 def inspected(result: dict[str, Any]) -> list[str]:

@@ -72,6 +72,11 @@ class Learner:
             name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
         }
 
+    @property
+    def in_float32(self) -> bool:
+        """A model that came in fewer bits computes in its own."""
+        return all(layer.weight.dtype == torch.float32 for layer in self.layers.values())
+
     def learn(self, loss: Callable[..., Tensor]) -> None:
         """`loss(generator)` is the unit's distance from the float model on a random batch."""
         if not self.layers:
@@ -107,7 +112,7 @@ class Learner:
         optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
         device, history = next(roundings.parameters()).device, []
         for step in range(iters):
-            with low_products(device, self.low):
+            with low_products(device, self.low and self.in_float32):
                 distance = loss(generator)
             total = distance
             if self.warm or step >= WARM_UP * iters:
@@ -160,6 +165,15 @@ class RangeLearner:
     def learn(self, loss: Loss) -> None:
         if not self.quantizers:
             return
+        found = self.job.recorded("LearnRanges", self.unit.name)
+        if found is None:
+            self.search(loss)
+            self.job.record("LearnRanges", self.unit.name, {str(row): each.scale for row, each in enumerate(self.quantizers)})
+        else:
+            self.take([found[str(row)] for row in range(len(self.quantizers))])
+
+    def search(self, loss: Loss) -> None:
+        """Learn, and keep it only where it beats the ranges that were there."""
         generator = self.job.generator("LearnRanges", self.unit.name)
         before = [quantizer.scale.clone() for quantizer in self.quantizers]
         start = self.judge(loss)
@@ -173,8 +187,11 @@ class RangeLearner:
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, min(start, after)]
         if after > start:
-            for quantizer, scale in zip(self.quantizers, before, strict=True):
-                quantizer.scale.copy_(scale)
+            self.take(before)
+
+    def take(self, scales: list[Tensor]) -> None:
+        for quantizer, scale in zip(self.quantizers, scales, strict=True):
+            quantizer.scale.copy_(scale)
 
     @torch.no_grad()
     def judge(self, loss: Loss) -> float:
