@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide import sample
+from lowtide import run, sample
 from lowtide.evidence.subjects import FLOAT, OURS, Subject
 from lowtide.models import Adapter, adapt
 from lowtide.models.trace import mapped
 from lowtide.nn.swap import find_clock
+from lowtide.plan import Plan
 from lowtide.stages.features import temporal_errors
 
 STEPS, IMAGES = 8, 4
@@ -48,8 +49,7 @@ def reference_adapter(subject: Subject) -> Adapter:
     """The architecture as it is in float, even if this model is not."""
     if subject.kind == FLOAT:
         return adapt(subject.model, sample.example(subject.pipe))
-    with torch.device("meta"):
-        return adapt(type(subject.model).from_config(subject.model.config))
+    return run.float_adapter(subject.model, Plan())
 
 
 @torch.no_grad()

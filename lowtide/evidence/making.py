@@ -2,12 +2,8 @@
 
 from typing import Any
 
-import torch
-
 from lowtide import run
 from lowtide.evidence.subjects import OURS, Subject
-from lowtide.models import adapt
-from lowtide.nn.split import split_modules
 from lowtide.plan import LayerPlan
 
 
@@ -36,10 +32,7 @@ def foretold(told: dict[str, Any]) -> dict[str, float]:
 def bits(subject: Subject) -> list[dict[str, Any]]:
     """Bits of each layer in forward order; layers that a cache took the place of are gone."""
     plan, kernels = subject.plan, run.kernels(subject.model)
-    with torch.device("meta"):
-        floating = type(subject.model).from_config(subject.model.config)
-        split_modules(floating, plan.splits)
-    adapter, gone = adapt(floating), set(run.gone_layers(plan))
+    adapter, gone = run.float_adapter(subject.model, plan), set(run.gone_layers(plan))
     units = {name: unit.name for unit in adapter.units() for name in unit.layers}
     return [
         {
