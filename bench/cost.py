@@ -1,7 +1,8 @@
 """What learning the rounding costs: `python bench/cost.py [--million 10]`.
 
-For each unit of a random UNet: seconds of one AdaRound iteration against the unit's own float forward and backward pass on
-the same batch, taking turns, medians. From these, and from a short run of all other stages, the minutes of tfmq at W4A8.
+For each unit of a random UNet: seconds of one AdaRound iteration as it really runs (with bf16 products where the machine
+has units for them) against the unit's own forward and backward pass in float32 on the same batch, taking turns, medians.
+From these, and from a short run of all other stages, the minutes of tfmq at W4A8.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.reconstruct import PENALTY, Learner, sharpness
+from lowtide.stages.reconstruct import PENALTY, Learner, low_products, sharpness
 from lowtide.stages.stream import Scene, Stream
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
@@ -59,7 +60,9 @@ def costs(job: Job, scene: Scene) -> dict[str, float]:
 
     def iteration() -> None:
         look(module, True, False)
-        total = scene.loss(generator) + PENALTY * sum(rounding.penalty(sharpness(0.5)) for rounding in roundings)
+        with low_products(torch.device("cpu")):
+            distance = scene.loss(generator)
+        total = distance + PENALTY * sum(rounding.penalty(sharpness(0.5)) for rounding in roundings)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
