@@ -65,14 +65,15 @@ def sheet(columns: int, width: float = 4.6) -> tuple[Figure, list[Axes]]:
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.spines[["left", "bottom"]].set_color(HAIR)
-        each.tick_params(which="both", colors=QUIET, labelsize=8, length=0)
     return figure, axes
 
 
 def title(axes: Axes, text: str, xlabel: str, ylabel: str) -> None:
+    """Called once the axis' scale is set, which makes new ticks."""
     axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
     axes.set_xlabel(xlabel, fontsize=8.5, color=QUIET)
     axes.set_ylabel(ylabel, fontsize=8.5, color=QUIET)
+    axes.tick_params(which="both", colors=QUIET, labelsize=8, length=0)
 
 
 def features(model: torch.nn.Module, unit, adapter, timesteps: list[int]) -> torch.Tensor:
@@ -103,9 +104,9 @@ def temporal_mismatch(path: Path) -> None:
         away = [int(near) - timestep for near, timestep in zip(nearest, timesteps, strict=True)]
         left.plot(timesteps, away, color=colour, marker="o", markersize=3, linewidth=1, label=method)
         right.plot(timesteps, (ours - coarse).norm(dim=1) / coarse.norm(dim=1), color=colour, linewidth=1.6, label=method)
+    right.set_yscale("log")
     title(left, "How far off the network takes the time to be", "timestep", "nearest float timestep - timestep")
     title(right, "How far the features are off", "timestep", "relative L2 error")
-    right.set_yscale("log")
     for axes in (left, right):
         axes.invert_xaxis()
         axes.legend(frameon=False, fontsize=8)
@@ -125,7 +126,9 @@ def channel_ranges(path: Path) -> None:
         each.yaxis.set_major_locator(MaxNLocator(integer=True))
         share = (values.amax(1) / values.median(1).values).mean()
         title(each, f"{text}: peak is {share:.1f} x the median channel", "input channel, heaviest first", "step, noise to image")
-    figure.colorbar(image, ax=axes, label="share of the largest peak", shrink=0.9).outline.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.outline.set_visible(False)
+    title(bar.ax, "", "", "share of the largest peak")
     figure.savefig(path)
 
 
@@ -174,7 +177,9 @@ def kurtosis_bits(path: Path) -> None:
     axes[0].legend(frameon=False, fontsize=8)
     title(axes[0], name, "output channel, heaviest tail first", "kurtosis of its weights")
     counts = [sum(layer.format.bits.count(bit) for layer in layers.values()) for bit in colours]
-    axes[1].bar([str(bit) for bit in colours], counts, color=list(colours.values()), width=0.6)
+    bars = axes[1].bar([str(bit) for bit in colours], counts, color=list(colours.values()), width=0.6)
+    axes[1].set_yscale("log")
+    axes[1].bar_label(bars, fmt="{:,.0f}", fontsize=8, color=QUIET, padding=2)
     title(axes[1], f"All layers: {job.report['mpq']['average_bits']:.3f} bits on average", "bits", "channels")
     figure.savefig(path)
 
