@@ -58,6 +58,7 @@ class Maintain:
                 self.maintain(job, unit, seen)
             elif unit.reads != ("timestep",) and unit.features:
                 answer_once(job, unit)
+        job.maintained = True
         pairs = seen["features"] * len(find_clock(job.model).known)
         seen["cached_share"] = seen["cached_share"] / pairs if pairs else 0.0
 

@@ -10,6 +10,7 @@ one timestep for another. TFMQ rounds the whole block for its own features over 
     the rest of the weights         stages.reconstruct.Reconstruct, block by block, asymmetric
     FSC, one range per timestep     class FSC; the ranges themselves are found by FitRanges
 
+Without TIAR (`--without tiar`) the g_i are rounded with their blocks, which is what the paper measures it against.
 Departs from the paper: where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) its inputs are the (t,
 condition) pairs of the calibration calls, not t alone. TIAR runs longer than a block's reconstruction. Adam's rate grows
 as iterations shrink (stages.reconstruct.rate). Ranges are plain min-max over the calibration calls; on a finite set the

@@ -37,7 +37,8 @@ Term = Callable[[Tensor, Tensor], Tensor]
 class Job:
     """A model on its way from float to packed, and where finished pieces of the work are kept.
 
-    `terms`: what a later distillation adds to its loss, announced by stages before it.
+    `terms`: what a later distillation adds to its loss, announced by stages before it. `maintained`: the temporal block has
+    been rounded or cached for its own features, so that nobody rounds it for the sake of pictures.
     """
 
     pipe: Any
@@ -50,6 +51,7 @@ class Job:
     calls: list["Call"] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
+    maintained: bool = False
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
 
     def generator(self, *names: str) -> torch.Generator:

@@ -27,16 +27,17 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Round every unit in forward order; temporal layers are left as they are, or rounded with their blocks (`temporal`).
+    """Round every unit in forward order; temporal layers with their blocks, unless a stage before maintained them (`temporal`
+    None), or always, or never.
 
     A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
     """
 
     round: int = 0
-    temporal: bool = False
+    temporal: bool | None = None
 
     def run(self, job: Job) -> None:
-        stream = Stream(job, temporal=self.temporal)
+        stream = Stream(job, temporal=not job.maintained if self.temporal is None else self.temporal)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())

@@ -24,6 +24,7 @@ class TIAR:
     def run(self, job: Job) -> None:
         for unit in job.track(job.adapter.temporal(), "temporal block"):
             self.round_unit(job, unit)
+        job.maintained = True
 
     def round_unit(self, job: Job, unit: Unit) -> None:
         features = JobFeatures(job, unit)

@@ -82,3 +82,22 @@ def test_random_numbers_depend_on_seed_stage_and_unit(name):
     first, same, other = (pipe.unet.state_dict() for pipe in pipes)
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(("left_out", "blocks"), [((), False), (("tiar",), True)])
+def test_temporal_layers_are_rounded_for_themselves_or_else_with_their_blocks(monkeypatch, left_out, blocks):
+    from lowtide.stages.reconstruct import Learner
+
+    rounded: dict[str, set[str]] = {}
+    search = Learner.search
+
+    def listening(self, loss):
+        rounded.setdefault(self.stage, set()).update(self.layers)
+        return search(self, loss)
+
+    monkeypatch.setattr(Learner, "search", listening)
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    (unit,) = adapt(pipe.unet).temporal()
+    lowtide.quantize(pipe, method="tfmq", without=left_out, **OPTIONS | {"iters": 1})
+    assert ("TIAR" in rounded) is not blocks
+    assert (set(unit.features) <= rounded["Reconstruct"]) is blocks
