@@ -4,7 +4,7 @@
 
 Runs in lowtide's own environment (extra `metrics`, for the network behind fd-efficientnet) and makes the one of bench/peers.py
 for the cells. Finished cells are kept in runs/peers: an interrupted run goes on, --fresh forgets them. Writes
-bench/results/table.json (every cell) and table.md; models that are not asked for stay as they were there.
+bench/results/table.json (every cell), table.md and the README's table; models that are not asked for stay as they were there.
 """
 
 import argparse
@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from peers.cells import PEERS, RESULTS, SLACK, TORCH, Bench, Json, aloud, best, checked, home_of, install, usable
+from peers.cells import PEERS, RESULTS, ROOT, SLACK, TORCH, Bench, Json, aloud, best, checked, home_of, install, usable
 from rich.console import Console
 from rich.progress import Progress
 
 from lowtide.metrics import Extractor, Statistics, frechet, load_extractor
 from lowtide.report import text
 
+OUT = RESULTS / "table.json"
 WIDTHS = ("w8a8", "w4a8", "w4a4")
 MODELS = "zoo:digits,zoo:emoji"
 EMOJI = (
@@ -229,6 +230,22 @@ def settings(part: Json) -> str:
     )
 
 
+BEGIN, END = "<!-- bench/table.py writes this table -->", "<!-- end of the table -->"
+
+
+def condensed(result: Json) -> list[str]:
+    """The README's table: without remarks."""
+    lines = [row[:-1] for part in result["models"] for row in rows(part)]
+    return [f"| {' | '.join(row)} |" for row in (HEAD[:-1], ["---"] * (len(HEAD) - 1), *lines)]
+
+
+def put_in_readme(result: Json, readme: Path) -> None:
+    """Between its two marks."""
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text("\n".join([f"{before}{BEGIN}", *condensed(result), f"{END}{after}"]))
+
+
 def merged(old: Json, part: Json, refused: Json) -> Json:
     """The table with one model's part in its place, or at the end."""
     parts = {each["model"]: each for each in old.get("models", [])} | {part["model"]: part}
@@ -239,6 +256,8 @@ def write(result: Json, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
     out.with_suffix(".md").write_text(page(result))
+    if out == OUT:
+        put_in_readme(result, ROOT / "README.md")
 
 
 def arguments() -> argparse.Namespace:
@@ -248,7 +267,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=METHODS, help="of lowtide, to choose the best from")
     parser.add_argument("--only", default=",".join(PEERS), help="lowtide and peers, comma-separated")
     parser.add_argument("--conditions", default="{}", help='JSON by model: {"zoo:dit": {"labels": [0, 1], "guidance": 2}}')
-    parser.add_argument("--out", type=Path, default=RESULTS / "table.json")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
     for name, number in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, help=f"default {number}")

@@ -34,8 +34,8 @@ ACTS = (
     Act(
         "zoo:emoji", "zoo:emoji, text to image", steps=25, images=16, guidance=4.0,
         prompts=(
-            "sleepy face", "cat face", "snowman", "heart", "rocket", "red apple", "tiger face", "pizza",
-            "sunflower", "octopus", "penguin", "star", "crown", "guitar", "airplane", "birthday cake",
+            "sleepy face", "cat face", "snowman", "heart", "rocket", "soccer ball", "tiger face", "hamburger",
+            "sunflower", "octopus", "penguin", "butterfly", "crown", "strawberry", "airplane", "red apple",
         ),
     ),
 )  # fmt: skip

@@ -133,3 +133,20 @@ def test_the_bar_counts_what_has_ended_and_catches_up_with_what_never_began() ->
         assert shown.progress.tasks[0].completed == 1 + table.LONGER
         shown.upto(20)
         assert shown.progress.tasks[0].completed == 20
+
+
+def test_the_readme_holds_the_table_between_its_marks(tmp_path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    result = {"models": [part(cell("sdnq", "a", 20.0))], "refused": {}}
+    table.put_in_readme(result, readme)
+    table.put_in_readme(result, readme)
+    lines = readme.read_text().splitlines()
+    assert (lines[0], lines[-1], lines.count(table.BEGIN), "old" in lines) == ("before", "after", 1, False)
+    assert lines[2:-2] == table.condensed(result)
+    assert all(line.count("|") == len(table.HEAD) for line in table.condensed(result))
+
+
+def test_the_readme_of_this_repository_shows_the_committed_table() -> None:
+    result = json.loads(table.OUT.read_text())
+    assert "\n".join(table.condensed(result)) in (table.ROOT / "README.md").read_text()
