@@ -59,9 +59,15 @@ EMOJI = (
     Leg(9_500, 8e-4, (6_251, 15_000), snr_cap=5.0),
     Leg(12_500, 6e-4, (9_500, 12_500), snr_cap=5.0),
 )
+# A label speaks where the picture is still noise: the second leg learns there, the third brings the detail back.
+DIGITS_COND = (
+    Leg(2_500, 6e-4, (0, 2_500), snr_cap=5.0, typical=1 / 3),
+    Leg(4_500, 1e-3, (2_500, 6_000), snr_cap=0.01, typical=1 / 3),
+    Leg(5_000, 4e-4, (4_500, 5_000), snr_cap=5.0, typical=1 / 3),
+)
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
-    "digits-cond": Spec(pixels.LabelledDigits, (Leg(2_500, 6e-4, (0, 2_500), snr_cap=5.0, typical=1 / 3),)),
+    "digits-cond": Spec(pixels.LabelledDigits, DIGITS_COND),
     "emoji-vae": Spec(EmojiAutoencoder, one_leg(800, 5e-4), batch=16, average=0.99),
     "emoji": Spec(Emoji, EMOJI, batch=32),
     "dit": Spec(LabelledDigitLatents, one_leg(8_000, 8e-4)),
