@@ -10,8 +10,8 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from lowtide import zoo
-from lowtide.zoo.noise import Leg, chosen, device, happens, noise_loss
-from lowtide.zoo.pixels import DROPPED, drawn, mnist
+from lowtide.zoo.noise import Leg, device, happens, noise_loss, typical_first
+from lowtide.zoo.pixels import DROPPED, chosen_typical, drawn, mnist
 
 IMAGES = 12_000
 # DiTPipeline asks for this class where guidance wants none.
@@ -68,6 +68,7 @@ class LabelledDigitLatents:
     def __init__(self, data: Path):
         images, labels = (part[:IMAGES] for part in mnist(data))
         self.vae, self.labels = autoencoder(), labels.to(device())
+        self.typical = typical_first(images.to(device()), self.labels)
         latents = digit_latents(self.vae, images)
         self.scale = round(1 / latents.std().item(), 4)
         self.latents = latents * self.scale
@@ -75,7 +76,7 @@ class LabelledDigitLatents:
         self.parts = nn.ModuleDict({"transformer": transformer()})
 
     def loss(self, parts: nn.ModuleDict, draw: torch.Generator, batch: int, leg: Leg) -> Tensor:
-        places = chosen(self.latents, draw, batch)
+        places = chosen_typical(self.typical, draw, batch, leg)
         labels = self.labels[places].masked_fill(happens(DROPPED, draw, batch), NO_LABEL)
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:

@@ -59,18 +59,24 @@ EMOJI = (
     Leg(9_500, 8e-4, (6_251, 15_000), snr_cap=5.0),
     Leg(12_500, 6e-4, (9_500, 12_500), snr_cap=5.0),
 )
-# A label speaks where the picture is still noise: the second leg learns there, the third brings the detail back.
+# A label speaks where the picture is still noise: the middle legs learn there, the last brings the detail back.
 DIGITS_COND = (
     Leg(2_500, 6e-4, (0, 2_500), snr_cap=5.0, typical=1 / 3),
-    Leg(4_500, 1e-3, (2_500, 6_000), snr_cap=0.01, typical=1 / 3),
-    Leg(5_000, 4e-4, (4_500, 5_000), snr_cap=5.0, typical=1 / 3),
+    Leg(3_000, 1e-3, (2_500, 6_000), snr_cap=0.01, typical=1 / 3),
+    Leg(3_750, 1e-3, (3_000, 4_000), snr_cap=0.01, typical=1 / 3),
+    Leg(4_000, 4e-4, (3_750, 4_000), snr_cap=5.0, typical=1 / 3),
+)
+DIT = (
+    Leg(8_000, 8e-4, (0, 8_000)),
+    Leg(8_750, 8e-4, (8_000, 14_000), snr_cap=5.0, typical=1 / 3),
+    Leg(11_000, 8e-4, (8_750, 11_000), snr_cap=5.0, typical=1 / 3),
 )
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
     "digits-cond": Spec(pixels.LabelledDigits, DIGITS_COND),
     "emoji-vae": Spec(EmojiAutoencoder, one_leg(800, 5e-4), batch=16, average=0.99),
     "emoji": Spec(Emoji, EMOJI, batch=32),
-    "dit": Spec(LabelledDigitLatents, one_leg(8_000, 8e-4)),
+    "dit": Spec(LabelledDigitLatents, DIT),
     "cifar10": Spec(lambda data: pixels.Cifar(data, pixels.cifar_model), one_leg(24_000, 4e-4), batch=256, average=0.9995),
     "cifar10-small": Spec(lambda data: pixels.Cifar(data, pixels.small_cifar_model), one_leg(40_000, 1e-3), batch=32),
 }
