@@ -18,6 +18,7 @@ from lowtide import run, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS
 from lowtide.metrics import psnr
+from lowtide.plan import FORMAT_VERSION
 from lowtide.report import text
 
 WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
@@ -87,7 +88,8 @@ def quality(
     out.mkdir(parents=True, exist_ok=True)
     request = sample.Request(steps=options.get("steps", 50), seeds=tuple(range(images)), batch=images, **asked(options))
     pipe = sample.load_pipeline(source)
-    conditions = {"weights": run.fingerprint(sample.denoiser(pipe)), "images": images, "options": told(options)}
+    weights = run.fingerprint(sample.denoiser(pipe))
+    conditions = {"weights": weights, "images": images, "options": told(options), "format": FORMAT_VERSION}
     original: Drawn | None = None
     for cell in text.track(cells, len(cells), "methods x bits"):
         path = out / f"{cell.name}.json"
@@ -98,13 +100,13 @@ def quality(
 
 
 def alike(cell: dict[str, Any], conditions: dict[str, Any]) -> bool:
-    """A cell of other weights, or of other settings, says nothing here."""
+    """A cell of other weights, settings or file format says nothing here."""
     return all(cell.get(name) == value for name, value in conditions.items())
 
 
 def kept(out: str | Path, like: dict[str, Any]) -> list[dict[str, Any]]:
     """Every finished cell that was made under the same conditions as this one, in the order of the widths."""
-    conditions = {name: like[name] for name in ("weights", "images", "options")}
+    conditions = {name: like[name] for name in ("weights", "images", "options", "format")}
     found = [cell for path in sorted(Path(out).glob("*.json")) if alike(cell := json.loads(path.read_text()), conditions)]
     place = {width: number for number, width in enumerate(WIDTHS)}
     return sorted(found, key=lambda cell: place.get(cell["width"], len(place)))
