@@ -65,11 +65,11 @@ def test_the_table_sorts_by_quality_and_states_the_spread():
         {"method": "b", "width": "W4A8", "seed": 0, "psnr": 25.0, "trajectory_error": 0.1, "bytes": 2000, "minutes": 1.0},
     ]
     assert quality.rows(cells) == [
-        ["W4A8", "b", "25.00", "0.1000", "2,000", "1.0"],
-        ["W4A8", "a", "21.00 ± 1.41", "0.1500 ± 0.0707", "1,000", "2.0"],
+        ["W4A8", "b", "1", "25.00", "0.1000", "2,000", "1.0"],
+        ["W4A8", "a", "2", "21.00 ± 1.41", "0.1500 ± 0.0707", "1,000", "2.0"],
     ]
     text = quality.page("tiny", [cell | {"options": {"iters": 5}, "images": 4, "weights": "abc"} for cell in cells])
-    assert "| W4A8 | b | 25.00 |" in text
+    assert "| W4A8 | b | 1 | 25.00 |" in text
     assert "Settings: iters 5" in text
     assert json.dumps(cells)
 
