@@ -9,7 +9,7 @@ of its own can count it as some of that. What is known of D, step by step, trave
     bias of D', by channel                                 class Bias: (eps^ - bias) / (1 + k_t)
     sigma'^2 = sigma^2 - c^2 sigma_q^2, or 0               class VSC; lowtide/absorb.py at each step of the sampler
     lowest bits with SNR^Q(t) > SNR^F(t)                   class StepAware
-    the base: BRECQ                                        Reconstruct(temporal=True), LearnRanges(temporal=True)
+    the base: BRECQ                                        Reconstruct(), LearnRanges(temporal=True)
 
 Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture; slope and bias are the same
 for both, while sigma_q of a mixture is larger where branches err apart, so that less is absorbed than might be. StepAware says
@@ -209,5 +209,5 @@ def rounded(values: Tensor) -> list[float]:
 
 def recipe(settings: Settings) -> Recipe:
     learnt = LearnRanges(settings.range_iters or RANGE_ITERS, temporal=True)
-    start = (Collect(), Assign(), FitWeights("mse"), Reconstruct(temporal=True), FitRanges("mse"), learnt)
+    start = (Collect(), Assign(), FitWeights("mse"), Reconstruct(), FitRanges("mse"), learnt)
     return (*start, StepAware(), CNC(), Bias(), VSC(), Pack())

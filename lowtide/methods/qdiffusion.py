@@ -7,7 +7,7 @@ the scales of the inputs.
 
     calibration set: x_t of every (T / c)-th step        stages.collect.Collect, `kept` steps of all images
     shortcut-splitting, X1 W1 + X2 W2                    class Split over adapter.concatenations()
-    weights: AdaRound, block by block (BRECQ)            Reconstruct(temporal=True): a block's own g_i(h(t)) is rounded with it
+    weights: AdaRound, block by block (BRECQ)            Reconstruct; nothing maintains g_i(h(t)): rounded with its block
     inputs: LSQ of the scales, zero points fixed         LearnRanges(temporal=True)
     one range for all timesteps                          Assign()
 
@@ -49,5 +49,5 @@ class Split:
 
 
 def recipe(settings: Settings) -> Recipe:
-    start = (Collect(), Split(), Assign(), FitWeights("mse"), Reconstruct(temporal=True), FitRanges("mse"))
+    start = (Collect(), Split(), Assign(), FitWeights("mse"), Reconstruct(), FitRanges("mse"))
     return (*start, LearnRanges(settings.range_iters or RANGE_ITERS, temporal=True), Pack())

@@ -27,17 +27,15 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Round every unit in forward order; temporal layers with their blocks, unless a stage before maintained them (`temporal`
-    None), or always, or never.
+    """Round every unit in forward order; temporal layers with their blocks, unless a stage before maintained them.
 
     A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
     """
 
     round: int = 0
-    temporal: bool | None = None
 
     def run(self, job: Job) -> None:
-        stream = Stream(job, temporal=not job.maintained if self.temporal is None else self.temporal)
+        stream = Stream(job, temporal=not job.maintained)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
