@@ -185,11 +185,18 @@ def test_a_new_scheduler_is_a_new_schedule(clear):
     assert difference(images(pipe, 8), images(floating, 8)) < 0.2
 
 
-def test_a_sampler_that_fails_leaves_the_model_as_it_was(kept):
+def fails(*args, **kwargs):
+    raise ValueError("in the middle")
+
+
+def test_a_sampler_that_fails_leaves_the_model_as_it_was(kept, monkeypatch):
     pipe = face.load(kept)
     before, drawn = tables(pipe.unet), images(pipe, 8)
     with pytest.raises(BadInput, match="found 2000 steps; expected at most 1000"):
         face.reschedule(pipe, 2000)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="in the middle"):
+        patch.setattr(pipe.scheduler, "step", fails)
+        face.reschedule(pipe, 4)
     assert all(torch.equal(tensor, pipe.unet.state_dict()[name]) for name, tensor in before.items())
     assert "forward" not in vars(pipe.unet) and find_clock(pipe.unet).keyed
     assert np.array_equal(images(pipe, 8), drawn)
