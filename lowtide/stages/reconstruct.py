@@ -40,7 +40,7 @@ class Reconstruct:
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
             iters = max(1, job.settings.iters >> self.round)
-            Learner(job, name, scene.unit, iters, warm=self.round > 0, low=True).learn(scene.loss)
+            Learner(job, name, scene.unit, iters, warm=self.round > 0).learn(scene.loss)
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ def rate(iters: int) -> float:
 class Learner:
     """Learns the rounding of one unit's layers, keeps it only where it beats nearest, and records it for a resumed run."""
 
-    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False, low: bool = False):
-        self.job, self.stage, self.unit, self.iters, self.warm, self.low = job, stage, unit, iters, warm, low
+    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False):
+        self.job, self.stage, self.unit, self.iters, self.warm = job, stage, unit, iters, warm
         modules = {name: job.model.get_submodule(name) for name in unit.layers}
         self.layers: dict[str, Fake] = {
             name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
         }
 
     @property
-    def in_float32(self) -> bool:
-        """A model that came in fewer bits computes in its own."""
-        return all(layer.weight.dtype == torch.float32 for layer in self.layers.values())
+    def low(self) -> bool:
+        """Whether bf16 will do: not for time, whose precision is the point; a model that came in fewer bits has its own."""
+        return self.unit.kind != "temporal" and all(layer.weight.dtype == torch.float32 for layer in self.layers.values())
 
     def learn(self, loss: Callable[..., Tensor]) -> None:
         """`loss(generator)` is the unit's distance from the float model on a random batch."""
@@ -109,9 +109,9 @@ class Learner:
     def minimise(self, loss: Loss, roundings: nn.ModuleList) -> None:
         iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
         optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
-        device, history = next(roundings.parameters()).device, []
+        device, low, history = next(roundings.parameters()).device, self.low, []
         for step in range(iters):
-            with low_products(device, self.low and self.in_float32):
+            with low_products(device, low):
                 distance = loss(generator)
             total = distance
             if self.warm or step >= WARM_UP * iters:
