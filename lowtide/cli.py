@@ -295,15 +295,16 @@ def bench_quality(
     seeds: Annotated[str, typer.Option(help="Calibration seeds, such as 0-2.")] = "0",
     samples: Annotated[int, typer.Option(help="Images that are compared with the float model's.")] = 64,
     change: Annotated[list[str], typer.Option("--set", help="Change a setting, such as iters=500; once for each.")] = [],  # noqa: B006
-    markdown: Annotated[Path | None, typer.Option(help="Write all cells kept so far to this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write all kept cells of this model to its section of this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Every method at every width on one model: PSNR to float, trajectory error, size, minutes."""
+    """Every method at every width on one model: PSNR to float, errors, size, minutes."""
     quality = late("quality")
     cells = quality.grid(methods, widths, numbers(seeds))
     found = quality.quality(model, out, cells, late("recipe").changed({}, change), samples)
     if markdown:
-        markdown.write_text(quality.page(model, quality.kept(out, found[0])))
+        before = markdown.read_text() if markdown.exists() else ""
+        markdown.write_text(quality.page(quality.kept(out, found[0]), before))
     show({"cells": found}, as_json, late("report.text").table(quality.HEAD, quality.rows(found)))
 
 

@@ -5,6 +5,7 @@ table is drawn from the cells alone.
 """
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lowtide import run, sample
 from lowtide.errors import BadInput
+from lowtide.evidence.drift import call
 from lowtide.methods import METHODS
 from lowtide.metrics import psnr
 from lowtide.plan import FORMAT_VERSION
@@ -63,33 +66,54 @@ def grid(methods: str, widths: str, seeds: Sequence[int]) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The images of a model, and where its trajectory stood at each step: calls x samples x values."""
+    """The images of a model, and every call of it on the way."""
 
     images: np.ndarray
-    path: np.ndarray
+    calls: list[sample.Moment]
+
+    @property
+    def path(self) -> np.ndarray:
+        """Where the trajectory stood at each step: calls x samples x values."""
+        first = next(iter(self.calls[0].arguments))
+        return np.stack([call.arguments[first].flatten(1).float().numpy() for call in self.calls])
 
 
 def draw(pipe: Any, request: sample.Request) -> Drawn:
-    """Sample, listening at the denoiser's door."""
+    """Sample one batch, listening at the denoiser's door."""
     heard: list[sample.Moment] = []
     with sample.listening(sample.denoiser(pipe), heard, None):
-        images = np.concatenate([sample.run_pipeline(pipe, batch) for batch in request.batches()])
-    steps = max(moment.index for moment in heard) + 1
-    first = next(iter(heard[0].arguments))
-    path = np.stack([moment.arguments[first].flatten(1).float().numpy() for moment in heard[:steps]])
-    return Drawn(images, path)
+        images = sample.run_pipeline(pipe, request)
+    return Drawn(images, heard)
+
+
+@torch.no_grad()
+def step_error(model: torch.nn.Module, calls: Sequence[sample.Moment]) -> float:
+    """Relative L2 of the model's answers to those of these calls, for the same inputs, mean over calls.
+
+    A trajectory adds up what is systematic in these errors, and chance decides whether it cancels; here nothing adds up.
+    """
+    return float(np.mean([away(answered(model, one.arguments), one.eps) for one in calls]))
+
+
+def answered(model: torch.nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
+    found = call(model, arguments)
+    return (found if isinstance(found, torch.Tensor) else found[0]).cpu()
+
+
+def away(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 def quality(
     source: str, out: str | Path, cells: Sequence[Cell], options: dict[str, Any], images: int = 64
 ) -> list[dict[str, Any]]:
     """Make and measure every cell that is not there yet; hand back all of them."""
-    out = Path(out)
+    out = home(out, source)
     out.mkdir(parents=True, exist_ok=True)
     request = sample.Request(steps=options.get("steps", 50), seeds=tuple(range(images)), batch=images, **asked(options))
     pipe = sample.load_pipeline(source)
     weights = run.fingerprint(sample.denoiser(pipe))
-    conditions = {"weights": weights, "images": images, "options": told(options), "format": FORMAT_VERSION}
+    conditions = {"model": source, "weights": weights, "images": images, "options": plain(options), "format": FORMAT_VERSION}
     original: Drawn | None = None
     for cell in text.track(cells, len(cells), "methods x bits"):
         path = out / f"{cell.name}.json"
@@ -99,6 +123,11 @@ def quality(
     return [json.loads((out / f"{cell.name}.json").read_text()) for cell in cells]
 
 
+def home(out: str | Path, source: str) -> Path:
+    """Each model's cells have a folder of their own."""
+    return Path(out) / re.sub(r"[^\w.-]+", "-", source)
+
+
 def alike(cell: dict[str, Any], conditions: dict[str, Any]) -> bool:
     """A cell of other weights, settings or file format says nothing here."""
     return all(cell.get(name) == value for name, value in conditions.items())
@@ -106,8 +135,12 @@ def alike(cell: dict[str, Any], conditions: dict[str, Any]) -> bool:
 
 def kept(out: str | Path, like: dict[str, Any]) -> list[dict[str, Any]]:
     """Every finished cell that was made under the same conditions as this one, in the order of the widths."""
-    conditions = {name: like[name] for name in ("weights", "images", "options", "format")}
-    found = [cell for path in sorted(Path(out).glob("*.json")) if alike(cell := json.loads(path.read_text()), conditions)]
+    conditions = {name: like[name] for name in ("model", "weights", "images", "options", "format")}
+    found = [
+        cell
+        for path in sorted(home(out, like["model"]).glob("*.json"))
+        if alike(cell := json.loads(path.read_text()), conditions)
+    ]
     place = {width: number for number, width in enumerate(WIDTHS)}
     return sorted(found, key=lambda cell: place.get(cell["width"], len(place)))
 
@@ -125,20 +158,22 @@ def measured(source: str, cell: Cell, options: dict[str, Any], request: sample.R
     with tempfile.TemporaryDirectory() as folder:
         size = run.on_disk(result.save(Path(folder) / "packed"))
     ours = draw(pipe, request)
-    away = np.linalg.norm(ours.path - original.path, axis=(1, 2)) / np.linalg.norm(original.path, axis=(1, 2))
+    apart = np.linalg.norm(ours.path - original.path, axis=(1, 2)) / np.linalg.norm(original.path, axis=(1, 2))
     return {
         "method": cell.title,
         "width": cell.width,
         "seed": cell.seed,
         "psnr": round(psnr(ours.images, original.images), 3),
-        "trajectory_error": round(float(away[1:].mean()), 5),
+        "trajectory_error": round(float(apart[1:].mean()), 5),
+        "step_error": round(step_error(sample.denoiser(pipe), original.calls), 5),
         "bytes": size,
         "minutes": round(minutes, 2),
     }
 
 
-def told(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in ("prompts", "labels")}
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(options))
 
 
 def spread(values: Iterable[float], digits: int) -> str:
@@ -164,27 +199,36 @@ def figures(group: list[dict[str, Any]]) -> list[str]:
         str(len(group)),
         spread((cell["psnr"] for cell in group), 2),
         spread((cell["trajectory_error"] for cell in group), 4),
+        spread((cell["step_error"] for cell in group), 4),
         f"{group[0]['bytes']:,}",
         f"{np.mean([cell['minutes'] for cell in group]):.1f}",
     ]
 
 
-HEAD = ["bits", "method", "seeds", "PSNR to float, dB", "trajectory error", "bytes on disk", "minutes"]
+HEAD = ["bits", "method", "seeds", "PSNR to float, dB", "trajectory error", "step error", "bytes on disk", "minutes"]
+INTRO = (
+    "Generated by `lowtide bench quality`; not written by hand. PSNR of same-seed samples to the float model's; trajectory "
+    "error: relative L2 of the sample to the float run's, mean over steps; step error: relative L2 of one answer to the float "
+    "model's for the same input, mean over steps. Each is the mean ± standard deviation over calibration seeds, as many as the "
+    "column says."
+)
 
 
-def markdown(title: str, cells: Sequence[dict[str, Any]]) -> str:
-    """The table of one model."""
-    lines = [f"## {title}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows(cells))]) + "\n"
+def section(cells: Sequence[dict[str, Any]]) -> str:
+    """What one model's cells were made with, and their table."""
+    first = cells[0]
+    settings = ", ".join(f"{name} {counted(value)}" for name, value in first["options"].items())
+    made = f"{first['images']} images; settings: {settings or 'the defaults'}; float weights {first['weights'][:12]}."
+    lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows(cells))]
+    return "\n".join([f"## {first['model']}", "", made, "", *lines]) + "\n"
 
 
-def page(source: str, cells: Sequence[dict[str, Any]]) -> str:
-    """docs/results.md: the table, and what it was made with."""
-    settings = ", ".join(f"{name} {value}" for name, value in cells[0]["options"].items())
-    seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
-    return (
-        "# Results\n\nGenerated by `lowtide bench quality`; not written by hand. PSNR of same-seed samples to the float model's "
-        "(mean ± standard deviation over calibration seeds), trajectory error: relative L2 of the sample to the float run's, "
-        f"mean over steps. {cells[0]['images']} images; calibration seeds of {seeds}, as many as the column says. "
-        f"Settings: {settings or 'the defaults'}; float weights {cells[0]['weights'][:12]}.\n\n{markdown(source, cells)}"
-    )
+def counted(value: Any) -> str:
+    return f"({len(value)} of them)" if isinstance(value, list) else str(value)
+
+
+def page(cells: Sequence[dict[str, Any]], before: str = "") -> str:
+    """docs/results.md: this model's section in its place among those of other models."""
+    parts = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in before.split("\n## ")[1:]}
+    parts[cells[0]["model"]] = section(cells)
+    return "\n".join(["# Results", "", INTRO, "", *parts.values()])

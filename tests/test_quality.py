@@ -1,7 +1,5 @@
 """The bench of methods: cells are kept, a killed bench goes on, the table says what was measured."""
 
-import json
-
 import pytest
 import tiny
 
@@ -27,6 +25,8 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     errors = {one["width"]: one["trajectory_error"] for one in found}
     assert 0 < errors["W8A8"] < errors["W3A6"] < 1
     assert found[0]["bytes"] > found[-1]["bytes"]
+    steps = {one["width"]: one["step_error"] for one in found}
+    assert 0 < steps["W8A8"] < steps["W3A6"] < 1
 
     def forbidden(*args, **options):
         raise AssertionError("measured again")
@@ -36,7 +36,7 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     assert len(quality.kept(tmp_path, found[0])) == 8
     with pytest.raises(AssertionError, match="measured again"):
         quality.quality("tiny", tmp_path, cells, OPTIONS | {"iters": 3}, images=4)
-    (tmp_path / "minmax-W8A8-0.json").unlink()
+    (tmp_path / "tiny" / "minmax-W8A8-0.json").unlink()
     with pytest.raises(AssertionError, match="measured again"):
         quality.quality("tiny", tmp_path, cells, OPTIONS, images=4)
 
@@ -55,23 +55,57 @@ def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
 def test_the_float_model_against_itself_has_no_error(model, tmp_path):
     (found,) = quality.quality("tiny", tmp_path, [Cell("minmax", "W32A32", 0)], OPTIONS, images=2)
     assert found["psnr"] == 100
-    assert found["trajectory_error"] == 0
+    assert found["trajectory_error"] == found["step_error"] == 0
 
 
 def test_the_table_sorts_by_quality_and_states_the_spread():
     cells = [
-        {"method": "a", "width": "W4A8", "seed": 0, "psnr": 20.0, "trajectory_error": 0.2, "bytes": 1000, "minutes": 1.0},
-        {"method": "a", "width": "W4A8", "seed": 1, "psnr": 22.0, "trajectory_error": 0.1, "bytes": 1000, "minutes": 3.0},
-        {"method": "b", "width": "W4A8", "seed": 0, "psnr": 25.0, "trajectory_error": 0.1, "bytes": 2000, "minutes": 1.0},
+        {
+            "method": "a",
+            "width": "W4A8",
+            "seed": 0,
+            "psnr": 20.0,
+            "trajectory_error": 0.2,
+            "step_error": 0.3,
+            "bytes": 1000,
+            "minutes": 1.0,
+        },
+        {
+            "method": "a",
+            "width": "W4A8",
+            "seed": 1,
+            "psnr": 22.0,
+            "trajectory_error": 0.1,
+            "step_error": 0.3,
+            "bytes": 1000,
+            "minutes": 3.0,
+        },
+        {
+            "method": "b",
+            "width": "W4A8",
+            "seed": 0,
+            "psnr": 25.0,
+            "trajectory_error": 0.1,
+            "step_error": 0.3,
+            "bytes": 2000,
+            "minutes": 1.0,
+        },
     ]
     assert quality.rows(cells) == [
-        ["W4A8", "b", "1", "25.00", "0.1000", "2,000", "1.0"],
-        ["W4A8", "a", "2", "21.00 ± 1.41", "0.1500 ± 0.0707", "1,000", "2.0"],
+        ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0"],
+        ["W4A8", "a", "2", "21.00 ± 1.41", "0.1500 ± 0.0707", "0.3000 ± 0.0000", "1,000", "2.0"],
     ]
-    text = quality.page("tiny", [cell | {"options": {"iters": 5}, "images": 4, "weights": "abc"} for cell in cells])
-    assert "| W4A8 | b | 1 | 25.00 |" in text
-    assert "Settings: iters 5" in text
-    assert json.dumps(cells)
+
+
+def test_the_page_keeps_a_section_for_each_model():
+    made = {"options": {"iters": 5, "labels": [0, 1]}, "images": 4, "weights": "abc", "width": "W4A8", "seed": 0}
+    figures = {"psnr": 25.0, "trajectory_error": 0.1, "step_error": 0.3, "bytes": 2000, "minutes": 1.0}
+    first, other = ([made | figures | {"method": name, "model": model}] for name, model in (("a", "zoo:one"), ("b", "zoo:two")))
+    both = quality.page(other, quality.page(first))
+    assert "settings: iters 5, labels (2 of them)" in both
+    assert both.index("| W4A8 | a |") < both.index("| W4A8 | b |")
+    better = quality.page([first[0] | {"psnr": 26.0}], both)
+    assert better == both.replace("25.00", "26.00", 1)
 
 
 @pytest.mark.parametrize("asked", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])

@@ -91,9 +91,10 @@ def compared(reference: nn.Module, model: nn.Module, names: Sequence[str], argum
     return sums
 
 
-def call(model: nn.Module, arguments: dict[str, Any]) -> None:
+def call(model: nn.Module, arguments: dict[str, Any]) -> Any:
+    """The model's answer to what was heard."""
     device = next(model.parameters()).device
-    model(**mapped(arguments, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf))
+    return model(**mapped(arguments, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf))
 
 
 @contextmanager

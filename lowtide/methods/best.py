@@ -5,10 +5,12 @@
     the rest of the weights                  Reconstruct, block by block
     inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
     weights of three bits and fewer          Distill of EfficientDM, from what the blocks have learnt
+    what is systematic in the last error     Bias of PTQD, step by step: it alone adds up along the trajectory
 
 The one file of this folder that imports papers. Each stage can be left out (`--without tcr`) to see what it is worth.
 """
 
+from lowtide.methods.ptqd import Bias
 from lowtide.methods.tcaq import DAQ, TCR
 from lowtide.methods.temporal_cache import Maintain
 from lowtide.plan import Settings
@@ -32,4 +34,4 @@ def recipe(settings: Settings) -> Recipe:
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
     adaptive = (DAQ(),) if narrow else ()
     taught = (Distill(),) if settings.weights <= FEW else ()
-    return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, *taught, Pack())
+    return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, *taught, Bias(), Pack())

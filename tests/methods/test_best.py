@@ -1,0 +1,41 @@
+"""best: what it composes, at which width."""
+
+import numpy as np
+import tiny
+import torch
+
+import lowtide
+from lowtide import quality, sample
+from lowtide.methods import METHODS
+from lowtide.plan import Settings
+
+OPTIONS = {"weights": 4, "inputs": 8, "steps": 4, "images": 8, "kept": 4, "iters": 4, "range_iters": 2, "batch": 8}
+
+
+def stages(weights, inputs):
+    return {type(stage).__name__ for stage in METHODS["best"](Settings(weights=weights, inputs=inputs))}
+
+
+def test_stages_follow_the_width():
+    assert "Distill" not in stages(4, 8)
+    assert "Distill" in stages(3, 8)
+    assert not {"DAQ", "LearnRanges"} & stages(4, 8)
+    assert {"DAQ", "LearnRanges"} <= stages(4, 6)
+    assert all("Bias" in stages(*width) for width in ((8, 8), (4, 8), (2, 4)))
+
+
+def test_what_is_left_of_the_error_does_not_add_up():
+    """On images that were not calibrated on, the mean error of a step is smaller, and so is the step's whole error."""
+    request = sample.Request(steps=4, seeds=tuple(range(100, 116)))
+    calls = quality.draw(sample.as_pipeline(tiny.model("unet2d")), request).calls
+
+    def systematic(model):
+        with torch.no_grad():
+            return np.mean([float((model(**call.arguments)[0] - call.eps).mean((0, 2, 3)).norm()) for call in calls])
+
+    whole, without = (
+        lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="best", without=left_out, **OPTIONS).model
+        for left_out in ((), ("bias",))
+    )
+    assert systematic(whole) < 0.5 * systematic(without)
+    assert quality.step_error(whole, calls) < quality.step_error(without, calls)
