@@ -1,6 +1,6 @@
 """The README's table: each zoo model in float and at three widths, by the best method there is and by the best peer.
 
-    python bench/table.py [--models zoo:digits,zoo:emoji] [--quick]
+    python bench/table.py [--models zoo:digits,zoo:dit] [--quick]
 
 Runs in lowtide's own environment (extra `metrics`, for the network behind fd-efficientnet) and makes the one of bench/peers.py
 for the cells. Finished cells are kept in runs/peers: an interrupted run goes on, --fresh forgets them. Writes
@@ -26,7 +26,7 @@ from lowtide.report import text
 
 OUT = RESULTS / "table.json"
 WIDTHS = ("w8a8", "w4a8", "w4a4")
-MODELS = "zoo:digits,zoo:emoji"
+MODELS = "zoo:digits,zoo:digits-cond,zoo:emoji,zoo:dit"
 EMOJI = (
     "sleepy face", "cat face", "snowman", "heart", "rocket", "red apple", "tiger face", "pizza",
     "sunflower", "octopus", "penguin", "star", "crown", "guitar", "airplane", "birthday cake",
