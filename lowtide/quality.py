@@ -90,7 +90,7 @@ def draw(pipe: Any, request: sample.Request) -> Drawn:
 def step_error(model: torch.nn.Module, calls: Sequence[sample.Moment]) -> float:
     """Relative L2 of the model's answers to those of these calls, for the same inputs, mean over calls.
 
-    A trajectory adds up what is systematic in these errors, and chance decides whether it cancels; here nothing adds up.
+    Along a trajectory errors add up or cancel, which differs by decibels from seed to seed; here nothing does.
     """
     return float(np.mean([away(answered(model, one.arguments), one.eps) for one in calls]))
 

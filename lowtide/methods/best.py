@@ -5,7 +5,7 @@
     the rest of the weights                  Reconstruct, block by block
     inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
     weights of three bits and fewer          Distill of EfficientDM, from what the blocks have learnt
-    what is systematic in the last error     Bias of PTQD, step by step: it alone adds up along the trajectory
+    what every image's answer has in common  Bias of PTQD: the mean error of each step and channel, taken off
 
 The one file of this folder that imports papers. Each stage can be left out (`--without tcr`) to see what it is worth.
 """

@@ -24,8 +24,8 @@ def test_stages_follow_the_width():
     assert all("Bias" in stages(*width) for width in ((8, 8), (4, 8), (2, 4)))
 
 
-def test_what_is_left_of_the_error_does_not_add_up():
-    """On images that were not calibrated on, the mean error of a step is smaller, and so is the step's whole error."""
+def test_the_mean_error_of_a_step_is_taken_off():
+    """On images that were not calibrated on; and the step's whole error is smaller for it."""
     request = sample.Request(steps=4, seeds=tuple(range(100, 116)))
     calls = quality.draw(sample.as_pipeline(tiny.model("unet2d")), request).calls
 
