@@ -40,6 +40,10 @@ Group = Annotated[int | None, typer.Option(help="Weights that share a scale fact
 Images = Annotated[int, typer.Option(help="Calibration images.")]
 Kept = Annotated[int, typer.Option(help="Timesteps whose inputs serve reconstruction, evenly spread.")]
 Iters = Annotated[int, typer.Option(help="Rounding iterations per block; the papers use 20000.")]
+Scope = Annotated[str, typer.Option(help="What is rounded together: block (BRECQ) or layer (AdaRound).")]
+Drop = Annotated[
+    float | None, typer.Option(help="Chance that an input is not rounded while a block learns, such as 0.5 (QDrop).")
+]
 RangeIters = Annotated[int, typer.Option(help="Iterations that learn the input ranges of each block; 0: none.")]
 Memory = Annotated[int, typer.Option(help="MiB of calibration data to hold in memory; the rest goes to disk.")]
 EarlyStop = Annotated[bool, typer.Option("--early-stop", help="Stop a block when its loss is flat and decided.")]
@@ -79,8 +83,8 @@ def prompts_of(path: Path | None) -> tuple[str, ...]:
 
 
 SETTINGS = (
-    "weights", "inputs", "steps", "profile", "group", "images", "kept", "iters", "range_iters", "guidance", "seed",
-    "early_stop", "keep_temporal",
+    "weights", "inputs", "steps", "profile", "group", "images", "kept", "iters", "scope", "drop", "range_iters", "guidance",
+    "seed", "early_stop", "keep_temporal",
 )  # fmt: skip
 
 
@@ -107,6 +111,8 @@ def quantize(
     images: Images = 32,
     kept: Kept = 25,
     iters: Iters = 1000,
+    scope: Scope = "block",
+    drop: Drop = None,
     range_iters: RangeIters = 0,
     memory: Memory = 128,
     prompts: Prompts = None,
@@ -138,6 +144,8 @@ def plan(
     images: Images = 32,
     kept: Kept = 25,
     iters: Iters = 1000,
+    scope: Scope = "block",
+    drop: Drop = None,
     range_iters: RangeIters = 0,
     memory: Memory = 128,
     prompts: Prompts = None,

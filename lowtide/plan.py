@@ -8,11 +8,16 @@ from lowtide.formats import Affine, Format, check_bits, format_from_json, format
 
 FORMAT_VERSION = 2
 PROFILES = ("full", "paper")
+SCOPES = ("block", "layer")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to quantize to, and how much to spend on it."""
+    """What to quantize to, and how much to spend on it.
+
+    `scope`: roundings are learnt block by block (BRECQ) or layer by layer (AdaRound). `drop`: None learns them on inputs in
+    float (BRECQ), 0.5 on inputs of which each value is rounded or, with this chance, as it was (QDrop).
+    """
 
     weights: int = 4
     inputs: int = 8
@@ -23,6 +28,8 @@ class Settings:
     kept: int = 25
     iters: int = 1000
     batch: int = 16
+    scope: str = "block"
+    drop: float | None = None
     range_iters: int = 0
     early_stop: bool = False
     keep_temporal: bool = False
@@ -38,6 +45,12 @@ class Settings:
         check_bits(self.inputs, "inputs")
         if self.profile not in PROFILES:
             raise BadInput(f"found profile {self.profile!r}", " or ".join(PROFILES), "choose one")
+        if self.scope not in SCOPES:
+            raise BadInput(f"found scope {self.scope!r}", " or ".join(SCOPES), "choose one")
+        if self.drop is not None and not 0 <= self.drop <= 1:
+            raise BadInput(f"found drop {self.drop}", "a chance from 0 to 1, such as 0.5", "choose one")
+        if self.drop is not None and self.scope == "layer":
+            raise BadInput("found drop with scope layer", "blocks, which QDrop is about", "leave one of them away")
         for name in ("steps", "images", "kept", "iters", "batch"):
             if getattr(self, name) < 1:
                 raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger {name}")

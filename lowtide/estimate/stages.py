@@ -165,7 +165,8 @@ def reconstruct(stage: Reconstruct, load: Workload) -> Cost:
     learning = sum(iters * load.speed.learning(learnt_work(part, load.learnt)) for part in units)
     judging = sum(2 * JUDGES * load.forward(part, load.learnt) for part in units)
     most = max(learnt_bytes(part, load.learnt) for part in units)
-    return Cost(learning + judging + streaming(load), most + tapes(load))
+    ranges = 0 if load.settings.drop is None else watching(load, False).seconds
+    return Cost(ranges + learning + judging + streaming(load), most + tapes(load))
 
 
 def streaming(load: Workload, rounded: Work | None = None) -> float:

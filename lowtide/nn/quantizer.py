@@ -1,5 +1,8 @@
 """A quantizer: a format for inputs plus the range it has learnt, one per sampling step or one for all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +12,18 @@ from lowtide.nn.clock import Clock
 from lowtide.nn.straight import straight
 
 
+class Drop:
+    """QDrop (Wei et al., ICLR 2022): each value is the rounded one or, with this chance, the one it was; the gradient goes
+    straight through to what is rounded."""
+
+    def __init__(self, chance: float, generator: torch.Generator):
+        self.chance, self.generator = chance, generator
+
+    def __call__(self, x: Tensor, rounded: Tensor) -> Tensor:
+        dropped = torch.rand(x.shape, generator=self.generator) < self.chance
+        return x + (rounded - x).detach().masked_fill(dropped.to(x.device), 0)
+
+
 class Quantizer(nn.Module):
     """Rounds what passes through. `format` None is the identity; its range is row `row` of the clock's table."""
 
@@ -16,6 +31,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.format, self.row, self.per_step, self.enabled = format, row, per_step, False
         self.learnt: nn.Parameter | None = None
+        self.drop: Drop | None = None
         # The clock belongs to the denoiser; a plain attribute keeps it out of this module's own state.
         object.__setattr__(self, "clock", clock)
 
@@ -35,9 +51,12 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.format is None or not self.enabled:
             return x
-        scale, zero = self.step()
         if self.learnt is not None:
-            return self.learning_forward(x, zero)
+            return self.learning_forward(x)
+        return self.drop(x, self.rounded(x)) if self.drop else self.rounded(x)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        scale, zero = self.step()
         if isinstance(self.format, Affine):
             return quantize_input(x, scale, zero, self.format.top)
         grid = Grid(*(per_sample(part, x) for part in (scale, zero)))
@@ -48,9 +67,9 @@ class Quantizer(nn.Module):
         self.learnt = nn.Parameter(self.scale.log())
         return self.learnt
 
-    def learning_forward(self, x: Tensor, zero: Tensor) -> Tensor:
+    def learning_forward(self, x: Tensor) -> Tensor:
         """The same rounding, with the gradient passed straight through it."""
-        scale = self.learnt[self.index()].exp()
+        scale, zero = self.learnt[self.index()].exp(), self.step()[1]
         return straight(x.float(), per_sample(scale, x), per_sample(zero, x).float(), self.format.top).to(x.dtype)
 
     @torch.no_grad()
@@ -67,6 +86,19 @@ class Quantizer(nn.Module):
         """Take the grid: one scale and zero for each step."""
         self.clock.scale[self.row] = grid.scale
         self.clock.zero[self.row] = grid.zero.to(torch.uint8)
+
+
+@contextmanager
+def dropping(module: nn.Module, drop: Drop | None) -> Iterator[None]:
+    """Every quantizer of the module drops, for a while."""
+    found = [each for each in module.modules() if isinstance(each, Quantizer)]
+    for each in found:
+        each.drop = drop
+    try:
+        yield
+    finally:
+        for each in found:
+            each.drop = None
 
 
 def input_format(bits: int) -> Format | None:

@@ -2,6 +2,8 @@
 
 AdaRound (Nagel et al. 2020) block by block (BRECQ, Li et al. 2021): the unit reads its predecessors' quantized outputs and
 is held to the float model's answers on float inputs. Step sizes stay fixed. Random batches depend on (seed, stage, unit).
+Settings turn it into its relatives: layer by layer (AdaRound itself), or on inputs that are rounded by chance (QDrop, whose
+ranges are those of plain rounding here and are fitted anew afterwards).
 """
 
 from collections.abc import Callable
@@ -14,15 +16,17 @@ from lowtide.formats import Affine
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.fake import Fake
-from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.quantizer import Drop, Quantizer
 from lowtide.stages.base import Job
+from lowtide.stages.layerwise import layers_of
+from lowtide.stages.ranges import FitRanges
 from lowtide.stages.stream import Stream
 
 PAPER_ITERS, PAPER_RATE = 20_000, 1e-3
 PENALTY, WARM_UP, SHARP_FIRST, SHARP_LAST = 0.01, 0.2, 20.0, 2.0
 JUDGES = 4
 RANGE_ITERS = 100  # where a paper learns ranges and the settings do not say for how long
-Loss = Callable[[torch.Generator], Tensor]
+Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,16 @@ class Reconstruct:
     round: int = 0
 
     def run(self, job: Job) -> None:
-        stream = Stream(job, temporal=not job.maintained)
+        drops = job.settings.drop is not None
+        if drops:
+            FitRanges("minmax").run(job)
+        stream = Stream(job, inputs_quantized=drops, temporal=not job.maintained)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
             job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
             iters = max(1, job.settings.iters >> self.round)
-            Learner(job, name, scene.unit, iters, warm=self.round > 0).learn(scene.loss)
+            for part in layers_of(scene) if job.settings.scope == "layer" else (scene,):
+                Learner(job, name, part.unit, iters, warm=self.round > 0).learn(part.loss)
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,8 @@ class Learner:
         """Whether bf16 will do: not for time, whose precision is the point; a model that came in fewer bits has its own."""
         return self.unit.kind != "temporal" and all(layer.weight.dtype == torch.float32 for layer in self.layers.values())
 
-    def learn(self, loss: Callable[..., Tensor]) -> None:
-        """`loss(generator)` is the unit's distance from the float model on a random batch."""
+    def learn(self, loss: Loss) -> None:
+        """`loss(generator)` is the unit's distance from the float model on a random batch; `loss(generator, drop)` drops."""
         if not self.layers:
             return
         found = self.job.recorded(self.stage, self.unit.name)
@@ -108,11 +116,14 @@ class Learner:
 
     def minimise(self, loss: Loss, roundings: nn.ModuleList) -> None:
         iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
+        # Dropped only in blocks: a temporal unit is learnt on its own few inputs as they are.
+        chance = None if self.unit.kind == "temporal" else self.job.settings.drop
+        drop = () if chance is None else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
         optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
         device, low, history = next(roundings.parameters()).device, self.low, []
         for step in range(iters):
             with low_products(device, low):
-                distance = loss(generator)
+                distance = loss(generator, *drop)
             total = distance
             if self.warm or step >= WARM_UP * iters:
                 b = sharpness(step / iters, self.warm)

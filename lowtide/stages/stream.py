@@ -7,15 +7,16 @@ whole model.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowtide.capture import Store, Tape, give_back
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
+from lowtide.nn.quantizer import Drop, dropping
 from lowtide.nn.swap import find_clock, look
 from lowtide.stages.base import Call, Job
 
@@ -24,7 +25,7 @@ Value = Tape | list[Any]
 
 @dataclass
 class Scene:
-    """A unit with its quantized inputs and float answers over all calls."""
+    """A unit with its quantized inputs, the float ones and its float answers over all calls."""
 
     unit: Unit
     node: Node
@@ -32,12 +33,14 @@ class Scene:
     calls: list[Call]
     batched: frozenset[int]
     inputs: dict[int, Value]
+    floating: dict[int, Value]
     targets: dict[int, Value]
 
-    def loss(self, generator: torch.Generator) -> Tensor:
+    def loss(self, generator: torch.Generator, drop: Drop | None = None) -> Tensor:
         """Squared distance to the float answers on a random batch: summed over channels, averaged over the rest."""
         chosen = self.choose(generator)
-        answer = self.answer(chosen)
+        with dropping(self.module, drop):
+            answer = self.answer(chosen, drop)
         pairs = [(leaf, ref.id) for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True) if ref]
         return sum((leaf - self.rows(self.targets[id], id, chosen)).square().sum(1).mean() for leaf, id in pairs)
 
@@ -50,23 +53,43 @@ class Scene:
         samples = sum(len(call.arguments["timestep"]) for call in self.calls)
         return torch.randint(samples, (min(self.job.settings.batch, samples),), generator=generator).tolist()
 
-    def answer(self, chosen: list[int]) -> Any:
+    def answer(self, chosen: list[int], drop: Drop | None = None) -> Any:
         """The unit's own answer on these samples, whatever timesteps they have."""
+        self.set_clock(chosen)
+
+        def picked(leaf: Any) -> Any:
+            return self.given(leaf.id, chosen, drop) if isinstance(leaf, Ref) else leaf
+
+        return self.module(*mapped(self.node.args, picked), **mapped(self.node.kwargs, picked))
+
+    def set_clock(self, chosen: list[int]) -> None:
         size = len(self.calls[0].arguments["timestep"])
         times = [self.calls[number // size].timestep for number in chosen]
         clock = find_clock(self.job.model)
         clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
 
-        def picked(leaf: Any) -> Any:
-            return self.rows(self.inputs[leaf.id], leaf.id, chosen) if isinstance(leaf, Ref) else leaf
+    def given(self, id: int, chosen: list[int], drop: Drop | None) -> Any:
+        """An input as its predecessors' quantized output, or dropped here and there to what it is in float."""
+        found = self.rows(self.inputs[id], id, chosen)
+        if drop is None or not isinstance(found, Tensor) or not found.is_floating_point():
+            return found
+        return drop(self.rows(self.floating[id], id, chosen), found)
 
-        module = self.job.model.get_submodule(self.node.target)
-        return module(*mapped(self.node.args, picked), **mapped(self.node.kwargs, picked))
+    @property
+    def module(self) -> nn.Module:
+        return self.job.model.get_submodule(self.node.target)
 
     def rows(self, value: Value, id: int, chosen: list[int]) -> Any:
         """These samples of a value; a value without a batch axis is the same for all."""
-        if id not in self.batched:
-            return value[0]
+        return self.taken(value, chosen) if id in self.batched else value[0]
+
+    def whole(self, call: int, quantized: bool) -> Any:
+        """The unit's answer on all samples of one call, on quantized or on float inputs."""
+        size = len(self.calls[0].arguments["timestep"])
+        source = self if quantized else replace(self, inputs=self.floating)
+        return source.answer(list(range(call * size, (call + 1) * size)))
+
+    def taken(self, value: Value, chosen: list[int]) -> Tensor:
         size = len(value[0])
         return torch.stack([value[number // size][number % size] for number in chosen]).to(self.device)
 
@@ -96,9 +119,9 @@ class Stream:
             unit = self.units.get(node.target) if node.is_leaf else None
             answers = self.run(node, self.floating, (False, False))
             if unit:
-                inputs = {id: self.quantized[id] for id in node.uses()}
+                inputs, floating = ({id: values[id] for id in node.uses()} for values in (self.quantized, self.floating))
                 self.show(node.target, True, self.inputs_quantized)
-                yield Scene(unit, node, self.job, self.calls, self.batched, inputs, answers)
+                yield Scene(unit, node, self.job, self.calls, self.batched, inputs, floating, answers)
             self.floating |= answers
             self.quantized |= self.run(node, self.quantized, (True, self.inputs_quantized))
             for id in node.frees:

@@ -7,7 +7,10 @@ from torch import nn
 
 import lowtide
 from lowtide import sample
+from lowtide.errors import BadInput
+from lowtide.nn.quantizer import Drop
 from lowtide.nn.rounding import AdaRound
+from lowtide.plan import Settings
 from lowtide.stages.reconstruct import Learner, rate, settled, sharpness
 
 OPTIONS = {"steps": 4, "images": 4, "kept": 4, "iters": 100, "batch": 8}
@@ -82,3 +85,38 @@ def test_learning_takes_bf16_products_where_the_machine_has_them_and_neither_jud
         monkeypatch.setattr(Learner, kind, watched(kind, getattr(Learner, kind)))
     report(iters=2)
     assert seen == {"minimise": {native}, "judge": {False}, "temporal": {False}}
+
+
+def test_qdrop_and_adaround_are_options_of_the_one_loop():
+    """Each learns: its own loss falls; and each ends at other codes than the other."""
+    found = {}
+    for name, asked in {"brecq": {}, "qdrop": {"drop": 0.5}, "adaround": {"scope": "layer"}}.items():
+        pipe = sample.as_pipeline(tiny.model("unet2d"))
+        result = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"inputs": 4} | asked)
+        losses = {stage: pair for stage, pair in result.report["losses"].items() if stage.startswith("Reconstruct ")}
+        found[name] = result.model.state_dict(), losses
+        assert sum(after for _, after in losses.values()) < 0.8 * sum(before for before, _ in losses.values())
+    blocks, layers = (set(found[name][1]) for name in ("brecq", "adaround"))
+    assert blocks == set(found["qdrop"][1])
+    assert "Reconstruct mid_block.resnets.0.conv2" in layers - blocks
+    name = "mid_block.resnets.0.conv2.weight"
+    codes = [state[name] for state, _ in found.values()]
+    assert not any(torch.equal(codes[a], codes[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_drop_takes_values_by_chance_and_gradients_straight_through():
+    x = torch.linspace(-1, 1, 10_000).requires_grad_()
+    rounded = x.detach().round()
+    drop = Drop(0.25, torch.Generator().manual_seed(0))
+    mixed = drop(x, rounded)
+    kept = torch.isclose(mixed, x)
+    assert torch.allclose(mixed[~kept], rounded[~kept], atol=1e-6)
+    assert kept.float().mean() == pytest.approx(0.25, abs=0.02)
+    mixed.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("asked", [{"drop": 1.5}, {"scope": "network"}, {"drop": 0.5, "scope": "layer"}])
+def test_scopes_and_chances_that_do_not_exist_are_one_sentence(asked):
+    with pytest.raises(BadInput, match=r"found (drop|scope)"):
+        Settings(**asked)
