@@ -36,6 +36,7 @@ DECODE, ROUND, WATCH = 3, 8, 2  # passes over a weight to decode it, over an inp
 LEARNT_CALLS = 20  # small calls that a layer adds to an iteration while its rounding is learnt
 LEARNT_BYTES, STUDENT_BYTES = 60, 40  # of one weight while its rounding, or its low-rank change, is learnt
 ATTENTION_COPIES = 3  # of a softmax, where attention is computed step by step to round its parts
+WATCHED_COPIES = 2  # of it, where its parts are only looked at
 BACKWARD_COPIES = 1.25  # of a unit's values: kept for the backward pass, and the few gradients alive at a time
 SLACK = 1.25  # what the allocator holds above what is asked for
 WARM = 32 << 20  # torch's own buffers, once a network has run
@@ -205,10 +206,10 @@ def fit_ranges(stage: FitRanges, load: Workload) -> Cost:
 def watching(load: Workload, kept: bool) -> Cost:
     whole = load.network.whole
     seen = load.decoding() + Work(
-        values=load.batch * (WATCH * whole.reads + ATTENTION_COPIES * whole.scores), calls=5 * whole.layers
+        values=load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores), calls=5 * whole.layers
     )
     values = kept * KEPT_VALUES * load.calls * (whole.layers + 4 * len(load.network.adapter.attentions()))
-    attention = SLACK * FLOAT * ATTENTION_COPIES * load.batch * load.network.largest_scores
+    attention = SLACK * FLOAT * WATCHED_COPIES * load.batch * load.network.largest_scores
     seconds = load.pass_over(load.calls, seen) + values * load.speed.search
     return Cost(seconds, load.alive(load.batch) + attention + FLOAT * values)
 
