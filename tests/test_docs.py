@@ -1,0 +1,17 @@
+"""What the pages claim stands in the tables that commands wrote."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+SPREAD = re.compile(r"\d+\.\d+\s±\s\d+\.\d+")
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_every_spread_in_a_methods_page_is_one_of_the_results(page):
+    results = set(SPREAD.findall((DOCS / "results.md").read_text()))
+    assert len(results) > 50
+    claimed = {re.sub(r"\s", " ", found) for found in SPREAD.findall(page.read_text())}
+    assert claimed <= results
