@@ -4,7 +4,7 @@
     the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
     the rest of the weights                  Reconstruct, block by block
     inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
-    weights of three bits and fewer          Distill of EfficientDM, from what the blocks have learnt
+    weights of 3 bits, inputs of 4, or fewer Distill of EfficientDM, from what the blocks have learnt
     what every image's answer has in common  Bias of PTQD: the mean error of each step and channel, taken off
 
 The one file of this folder that imports papers. Each stage can be left out (`--without tcr`) to see what it is worth.
@@ -26,6 +26,7 @@ from lowtide.stages.weights import FitWeights
 
 FEW = 3  # weights of so few bits gain from a lesson of the whole network after that of each block
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
+TIGHT = 4  # inputs of so few bits gain from that lesson too, and from ranges that give up their ends
 
 
 def recipe(settings: Settings) -> Recipe:
@@ -33,5 +34,6 @@ def recipe(settings: Settings) -> Recipe:
     start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Maintain())
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
     adaptive = (DAQ(),) if narrow else ()
-    taught = (Distill(),) if settings.weights <= FEW else ()
-    return (*start, Reconstruct(), FitRanges("minmax"), *adaptive, *learnt, *taught, Bias(), Pack())
+    tight = settings.inputs <= TIGHT
+    taught = (Distill(),) if settings.weights <= FEW or tight else ()
+    return (*start, Reconstruct(), FitRanges("mse" if tight else "minmax"), *adaptive, *learnt, *taught, Bias(), Pack())
