@@ -59,37 +59,11 @@ def test_the_float_model_against_itself_has_no_error(model, tmp_path):
 
 
 def test_the_table_sorts_by_quality_and_states_the_spread():
+    shared = {"width": "W4A8", "step_error": 0.3}
     cells = [
-        {
-            "method": "a",
-            "width": "W4A8",
-            "seed": 0,
-            "psnr": 20.0,
-            "trajectory_error": 0.2,
-            "step_error": 0.3,
-            "bytes": 1000,
-            "minutes": 1.0,
-        },
-        {
-            "method": "a",
-            "width": "W4A8",
-            "seed": 1,
-            "psnr": 22.0,
-            "trajectory_error": 0.1,
-            "step_error": 0.3,
-            "bytes": 1000,
-            "minutes": 3.0,
-        },
-        {
-            "method": "b",
-            "width": "W4A8",
-            "seed": 0,
-            "psnr": 25.0,
-            "trajectory_error": 0.1,
-            "step_error": 0.3,
-            "bytes": 2000,
-            "minutes": 1.0,
-        },
+        shared | {"method": "a", "seed": 0, "psnr": 20.0, "trajectory_error": 0.2, "bytes": 1000, "minutes": 1.0},
+        shared | {"method": "a", "seed": 1, "psnr": 22.0, "trajectory_error": 0.1, "bytes": 1000, "minutes": 3.0},
+        shared | {"method": "b", "seed": 0, "psnr": 25.0, "trajectory_error": 0.1, "bytes": 2000, "minutes": 1.0},
     ]
     assert quality.rows(cells) == [
         ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0"],
