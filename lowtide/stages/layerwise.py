@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lowtide.capture import Store, Tape
+from lowtide.capture import Tape
 from lowtide.models import Unit
 from lowtide.nn.swap import look
 from lowtide.stages.stream import Scene
@@ -27,8 +27,7 @@ class LayerScene:
     @cached_property
     def pairs(self) -> tuple[Tape, Tape]:
         """Inputs in the quantized block and answers in the float block, over all calls."""
-        store = Store(self.scene.job.settings.memory)
-        inputs, answers = Tape(store), Tape(store)
+        inputs, answers = Tape(self.scene.store), Tape(self.scene.store)
         with torch.no_grad():
             for call in range(len(self.scene.calls)):
                 inputs.append(self.heard(call, True)[0])

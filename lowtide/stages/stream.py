@@ -35,6 +35,7 @@ class Scene:
     inputs: dict[int, Value]
     floating: dict[int, Value]
     targets: dict[int, Value]
+    store: Store
 
     def loss(self, generator: torch.Generator, drop: Drop | None = None) -> Tensor:
         """Squared distance to the float answers on a random batch: summed over channels, averaged over the rest."""
@@ -121,7 +122,7 @@ class Stream:
             if unit:
                 inputs, floating = ({id: values[id] for id in node.uses()} for values in (self.quantized, self.floating))
                 self.show(node.target, True, self.inputs_quantized)
-                yield Scene(unit, node, self.job, self.calls, self.batched, inputs, floating, answers)
+                yield Scene(unit, node, self.job, self.calls, self.batched, inputs, floating, answers, self.store)
             self.floating |= answers
             self.quantized |= self.run(node, self.quantized, (True, self.inputs_quantized))
             for id in node.frees:
