@@ -1,8 +1,9 @@
-"""What learning the rounding costs: `python bench/cost.py [--million 10]`.
+"""What learning the rounding costs: `python bench/cost.py [--million 10] [--whole]`.
 
 For each unit of a random UNet: seconds of one AdaRound iteration as it really runs (with bf16 products where the machine
 has units for them) against the unit's own forward and backward pass in float32 on the same batch, taking turns, medians.
-From these, and from a short run of all other stages, the minutes of tfmq at W4A8.
+From these, and from a short run of all other stages, the minutes of tfmq at W4A8. With --whole nothing is reckoned: tfmq runs
+from the float model to the packed file, and its minutes are told.
 """
 
 import argparse
@@ -12,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import UNet2DModel
 
+import lowtide
 from lowtide import sample
 from lowtide.models import adapt
 from lowtide.nn.swap import look
@@ -33,6 +37,9 @@ REPEATS = 7
 WIDTHS = {1: (32, 64, 64), 10: (96, 192, 192)}
 
 
+SETTINGS = Settings(weights=4, inputs=8, steps=10, images=8, kept=5, iters=2000)
+
+
 def model(million: int) -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(
@@ -42,10 +49,13 @@ def model(million: int) -> UNet2DModel:
     )  # fmt: skip
 
 
+def count(float_model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in float_model.parameters())
+
+
 def started(million: int) -> Job:
     pipe = sample.as_pipeline(model(million))
-    settings = Settings(weights=4, inputs=8, steps=10, images=8, kept=5, iters=2000)
-    job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, "cost")
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), SETTINGS, "cost")
     run_recipe((Collect(), Assign(per_step=True), FitWeights("mse")), job)
     return job
 
@@ -105,9 +115,26 @@ def taking_turns(*acts: Callable[[], None]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--million", type=int, choices=sorted(WIDTHS), default=10)
-    million = parser.parse_args().million
+    parser.add_argument("--whole", action="store_true", help="run all of it")
+    given = parser.parse_args()
+    (whole if given.whole else reckoned)(given.million)
+
+
+def whole(million: int) -> None:
+    float_model = model(million)
+    parameters = count(float_model)
+    with TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        result = lowtide.quantize(float_model, method="tfmq", folder=Path(folder) / "units", **vars(SETTINGS))
+        result.save(Path(folder) / "packed")
+        minutes = (time.perf_counter() - began) / 60
+    print(json.dumps({"parameters": parameters, "threads": torch.get_num_threads(), "minutes": round(minutes, 1)}))
+
+
+def reckoned(million: int) -> None:
     began = time.perf_counter()
     job = started(million)
+    parameters = count(job.model)
     prepared = time.perf_counter() - began
     rows = [costs(job, scene) for scene in Stream(job).scenes()]
     began = time.perf_counter()
@@ -118,7 +145,7 @@ def main() -> None:
         milliseconds = [f"{1e3 * row[name]:8.1f} ms" for name in ("iteration", "float")]
         print(f"{row['unit']:<40} {'  '.join(milliseconds)}  {row['iteration'] / row['float']:.2f}x")
     found = {
-        "parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        "parameters": parameters,
         "threads": torch.get_num_threads(),
         "iteration_to_float": round(whole / floating, 3),
         "minutes_of_2000_iterations": round((job.settings.iters * whole + temporal + prepared) / 60, 1),

@@ -71,6 +71,7 @@ DIT = (
     Leg(8_750, 8e-4, (8_000, 14_000), snr_cap=5.0, typical=1 / 3),
     Leg(11_000, 8e-4, (8_750, 11_000), snr_cap=5.0, typical=1 / 3),
 )
+CIFAR_SMALL = (Leg(16_000, 1e-3, (0, 16_000), snr_cap=5.0),)
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
     "digits-cond": Spec(pixels.LabelledDigits, DIGITS_COND),
@@ -78,5 +79,5 @@ SPECS = {
     "emoji": Spec(Emoji, EMOJI, batch=32),
     "dit": Spec(LabelledDigitLatents, DIT),
     "cifar10": Spec(lambda data: pixels.Cifar(data, pixels.cifar_model), one_leg(24_000, 4e-4), batch=256, average=0.9995),
-    "cifar10-small": Spec(lambda data: pixels.Cifar(data, pixels.small_cifar_model), one_leg(40_000, 1e-3), batch=32),
+    "cifar10-small": Spec(lambda data: pixels.Cifar(data, pixels.small_cifar_model), CIFAR_SMALL, batch=32),
 }

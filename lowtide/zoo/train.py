@@ -23,9 +23,10 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long; run again to go on")
     parser.add_argument("--out", type=Path, help="where checkpoints go (default runs/zoo-NAME)")
+    parser.add_argument("--compile", action="store_true", help="on a CPU too; resume as you began, or the last bits differ")
     parser.add_argument("--export", action="store_true", help="write the model's folder from the last checkpoint and stop")
     options = parser.parse_args()
-    trainer = Trainer(options.name, options.data, options.out or Path("runs") / f"zoo-{options.name}")
+    trainer = Trainer(options.name, options.data, options.out or Path("runs") / f"zoo-{options.name}", options.compile)
     trainer.resume()
     if not options.export:
         trainer.train(options.minutes)

