@@ -10,7 +10,7 @@ that leans towards the image. Scales then minimise the error of the values in th
 
 Departs from the paper: a draw takes a batch of images at one step, not one image; `kept` draws for each batch, with repeats, so
 that an often drawn step weighs more. mu, which the paper bounds, is 0.4 T as in its code. T/2 is read as a standard deviation.
-Profile `full` also quantizes attention's q, k, v and softmax, and keeps the first and the last layer at 8 bits.
+Profile `full` also quantizes attention's q, k, v and softmax, and keeps the first and the last layer's weights at 8 bits.
 Departs from the released code: its time labels are reversed (a sample at noise level T - 2 - i is calibrated as timestep i), here
 each input keeps the timestep it was recorded with. Its N(0.4 T, 0.4 T) is NDTC(std=0.4). Formats bend to lopsided ranges where
 its are symmetric, and QDrop, which its flags mention and its scripts never reach, is left out.

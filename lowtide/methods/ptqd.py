@@ -198,9 +198,7 @@ def at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
 
 
 def inner_quantizers(job: Job) -> dict[str, Quantizer]:
-    ends = tuple(f"{name}." for name in job.adapter.ends())
-    found = quantizers(job.model).items()
-    return {name: each for name, each in found if isinstance(each.format, Affine) and not name.startswith(ends)}
+    return {name: each for name, each in quantizers(job.model).items() if isinstance(each.format, Affine)}
 
 
 def rounded(values: Tensor) -> list[float]:

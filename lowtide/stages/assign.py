@@ -12,12 +12,16 @@ from lowtide.plan import LayerPlan, Settings
 from lowtide.stages.base import Job
 
 END_BITS = 8
+# The sample that a sampler hands in and the answer it takes: an error there stays on the path, and what is clipped there
+# the network cannot see, hence not mend (decision 0008).
+ENDS = "the sample and the answer are not rounded"
 ATTENTION_PARTS = ("q", "k", "v", "softmax")
 
 
 @dataclass(frozen=True)
 class Assign:
-    """Swap in quantized layers. `full`: everything, first and last layer at 8 bits; `paper`: what the papers' code quantizes.
+    """Swap in quantized layers. `full`: everything, but of the first and the last layer the weights alone, at 8 bits;
+    `paper`: what the papers' code quantizes.
 
     per_step gives every input one range per timestep.
     """
@@ -26,8 +30,7 @@ class Assign:
 
     def run(self, job: Job) -> None:
         timesteps = tuple(dict.fromkeys(call.timestep for call in job.calls))
-        layers = full_profile(job.adapter, job.settings)
-        left: dict[str, str] = {}
+        layers, left = full_profile(job.adapter, job.settings)
         if job.settings.profile == "paper":
             layers, left = paper_profile(job.adapter, layers)
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
@@ -57,11 +60,12 @@ def weight_format(bits: int, group: int | None) -> Affine | None:
     return Affine(bits, bits in (1, 8) or group is not None, 0, group)
 
 
-def full_profile(adapter: Adapter, settings: Settings) -> dict[str, LayerPlan]:
+def full_profile(adapter: Adapter, settings: Settings) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     inner = LayerPlan(weight_format(settings.weights, settings.group), input_format(settings.inputs))
-    end = LayerPlan(inner.weight and weight_format(END_BITS, None), inner.input and input_format(END_BITS))
+    end = LayerPlan(inner.weight and weight_format(END_BITS, None), None)
     ends = adapter.ends()
-    return {name: end if name in ends else inner for name in adapter.layers()}
+    left = {f"input of {name}": ENDS for name in ends if inner.input}
+    return {name: end if name in ends else inner for name in adapter.layers()}, left
 
 
 def paper_profile(adapter: Adapter, layers: dict[str, LayerPlan]) -> tuple[dict[str, LayerPlan], dict[str, str]]:

@@ -43,7 +43,7 @@ def same(ours: dict, theirs: dict) -> bool:
 
 
 def test_it_comes_nearer_on_images_it_was_not_taught():
-    job = prepared()
+    job = prepared(iters=60)
     Distill().run(job)
     before, after = job.report["losses"]["Distill network"]
     assert after < 0.75 * before
