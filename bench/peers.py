@@ -64,8 +64,9 @@ def table(found: list[Json], bits: str) -> list[str]:
 
 HOW = (
     "Seconds a step: median of calls on 16 images, one thread, float32 between layers, interleaved with the float model in the "
-    "same process; the factor is the speed against it (above 1 is faster). A peer's first and last layer may keep 8 bits, as "
-    "lowtide's do. Of a peer's recipes the one that quantizes most is shown, the best PSNR among equals; the JSON has them all."
+    "same process; the factor is the speed against it (above 1 is faster). A peer's first and last layer may keep 8 bits; of "
+    "lowtide's the weights do, the inputs are float. Of a peer's recipes the one that quantizes most is shown, the best PSNR "
+    "among equals; the JSON has them all."
 )
 
 

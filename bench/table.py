@@ -124,7 +124,7 @@ def narrow(share: dict[str, float], most: int) -> float:
 
 
 def fulfils(cell: Json, floating: Json) -> bool:
-    """All but the first and the last layer, which may keep 8 bits."""
+    """All but the first and the last layer, which may keep 8 bits or float."""
     return as_asked(cell) >= 1 - floating["in_ends"] / floating["weights"] - SLACK
 
 

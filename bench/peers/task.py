@@ -16,7 +16,7 @@ from lowtide.models import Adapter, adapt
 from peers.cells import BATCH
 
 FLOAT = 32
-# lowtide keeps the first and the last layer at 8 bits; so that bits are equal, peers that can choose do the same.
+# lowtide keeps the weights of the first and the last layer at 8 bits (their inputs in float); peers that can choose keep 8.
 END_BITS = 8
 CALIBRATION_SEEDS = 1_000_000_007
 
