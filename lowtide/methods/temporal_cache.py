@@ -23,6 +23,7 @@ stale value.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from torch import Tensor
 from lowtide.formats import Affine, Grid, packed_bytes
 from lowtide.models import Unit
 from lowtide.nn.fake import Fake
+from lowtide.nn.packed import packed_shape
 from lowtide.nn.swap import find_clock
 from lowtide.nn.temporal import gridded
 from lowtide.plan import CachePlan, Settings
@@ -149,9 +151,10 @@ def silence(job: Job, unit: Unit, computed: bool) -> None:
 def weight_bytes(job: Job, name: str) -> int:
     """What the layer takes in the checkpoint: codes and one scale and zero for each row, or float32."""
     layer, plan = job.adapter.all_layers[name], job.plan.layers.get(name)
-    columns = layer.weight[0].numel()
-    row = packed_bytes(columns, plan.weight.bits) + 5 if plan and plan.weight else 4 * columns
-    return layer.out_features * row
+    rows, columns = layer.out_features, layer.weight[0].numel()
+    if not (plan and plan.weight):
+        return 4 * rows * columns
+    return prod(packed_shape(rows, columns, plan.weight)) + 5 * rows
 
 
 def cache_bytes(plan: CachePlan, steps: int) -> int:
