@@ -1,6 +1,7 @@
 """best, the default: stages of several papers, composed by what measured best at each width (docs/results.md).
 
     inputs' swing over channels and steps    TCR          of TCAQ-DM, as far as each layer gains by it
+    heavy channels, once the bits are few    OMQ          of MPQ-DM in its place: of linear layers too, and bits per channel
     the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
     the rest of the weights                  Reconstruct, block by block
     inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
@@ -10,6 +11,7 @@
 The one file of this folder that imports papers. Each stage can be left out (`--without tcr`) to see what it is worth.
 """
 
+from lowtide.methods.mpq import OMQ
 from lowtide.methods.ptqd import Bias
 from lowtide.methods.tcaq import DAQ, TCR
 from lowtide.methods.temporal_cache import Maintain
@@ -24,16 +26,16 @@ from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
-FEW = 3  # weights of so few bits gain from a lesson of the whole network after that of each block
+FEW = 3  # weights of so few bits gain from OMQ, and from a lesson of the whole network after that of each block
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
-TIGHT = 4  # inputs of so few bits gain from that lesson too, and from ranges that give up their ends
+TIGHT = 4  # inputs of so few bits gain from both too, and from ranges that give up their ends
 
 
 def recipe(settings: Settings) -> Recipe:
-    narrow = settings.inputs <= NARROW
-    start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Maintain())
+    narrow, tight = settings.inputs <= NARROW, settings.inputs <= TIGHT
+    few = settings.weights <= FEW or tight
+    start = (Collect(), Assign(per_step=True), OMQ() if few else TCR(), FitWeights("mse"), TIAR(), Maintain())
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
     adaptive = (DAQ(),) if narrow else ()
-    tight = settings.inputs <= TIGHT
-    taught = (Distill(),) if settings.weights <= FEW or tight else ()
+    taught = (Distill(),) if few else ()
     return (*start, Reconstruct(), FitRanges("mse" if tight else "minmax"), *adaptive, *learnt, *taught, Bias(), Pack())
