@@ -46,7 +46,7 @@ RECIPES = {
     "openvino": ["PTQ", "PTQ, transformer", "compressed weights"],
     "bitsandbytes": ["linears, its own modules"],
 }
-METHODS = "tfmq,best"
+METHODS = "best"
 # How long a cell of lowtide's takes beside one of a peer, roughly, so that the bar's time left means something.
 LONGER = 4
 

@@ -1,9 +1,12 @@
 """lowtide itself, beside its peers."""
 
 from functools import partial
+from math import ceil
 from pathlib import Path
+from statistics import mean
 
 import lowtide
+from lowtide.formats import Affine, Mixed
 from lowtide.plan import Plan
 from peers.task import FLOAT, Held, Packed, Recipe, Task
 
@@ -20,8 +23,15 @@ def fit(task: Task, method: str) -> Packed:
 
 def held(plan: Plan) -> dict[str, Held]:
     """A layer that is gone holds no bits; the tables that answer for it count in the bytes."""
-    bits = {name: [form.bits if form else FLOAT for form in (layer.weight, layer.input)] for name, layer in plan.layers.items()}
+    bits = {name: [width(form) for form in (layer.weight, layer.input)] for name, layer in plan.layers.items()}
     return {name: Held(*both) for name, both in bits.items()} | {name: Held(0, 0) for name in gone(plan)}
+
+
+def width(form: Affine | Mixed | None) -> int:
+    """Of a layer whose channels differ, the average, rounded up: OMQ gives as many a bit more as it takes one from."""
+    if isinstance(form, Mixed):
+        return ceil(mean(form.bits))
+    return form.bits if form else FLOAT
 
 
 def gone(plan: Plan) -> list[str]:

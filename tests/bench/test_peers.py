@@ -6,6 +6,9 @@ from types import ModuleType
 
 import pytest
 from peers.cells import best, covered
+from peers.lowtide import width
+
+from lowtide.formats import Affine, Mixed
 
 PLACE = Path(__file__).parents[2] / "bench" / "peers.py"
 
@@ -39,6 +42,10 @@ def test_inputs_count_only_where_they_were_asked_for() -> None:
     weights_only = cell("w", 20, 1.0) | {"share": {"weights": {"4": 1.0}, "inputs": {"32": 1.0}}}
     assert covered(weights_only) == 0.0
     assert covered(weights_only | {"bits": "w4a16"}) == 1.0
+
+
+def test_channels_of_mixed_bits_count_as_their_average() -> None:
+    assert [width(form) for form in (Mixed((3, 5, 4, 4), False), Affine(4), None)] == [4, 4, 32]
 
 
 def test_a_row_says_speed_size_shares_and_failures(peers: ModuleType) -> None:
