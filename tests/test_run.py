@@ -1,6 +1,7 @@
 """The main path: every architecture and pipeline, quantized, saved, loaded; resumed to the same bits; bad input refused."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lowtide import run, sample
 from lowtide.errors import BadInput
 from lowtide.formats import packed_bytes
 from lowtide.nn.swap import packed_layers
+from lowtide.stages import base
 
 QUICK = {"steps": 3, "images": 2, "kept": 2, "iters": 4, "batch": 2}
 
@@ -116,6 +118,21 @@ def test_the_file_is_within_five_percent_of_bits_times_parameters_and_tables(tmp
     expected = run.ideal_bytes(adapter, result.plan) + account["scales"] + account["tables"]
     assert account["total"] == pytest.approx(expected, rel=1e-3)
     assert 1 <= run.on_disk(result.save(tmp_path / "x")) / expected < 1.05
+
+
+def test_another_version_of_lowtide_takes_up_nothing(tmp_path, monkeypatch):
+    """Units learnt by other code are not mixed with ours: the run begins anew, in a folder of its own."""
+    for version in ("one", "one", "other"):
+        monkeypatch.setattr(base, "source", lambda version=version: version)
+        quantized(sample.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_source_is_every_file_of_the_package(monkeypatch):
+    read, found = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (found.append(self), read(self))[1])
+    assert base.source.__wrapped__() == base.source()
+    assert {Path(lowtide.__file__), Path(base.__file__), Path(run.__file__)} <= set(found)
 
 
 def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):

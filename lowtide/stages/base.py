@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,7 +118,16 @@ def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
 
 
 def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:
-    """What a resumable run must agree on: stages and their numbers, settings, and the model's weights."""
+    """What a resumable run must agree on: stages and their numbers, settings, the model's weights, and what worked on them."""
     stages = [(type(stage).__name__, asdict(stage)) for stage in recipe]
-    text = json.dumps([stages, asdict(settings), fingerprint], sort_keys=True, default=str)
+    text = json.dumps([stages, asdict(settings), fingerprint, source()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def source() -> str:
+    """A hash of lowtide itself: another version may learn something else by the same recipe, and the two do not mix."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
