@@ -35,8 +35,6 @@ from lowtide.stages.weights import FitWeights
 REPEATS = 7
 # Widths of a three-level UNet, by its millions of parameters.
 WIDTHS = {1: (32, 64, 64), 10: (96, 192, 192)}
-
-
 SETTINGS = Settings(weights=4, inputs=8, steps=10, images=8, kept=5, iters=2000)
 
 
@@ -140,15 +138,15 @@ def reckoned(million: int) -> None:
     began = time.perf_counter()
     TIAR().run(replace(job, settings=replace(job.settings, iters=20)))
     temporal = (time.perf_counter() - began) * job.settings.iters / 20
-    whole, floating = (sum(row[name] for row in rows) for name in ("iteration", "float"))
+    learning, floating = (sum(row[name] for row in rows) for name in ("iteration", "float"))
     for row in rows:
         milliseconds = [f"{1e3 * row[name]:8.1f} ms" for name in ("iteration", "float")]
         print(f"{row['unit']:<40} {'  '.join(milliseconds)}  {row['iteration'] / row['float']:.2f}x")
     found = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
-        "iteration_to_float": round(whole / floating, 3),
-        "minutes_of_2000_iterations": round((job.settings.iters * whole + temporal + prepared) / 60, 1),
+        "iteration_to_float": round(learning / floating, 3),
+        "minutes_of_2000_iterations": round((job.settings.iters * learning + temporal + prepared) / 60, 1),
     }
     print(json.dumps(found))
 

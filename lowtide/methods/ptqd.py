@@ -29,7 +29,6 @@ from torch import Tensor
 from lowtide.absorb import kept_share, signal_to_noise, stochastic_part
 from lowtide.formats import Affine
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
-from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock, look, quantizers
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
@@ -181,24 +180,21 @@ class StepAware:
 
 
 def at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
-    """SNR^Q by step with the inputs of inner layers at other bits; everything is put back."""
-    clock, inner = find_clock(job.model), inner_quantizers(job)
-    before, formats = (clock.scale.clone(), clock.zero.clone()), {name: each.format for name, each in inner.items()}
+    """SNR^Q by step with uniform inputs at other bits; everything is put back."""
+    clock = find_clock(job.model)
+    uniform = {name: each for name, each in quantizers(job.model).items() if isinstance(each.format, Affine)}
+    before, formats = (clock.scale.clone(), clock.zero.clone()), {name: each.format for name, each in uniform.items()}
     seen, found = watch(job, keep=True), {}
     for bits in candidates:
-        for name, quantizer in inner.items():
+        for name, quantizer in uniform.items():
             quantizer.format = Affine(bits)
             quantizer.fit(*ranges(seen[name], quantizer, "mse"))
         found[bits] = measure(job).snr()
-    for name, quantizer in inner.items():
+    for name, quantizer in uniform.items():
         quantizer.format = formats[name]
     clock.scale.copy_(before[0])
     clock.zero.copy_(before[1])
     return found
-
-
-def inner_quantizers(job: Job) -> dict[str, Quantizer]:
-    return {name: each for name, each in quantizers(job.model).items() if isinstance(each.format, Affine)}
 
 
 def rounded(values: Tensor) -> list[float]:

@@ -71,7 +71,6 @@ DIT = (
     Leg(8_750, 8e-4, (8_000, 14_000), snr_cap=5.0, typical=1 / 3),
     Leg(11_000, 8e-4, (8_750, 11_000), snr_cap=5.0, typical=1 / 3),
 )
-CIFAR_SMALL = (Leg(16_000, 1e-3, (0, 16_000), snr_cap=5.0),)
 SPECS = {
     "digits": Spec(pixels.Digits, DIGITS),
     "digits-cond": Spec(pixels.LabelledDigits, DIGITS_COND),
@@ -79,5 +78,7 @@ SPECS = {
     "emoji": Spec(Emoji, EMOJI, batch=32),
     "dit": Spec(LabelledDigitLatents, DIT),
     "cifar10": Spec(lambda data: pixels.Cifar(data, pixels.cifar_model), one_leg(24_000, 4e-4), batch=256, average=0.9995),
-    "cifar10-small": Spec(lambda data: pixels.Cifar(data, pixels.small_cifar_model), CIFAR_SMALL, batch=32),
+    "cifar10-small": Spec(
+        lambda data: pixels.Cifar(data, pixels.small_cifar_model), one_leg(16_000, 1e-3, snr_cap=5.0), batch=32
+    ),
 }

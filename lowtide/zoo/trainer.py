@@ -103,8 +103,7 @@ class Trainer:
 def compile_parts(model: torch.nn.ModuleDict) -> None:
     """In place, so that names in a checkpoint stay. Shapes never change, so the fastest kernels are searched once.
 
-    On a CPU this takes a C++ compiler and two minutes, and pays in a quarter of an hour: 61 images of zoo:cifar10-small a
-    second on one core, 34 without.
+    On a CPU this takes a C++ compiler and two minutes: then 61 images of zoo:cifar10-small a second on one core, 34 without.
     """
     torch.backends.cudnn.benchmark = True
     for part in model.values():
