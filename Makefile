@@ -33,8 +33,9 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 # Other quantizers at the same bits, in an environment of their own (bench/.venv-peers); hours on a slow machine, goes on when interrupted.
+# Minutes instead: make QUICK=--quick peers
 peers:
-	TORCH="$(TORCH)" $(PYTHON) bench/peers.py
+	TORCH="$(TORCH)" $(PYTHON) bench/peers.py $(QUICK)
 
 # The README's table, one line for each model and width; goes on when interrupted. Minutes instead of hours: make QUICK=--quick table
 table: $(READY)

@@ -1,6 +1,6 @@
 """Peers side by side: the same weights, bits, seeds and metrics for lowtide and for what else can quantize a denoiser on a CPU.
 
-    python bench/peers.py [--model zoo:digits] [--bits w8a8,w4a8,...] [--only quanto,torchao]
+    python bench/peers.py [--model zoo:digits] [--bits w8a8,w4a8,...] [--only quanto,torchao] [--quick]
 
 Needs nothing but Python: it makes bench/.venv-peers, installs lowtide and every line of requirements-peers.txt there, and runs
 each recipe of bench/peers/*.py in a process of its own, so that a crash is a cell and not the end. Finished cells are kept in
@@ -13,7 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
-from peers.cells import PEERS, RESULTS, SLACK, TORCH, Bench, Json, best, checked, home_of, install, usable
+from peers.cells import PEERS, RESULTS, SLACK, TORCH, Bench, Json, ask_numbers, best, home_of, install, numbers_of, usable
 
 BITS = "w8a8,w4a8,w4a16,w3a16,w2a16"
 NUMBERS = {"seeds": 64, "steps": 50, "images": 32, "iters": 1000, "rounds": 15, "minutes": 30}
@@ -78,7 +78,7 @@ def page(result: Json) -> str:
         f"{numbers['seeds']} images from the same seeds, {numbers['steps']} steps, PSNR to the float model's images. The float "
         f"denoiser (weights {floating['fingerprint']}) takes {floating['bytes'] / 1e6:.2f} MB on disk; {convolved:.0f} % of the "
         f"weights of its {floating['layers']} layers are in convolutions. Calibration, where a peer has one: the same "
-        f"{numbers['images']} trajectories. {HOW} lowtide's tfmq ran {numbers['iters']} iterations a block."
+        f"{numbers['images']} trajectories. {HOW} lowtide ran {numbers['iters']} iterations a block."
     )
     made = ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + f", {TORCH}."
     intro = [f"# {model}: lowtide and its peers", "", what, "", made, ""]
@@ -95,13 +95,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--conditions", default="{}", help='JSON, such as {"labels": [0, 1], "guidance": 4}')
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
-    for name, number in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=number)
+    ask_numbers(parser, NUMBERS)
     return parser.parse_args()
 
 
 def prepared(given: argparse.Namespace) -> Bench:
-    numbers = checked({name: getattr(given, name) for name in NUMBERS})
+    numbers = numbers_of(given, NUMBERS)
     home = home_of(given.model, given.conditions, numbers)
     if given.fresh:
         shutil.rmtree(home, ignore_errors=True)

@@ -17,7 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from peers.cells import PEERS, RESULTS, ROOT, SLACK, TORCH, Bench, Json, aloud, best, checked, home_of, install, usable
+from peers.cells import (
+    PEERS,
+    RESULTS,
+    ROOT,
+    SLACK,
+    TORCH,
+    Bench,
+    Json,
+    aloud,
+    ask_numbers,
+    best,
+    home_of,
+    install,
+    numbers_of,
+    usable,
+)
 from rich.console import Console
 from rich.progress import Progress
 
@@ -37,7 +52,6 @@ CONDITIONS: Json = {
     "zoo:dit": {"labels": range(10), "guidance": 2.0},
 }
 NUMBERS = {"seeds": 64, "steps": 50, "images": 32, "iters": 1000, "rounds": 15, "minutes": 60}
-QUICK = {"seeds": 16, "steps": 20, "images": 16, "iters": 100, "rounds": 5, "minutes": 10}
 # The recipes that its documentation puts first, or that did best in bench/results/peers.md.
 RECIPES = {
     "quanto": ["default optimizer"],
@@ -263,20 +277,17 @@ def write(result: Json, out: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=MODELS)
-    parser.add_argument("--quick", action="store_true", help=f"{', '.join(f'{name} {number}' for name, number in QUICK.items())}")
     parser.add_argument("--methods", default=METHODS, help="of lowtide, to choose the best from")
     parser.add_argument("--only", default=",".join(PEERS), help="lowtide and peers, comma-separated")
     parser.add_argument("--conditions", default="{}", help='JSON by model: {"zoo:dit": {"labels": [0, 1], "guidance": 2}}')
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
-    for name, number in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {number}")
+    ask_numbers(parser, NUMBERS)
     return parser.parse_args()
 
 
 def benches(given: argparse.Namespace, recipes: dict[str, list[str]], shown: Bar) -> Iterator[Bench]:
-    usual = QUICK if given.quick else NUMBERS
-    numbers = checked({name: getattr(given, name) or usual[name] for name in NUMBERS})
+    numbers = numbers_of(given, NUMBERS)
     asked = CONDITIONS | json.loads(given.conditions)
     for model in given.models.split(","):
         conditions = json.dumps(asked.get(model, {}), default=list)

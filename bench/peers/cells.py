@@ -3,6 +3,7 @@
 Needs nothing but Python, for it makes the environment in which the rest runs.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ PEERS = {
 BATCH = 16
 # The first and the last layer of a small model.
 SLACK = 0.02
+QUICK = {"seeds": 16, "steps": 20, "images": 16, "iters": 100, "rounds": 5, "minutes": 10}
 Json = dict[str, Any]
 
 
@@ -118,7 +120,16 @@ def pip(line: list[str]) -> str:
     return "" if ended.returncode == 0 else (errors or ["pip failed"])[-1][:160]
 
 
-def checked(numbers: dict[str, int]) -> dict[str, int]:
+def ask_numbers(parser: argparse.ArgumentParser, usual: dict[str, int]) -> None:
+    """How many images, steps and so on: each an option, and --quick for few of all."""
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(f'{name} {number}' for name, number in QUICK.items())}")
+    for name, number in usual.items():
+        parser.add_argument(f"--{name}", type=int, help=f"default {number}")
+
+
+def numbers_of(given: argparse.Namespace, usual: dict[str, int]) -> dict[str, int]:
+    """The answers; what was not answered is as usual, or as --quick says."""
+    numbers = {name: getattr(given, name) or (QUICK if given.quick else usual)[name] for name in usual}
     for name in ("seeds", "images"):
         if numbers[name] % BATCH:
             raise SystemExit(f"found --{name} {numbers[name]}; expected a multiple of {BATCH}, the batch; round it.")

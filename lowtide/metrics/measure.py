@@ -28,11 +28,14 @@ LATENT = Metric(lambda case: case.each(pairs.latent_mse(*case.pair)), False, (0,
 
 @dataclass(frozen=True)
 class Measured:
-    """A number, the interval it lies in with 95 % (bootstrap over images), and all it takes to measure it again."""
+    """A number, the interval it lies in with 95 % (bootstrap over images), and all it takes to measure it again.
+
+    One image says nothing about others: it has no interval.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     higher_is_better: bool
     backend: str
@@ -85,9 +88,14 @@ def comparable(images: np.ndarray, reference: Reference) -> np.ndarray | Statist
 
 
 def measured(metric: Metric, scored: Scored, seeds: Sequence[int]) -> Measured:
-    low, high = np.clip(intervals.interval(scored.value, scored.resamples), *metric.ends).tolist()
+    low, high = around(metric, scored) if len(seeds) > 1 else (None, None)
     origin, better = scored.origin, metric.higher_is_better
     return Measured(scored.value, low, high, len(seeds), better, origin.backend, origin.weights, origin.resize, ranges(seeds))
+
+
+def around(metric: Metric, scored: Scored) -> tuple[float, float]:
+    low, high = np.clip(intervals.interval(scored.value, scored.resamples), *metric.ends).tolist()
+    return low, high
 
 
 def measure_latents(latents: np.ndarray, reference: np.ndarray, *, seeds: Sequence[int]) -> Measured:

@@ -1,11 +1,12 @@
 """The table of peers: which recipe speaks for a peer, how shares read, what a cell that could not be says."""
 
+import argparse
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from peers.cells import best, covered
+from peers.cells import QUICK, ask_numbers, best, covered, numbers_of
 from peers.lowtide import width
 
 from lowtide.formats import Affine, Mixed
@@ -63,3 +64,19 @@ def test_weights_kept_in_more_bits_are_named(peers: ModuleType) -> None:
 def test_a_cell_that_cannot_gives_its_reason(peers: ModuleType) -> None:
     row = peers.line({"peer": "quanto", "bits": "w3a16", "recipe": "default", "cannot": "no qint3"}, [])
     assert row == ["optimum-quanto", "default", "cannot", "", "", "", "", "no qint3"]
+
+
+def asked(*options: str) -> dict[str, int]:
+    parser = argparse.ArgumentParser()
+    ask_numbers(parser, {"seeds": 64, "images": 32, "steps": 50})
+    return numbers_of(parser.parse_args(options), {"seeds": 64, "images": 32, "steps": 50})
+
+
+def test_quick_fills_in_what_was_not_asked_for() -> None:
+    assert asked() == {"seeds": 64, "images": 32, "steps": 50}
+    assert asked("--quick", "--seeds", "32") == {"seeds": 32, "images": QUICK["images"], "steps": QUICK["steps"]}
+
+
+def test_numbers_that_are_no_multiple_of_the_batch_are_refused() -> None:
+    with pytest.raises(SystemExit, match="found --images 20; expected a multiple of 16"):
+        asked("--images", "20")

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import table
+from peers.cells import QUICK
 
 FLOATING = {"bytes": 4_470_000, "weights": 1000, "in_ends": 10, "fingerprint": "abc"}
 
@@ -116,7 +117,7 @@ def benches(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[table.Bench]
 
 def test_quick_numbers_give_way_to_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     digits, emoji = benches(monkeypatch, "--models", "zoo:digits,zoo:emoji", "--quick", "--iters", "7")
-    assert digits.numbers == table.QUICK | {"iters": 7}
+    assert digits.numbers == QUICK | {"iters": 7}
     assert digits.conditions == "{}" and json.loads(emoji.conditions)["guidance"] == 4.0
     assert digits.home != emoji.home
 

@@ -34,6 +34,11 @@ def test_pairs_are_measured() -> None:
     assert found["psnr"].backend == "lowtide" and found["psnr"].weights is None and found["psnr"].higher_is_better
 
 
+def test_one_image_has_no_interval() -> None:
+    found = measured(["psnr"], DAMAGED[:1], CLEAN[:1], seeds=[0])["psnr"]
+    assert (found.low, found.high) == (None, None) and found.value == pytest.approx(pairs.psnr(DAMAGED[:1], CLEAN[:1]))
+
+
 def test_sets_are_measured() -> None:
     extractor, reference = squares(), images(60, seed=9)
     found = measured(["fd", "sfd", "kd", "precision", "recall"], reference=reference)
