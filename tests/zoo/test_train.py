@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_the_checkpoint_keeps_its_names(data):
     state = torch.load(trainer.checkpoint, weights_only=True)
     assert set(state) == {"model", "average", "optimizer", "step", "losses"}
     assert all(name.startswith("unet.") for name in state["model"])
+
+
+def test_compiled_parts_learn_the_same_under_the_same_names(data, monkeypatch):
+    """Traced but not translated: the graph is what can go wrong here, and it needs no C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = Trainer("digits", data, data / "plain"), Trainer("digits", data, data / "compiled", compiled=True)
+    assert compiled.model["unet"]._compiled_call_impl is not None and plain.model["unet"]._compiled_call_impl is None
+    assert [plain.advance().item() for _ in range(2)] == [compiled.advance().item() for _ in range(2)]
+    assert torch.equal(weights(plain), weights(compiled))
+    assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
 
 
 def test_labelled_digits_start_as_digits_whatever_the_label(data):
