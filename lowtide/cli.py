@@ -4,7 +4,9 @@ import errno
 import json
 import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +50,7 @@ RangeIters = Annotated[int, typer.Option(help="Iterations that learn the input r
 Memory = Annotated[int, typer.Option(help="MiB of calibration data to hold in memory; the rest goes to disk.")]
 EarlyStop = Annotated[bool, typer.Option("--early-stop", help="Stop a block when its loss is flat and decided.")]
 KeepTemporal = Annotated[bool, typer.Option("--keep-temporal", help="Keep the temporal block in float beside its cache.")]
+Seed = Annotated[int, typer.Option(help="What calibration and learning draw from; the same seed, the same codes.")]
 Seeds = Annotated[str, typer.Option(help="One image per seed, such as 0-63.")]
 Metrics = Annotated[
     str,
@@ -56,6 +59,7 @@ Metrics = Annotated[
 Dataset = Annotated[
     Path | None, typer.Option(help="What good images look like: a folder of them, or statistics in an .npz file.")
 ]
+Fit = Annotated[str | None, typer.Option(help="The most bits per weight, of 8,6,4,3,2, within this size, such as 4GiB.")]
 MinPsnr = Annotated[float | None, typer.Option(help="Gate: the least PSNR to the reference, in dB.")]
 MaxLpips = Annotated[float | None, typer.Option(help="Gate: the largest LPIPS to the reference.")]
 MaxFdIncrease = Annotated[float | None, typer.Option(help="Gate: how much farther from --dataset than the reference.")]
@@ -82,16 +86,41 @@ def prompts_of(path: Path | None) -> tuple[str, ...]:
     return late("sample").read_prompts(path) if path else ()
 
 
-SETTINGS = (
-    "weights", "inputs", "steps", "profile", "group", "images", "kept", "iters", "scope", "drop", "range_iters", "guidance",
-    "seed", "early_stop", "keep_temporal",
-)  # fmt: skip
+def options(
+    weights: Weights = 4,
+    inputs: Inputs = 8,
+    steps: Steps = 50,
+    profile: Profile = "full",
+    group: Group = None,
+    images: Images = 32,
+    kept: Kept = 25,
+    iters: Iters = 1000,
+    scope: Scope = "block",
+    drop: Drop = None,
+    range_iters: RangeIters = 0,
+    memory: Memory = 128,
+    prompts: Prompts = None,
+    labels: Labels = "",
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    early_stop: EarlyStop = False,
+    keep_temporal: KeepTemporal = False,
+    without: Without = [],  # noqa: B006
+) -> None:
+    """How to quantize: what `quantize` does and `plan` foretells."""
 
 
-def settings_asked(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings among a command's options, as Python has them."""
-    asked = {name: given[name] for name in SETTINGS} | {"memory": given["memory"] << 20, "without": tuple(given["without"])}
-    return asked | {"prompts": prompts_of(given["prompts"]), "labels": numbers(given["labels"])}
+def takes_options(command: Callable) -> Callable:
+    """Give a command the `options` in the place of its `**asked`, before the last of its own."""
+    *first, last, _ = signature(command).parameters.values()
+    command.__signature__ = Signature([*first, *signature(options).parameters.values(), last])
+    return command
+
+
+def settings(asked: dict[str, Any]) -> dict[str, Any]:
+    """The options as Python has them."""
+    lists = {"prompts": prompts_of(asked["prompts"]), "labels": numbers(asked["labels"]), "without": tuple(asked["without"])}
+    return asked | lists | {"memory": asked["memory"] << 20}
 
 
 def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
@@ -99,66 +128,18 @@ def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
 
 
 @app.command()
-def quantize(
-    model: Model,
-    out: Out,
-    method: Method = "best",
-    weights: Weights = 4,
-    inputs: Inputs = 8,
-    steps: Steps = 50,
-    profile: Profile = "full",
-    group: Group = None,
-    images: Images = 32,
-    kept: Kept = 25,
-    iters: Iters = 1000,
-    scope: Scope = "block",
-    drop: Drop = None,
-    range_iters: RangeIters = 0,
-    memory: Memory = 128,
-    prompts: Prompts = None,
-    labels: Labels = "",
-    guidance: Guidance = None,
-    seed: int = 0,
-    early_stop: EarlyStop = False,
-    keep_temporal: KeepTemporal = False,
-    without: Without = [],  # noqa: B006
-    as_json: Json = False,
-) -> None:
+@takes_options
+def quantize(model: Model, out: Out, method: Method = "best", as_json: Json = False, **asked: Any) -> None:
     """Quantize a model and save it as a diffusers folder."""
-    result = late("run").quantize_to_folder(model, out, method, settings_asked(locals()))
+    result = late("run").quantize_to_folder(model, out, method, settings(asked))
     show(result, as_json, late("report.text").quantized(result))
 
 
 @app.command()
-def plan(
-    model: Model,
-    fit: Annotated[
-        str | None, typer.Option(help="The most bits per weight, of 8,6,4,3,2, within this size, such as 4GiB.")
-    ] = None,
-    method: Method = "best",
-    weights: Weights = 4,
-    inputs: Inputs = 8,
-    steps: Steps = 50,
-    profile: Profile = "full",
-    group: Group = None,
-    images: Images = 32,
-    kept: Kept = 25,
-    iters: Iters = 1000,
-    scope: Scope = "block",
-    drop: Drop = None,
-    range_iters: RangeIters = 0,
-    memory: Memory = 128,
-    prompts: Prompts = None,
-    labels: Labels = "",
-    guidance: Guidance = None,
-    seed: int = 0,
-    early_stop: EarlyStop = False,
-    keep_temporal: KeepTemporal = False,
-    without: Without = [],  # noqa: B006
-    as_json: Json = False,
-) -> None:
+@takes_options
+def plan(model: Model, fit: Fit = None, method: Method = "best", as_json: Json = False, **asked: Any) -> None:
     """Say what quantize would take: size, memory and time by stage, from the model's configuration alone."""
-    result = late("estimate").predict(model, method=method, fit=fit, **settings_asked(locals()))
+    result = late("estimate").predict(model, method=method, fit=fit, **settings(asked))
     show(result, as_json, late("report.text").estimated(result))
 
 
