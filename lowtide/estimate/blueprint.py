@@ -136,7 +136,8 @@ def fetched(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=list(CONFIGS), ignore_patterns=["*.index.json"]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise BadInput(f"found {source} unreadable ({reason})", "a diffusers model on the hub", "check its name") from error
+        wayout = "check its name and the connection, or name a local folder"
+        raise BadInput(f"found {source} unreadable ({reason})", "a diffusers model on the hub", wayout) from error
 
 
 def denoiser(folder: Path) -> nn.Module:
