@@ -240,6 +240,9 @@ def drawn_timesteps(path: Path) -> None:
         axes.invert_xaxis()
         axes.legend(frameon=False, fontsize=8, loc="upper center" if axes is left else "upper left")
     figure.savefig(path)
+    moved = (find_clock(drawn.model).scale[:, 0] / find_clock(spread.model).scale[:, 0]).log2().abs()
+    median, most = (100 * (2 ** moved.quantile(share).item() - 1) for share in (0.5, 0.9))
+    print(f"NDTC moves the range of half the inputs by less than {median:.1f} %, of nine in ten by less than {most:.0f} %")
 
 
 def quantization_noise(path: Path) -> None:
