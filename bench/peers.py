@@ -92,6 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="zoo:digits")
     parser.add_argument("--bits", default=BITS)
     parser.add_argument("--only", default=",".join(PEERS), help="peers, comma-separated")
+    parser.add_argument("--methods", default="minmax,best", help="of lowtide, comma-separated")
     parser.add_argument("--conditions", default="{}", help='JSON, such as {"labels": [0, 1], "guidance": 4}')
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
@@ -104,7 +105,7 @@ def prepared(given: argparse.Namespace) -> Bench:
     home = home_of(given.model, given.conditions, numbers)
     if given.fresh:
         shutil.rmtree(home, ignore_errors=True)
-    return Bench(given.model, given.bits, given.conditions, numbers, home)
+    return Bench(given.model, given.bits, given.conditions, numbers, home, {"lowtide": given.methods.split(",")})
 
 
 def main() -> None:
