@@ -41,7 +41,7 @@ from lowtide.report import text
 
 OUT = RESULTS / "table.json"
 WIDTHS = ("w8a8", "w4a8", "w4a4")
-MODELS = "zoo:digits,zoo:digits-cond,zoo:emoji,zoo:dit"
+MODELS = "zoo:digits,zoo:digits-cond,zoo:emoji,zoo:dit,zoo:cifar10-small"
 EMOJI = (
     "sleepy face", "cat face", "snowman", "heart", "rocket", "red apple", "tiger face", "pizza",
     "sunflower", "octopus", "penguin", "star", "crown", "guitar", "airplane", "birthday cake",

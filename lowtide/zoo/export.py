@@ -55,6 +55,9 @@ def draw_losses(losses: list[list[float]], path: Path) -> None:
     axes = figure.add_subplot()
     axes.plot([step for step, _ in losses], [loss for _, loss in losses], color="#0b6e99")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.locator_params(axis="x", nbins=6)
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter("{x:g}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
