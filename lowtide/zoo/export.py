@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from lowtide.zoo.noise import device
@@ -56,8 +57,9 @@ def draw_losses(losses: list[list[float]], path: Path) -> None:
     axes.plot([step for step, _ in losses], [loss for _, loss in losses], color="#0b6e99")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.locator_params(axis="x", nbins=6)
-    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
