@@ -1,10 +1,13 @@
 """Peak memory: what a block takes is seen, also when it is gone again."""
 
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
-from lowtide.memory import EVERY, Peak
+from lowtide import memory
+from lowtide.memory import EVERY, RESET, Peak
 
 MIB = 1 << 20
 
@@ -18,6 +21,22 @@ def test_peak_is_what_was_taken_and_given_back() -> None:
 
 
 def test_nothing_taken_is_little() -> None:
+    with Peak() as peak:
+        time.sleep(2 * EVERY)
+    assert 0 <= peak.above < 8 * MIB
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="only Linux keeps a mark that can be set back")
+def test_a_peak_too_short_for_the_watcher_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Peak, "watch", lambda self: None)
+    with Peak() as peak:
+        torch.ones(64 * MIB // 4)
+    assert 60 * MIB < peak.above < 80 * MIB
+
+
+def test_without_the_kernels_mark_the_watcher_still_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "RESET", tmp_path / "none" / "clear_refs")
+    torch.ones(64 * MIB // 4)
     with Peak() as peak:
         time.sleep(2 * EVERY)
     assert 0 <= peak.above < 8 * MIB
