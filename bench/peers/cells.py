@@ -129,7 +129,8 @@ def ask_numbers(parser: argparse.ArgumentParser, usual: dict[str, int]) -> None:
 
 def numbers_of(given: argparse.Namespace, usual: dict[str, int]) -> dict[str, int]:
     """The answers; what was not answered is as usual, or as --quick says."""
-    numbers = {name: getattr(given, name) or (QUICK if given.quick else usual)[name] for name in usual}
+    told = {name: number for name in usual if (number := getattr(given, name)) is not None}
+    numbers = {name: (QUICK if given.quick else usual)[name] for name in usual} | told
     for name in ("seeds", "images"):
         if numbers[name] % BATCH:
             raise SystemExit(f"found --{name} {numbers[name]}; expected a multiple of {BATCH}, the batch; round it.")

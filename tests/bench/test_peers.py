@@ -75,6 +75,7 @@ def asked(*options: str) -> dict[str, int]:
 def test_quick_fills_in_what_was_not_asked_for() -> None:
     assert asked() == {"seeds": 64, "images": 32, "steps": 50}
     assert asked("--quick", "--seeds", "32") == {"seeds": 32, "images": QUICK["images"], "steps": QUICK["steps"]}
+    assert asked("--steps", "0")["steps"] == 0
 
 
 def test_numbers_that_are_no_multiple_of_the_batch_are_refused() -> None:
