@@ -54,7 +54,7 @@ CONDITIONS: Json = {
 NUMBERS = {"seeds": 64, "steps": 50, "images": 32, "iters": 1000, "rounds": 15, "minutes": 60}
 # The recipes that its documentation puts first, or that did best in bench/results/peers.md.
 RECIPES = {
-    "quanto": ["default optimizer"],
+    "quanto": ["default optimizer", "HQQ"],
     "torchao": ["PT2E x86", "linears"],
     "sdnq": ["every layer", "every layer, groups of 16"],
     "openvino": ["PTQ", "PTQ, transformer", "compressed weights"],
