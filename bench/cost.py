@@ -64,7 +64,7 @@ def costs(job: Job, scene: Scene) -> dict[str, float]:
     module = job.model.get_submodule(scene.unit.name)
     weights = [layer.weight for layer in learner.layers.values()]
     roundings = torch.nn.ModuleList([layer.start_rounding() for layer in learner.layers.values()])
-    optimizer = torch.optim.Adam(roundings.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(roundings.parameters(), 1e-3, fused=True)
 
     def iteration() -> None:
         look(module, True, False)

@@ -169,13 +169,12 @@ def call_probe(clock: Clock) -> tuple[float, float]:
 
 def weight_probe(clock: Clock) -> float:
     """Learning the rounding of one weight: soft codes, values, penalty, gradients, Adam."""
-    rounding = AdaRound(15 * torch.rand(64, PROBE_WEIGHTS // 64))
-    adam, top = torch.optim.Adam(rounding.parameters(), 1e-3), torch.tensor(15.0)
+    rounding = AdaRound(15 * torch.rand(64, PROBE_WEIGHTS // 64), lambda codes: 0.1 * (codes - 7))
+    adam = torch.optim.Adam(rounding.parameters(), 1e-3, fused=True)
 
     def act() -> None:
-        codes = (rounding.floor + rounding.soft()).clamp(min=0).minimum(top)
         adam.zero_grad()
-        (((codes - 7) * 0.1).square().sum() + rounding.penalty(10.0)).backward()
+        (rounding.values().square().sum() + rounding.penalty(10.0)).backward()
         adam.step()
 
     return timed(act, clock) / PROBE_WEIGHTS

@@ -61,8 +61,13 @@ class Fake:
     def start_rounding(self, warm: bool = False) -> AdaRound:
         """Learn the rounding from here on; it starts at rounding to nearest, or, warm, at the codes chosen before."""
         position = self.position()
-        self.rounding = AdaRound(position, self.codes > position.floor() if warm else None)
+        self.rounding = AdaRound(position, self.decoded, self.codes > position.floor() if warm else None)
         return self.rounding
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """The weights of these codes, which may lie beyond the grid's ends, rows x columns."""
+        steps = self.format.steps(self.grid, codes.shape[1])
+        return (codes.clamp(min=0).minimum(self.top(codes)) - steps.zero) * steps.scale
 
     def finish_rounding(self) -> Tensor:
         """Make the soft decisions hard and keep the codes."""
@@ -95,20 +100,11 @@ class Fake:
             return self.format.levels(like) - 1
         return torch.tensor(float(self.format.top), device=like.device)
 
-    def soft_weight(self) -> Tensor:
-        """The weight while it is learnt; the gradient reaches AdaRound's decisions, or LoRA's factors and scales."""
-        if isinstance(self.rounding, LoRA):
-            return self.rounding.values()
-        floor = self.rounding.floor
-        steps = self.format.steps(self.grid, floor.shape[1])
-        codes = (floor + self.rounding.soft()).clamp(min=0).minimum(self.top(floor))
-        return (codes - steps.zero) * steps.scale
-
     def effective_weight(self) -> Tensor:
         """The weight as the layer uses it now."""
         if not self.quantized:
             return self.whole_weight().to(self.weight.dtype)
-        values = self.soft_weight() if self.rounding is not None else self.format.decode(self.codes, self.grid)
+        values = self.rounding.values() if self.rounding is not None else self.format.decode(self.codes, self.grid)
         return values.reshape(self.weight.shape).to(self.weight.dtype)
 
     def look(self, quantized: bool, inputs: bool) -> None:

@@ -119,7 +119,7 @@ class Learner:
         # Dropped only in blocks: a temporal unit is learnt on its own few inputs as they are.
         chance = None if self.unit.kind == "temporal" else self.job.settings.drop
         drop = () if chance is None else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
-        optimizer = torch.optim.Adam(roundings.parameters(), rate(iters))
+        optimizer = torch.optim.Adam(roundings.parameters(), rate(iters), fused=True)
         device, low, history = next(roundings.parameters()).device, self.low, []
         for step in range(iters):
             with low_products(device, low):

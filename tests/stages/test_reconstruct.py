@@ -40,10 +40,10 @@ def test_learning_ranges_lowers_the_distance_at_four_bits():
 
 
 def test_settled_is_flat_and_decided():
-    decided = nn.ModuleList([AdaRound(torch.zeros(3, 4))])
+    decided = nn.ModuleList([AdaRound(torch.zeros(3, 4), torch.clone)])
     with torch.no_grad():
         decided[0].alpha.fill_(9.0)
-    undecided = nn.ModuleList([AdaRound(torch.full((3, 4), 0.5))])
+    undecided = nn.ModuleList([AdaRound(torch.full((3, 4), 0.5), torch.clone)])
     flat, falling = [1.0] * 200, [1.0] * 100 + [0.5] * 100
     assert settled(flat, decided)
     assert not settled(flat, undecided)
