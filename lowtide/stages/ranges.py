@@ -22,16 +22,23 @@ class Seen:
     hi: Tensor
     values: list[list[Tensor]] = field(default_factory=list)
 
-    def note(self, x: Tensor, step: int, keep: bool) -> None:
+    def note(self, x: Tensor, step: int, generator: torch.Generator | None) -> None:
+        """Widen the ends; with a generator, keep a few values too."""
         lo, hi = x.detach().float().aminmax()
         self.lo[step], self.hi[step] = torch.minimum(self.lo[step], lo), torch.maximum(self.hi[step], hi)
-        if keep:
-            flat = x.detach().float().flatten()
-            self.values[step].append(flat[:: max(1, flat.numel() // KEPT_VALUES)][:KEPT_VALUES])
+        if generator is not None:
+            self.values[step].append(some(x.detach().float().flatten(), generator))
 
     @property
     def called(self) -> bool:
         return bool(torch.isfinite(self.hi).any())
+
+
+def some(values: Tensor, generator: torch.Generator) -> Tensor:
+    """A few of them, drawn from anywhere: every n-th would be one and the same column wherever n is a multiple of a row."""
+    if len(values) <= KEPT_VALUES:
+        return values
+    return values[torch.randint(len(values), (KEPT_VALUES,), generator=generator).to(values.device)]
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,10 @@ def watch(job: Job, keep: bool) -> dict[str, Seen]:
         attention.active = True
     steps = len(find_clock(job.model).known)
     seen = {name: nothing_seen(steps) for name in quantizers(job.model)}
+    draws = {name: job.generator("seen", name) if keep else None for name in seen}
     hooks = [
-        quantizer.register_forward_pre_hook(noting(job, seen[name], keep)) for name, quantizer in quantizers(job.model).items()
+        quantizer.register_forward_pre_hook(noting(job, seen[name], draws[name]))
+        for name, quantizer in quantizers(job.model).items()
     ]
     for call in job.track(job.calls, "input ranges"):
         run_call(job, call)
@@ -71,9 +80,9 @@ def nothing_seen(steps: int) -> Seen:
     return Seen(torch.full((steps,), float("inf")), torch.full((steps,), float("-inf")), [[] for _ in range(steps)])
 
 
-def noting(job: Job, seen: Seen, keep: bool):
+def noting(job: Job, seen: Seen, generator: torch.Generator | None):
     clock = find_clock(job.model)
-    return lambda module, args: seen.note(args[0], int(clock.index), keep)
+    return lambda module, args: seen.note(args[0], int(clock.index), generator)
 
 
 @torch.no_grad()
