@@ -9,6 +9,7 @@ ranges are those of plain rounding here and are fitted anew afterwards).
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.fake import Fake
 from lowtide.nn.quantizer import Drop, Quantizer
+from lowtide.nn.swap import find_clock
 from lowtide.stages.base import Job
 from lowtide.stages.layerwise import layers_of
 from lowtide.stages.ranges import FitRanges
@@ -163,7 +165,10 @@ def settled(history: list[float], roundings: nn.ModuleList, window: int = 100) -
 
 
 class RangeLearner:
-    """Learns the scales of the input quantizers of one unit's own layers and attentions."""
+    """Learns the scales of the input quantizers of one unit's own layers and attentions.
+
+    Samples are of the kept steps alone; a step between two of them takes of their changes what lies between.
+    """
 
     def __init__(self, job: Job, unit: Unit, iters: int):
         self.job, self.unit, self.iters = job, unit, iters
@@ -192,12 +197,18 @@ class RangeLearner:
             optimizer.zero_grad()
             loss(generator).backward()
             optimizer.step()
-        for quantizer in self.quantizers:
+        for quantizer, old in zip(self.quantizers, before, strict=True):
             quantizer.finish_learning()
+            if quantizer.per_step:
+                quantizer.scale.copy_(carried(old, quantizer.scale, self.seen_steps()))
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, min(start, after)]
         if after > start:
             self.take(before)
+
+    def seen_steps(self) -> list[int]:
+        known = find_clock(self.job.model).known
+        return sorted({known[call.timestep] for call in self.job.calls if call.kept})
 
     def take(self, scales: list[Tensor]) -> None:
         for quantizer, scale in zip(self.quantizers, scales, strict=True):
@@ -207,3 +218,9 @@ class RangeLearner:
     def judge(self, loss: Loss) -> float:
         generator = self.job.generator("LearnRanges", self.unit.name, "judge")
         return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
+
+
+def carried(old: Tensor, new: Tensor, seen: list[int]) -> Tensor:
+    """What was learnt at the steps that were seen, for those between: the change, as a share, runs evenly from one to the next."""
+    change = (new / old).log().cpu().double().numpy()
+    return old * torch.from_numpy(np.interp(np.arange(len(old)), seen, change[seen])).exp().to(old)

@@ -10,8 +10,9 @@ from lowtide import sample
 from lowtide.errors import BadInput
 from lowtide.nn.quantizer import Drop
 from lowtide.nn.rounding import AdaRound
+from lowtide.nn.swap import find_clock
 from lowtide.plan import Settings
-from lowtide.stages.reconstruct import Learner, rate, settled, sharpness
+from lowtide.stages.reconstruct import Learner, carried, rate, settled, sharpness
 
 OPTIONS = {"steps": 4, "images": 4, "kept": 4, "iters": 100, "batch": 8}
 
@@ -37,6 +38,27 @@ def test_learning_ranges_lowers_the_distance_at_four_bits():
     assert all(after <= before for before, after in pairs)
     # Scales only, on a random model: 3.3 % was seen at 30 iterations, and a learner that stands still gains nothing.
     assert sum(after for _, after in pairs) < 0.98 * sum(before for before, _ in pairs)
+
+
+def test_what_ranges_learn_reaches_the_steps_between_those_that_were_seen():
+    old = torch.tensor([1.0, 2.0, 4.0, 1.0, 3.0])
+    new = old * torch.tensor([0.5, 1.0, 2.0, 1.0, 0.25])
+    found = carried(old, new, [0, 2, 4])
+    assert torch.allclose(found, old * torch.tensor([0.5, 1.0, 2.0, 0.5**0.5, 0.25]))
+    assert torch.allclose(carried(old, new, [1, 2])[3:], old[3:] * 2)
+
+
+def test_every_step_s_range_is_learnt_though_some_are_kept():
+    def scales(range_iters: int) -> torch.Tensor:
+        asked = OPTIONS | {"steps": 8, "kept": 3, "iters": 2, "inputs": 4, "range_iters": range_iters}
+        pipe = sample.as_pipeline(tiny.model("unet2d"))
+        return find_clock(lowtide.quantize(pipe, method="tfmq", **asked).model).scale
+
+    moved = (scales(20) / scales(0) - 1).abs() > 1e-4
+    assert moved.shape[1] == 8
+    # Rows of inputs that another unit's learning leaves alone, such as the temporal block's, stand still at every step.
+    learnt = moved[moved.any(1)]
+    assert len(learnt) > 20 and learnt.float().mean() > 0.95
 
 
 def test_settled_is_flat_and_decided():
