@@ -221,6 +221,6 @@ class RangeLearner:
 
 
 def carried(old: Tensor, new: Tensor, seen: list[int]) -> Tensor:
-    """What was learnt at the steps that were seen, for those between: the change, as a share, runs evenly from one to the next."""
+    """What was learnt at the steps that were seen, for those between: the change, as a share, runs evenly across."""
     change = (new / old).log().cpu().double().numpy()
     return old * torch.from_numpy(np.interp(np.arange(len(old)), seen, change[seen])).exp().to(old)
