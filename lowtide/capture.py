@@ -4,8 +4,6 @@ A tape is a list of batches. Whether a batch lies in memory or in a file is invi
 soon as nothing refers to it.
 """
 
-import ctypes
-import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -13,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from lowtide.memory import give_back
 
 
 class Store:
@@ -66,14 +66,3 @@ def spilled(batch: Tensor, path: Path) -> Tensor:
     mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r+"))
     path.unlink()
     return mapped.view(batch.dtype).reshape(batch.shape)
-
-
-def give_back() -> None:
-    """Hand freed heap pages back to the system. Aligned tensors of one size leave holes that the next just misses, and
-    without this the heap grows by the size of everything that was spilled (measured: 200 MB for 200 MB).
-    """
-    if TRIM is not None:
-        TRIM(0)
-
-
-TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

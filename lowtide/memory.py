@@ -5,6 +5,7 @@ which can be set back on Linux, misses nothing but counts mapped files too; less
 floor. The peak is the greater of the two.
 """
 
+import ctypes
 import gc
 import re
 import resource
@@ -14,6 +15,15 @@ from pathlib import Path
 
 STATUS, STATM, RESET = (Path("/proc/self") / name for name in ("status", "statm", "clear_refs"))
 EVERY = 0.004
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def give_back() -> None:
+    """Hand freed heap pages back to the system. Aligned tensors of one size leave holes that the next just misses, and
+    without this the heap grows by the size of everything that was spilled (measured: 200 MB for 200 MB).
+    """
+    if TRIM is not None:
+        TRIM(0)
 
 
 def memory() -> tuple[int, int]:
@@ -46,7 +56,9 @@ class Peak:
     """`with Peak() as peak: ...`, then `peak.above`."""
 
     def __enter__(self) -> "Peak":
+        # What was freed before and not handed back would hide as much of what is taken now.
         gc.collect()
+        give_back()
         self.marked = forget_high_water()
         self.highest, self.files = memory()
         self.start = self.highest

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.capture import Store, Tape, give_back
+from lowtide.capture import Store, Tape
+from lowtide.memory import give_back
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
 from lowtide.nn.quantizer import Drop, dropping
