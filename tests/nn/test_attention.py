@@ -37,11 +37,14 @@ def qkv() -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(2, 3, 10, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
 
 
-@pytest.mark.parametrize(
+MASKS = pytest.mark.parametrize(
     "named",
     [{}, {"causal": True}, {"mask": torch.rand(2, 1, 10, 10) > 0.3}, {"mask": torch.randn(2, 1, 10, 10)}],
     ids=["plain", "causal", "bool", "additive"],
 )
+
+
+@MASKS
 def test_without_formats_it_is_attention(named):
     ours, theirs = quantized()(None, *qkv(), **named), Plain()(None, *qkv(), **named)
     assert ((ours - theirs).norm() / theirs.norm()) < 1e-6
@@ -51,6 +54,21 @@ def test_eight_bits_are_close_and_not_equal():
     ours, theirs = quantized(Affine(8))(None, *qkv()), Plain()(None, *qkv())
     error = (ours - theirs).norm() / theirs.norm()
     assert 1e-4 < error < 0.03
+
+
+@MASKS
+def test_while_products_are_bf16_attention_stays_float32(named):
+    """The tensors that come are rounded to bf16 by the products before; the rest is exact, so is its gradient."""
+    low = [tensor.bfloat16().requires_grad_() for tensor in qkv()]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = quantized(Affine(2), active=False)(None, *low, **named)
+    exact = [tensor.detach().float().requires_grad_() for tensor in low]
+    theirs = Plain()(None, *exact, **named)
+    assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    for rounded, tensor in zip(low, exact, strict=True):
+        assert ((rounded.grad.float() - tensor.grad).norm() / tensor.grad.norm()) < 2**-8
 
 
 def test_inactive_is_the_inner_processor_itself():
