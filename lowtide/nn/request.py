@@ -93,9 +93,12 @@ def inner(given: dict[str, Any], name: str) -> Tensor:
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]) for name, value in ours.items()
-    )
+    return ours.keys() == theirs.keys() and all(alike(value, theirs[name]) for name, value in ours.items())
+
+
+def alike(ours: Tensor, theirs: Tensor) -> bool:
+    """On another device is another request: the features would lie on the wrong one, and `torch.equal` would raise."""
+    return (ours.device, ours.dtype) == (theirs.device, theirs.dtype) and torch.equal(ours, theirs)
 
 
 class PerRequest(nn.Module):

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny_pipelines
+import torch
 from torch import nn
 
 import lowtide
 from lowtide import sample
-from lowtide.nn.request import PerRequest
+from lowtide.nn.request import PerRequest, same
 
 STEPS = 4
 
@@ -69,3 +70,24 @@ def test_an_unknown_value_is_computed(quantized):
     assert desk.step_of([second, second]) == 1
     assert desk.step_of([second + 0.1]) is None
     assert desk.step_of([first, second]) is None
+
+
+def test_a_request_on_another_device_is_another_request():
+    """A pipeline that moved keeps its desk's conditions where they were."""
+    here = {"text": torch.ones(2, 3), "label": torch.tensor([1, 2])}
+    away = here | {"text": torch.ones(2, 3, device="meta")}
+    assert same(here, {name: value.clone() for name, value in here.items()})
+    assert not same(here, away) and not same(away, here)
+    assert not same(here, here | {"text": torch.ones(2, 3, dtype=torch.float64)})
+    assert not same(here, here | {"label": torch.tensor([1, 3])})
+
+
+def test_conditions_left_behind_on_another_device_are_computed_anew(tmp_path):
+    options = {"steps": STEPS, "images": 2, "kept": 2, "iters": 2, "batch": 2}
+    result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options)
+    request = sample.Request(steps=STEPS, seeds=(0, 1), labels=(1, 2))
+    before, desk = sample.images(result.pipe, request), wrapped(result.model)[0].desk
+    desk.conditions = {name: value.to("meta") for name, value in desk.conditions.items()}
+    images, runs = counted(result, request)
+    assert runs == 1
+    assert (images == before).all()
