@@ -5,7 +5,7 @@ be run once, before quantizing, and its answers kept instead of its weights, eac
 quantized block (TFMQ's maintenance, TM) happens to disturb a feature less than its cached copy (CM), it answers itself.
 
     Temporal information block        adapter.temporal(), those units that read t alone
-    Cache-based maintenance, CM       cache_feature: argmin over s, z of || X^_{t,i} - X_{t,i} ||^2, per (t, i)
+    Cache-based maintenance, CM       cache_feature: least || X^_{t,i} - X_{t,i} ||^2 over a grid's s and z, per (t, i)
     Temporal maintenance, TM          stages.temporal.TIAR for weights, one input range per step (input_ranges here)
     L^temporal_{t,i}                  disturbance: || X^_{t,i} - X_{t,i} ||^2 against the float feature
     Disturbance-aware selection       tau_{t,i} = L(TM) / L(CM);  tau < 1: TM, else CM      (class Maintain)
@@ -15,7 +15,8 @@ A block whose features are all cached leaves the checkpoint; the report says how
 
 Departs from the paper: its text is not public beyond a figure, so the cache takes the bits of the inputs (8 where they stay
 in float would lose something: there it is float32), and a feature that the network cuts into scale and shift (or six parts)
-gets a grid for each part. TM is judged with quantized inputs and, as it will run here, without rounding its answer.
+gets a grid for each part. The range whose s and z are searched is [min, max] with both ends shrunk by one share, 0 to 79 %,
+not each end on its own. TM is judged with quantized inputs and, as it will run here, without rounding its answer.
 With `keep_temporal` every step is cached and the float block stays in the checkpoint, so that a new schedule can rebuild
 the cache (lowtide/schedule.py). Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) no cache made
 beforehand can be right: there the quantized block answers, once for all steps of a request (nn/temporal.py), never with a

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import SEARCHES, Grid, pack, packed_bytes, unpack
+from lowtide.formats import Grid, mse, pack, packed_bytes, unpack
 from lowtide.nn.clock import Clock
 from lowtide.nn.fake import Fake
 from lowtide.plan import CachePlan
 
 
 def gridded(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
-    """Codes of float features, steps x width, row by row of (step, chunk): argmin over s, z of the squared error of each."""
+    """Codes of float features, steps x width: for each (step, chunk) the range, shrunk from both ends, of least squared error."""
     rows = features.float().reshape(len(features) * plan.chunks, -1)
-    grid = plan.format.params(*SEARCHES["mse"](rows, plan.format), len(rows))
+    grid = plan.format.params(*mse(rows, plan.format, power=2.0), len(rows))
     return plan.format.encode(rows, grid), grid
 
 
