@@ -117,7 +117,7 @@ def temporal_drift(adapter: Adapter, reference: Subject, subject: Subject) -> di
     units = adapter.temporal()
     if not units or any(unit.reads != ("timestep",) for unit in units) or (reference.kind, subject.kind) != (FLOAT, OURS):
         return None
-    errors = temporal_errors(adapter, reference.model, subject.model)
+    errors = temporal_errors(adapter, reference.model, subject.model, subject.plan.times)
     return {
         "features": [name for unit in units for name in unit.features],
         "timesteps": find_clock(subject.model).timesteps.tolist(),

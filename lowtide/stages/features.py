@@ -31,7 +31,7 @@ class JobFeatures:
 
     def __init__(self, job: Job, unit: Unit):
         self.model, self.unit = job.model, unit
-        self.features = Features(job.adapter, unit, distinct_rows(job.calls, unit.reads))
+        self.features = Features(job.adapter, unit, rows_of(job, unit))
 
     def __call__(self) -> list[Tensor]:
         find_clock(self.model).set(self.features.inputs["timestep"])
@@ -50,25 +50,40 @@ class JobFeatures:
             look(self.model.get_submodule(name), quantized, inputs)
 
 
+def rows_of(job: Job, unit: Unit) -> Rows:
+    """What the unit is run on: the clock's steps if it reads t alone, else (timestep, condition) pairs."""
+    return step_rows(job) if unit.reads == ("timestep",) else distinct_rows(job.calls, unit.reads)
+
+
+def step_rows(job: Job) -> Rows:
+    """One row for each of the clock's steps, in its order, as a cache and a table of ranges have it.
+
+    Timesteps that round to one key (Karras' sigmas crowd at the end) are one step: the first that was heard stands for it.
+    """
+    like = job.calls[0].arguments["timestep"]
+    return [{"timestep": torch.tensor(time, dtype=like.dtype)} for time in job.plan.times]
+
+
 def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> Rows:
-    """Every different set of values that the unit reads: the timesteps, or (timestep, condition) pairs, up to a bound."""
+    """Every different set of values that the unit reads, up to a bound."""
     rows: dict[tuple, dict[str, Tensor]] = {}
     for call in calls:
         given = flat_inputs(call.arguments)
         for sample in range(len(given["timestep"])):
             row = {name: given[name][sample] for name in reads}
             rows.setdefault(tuple(tuple(value.flatten().tolist()) for value in row.values()), row)
-            if tuple(reads) == ("timestep",):
-                break
-    spread = 1 if tuple(reads) == ("timestep",) else max(1, -(-len(rows) // MOST_ROWS))
-    return list(rows.values())[::spread]
+    return list(rows.values())[:: max(1, -(-len(rows) // MOST_ROWS))]
 
 
 @torch.no_grad()
-def temporal_errors(adapter: Adapter, floating: nn.Module, packed: nn.Module) -> Tensor:
-    """Squared error of the packed model's temporal features, timesteps x features; for a block that reads t alone."""
+def temporal_errors(adapter: Adapter, floating: nn.Module, packed: nn.Module, times: Sequence[float] = ()) -> Tensor:
+    """Squared error of the packed model's temporal features, timesteps x features; for a block that reads t alone.
+
+    `times`: the plan's, where a sampler's timesteps are no integers; a cache answers for these, not for their rounded keys.
+    """
     clock, columns = find_clock(packed), []
-    rows = [{"timestep": timestep / clock.ticks} for timestep in clock.timesteps.cpu()]
+    heard = torch.tensor(times) if times else clock.timesteps.cpu() / clock.ticks
+    rows = [{"timestep": timestep} for timestep in heard]
     for unit in adapter.temporal():
         features = Features(adapter, unit, rows)
         target = features(floating)

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
+from diffusers import DDPMPipeline, EulerDiscreteScheduler
 
 import lowtide
 from lowtide import sample
@@ -105,3 +106,25 @@ def test_a_block_that_reads_a_label_is_not_cached_beforehand(tmp_path):
     result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **OPTIONS)
     assert result.plan.cached == {}
     assert result.report["temporal"]["features"] == 0
+
+
+@pytest.mark.parametrize("inputs", [8, 16])
+def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
+    """Karras' sigmas end in timesteps less than one apart: 50 calls of the denoiser, 49 steps of the clock."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    original, scheduler = tiny.model("unet2d"), EulerDiscreteScheduler(use_karras_sigmas=True, **betas)
+    pipe = DDPMPipeline(tiny.model("unet2d"), scheduler)
+    options = {"steps": 50, "inputs": inputs, "images": 1, "kept": 1, "iters": 2, "batch": 1}
+    result = lowtide.quantize(pipe, method="temporal_cache", **options)
+    heard = [float(moment.t[0]) for moment in sample.trajectory(result.pipe, sample.Request(steps=50, seeds=(0,)))]
+    assert len(heard) == 50 and len({round(t) for t in heard}) == 49
+    assert result.plan.times == tuple(t for place, t in enumerate(heard) if round(t) not in map(round, heard[:place]))
+    assert 0.5 < result.report["temporal"]["cached_share"] <= 1
+    cached = result.model.mid_block.resnets[0].time_emb_proj
+    assert len(cached.cached(torch.arange(49))) == len(cached.values if inputs == 16 else cached.scale) == 49
+    error = temporal_errors(adapt(original), original, pipe.unet, result.plan.times)
+    assert error.max() < (1e-10 if inputs == 16 else 1e-2)
+    request = sample.Request(steps=50, seeds=(0,))
+    before = sample.images(result.pipe, request)
+    result.save(tmp_path / "cached")
+    assert (sample.images(lowtide.load(tmp_path / "cached"), request) == before).all()
