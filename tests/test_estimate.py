@@ -50,6 +50,8 @@ def predicted_size(folder: Path, method: str, options: dict) -> dict[str, int]:
         ("ddim", "tfmq", {"group": 16, "profile": "paper"}),
         ("ddim", "tfmq", {"weights": 16, "inputs": 6}),
         ("ddim", "temporal_cache", {"keep_temporal": True}),
+        ("ddim", "temporal_cache", {"inputs": 16, "profile": "paper"}),
+        ("ddim", "temporal_cache", {"inputs": 16, "profile": "paper", "keep_temporal": True}),
         ("ddim", "efficientdm", {"weights": 8}),
         ("ddim", "qdiffusion", {}),
         ("sd", "ptqd", {"range_iters": 2}),

@@ -17,7 +17,7 @@ from lowtide.methods.mpq import OMQ, SHARE, mixes
 from lowtide.methods.ptqd import CNC, VSC, Bias
 from lowtide.methods.qdiffusion import Split
 from lowtide.methods.tcaq import DAQ, TCR
-from lowtide.methods.temporal_cache import Maintain, silence
+from lowtide.methods.temporal_cache import Maintain, cacheable, silence
 from lowtide.methods.tfmq import FSC
 from lowtide.models import Adapter, Unit
 from lowtide.models.trace import on_meta
@@ -56,10 +56,10 @@ def follow_tcr(stage: TCR, job: Job) -> None:
 def follow_maintain(stage: Maintain, job: Job) -> None:
     """Every feature cached at every step, which is how it mostly ends; a block that reads more than t answers once."""
     for unit in job.adapter.temporal():
-        if unit.reads != ("timestep",):
-            answer_once(job, unit)
-        elif all(isinstance(job.model.get_submodule(name), Fake) for name in unit.layers):
+        if cacheable(job, unit):
             follow_cache(job, unit)
+        elif unit.reads != ("timestep",) and unit.features:
+            answer_once(job, unit)
 
 
 def follow_cache(job: Job, unit: Unit) -> None:

@@ -45,10 +45,22 @@ def quantized(result: dict[str, Any]) -> list[str]:
         *seconds,
         *against(result),
         *account(result["account"]),
+        *temporal(result.get("temporal", {})),
         *(f"kernel: {kernel}: {count} layers" for kernel, count in result["kernels"].items()),
         f"left in float: {100 * result['float_share']:.1f} % of the parameters that are not biases",
         *left_in_float(result["float"]),
     ]
+
+
+def temporal(told: dict[str, Any]) -> list[str]:
+    """How much of time's features comes from a cache, and what the block and its caches take, which may be more than before."""
+    lines = []
+    if told.get("features"):
+        share, before, after = told["cached_share"], told["bytes_before"], told["bytes_after"]
+        lines += [f"temporal features cached: {100 * share:.0f} % of (t, block) pairs; {before:,} -> {after:,} bytes"]
+    if told.get("by_request"):
+        lines += [f"temporal features computed once a request, not cached: {told['by_request']}"]
+    return lines
 
 
 def rescheduled(result: dict[str, Any]) -> list[str]:

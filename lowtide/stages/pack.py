@@ -6,6 +6,7 @@ from lowtide.nn.request import answer_by_request
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
 from lowtide.nn.temporal import Blank
 from lowtide.stages.base import Job
+from lowtide.stages.rewrite import forget
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ def drop_silent(job: Job) -> None:
     for name, cache in job.plan.cached.items():
         if not cache.computed and not cache.kept:
             job.model.get_submodule(name).layer = None
-            job.plan.layers.pop(name, None)
+            forget(job, name)
     for name, width in job.plan.blank.items():
         replace_module(job.model, name, Blank(width))
-        job.plan.layers.pop(name, None)
+        forget(job, name)
     drop_unused_rows(job.model)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lowtide.errors import BadInput
 from lowtide.models import Unit, adapt
 from lowtide.nn.correction import Correction, add_correction
+from lowtide.nn.fake import Fake
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import find_clock, quantizers, replace_module
 from lowtide.nn.temporal import Cached
@@ -81,12 +82,20 @@ def blank_layer(job: Job, name: str) -> None:
 
 
 def leave_float(job: Job, name: str, why: str) -> None:
-    """Give up quantizing a layer; the plan says why."""
+    """Give up quantizing a layer, if it was not in float before; the plan says why."""
     module = job.model.get_submodule(name)
     layer = module.layer if isinstance(module, Cached) else module
-    layer.format = layer.grid = layer.input.format = None
-    job.plan.layers.pop(name)
+    if isinstance(layer, Fake):
+        layer.format = layer.grid = layer.input.format = None
+    forget(job, name)
     job.plan.left[name] = why
+
+
+def forget(job: Job, name: str) -> None:
+    """Nothing that the plan says of this layer holds any more."""
+    job.plan.layers.pop(name, None)
+    job.plan.left.pop(name, None)
+    job.plan.left.pop(f"input of {name}", None)
 
 
 def correct_answer(job: Job, channels: int) -> Correction:

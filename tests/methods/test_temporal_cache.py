@@ -1,6 +1,6 @@
 """Temporal Feature Matters on random models: the better of cache and block at every step, and what leaves the checkpoint."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import tiny
@@ -13,9 +13,13 @@ from lowtide import sample
 from lowtide.methods import METHODS, temporal_cache, tfmq
 from lowtide.methods.temporal_cache import Maintain
 from lowtide.models import adapt
+from lowtide.nn.swap import look
 from lowtide.nn.temporal import Blank, Cached
 from lowtide.plan import Settings
+from lowtide.report import text
+from lowtide.stages.base import Job
 from lowtide.stages.features import temporal_errors
+from lowtide.stages.pack import Pack
 
 OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 20, "batch": 2}
 
@@ -88,6 +92,7 @@ def test_sixteen_bits_change_nothing(monkeypatch):
     result, _ = quantized(temporal_cache.recipe(Settings()), monkeypatch, weights=32, inputs=32)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(result.model(x, 875)[0], original(x, 875)[0])
+    assert result.plan.left["cache of temporal:time_embedding.linear_1"] == "nothing is quantized"
 
 
 def test_a_kept_block_stays_in_float(monkeypatch, tmp_path):
@@ -105,7 +110,79 @@ def test_a_kept_block_stays_in_float(monkeypatch, tmp_path):
 def test_a_block_that_reads_a_label_is_not_cached_beforehand(tmp_path):
     result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **OPTIONS)
     assert result.plan.cached == {}
-    assert result.report["temporal"]["features"] == 0
+    told = result.report["temporal"]
+    assert told["features"] == 0 and told["by_request"] == len(result.plan.requests) > 0
+    assert text.temporal(told) == [f"temporal features computed once a request, not cached: {told['by_request']}"]
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """The answers of the model before it is packed, at every step."""
+
+    def run(self, job: Job) -> None:
+        look(job.model, True, True)
+        job.report["simulated"] = answers(job.model, job.plan.timesteps)
+
+
+@torch.no_grad()
+def answers(model, timesteps) -> torch.Tensor:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.stack([model(x, timestep)[0] for timestep in timesteps])
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "options"),
+    [
+        ("temporal_cache", {}, {"weights": 8, "inputs": 6}),
+        ("temporal_cache", {"selection": False}, {}),
+        ("temporal_cache", {}, {"keep_temporal": True}),
+        ("best", {}, {}),
+    ],
+)
+def test_a_block_whose_first_layer_stays_in_float_is_cached(method, fields, options, monkeypatch, tmp_path):
+    recipe = changed(METHODS[method](Settings()), Maintain, **fields)
+    recipe = tuple(each for stage in recipe for each in ((Simulate(), stage) if isinstance(stage, Pack) else (stage,)))
+    result, error = quantized(recipe, monkeypatch, profile="paper", **options)
+    told, first = result.report["temporal"], result.model.time_embedding.linear_1
+    assert set(result.plan.cached) == set(adapt(tiny.model("unet2d")).temporal()[0].features)
+    assert error.mean() < 2e-3
+    if any(cache.computed for cache in result.plan.cached.values()):
+        assert 0 < told["cached_share"] < 1
+        assert type(first) is torch.nn.Linear and "first temporal layer" in result.plan.left["time_embedding.linear_1"]
+    else:
+        assert told["cached_share"] == 1
+        kept = result.plan.left.get("time_embedding.linear_1")
+        assert kept == "kept to rebuild the cache (keep_temporal)" if options else isinstance(first, Blank) and kept is None
+        assert "input of time_embedding.linear_2" not in result.plan.left
+    assert torch.equal(answers(result.model, result.plan.timesteps), result.report["simulated"])
+    result.save(tmp_path / "paper")
+    loaded = lowtide.load(tmp_path / "paper").unet
+    assert torch.equal(answers(loaded, result.plan.timesteps), result.report["simulated"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "sign"),
+    [
+        ({"selection": False}, {"weights": 4, "inputs": 8}, 1),
+        ({}, {"weights": 8, "inputs": 6}, -1),
+        ({}, {"weights": 8, "inputs": 6, "profile": "paper"}, -1),
+        ({}, {"weights": 4, "inputs": 16}, 1),
+        ({}, {"weights": 4, "inputs": 8, "keep_temporal": True}, -1),
+    ],
+)
+def test_bytes_are_those_of_the_checkpoints_tensors(fields, options, sign, monkeypatch):
+    """Before and after differ by what checkpoints with and without caches differ by, to the byte."""
+    recipe, options = changed(temporal_cache.recipe(Settings()), Maintain, **fields), options | {"iters": 2}
+    ours, _ = quantized(recipe, monkeypatch, **options)
+    theirs, _ = quantized(tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options)
+    told = ours.report["temporal"]
+    assert (told["cached_share"] == 1) == (fields != {} or "keep_temporal" in options or options["inputs"] == 16)
+    saved = told["bytes_before"] - told["bytes_after"]
+    assert saved == theirs.report["account"]["total"] - ours.report["account"]["total"]
+    assert saved * sign > 0
+    (line,) = text.temporal(told)
+    assert f"{told['bytes_before']:,} -> {told['bytes_after']:,} bytes" in line
+    assert f"cached: {100 * told['cached_share']:.0f} %" in line
 
 
 @pytest.mark.parametrize("inputs", [8, 16])
