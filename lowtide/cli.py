@@ -33,6 +33,9 @@ Labels = Annotated[str, typer.Option(help="Classes to draw, such as 0-9 or 1,5."
 Prompts = Annotated[Path | None, typer.Option(help="A file with one prompt a line; without it, a built-in list.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps; a packed model knows the steps it was calibrated for.")]
 Without = Annotated[list[str], typer.Option(help="A stage to leave out, such as tiar; give it once for each.")]
+Change = Annotated[
+    list[str], typer.Option("--set", help="Change a setting, iters=500, or a stage's option, omq.plus=true; once for each.")
+]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
 Method = Annotated[str, typer.Option(help="See `lowtide methods`.")]
 Weights = Annotated[int, typer.Option("-w", "--weights", help="Bits per weight: 1 to 8, 16 or 32 for float.")]
@@ -106,6 +109,7 @@ def options(
     early_stop: EarlyStop = False,
     keep_temporal: KeepTemporal = False,
     without: Without = [],  # noqa: B006
+    change: Change = [],  # noqa: B006
 ) -> None:
     """How to quantize: what `quantize` does and `plan` foretells."""
 
@@ -119,8 +123,9 @@ def takes_options(command: Callable) -> Callable:
 
 def settings(asked: dict[str, Any]) -> dict[str, Any]:
     """The options as Python has them."""
+    asked, changes = {name: value for name, value in asked.items() if name != "change"}, asked["change"]
     lists = {"prompts": prompts_of(asked["prompts"]), "labels": numbers(asked["labels"]), "without": tuple(asked["without"])}
-    return asked | lists | {"memory": asked["memory"] << 20}
+    return late("recipe").changed(asked | lists | {"memory": asked["memory"] << 20}, changes)
 
 
 def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
@@ -265,7 +270,7 @@ def methods(as_json: Json = False) -> None:
 def run_recipe(
     recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/sd14-w4a8-tfmq.toml.")],
     out: Out,
-    change: Annotated[list[str], typer.Option("--set", help="Change a setting, such as iters=500; once for each.")] = [],  # noqa: B006
+    change: Change = [],  # noqa: B006
     without: Without = [],  # noqa: B006
     model: Annotated[str | None, typer.Option(help="Another model than the recipe names.")] = None,
     as_json: Json = False,
@@ -283,7 +288,7 @@ def bench_quality(
     widths: Annotated[str, typer.Option(help="Such as W4A8,W4A4; default: the papers' seven.")] = "",
     seeds: Annotated[str, typer.Option(help="Calibration seeds, such as 0-2.")] = "0",
     samples: Annotated[int, typer.Option(help="Images that are compared with the float model's.")] = 64,
-    change: Annotated[list[str], typer.Option("--set", help="Change a setting, such as iters=500; once for each.")] = [],  # noqa: B006
+    change: Change = [],  # noqa: B006
     markdown: Annotated[Path | None, typer.Option(help="Write all kept cells of this model to its section of this file.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,7 +1,9 @@
 """The settings a user chooses and the plan they lead to: which layer holds which formats, as JSON."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
@@ -16,7 +18,8 @@ class Settings:
     """What to quantize to, and how much to spend on it.
 
     `scope`: roundings are learnt block by block (BRECQ) or layer by layer (AdaRound). `drop`: None learns them on inputs in
-    float (BRECQ), 0.5 on inputs of which each value is rounded or, with this chance, as it was (QDrop).
+    float (BRECQ), 0.5 on inputs of which each value is rounded or, with this chance, as it was (QDrop). `stages`: options of the
+    method's stages by name, such as {"omq": {"plus": True}}; for which there are, see the stage's fields.
     """
 
     weights: int = 4
@@ -39,6 +42,7 @@ class Settings:
     prompts: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     seed: int = 0
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_bits(self.weights, "weights")
@@ -54,6 +58,8 @@ class Settings:
         for name in ("steps", "images", "kept", "iters", "batch"):
             if getattr(self, name) < 1:
                 raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger {name}")
+        if not isinstance(self.stages, Mapping) or not all(isinstance(options, Mapping) for options in self.stages.values()):
+            raise BadInput(f"found stages {self.stages!r}", "options by stage, such as {'omq': {'plus': True}}", "mend it")
 
 
 def settings_from(options: dict[str, object]) -> Settings:

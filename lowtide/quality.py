@@ -19,9 +19,9 @@ import torch
 from lowtide import run, sample
 from lowtide.errors import BadInput
 from lowtide.evidence.drift import call
-from lowtide.methods import METHODS
+from lowtide.methods import METHODS, recipe_of
 from lowtide.metrics import psnr
-from lowtide.plan import FORMAT_VERSION
+from lowtide.plan import FORMAT_VERSION, settings_from
 from lowtide.report import text
 
 WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
@@ -108,6 +108,8 @@ def quality(
     source: str, out: str | Path, cells: Sequence[Cell], options: dict[str, Any], images: int = 64
 ) -> list[dict[str, Any]]:
     """Make and measure every cell that is not there yet; hand back all of them."""
+    for cell in cells:
+        recipe_of(cell.method, settings_from(options | cell.bits()), cell.without)
     out = home(out, source)
     out.mkdir(parents=True, exist_ok=True)
     request = sample.Request(steps=options.get("steps", 50), seeds=tuple(range(images)), batch=images, **asked(options))
@@ -224,6 +226,8 @@ def section(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def counted(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(text.optional(value))
     return f"({len(value)} of them)" if isinstance(value, list) else str(value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lowtide import run
 from lowtide.errors import BadInput
-from lowtide.methods import METHODS
+from lowtide.methods import recipe_of
 from lowtide.plan import Settings, settings_from
 
 
@@ -20,10 +20,16 @@ class Recipe:
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as `quantize` takes them."""
+        return self.settings | ({"stages": self.stages} if self.stages else {})
 
 
 def read(path: str | Path) -> Recipe:
-    """The recipe of a file; every key and setting must be known."""
+    """The recipe of a file; every key, setting and option of a stage must be known."""
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"found no file {path}", "a recipe such as recipes/sd14-w4a8-tfmq.toml", "check the path")
@@ -36,22 +42,31 @@ def read(path: str | Path) -> Recipe:
         raise BadInput(f"found {unknown[0]!r} in {path.name}", f"one of {', '.join(sorted(known))}", "check the spelling")
     if missing := [name for name in ("model", "method") if name not in found]:
         raise BadInput(f"found no {missing[0]} in {path.name}", "a model and a method", "add it")
-    recipe = Recipe(found["model"], found["method"], found.get("settings", {}), tuple(found.get("without", ())))
-    if recipe.method not in METHODS:
-        raise BadInput(f"found method {recipe.method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
-    settings_from(recipe.settings)
+    recipe = Recipe(**found | {"without": tuple(found.get("without", ()))})
+    recipe_of(recipe.method, settings_from(recipe.options), recipe.without)
     return recipe
 
 
 def changed(settings: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Settings with `name=value` changes; a value reads as TOML does, or as plain text."""
+    """Settings with `name=value` or `stage.option=value` changes; a value reads as TOML does, or as plain text."""
     settings = dict(settings)
     for change in changes:
         name, equals, value = change.partition("=")
-        if not equals or name not in {each.name for each in fields(Settings)}:
-            raise BadInput(f"found --set {change}", "a setting and its value, such as iters=500", "see `lowtide quantize --help`")
-        settings[name] = plain(value)
+        stage, dot, option = name.partition(".")
+        if not equals or not (dot or name in {each.name for each in fields(Settings)}):
+            right = "a setting and its value, such as iters=500, or a stage's option, such as omq.plus=true"
+            raise BadInput(f"found --set {change}", right, "see `lowtide quantize --help`")
+        if dot:
+            settings["stages"] = with_option(settings.get("stages", {}), stage, option, plain(value))
+        else:
+            settings[name] = plain(value)
     return settings
+
+
+def with_option(stages: dict[str, dict[str, Any]], stage: str, option: str, value: Any) -> dict[str, dict[str, Any]]:
+    """One option more, or another value of it; a stage is called by its name in any case."""
+    called = next((name for name in stages if name.lower() == stage.lower()), stage)
+    return stages | {called: stages.get(called, {}) | {option: value}}
 
 
 def plain(text: str) -> Any:
@@ -66,5 +81,5 @@ def cook(
 ) -> dict[str, Any]:
     """Run a recipe, with changes, without some stages, or on another model."""
     recipe = read(path)
-    options = changed(recipe.settings, changes) | {"without": (*recipe.without, *without)}
+    options = changed(recipe.options, changes) | {"without": (*recipe.without, *without)}
     return run.quantize_to_folder(model or recipe.model, out, recipe.method, options)

@@ -14,13 +14,13 @@ from torch import nn
 
 from lowtide import checkpoint, diffusers_hook, estimate, memory, record, sample
 from lowtide.errors import BadInput
-from lowtide.methods import METHODS, PAPERS
+from lowtide.methods import METHODS, PAPERS, recipe_of
 from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import packed_layers
 from lowtide.plan import LayerPlan, Plan, settings_from, summarised
 from lowtide.report import grids
-from lowtide.stages.base import Job, ablated, recipe_digest, run_recipe
+from lowtide.stages.base import Job, recipe_digest, run_recipe
 
 
 @dataclass
@@ -55,20 +55,18 @@ def quantize(
 
     `options` are the fields of lowtide.plan.Settings: weights, inputs, steps, prompts, labels, iters, ... With `folder`,
     finished units are kept there and an interrupted run goes on where it stopped, to the same bits. `without` leaves stages
-    of the method's recipe out, by name, to see what each is worth.
+    of the method's recipe out, by name, to see what each is worth; the option `stages` changes some, {"omq": {"plus": True}}.
     """
     settings = settings_from(options)
-    if method not in METHODS:
-        raise BadInput(f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
+    recipe = recipe_of(method, settings, without)
     pipe = sample.as_pipeline(target) if isinstance(target, nn.Module) else target
     model = sample.denoiser(pipe)
     check_model(model)
     model.requires_grad_(False)
-    recipe = ablated(METHODS[method](settings), without)
     mark = fingerprint(model)
     digest = recipe_digest(recipe, settings, mark)
     job = Job(pipe, model.eval(), adapt(model, sample.example(pipe)), settings, method, Path(folder) / digest if folder else None)
-    job.report["fingerprint"] = mark
+    job.report |= {"fingerprint": mark, "options": settings.stages}
     run_recipe(recipe, job)
     return finish(job)
 

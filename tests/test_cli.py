@@ -156,6 +156,20 @@ def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> No
     assert lowtide("methods").code == 130
 
 
+def test_options_of_stages(lowtide, tmp_path: Path) -> None:
+    tiny.unet2d().save_pretrained(tmp_path / "model")
+    found = json.loads(
+        lowtide("plan", tmp_path / "model", "--method", "mpq", "--set", "omq.plus=true", "--set", "steps=3", "--json").out
+    )
+    assert found["options"] == {"omq": {"plus": True}}
+    for command in (("quantize", "--out", tmp_path / "out"), ("plan",)):
+        ended = lowtide(command[0], tmp_path / "model", *command[1:], "--method", "mpq", "--set", "omq.plus=yes")
+        assert_one_sentence(ended, "OMQ plus 'yes'", "bool")
+    asked = ("--methods", "mpq,tfmq", "--set", "omq.plus=true", "--out", tmp_path / "cells")
+    assert_one_sentence(lowtide("bench", "quality", tmp_path / "model", *asked), "no stage 'omq'", "TIAR: times")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_wrong_usage_ends_with_2(lowtide) -> None:
     assert lowtide("quantize", "zoo:digits").code == 2
 

@@ -1,12 +1,19 @@
 """Recipes: every file in recipes/ reads and opens as promised; changes and mistakes are told plainly."""
 
+import re
 from pathlib import Path
 
 import pytest
 import tiny
 
-from lowtide import recipe, run
+from lowtide import recipe, record, run
 from lowtide.errors import BadInput
+from lowtide.methods import recipe_of
+from lowtide.methods.mpq import OMQ, TRD
+from lowtide.methods.tcaq import DAQ, TCR
+from lowtide.plan import Settings, settings_from
+from lowtide.report.text import quantized
+from lowtide.stages.base import recipe_digest
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
@@ -62,6 +69,55 @@ def test_mistakes_are_one_sentence(text, message, tmp_path):
         recipe.read(path)
 
 
+MIXED = 'model = "x"\nmethod = "mpq"\n'
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "[stages.omega]\nplus = true",
+            "found no stage 'omega' that takes options; expected one of Assign: per_step; OMQ: search",
+        ),
+        ("[stages.omq]\nmore = true", "found no option 'more' of OMQ; expected one of search, plus, smooth"),
+        ("[stages.omq]\nplus = 1", "found OMQ plus 1; expected bool, such as False"),
+        ("[stages.TRD]\nweight = true", "found TRD weight True; expected float, such as 10.0"),
+        ('[stages.omq]\nsearch = "slow"', "found search 'slow'; expected full or fast"),
+        ('[stages.fitweights]\nsearch = "best"', "found search 'best'; expected minmax or mse or percentile"),
+        ("[stages]\nomq = true", "found stages {'omq': True}; expected options by stage"),
+        ("[settings]\nstages = 3", "found stages 3"),
+    ],
+)
+def test_mistakes_in_options_of_stages(table, message, tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(MIXED + table)
+    with pytest.raises(BadInput, match=re.escape(message)):
+        recipe.read(path)
+
+
+def test_options_go_from_the_file_through_changes_to_the_stages(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(run, "quantize_to_folder", lambda source, out, method, options: heard.append(options))
+    path = tmp_path / "x.toml"
+    path.write_text(MIXED + "[stages.OMQ]\nplus = true\n[stages.trd]\nweight = 3\n[settings]\nweights = 3\n")
+    recipe.cook(path, tmp_path / "out", changes=["omq.search=fast", "omq.plus=false", "ndtc.std=1"], without=["trd"])
+    (options,) = heard
+    assert options["stages"] == {"OMQ": {"plus": False, "search": "fast"}, "trd": {"weight": 3}, "ndtc": {"std": 1}}
+    assert recipe.read(path).stages == {"OMQ": {"plus": True}, "trd": {"weight": 3}}
+    stages = recipe_of("mpq", settings_from(recipe.read(path).options), ("trd",))
+    assert OMQ(plus=True) in stages and TRD(weight=3) not in stages and len(stages) == 7
+
+
+def test_lists_of_a_file_are_tuples_of_a_stage_and_every_stage_of_a_name_takes_them():
+    asked = {"daq": {"against": ["exponential", "log_normal"]}, "tcr": {"most": 4}}
+    stages = recipe_of("tcaq", Settings(stages=asked))
+    assert stages.count(DAQ(against=("exponential", "log_normal"))) == 2 and TCR(most=4) in stages
+    with pytest.raises(BadInput, match=r"found DAQ against 'exponential'; expected tuple\[str, ...\], such as"):
+        recipe_of("tcaq", Settings(stages={"daq": {"against": "exponential"}}))
+    with pytest.raises(BadInput, match="found law 'normal'; expected some of exponential, log_normal"):
+        recipe_of("tcaq", Settings(stages={"daq": {"against": ["normal"]}}))
+
+
 def test_a_change_must_be_a_setting():
     with pytest.raises(BadInput, match="found --set itters=5; expected a setting"):
         recipe.changed({}, ["itters=5"])
@@ -75,3 +131,23 @@ def test_stages_can_be_left_out_of_a_run(tmp_path):
     result = run.quantize_to_folder(str(tmp_path / "float"), tmp_path / "out", "tfmq", options)
     assert "TIAR" not in result["seconds"]
     assert "Reconstruct" in result["seconds"]
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_options():
+    asked = [{}, {"omq": {"plus": True}}, {"trd": {"weight": 1.0}}]
+    digests = {recipe_digest(recipe_of("mpq", settings), settings, "abc") for settings in (Settings(stages=one) for one in asked)}
+    assert len(digests) == 3
+
+
+def test_an_option_of_a_stage_changes_the_bits_and_the_record(tmp_path):
+    tiny.model("unet2d").save_pretrained(tmp_path / "float")
+    options = {"weights": 3, "steps": 2, "images": 2, "kept": 1, "iters": 2, "batch": 2, "without": ("trd", "distill")}
+    source, out = str(tmp_path / "float"), tmp_path / "out"
+    plain = run.quantize_to_folder(source, out, "mpq", options)
+    more = run.quantize_to_folder(source, out, "mpq", options | {"stages": {"omq": {"plus": True}}})
+    assert plain["mpq"]["average_bits"] == pytest.approx(3, abs=1e-9)
+    # A tenth of each layer's channels, rounded down, and at least ten channels to a layer.
+    assert 3.05 < more["mpq"]["average_bits"] <= 3.1
+    assert more["predicted"]["on_disk"] > plain["predicted"]["on_disk"]
+    assert more["options"] == record.read(out).settings["stages"] == {"omq": {"plus": True}} and plain["options"] == {}
+    assert "with omq.plus=True" in quantized(more)

@@ -21,9 +21,9 @@ from lowtide.estimate.size import checkpoint_bytes, planned
 from lowtide.estimate.speed import measured
 from lowtide.estimate.stages import COSTS, WARM, Cost, Workload
 from lowtide.estimate.work import FLOAT, Network
-from lowtide.methods import METHODS
+from lowtide.methods import recipe_of
 from lowtide.plan import Settings, settings_from
-from lowtide.stages.base import Recipe, ablated
+from lowtide.stages.base import Recipe
 
 FITTING = (8, 6, 4, 3, 2)
 UNITS = {"": 1, "b": 1} | {
@@ -39,17 +39,17 @@ def predict(
     """Size, peak memory and time of `quantize` with the same options; `fit`, a size, chooses the bits of the weights."""
     settings, started = settings_from(options), time.perf_counter()
     limit = parse_size(fit) if fit else None
-    if method not in METHODS:
-        raise BadInput(f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
+    recipe_of(method, settings, without)  # a mistake in the options is told before a model is read
     blueprint = read(source)
     network = Network(blueprint.adapter(settings))
     found: dict[str, Any] = {}
     if limit is not None:
         settings, found["fit"] = fitted(blueprint, network, settings, (method, tuple(without), limit))
-    recipe = ablated(METHODS[method](settings), without)
+    recipe = recipe_of(method, settings, without)
     sizes = checkpoint_bytes(blueprint, planned(blueprint, network.adapter, recipe, settings, method))
     load = Workload(blueprint, network, settings, measured(network))
     named = {"model": source, "method": method, "weights": settings.weights, "inputs": settings.inputs}
+    named["options"] = settings.stages
     spent = {"speed": load.speed.rates(), "predicted_in": round(time.perf_counter() - started, 1)}
     return named | found | {"size": sizes, "float_bytes": denoiser_bytes(network)} | priced(recipe, load) | spent
 
@@ -59,7 +59,7 @@ def fitted(blueprint: Blueprint, network: Network, settings: Settings, asked: tu
     (method, without, limit), tried = asked, {}
     for bits in FITTING:
         chosen = replace(settings, weights=bits)
-        recipe = ablated(METHODS[method](chosen), without)
+        recipe = recipe_of(method, chosen, without)
         tried[bits] = checkpoint_bytes(blueprint, planned(blueprint, network.adapter, recipe, chosen, method))["total"]
         if tried[bits] <= limit:
             return chosen, {"limit": limit, "weights": bits, "tried": tried}

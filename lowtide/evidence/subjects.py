@@ -13,6 +13,7 @@ from lowtide import run, sample
 from lowtide.errors import BadInput
 from lowtide.plan import Plan
 from lowtide.record import NAME, Record, read
+from lowtide.report.text import optional
 
 Source = str | Path | Any
 FLOAT, OURS, PEER = "float", "lowtide", "peer"
@@ -75,7 +76,8 @@ def titled(subject: Subject) -> str:
         return f"{getattr(method, 'value', method) or 'quantized'}, {short}"
     bits = subject.plan.summary
     without = "".join(f" -{name}" for name in subject.record.without) if subject.record else ""
-    return f"{subject.plan.method}{without} W{bits['weights']}A{bits['inputs']}"
+    options = "".join(f" {option}" for option in optional(subject.record.settings.get("stages", {}))) if subject.record else ""
+    return f"{subject.plan.method}{without}{options} W{bits['weights']}A{bits['inputs']}"
 
 
 def distinct(subjects: Sequence[Subject]) -> list[Subject]:

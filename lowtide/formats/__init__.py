@@ -7,10 +7,10 @@ from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
 from lowtide.formats.packing import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 from lowtide.formats.plain import FLOAT_BITS, Format, check_bits, format_from_json, format_to_json
-from lowtide.formats.search import SEARCHES, Search, minmax, mse, percentile
+from lowtide.formats.search import SEARCHES, Search, check_search, minmax, mse, percentile
 
 __all__ = [
     "FLOAT_BITS", "SEARCHES", "Affine", "Either", "Format", "Grid", "Log2", "Mixed", "Search", "Table",
-    "bundle_words", "bundled", "check_bits", "format_from_json",
+    "bundle_words", "bundled", "check_bits", "check_search", "format_from_json",
     "format_to_json", "minmax", "mse", "pack", "pack_mixed", "packed_bytes", "percentile", "unbundled", "unpack", "unpack_mixed",
 ]  # fmt: skip

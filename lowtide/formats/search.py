@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lowtide.errors import BadInput
 from lowtide.formats.affine import Affine
 from lowtide.formats.mixed import Mixed
 from lowtide.formats.plain import Format
@@ -80,3 +81,8 @@ def loss_of(rows: Tensor, format: Format, ends: tuple[Tensor, Tensor], power: fl
 
 
 SEARCHES: dict[str, Search] = {"minmax": minmax, "mse": mse, "percentile": percentile}
+
+
+def check_search(name: str) -> None:
+    if name not in SEARCHES:
+        raise BadInput(f"found search {name!r}", " or ".join(SEARCHES), "choose one")

@@ -1,11 +1,12 @@
 """One file per paper. METHODS maps a name to the function that gives its recipe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
+from lowtide.errors import BadInput
 from lowtide.methods import best, efficientdm, minmax, mpq, ptq4dm, ptqd, qdiffusion, tcaq, temporal_cache, tfmq
 from lowtide.plan import Settings
-from lowtide.stages.base import Recipe
+from lowtide.stages.base import Recipe, ablated, tuned
 
 MODULES: dict[str, ModuleType] = {
     "best": best,
@@ -21,3 +22,10 @@ MODULES: dict[str, ModuleType] = {
 }
 METHODS: dict[str, Callable[[Settings], Recipe]] = {name: module.recipe for name, module in MODULES.items()}
 PAPERS: dict[str, str] = {name: (module.__doc__ or "").splitlines()[0] for name, module in MODULES.items()}
+
+
+def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> Recipe:
+    """The stages of a method, with the options that the settings give them and without those left out."""
+    if method not in METHODS:
+        raise BadInput(f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
+    return ablated(tuned(METHODS[method](settings), settings.stages), without)

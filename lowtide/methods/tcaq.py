@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowtide.errors import BadInput
 from lowtide.formats import Either, Grid
 from lowtide.nn.fake import QuantConv2d
 from lowtide.nn.quantizer import Quantizer
@@ -39,7 +40,7 @@ from lowtide.stages.products import Watched, lost, watched
 from lowtide.stages.ranges import FitRanges, Seen, watch
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.rewrite import fold_into_norm, smooth_layer
-from lowtide.stages.tails import power_law_wins
+from lowtide.stages.tails import ALTERNATIVES, power_law_wins
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
@@ -102,6 +103,10 @@ class DAQ:
 
     against: tuple[str, ...] = ("exponential",)
     share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.against if name not in ALTERNATIVES]:
+            raise BadInput(f"found law {unknown[0]!r}", f"some of {', '.join(ALTERNATIVES)}", "name those to compare with")
 
     def run(self, job: Job) -> None:
         if not job.plan.attentions:

@@ -3,7 +3,7 @@
 import io
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -43,6 +43,7 @@ def quantized(result: dict[str, Any]) -> list[str]:
         f"{size(result['float_bytes'])} -> {size(result['on_disk'])} on disk "
         f"({result['on_disk'] / result['float_bytes']:.3f}x), {result['minutes']} minutes, {result['timesteps']} timesteps",
         *seconds,
+        *options(result),
         *against(result),
         *account(result["account"]),
         *temporal(result.get("temporal", {})),
@@ -61,6 +62,16 @@ def temporal(told: dict[str, Any]) -> list[str]:
     if told.get("by_request"):
         lines += [f"temporal features computed once a request, not cached: {told['by_request']}"]
     return lines
+
+
+def options(result: dict[str, Any]) -> list[str]:
+    """What was asked of single stages."""
+    return [f"with {option}" for option in optional(result.get("options", {}))]
+
+
+def optional(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Options of stages as --set takes them."""
+    return [f"{stage}.{name}={value}" for stage, given in stages.items() for name, value in given.items()]
 
 
 def rescheduled(result: dict[str, Any]) -> list[str]:
@@ -104,6 +115,7 @@ def estimated(result: dict[str, Any]) -> list[str]:
     return [
         f"{result['model']} to W{result['weights']}A{result['inputs']} by {result['method']}, before anything runs:",
         *fitting(result),
+        *options(result),
         *rendered(table),
         f"checkpoint: {size(result['size']['total'])}, {result['size']['total'] / result['float_bytes']:.3f} of its "
         f"{size(result['float_bytes'])} in float32",

@@ -4,11 +4,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import UnionType
+from typing import Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -115,6 +116,43 @@ def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
         known = ", ".join(dict.fromkeys(type(stage).__name__ for stage in recipe))
         raise BadInput(f"found no stage {unknown[0]!r}", f"one of {known}", "check --without")
     return tuple(stage for stage in recipe if type(stage).__name__.lower() not in {name.lower() for name in without})
+
+
+def tuned(recipe: Recipe, asked: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """The recipe with these options: fields by the name of a stage, whatever its case; every stage of that name takes them."""
+    known = {type(stage).__name__.lower(): stage for stage in recipe if fields(stage)}
+    for name in asked:
+        if name.lower() not in known:
+            there = "; ".join(f"{type(stage).__name__}: {option_names(stage)}" for stage in known.values())
+            raise BadInput(f"found no stage {name!r} that takes options", f"one of {there}", "check --set and [stages]")
+    given = {name.lower(): options for name, options in asked.items()}
+    return tuple(with_options(stage, given.get(type(stage).__name__.lower(), {})) for stage in recipe)
+
+
+def with_options(stage: Stage, options: Mapping[str, Any]) -> Stage:
+    """The stage with these fields, checked for name and type; lists, which is what TOML has, become tuples."""
+    title, kinds = type(stage).__name__, get_type_hints(type(stage))
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    for name, value in options.items():
+        if name not in kinds:
+            raise BadInput(f"found no option {name!r} of {title}", f"one of {option_names(stage)}", "check the spelling")
+        if not fits(value, kinds[name]):
+            kind = kinds[name] if get_args(kinds[name]) else kinds[name].__name__
+            raise BadInput(f"found {title} {name} {value!r}", f"{kind}, such as {getattr(stage, name)!r}", "give one")
+    return replace(stage, **options)
+
+
+def option_names(stage: Stage) -> str:
+    return ", ".join(each.name for each in fields(stage))
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether the value is of an annotated kind; true and false are no numbers here, whole numbers do for others."""
+    if isinstance(kind, UnionType):
+        return any(fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(fits(each, get_args(kind)[0]) for each in value)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lowtide.formats import SEARCHES
+from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, look, quantizers
@@ -46,6 +46,9 @@ class FitRanges:
     """Run the model with its quantized weights over every collected call and fit every input quantizer."""
 
     search: str = "minmax"
+
+    def __post_init__(self) -> None:
+        check_search(self.search)
 
     def run(self, job: Job) -> None:
         seen = watch(job, keep=self.search != "minmax")

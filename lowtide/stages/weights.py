@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lowtide.formats import SEARCHES
+from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.fake import Fake
 from lowtide.nn.swap import quant_layers
 from lowtide.stages.base import Job
@@ -13,6 +13,9 @@ class FitWeights:
     """One range per output channel (or group), found by `search`."""
 
     search: str = "mse"
+
+    def __post_init__(self) -> None:
+        check_search(self.search)
 
     def run(self, job: Job) -> None:
         layers = [layer for _, layer in quant_layers(job.model) if layer.format is not None]
