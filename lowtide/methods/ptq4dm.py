@@ -42,11 +42,12 @@ class NDTC:
         recorded: dict[int, list[Call]] = {}
         for call in job.calls:
             recorded.setdefault(call.timestep, []).append(call)
-        timesteps, batches = sorted(recorded), len(job.calls) // len(recorded)
+        # A solver may call a timestep twice (Heun, PNDM): one that is called once tells how many batches there are.
+        timesteps, batches = sorted(recorded), min(len(calls) for calls in recorded.values())
         drawn = self.draw(job.settings.kept * batches, len(timesteps), job.generator("NDTC")).tolist()
-        chosen = [(timesteps[t], place % batches) for place, t in enumerate(drawn)]
-        job.calls = [replace(recorded[timestep][batch], kept=True) for timestep, batch in chosen]
-        job.report["ndtc"] = dict(sorted(Counter(timestep for timestep, _ in chosen).items()))
+        chosen = [(place, recorded[timesteps[t]]) for place, t in enumerate(drawn)]
+        job.calls = [replace(calls[place % len(calls)], kept=True) for place, calls in chosen]
+        job.report["ndtc"] = dict(sorted(Counter(call.timestep for call in job.calls).items()))
 
     def draw(self, count: int, steps: int, generator: torch.Generator) -> Tensor:
         """So many t_i, as places on a schedule of `steps` that begins at the image."""

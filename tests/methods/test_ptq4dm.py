@@ -1,11 +1,13 @@
 """PTQ4DM on a random model: its timesteps are drawn around the image's side, 16 bits is the identity, checkpoints load."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import tiny
 import tiny_pipelines
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, HeunDiscreteScheduler
 
 import lowtide
 from lowtide import sample
@@ -42,6 +44,20 @@ def test_only_drawn_calls_serve_each_with_its_own_timestep():
     NDTC().run(job)
     assert len(job.calls) == sum(job.report["ndtc"].values()) == OPTIONS["kept"]
     assert all(recorded[id(call.arguments)] == call.timestep and call.kept for call in job.calls)
+
+
+def test_a_solver_that_calls_some_timesteps_twice():
+    """Heun calls every timestep but the first two times: 17 calls at one, 34 at the others, for 17 batches of 2 images."""
+    pipe = sample.ModulePipeline(tiny.model("unet2d"), HeunDiscreteScheduler(), (3, 8, 8))
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | {"images": 34, "kept": 6}), "ptq4dm")
+    Collect().run(job)
+    counts = Counter(call.timestep for call in job.calls)
+    assert sorted(counts.values()) == [17, 34, 34, 34, 34, 34]
+    NDTC(std=1.0).run(job)
+    assert len(job.calls) == 6 * 17 and set(job.report["ndtc"]) == set(counts)
+    # Of a timestep that is called twice the calls of both kinds serve.
+    most = max(job.report["ndtc"], key=job.report["ndtc"].get)
+    assert len({id(call.arguments["sample"]) for call in job.calls if call.timestep == most}) > 17
 
 
 def test_what_leans_towards_the_image_reads_early_timesteps():
