@@ -15,8 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowtide.errors import BadInput
+
 CORRECTION = "lowtide_correction"
 Levels = tuple[float, float]
+
+
+def check_eta(eta: float | None) -> None:
+    if eta is not None and not 0 <= eta <= 1:
+        raise BadInput(f"found eta {eta}", "0, no noise of the sampler's own, to 1, as much as DDPM adds", "choose one, or none")
 
 
 def levels(scheduler: Any, timestep: int, before: int) -> Levels:

@@ -37,6 +37,7 @@ Change = Annotated[
     list[str], typer.Option("--set", help="Change a setting, iters=500, or a stage's option, omq.plus=true; once for each.")
 ]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; the pipeline's own if not given.")]
+Eta = Annotated[float | None, typer.Option(help="Noise that DDIM adds, 0 to 1; the pipeline's own, 0, if not given.")]
 Method = Annotated[str, typer.Option(help="See `lowtide methods`.")]
 Weights = Annotated[int, typer.Option("-w", "--weights", help="Bits per weight: 1 to 8, 16 or 32 for float.")]
 Inputs = Annotated[int, typer.Option("-a", "--inputs", help="Bits per input: 1 to 8, 16 or 32 for float.")]
@@ -105,6 +106,7 @@ def options(
     prompts: Prompts = None,
     labels: Labels = "",
     guidance: Guidance = None,
+    eta: Eta = None,
     seed: Seed = 0,
     early_stop: EarlyStop = False,
     keep_temporal: KeepTemporal = False,
@@ -170,11 +172,12 @@ def sample(
     prompts: Prompts = None,
     labels: Labels = "",
     guidance: Guidance = None,
+    eta: Eta = None,
     as_json: Json = False,
 ) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
     text = late("report.text")
-    asked = {"prompts": prompts_of(prompts), "labels": numbers(labels), "guidance": guidance}
+    asked = {"prompts": prompts_of(prompts), "labels": numbers(labels), "guidance": guidance, "eta": eta}
     request = late("sample").Request(steps=steps, seeds=numbers(seeds), batch=batch, **asked)
     result = late("run").sample_to_folder(model, out, request, text.track)
     show(result, as_json, [f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"])
@@ -213,6 +216,7 @@ def evaluate(
     prompts: Prompts = None,
     labels: Labels = "",
     guidance: Guidance = None,
+    eta: Eta = None,
     metrics: Metrics = "",
     dataset: Dataset = None,
     min_psnr: MinPsnr = None,
@@ -222,7 +226,7 @@ def evaluate(
 ) -> None:
     """Measure a quantized model against the float model: same seeds, metrics, errors by layer and step, report.html."""
     asked = {"seeds": seeds, "steps": steps, "batch": batch, "prompts": prompts, "labels": labels, "guidance": guidance}
-    asked |= {"min_psnr": min_psnr, "max_lpips": max_lpips, "max_fd_increase": max_fd_increase}
+    asked |= {"eta": eta, "min_psnr": min_psnr, "max_lpips": max_lpips, "max_fd_increase": max_fd_increase}
     asked = evidence_asked(**asked, metrics=metrics, dataset=dataset)
     verdict(late("evidence").evaluate(run, reference=reference, out=out, **asked), as_json)
 
@@ -238,6 +242,7 @@ def compare(
     prompts: Prompts = None,
     labels: Labels = "",
     guidance: Guidance = None,
+    eta: Eta = None,
     metrics: Metrics = "",
     dataset: Dataset = None,
     min_psnr: MinPsnr = None,
@@ -247,7 +252,7 @@ def compare(
 ) -> None:
     """Measure any models side by side, with the same evidence and gates as evaluate."""
     asked = {"seeds": seeds, "steps": steps, "batch": batch, "prompts": prompts, "labels": labels, "guidance": guidance}
-    asked |= {"min_psnr": min_psnr, "max_lpips": max_lpips, "max_fd_increase": max_fd_increase}
+    asked |= {"eta": eta, "min_psnr": min_psnr, "max_lpips": max_lpips, "max_fd_increase": max_fd_increase}
     asked = evidence_asked(**asked, metrics=metrics, dataset=dataset)
     verdict(late("evidence").compare(*models, reference=reference, out=out, **asked), as_json)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from lowtide.absorb import check_eta
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
 
@@ -38,6 +39,7 @@ class Settings:
     keep_temporal: bool = False
     memory: int = 128 << 20
     guidance: float | None = None
+    eta: float | None = None
     size: int | None = None
     prompts: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
@@ -55,6 +57,7 @@ class Settings:
             raise BadInput(f"found drop {self.drop}", "a chance from 0 to 1, such as 0.5", "choose one")
         if self.drop is not None and self.scope == "layer":
             raise BadInput("found drop with scope layer", "blocks, which QDrop is about", "leave one of them away")
+        check_eta(self.eta)
         for name in ("steps", "images", "kept", "iters", "batch"):
             if getattr(self, name) < 1:
                 raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger {name}")

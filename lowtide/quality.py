@@ -148,7 +148,7 @@ def kept(out: str | Path, like: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("prompts", "labels", "guidance", "size") if name in options}
+    return {name: options[name] for name in ("prompts", "labels", "guidance", "eta", "size") if name in options}
 
 
 def measured(source: str, cell: Cell, options: dict[str, Any], request: sample.Request, original: Drawn) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DMode
 from torch import Tensor, nn
 
 from lowtide import zoo
-from lowtide.absorb import absorbing, stepping
+from lowtide.absorb import absorbing, check_eta, stepping
 from lowtide.errors import BadInput
 from lowtide.labelled import LabelledPipeline
 from lowtide.models import ARCHITECTURES
@@ -30,7 +30,10 @@ from lowtide.models import ARCHITECTURES
 
 @dataclass(frozen=True)
 class Request:
-    """Which images: one per seed. Prompts and labels are dealt to images by seed."""
+    """Which images: one per seed. Prompts and labels are dealt to images by seed.
+
+    `eta`: how much noise DDIM adds on the way, from 0 (none) to 1 (as much as DDPM); None is the pipeline's own, which is 0.
+    """
 
     steps: int = 50
     seeds: tuple[int, ...] = (0,)
@@ -39,6 +42,7 @@ class Request:
     guidance: float | None = None
     batch: int = 16
     size: int | None = None
+    eta: float | None = None
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -46,6 +50,7 @@ class Request:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger --{name}")
+        check_eta(self.eta)
 
     def batches(self) -> Iterator["Request"]:
         for start in range(0, len(self.seeds), self.batch):
@@ -165,7 +170,20 @@ def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
     check_steps(pipe.scheduler, request.steps)
     generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
     steps = {"num_inference_steps": request.steps, "generator": generators, "output_type": "np"}
-    return steps | driver(pipe, request)
+    return steps | driver(pipe, request) | noise_asked(pipe, request)
+
+
+def noise_asked(pipe: Any, request: Request) -> dict[str, float]:
+    """eta, of a pipeline that takes it and a scheduler that heeds it: Stable Diffusion would drop it for any but DDIM's."""
+    if request.eta is None:
+        return {}
+    if not all("eta" in signature(each).parameters for each in (pipe.__call__, pipe.scheduler.step)):
+        raise BadInput(
+            f"found eta {request.eta:g} for a {type(pipe).__name__} with a {type(pipe.scheduler).__name__}",
+            "a pipeline and a scheduler that take it, such as DDIM's",
+            "leave --eta away, or change the pipeline's scheduler",
+        )
+    return {"eta": request.eta}
 
 
 def check_model_labels(pipe: Any, request: Request) -> None:

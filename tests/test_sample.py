@@ -129,6 +129,27 @@ def test_a_noisy_scheduler_draws_from_the_images_own_seed(name, tmp_path):
     assert "step" not in vars(pipe.scheduler)
 
 
+ETA = {"ddim": tiny_pipelines.ddim, "ldm": tiny_pipelines.ldm, "sd": tiny_pipelines.stable_diffusion}
+
+
+@pytest.mark.parametrize("name", ETA)
+def test_eta_adds_noise_of_the_images_own_seed(name, tmp_path):
+    pipe, asked = ETA[name](tmp_path), tiny_pipelines.asked(name)
+    together, same = (sample.images(pipe, Request(steps=3, seeds=(5, 6, 7), batch=3, eta=1.0, **asked)) for _ in range(2))
+    alone = sample.images(pipe, Request(steps=3, seeds=(6,), eta=1.0, **asked))
+    assert np.array_equal(together, same) and apart(together[1], alone[0]) < 1e-5
+    calm, default = (sample.images(pipe, Request(steps=3, seeds=(6,), eta=eta, **asked)) for eta in (0.0, None))
+    assert np.array_equal(calm, default) and apart(alone, calm) > 1e-2
+
+
+def test_eta_is_for_ddim(tmp_path):
+    asked = Request(steps=4, prompts=("a",), size=16, eta=0.5)
+    with pytest.raises(BadInput, match=r"found eta 0\.5 for a StableDiffusion3Pipeline with a FlowMatchEuler"):
+        sample.images(tiny_pipelines.sd3(tmp_path), asked)
+    with pytest.raises(BadInput, match=r"found eta 0\.5 for a StableDiffusionPipeline with a PNDMScheduler; expected .* DDIM's"):
+        sample.images(noisy(tiny_pipelines.stable_diffusion(tmp_path), PNDMScheduler), asked)
+
+
 class Plain(torch.nn.Module):
     """A denoiser that is nobody's but its author's."""
 
@@ -200,7 +221,12 @@ def test_bars_are_as_they_were():
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"seeds": ()}, "no seeds"), ({"steps": 0}, "steps 0"), ({"batch": 0}, "batch 0")],
+    [
+        ({"seeds": ()}, "no seeds"),
+        ({"steps": 0}, "steps 0"),
+        ({"batch": 0}, "batch 0"),
+        ({"eta": 1.5}, "eta 1.5; expected 0, .* to 1"),
+    ],
 )
 def test_requests_that_cannot_be(wrong, words):
     with pytest.raises(BadInput, match=words):

@@ -30,13 +30,14 @@ def asked_request(subjects: Sequence[Subject], asked: dict[str, Any]) -> sample.
     """What to draw: as asked, else as the first packed model was calibrated, else 50 steps of seeds 0 to 63."""
     given = {name: value for name, value in asked.items() if value not in (None, ())}
     told = next((subject.record.settings for subject in subjects if subject.record), {})
-    known = {name: told[name] for name in ("steps", "prompts", "labels", "guidance", "size") if told.get(name) not in (None, [])}
+    names = ("steps", "prompts", "labels", "guidance", "eta", "size")
+    known = {name: told[name] for name in names if told.get(name) not in (None, [])}
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     return sample.Request(**{"seeds": tuple(range(64))} | known | given)
 
 
 def request_told(request: sample.Request, scheduler: Any) -> dict[str, Any]:
-    names = ("steps", "batch", "guidance")
+    names = ("steps", "batch", "guidance", "eta")
     lists = {name: list(getattr(request, name)) for name in ("seeds", "prompts", "labels")}
     return lists | {name: getattr(request, name) for name in names} | {"scheduler": type(scheduler).__name__}
 

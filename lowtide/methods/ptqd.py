@@ -11,10 +11,16 @@ of its own can count it as some of that. What is known of D, step by step, trave
     lowest bits with SNR^Q(t) > SNR^F(t)                   class StepAware
     the base: BRECQ                                        Reconstruct(), LearnRanges(temporal=True)
 
+VSC acts where the sampler adds noise (DDIM with `eta`, DDPM) and lowtide runs it: a pipeline that diffusers runs by itself takes
+k_t and bias off and absorbs nothing, unless it is run inside lowtide.absorb.absorbing, because the denoiser that holds sigma_q
+does not know the sampler.
+
 Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture; slope and bias are the same
 for both, while sigma_q of a mixture is larger where branches err apart, so that less is absorbed than might be. StepAware says
 what it would choose and leaves the inputs at their bits: one packed model has one input format for all steps. Attention is
-quantized too, and weights have a range for each output channel (profile `full`). `range_iters` is 100 unless told.
+quantized too, and weights have a range for each output channel (profile `full`). Ranges are learnt as qdiffusion's are: for
+`range_iters` iterations, 100 unless told, with the squared error and Adam's rate at 1e-2 on the logarithm of each scale; the
+paper's base takes 5,000, with p = 2.4 and a rate of 4e-4 that falls along a cosine.
 Departs from the released code: bias is that of D', not of all of D. Dividing by 1 + k_t takes k_t times the mean of eps off
 already; with the bias of D the mean error left is -k_t / (1 + k_t) times the mean of eps, with that of D' it is 0. Sigma_q is
 what no slope of either sign explains. Mu keeps its coefficient; the code computes its direction anew from the smaller sigma.
@@ -147,9 +153,9 @@ class VSC:
 
 
 def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
-    """The share of the sampler's variance that is absorbed, by timestep, where the pipeline's sampler adds any (at eta 0)."""
+    """The share of the sampler's variance that is absorbed, by timestep, where the pipeline's sampler adds any."""
     known = find_clock(job.model).known
-    parts = {timestep: stochastic_part(job.pipe.scheduler, timestep) for timestep in known}
+    parts = {timestep: stochastic_part(job.pipe.scheduler, timestep, job.settings.eta or 0.0) for timestep in known}
     shares = {timestep: 1 - kept_share(*parts[timestep], float(sigma[step])) ** 2 for timestep, step in known.items()}
     return {timestep: round(share, 6) for timestep, share in shares.items() if parts[timestep][0]}
 

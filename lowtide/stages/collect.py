@@ -50,6 +50,7 @@ def calibration_request(job: Job) -> Request:
         prompts=settings.prompts,
         labels=settings.labels,
         guidance=settings.guidance,
+        eta=settings.eta,
         size=settings.size,
         batch=batch,
     )

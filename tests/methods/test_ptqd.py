@@ -138,6 +138,24 @@ def test_a_sampler_without_noise_is_left_alone():
     assert absorb.kept_share(0.0, 1.0, 0.5) == 1
 
 
+def test_ddims_own_noise_absorbs_some_at_eta_1(tmp_path):
+    result = quantized("louder", eta=1.0)
+    told = result.report["ptqd"]["absorbed"]
+    assert len(told) == OPTIONS["steps"] - 1 and all(0 < share <= 1 for share in told.values())  # the last step adds no noise
+    request = sample.Request(steps=4, seeds=(5, 6), batch=2, eta=1.0)
+    ours, correction = sample.images(result.pipe, request), result.model.get_submodule(absorb.CORRECTION)
+    loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
+    assert np.array_equal(sample.images(loaded, request), ours)
+    call = sample.call_arguments(loaded, request)
+    with absorb.absorbing(loaded.scheduler, loaded.unet):
+        assert np.array_equal(loaded(**call).images, ours)
+    plain = loaded(**sample.call_arguments(loaded, request)).images
+    correction.noise.zero_()
+    assert np.array_equal(sample.images(result.pipe, request), plain)  # diffusers alone absorbs nothing
+    assert np.abs(plain - ours).max() > 1e-3
+    assert quantized("louder").report["ptqd"]["absorbed"] == {}
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "sd"])
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
     pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)

@@ -56,6 +56,8 @@ def setting(evidence: Evidence) -> str:
         parts.append(str(request["scheduler"]).removesuffix("Scheduler"))
     if request.get("guidance") is not None:
         parts.append(f"guidance {request['guidance']:g}")
+    if request.get("eta") is not None:
+        parts.append(f"eta {request['eta']:g}")
     return ", ".join([*parts, day(evidence.date)])
 
 
