@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
-from lowtide import recipe, record, run
+from lowtide import recipe, record, run, sample
 from lowtide.errors import BadInput
 from lowtide.methods import recipe_of
 from lowtide.methods.mpq import OMQ, TRD
 from lowtide.methods.tcaq import DAQ, TCR
+from lowtide.models import adapt
 from lowtide.plan import Settings, settings_from
 from lowtide.report.text import quantized
-from lowtide.stages.base import recipe_digest
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Call, Job, recipe_digest
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
@@ -27,6 +30,27 @@ def test_a_recipe_opens_with_its_command_the_papers_number_and_ours(path):
     width = f"w{found.settings['weights']}a{found.settings['inputs']}"
     assert width in path.stem
     assert path.stem.endswith(found.method.replace("_", "-"))
+
+
+TCAQ = [path for path in FILES if path.stem.endswith("tcaq")]
+
+
+@pytest.mark.parametrize("path", TCAQ, ids=lambda path: path.stem)
+def test_where_daq_is_in_the_papers_number_attention_is_quantized(path):
+    """Profile paper leaves attention in float, and DAQ with nothing to choose."""
+    found = recipe.read(path)
+    pipe, settings = sample.as_pipeline(tiny.model("unet2d")), settings_from(found.options)
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, found.method)
+    job.calls = [Call(500, {"timestep": torch.tensor([500])}, True)]
+    Assign(per_step=True).run(job)
+    assert {part.input.bits for parts in job.plan.attentions.values() for part in parts.values()} == {settings.inputs}
+    assert DAQ() in recipe_of(found.method, settings, found.without)
+
+
+def test_eta_is_that_of_the_row():
+    noisy = {path.stem for path in FILES if recipe.read(path).settings.get("eta") == 1}
+    assert noisy == {path.stem for path in FILES if path.stem.startswith(("bedrooms", "ffhq"))}
+    assert not any("eta 0" in path.read_text() for path in FILES if path.stem in noisy)
 
 
 def test_every_family_of_the_papers_has_one():

@@ -110,6 +110,8 @@ class DAQ:
 
     def run(self, job: Job) -> None:
         if not job.plan.attentions:
+            job.report["daq"] = {}
+            job.console.print("DAQ chose nothing: no attention is quantized (profile full does, with inputs of at most 8 bits)")
             return
         seen = watch(job, keep=True)
         told = {name: self.choose(job, name, seen[f"{name}.processor.softmax"]) for name in job.plan.attentions}

@@ -1,8 +1,11 @@
 """TCAQ-DM's own claims: TCR flattens inputs and keeps the float answer, DAQ follows the tail, PAR learns on its own path."""
 
+import io
+
 import pytest
 import tiny
 import torch
+from rich.console import Console
 
 import lowtide
 from lowtide import sample
@@ -125,6 +128,14 @@ def test_daq_chooses_by_the_tail():
     assert job.plan.attentions[name]["softmax"].input == Either(4)
     share = job.report["daq"][name]
     assert quantizer.clock.zero[quantizer.row].float().mean() == pytest.approx(share)
+
+
+def test_daq_says_that_there_is_nothing_to_choose():
+    job = started(tiny.model("unet2d"), inputs=4, profile="paper")
+    job.console = Console(file=io.StringIO(), width=200)
+    DAQ().run(job)
+    assert job.report["daq"] == {}
+    assert "no attention is quantized (profile full" in job.console.file.getvalue()
 
 
 def test_the_quantized_path_is_not_the_float_one_and_rounding_starts_warm(monkeypatch):
