@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from lowtide import run, sample
-from lowtide.methods import ptqd, tcaq
+from lowtide.methods import METHODS, ptqd, tcaq
 from lowtide.methods.mpq import OMQ, kurtosis
 from lowtide.methods.ptq4dm import NDTC
 from lowtide.models import adapt
@@ -30,6 +30,7 @@ from lowtide.stages.tails import power_law_wins
 from lowtide.stages.weights import FitWeights
 
 MODEL = "zoo:digits"
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 LAYER = "up_blocks.2.resnets.0.conv1"
 SMALL = {"steps": 20, "images": 4, "kept": 20, "iters": 100, "batch": 16}
 
@@ -301,6 +302,39 @@ def learnt_scales(path: Path) -> None:
     figure.savefig(path)
 
 
+def every_method(path: Path) -> None:
+    """PSNR and step error of each method at each width, as docs/results.md has them; `best` marked."""
+    cells = [line.split("|")[1:-1] for line in section(RESULTS.read_text(), MODEL) if line.startswith("| W")]
+    found = {(bits.strip(), name.strip()): (mean(psnr), mean(step)) for bits, name, _, psnr, _, step, *_ in cells}
+    widths, names = (list(dict.fromkeys(key[place] for key in found if key[1] in METHODS)) for place in (0, 1))
+    figure, axes = sheet(2, 4.9)
+    for column, (each, words) in enumerate(
+        zip(axes, ("PSNR to the float model's samples, dB", "error of single answers"), strict=True)
+    ):
+        for name in sorted(names, key="best".__eq__):
+            points = [(place, found[width, name][column]) for place, width in enumerate(widths) if (width, name) in found]
+            colour = INK if name == "minmax" else ACCENT if name == "best" else FAINT
+            each.plot(*zip(*points, strict=True), "o", color=colour, markersize=7 if name == "best" else 5, label=name)
+        each.set_xticks(range(len(widths)), widths)
+        title(each, words, "", "")
+    axes[1].set_yscale("log")
+    axes[1].set_yticks((0.01, 0.02, 0.05, 0.1, 0.2), ("1 %", "2 %", "5 %", "10 %", "20 %"))
+    axes[1].yaxis.set_minor_formatter(NullFormatter())
+    marks = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    shown = {"best": "best", "minmax": "minmax", "tfmq": "the eight papers' methods"}
+    axes[0].legend([marks[name] for name in shown], shown.values(), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def section(page: str, model: str) -> list[str]:
+    return page.partition(f"## {model}\n")[2].partition("\n## ")[0].splitlines()
+
+
+def mean(text: str) -> float:
+    """'36.15 ± 0.67' -> 36.15."""
+    return float(text.split("±")[0])
+
+
 FIGURES = {
     "temporal-mismatch": temporal_mismatch,
     "channel-ranges": channel_ranges,
@@ -310,6 +344,7 @@ FIGURES = {
     "drawn-timesteps": drawn_timesteps,
     "quantization-noise": quantization_noise,
     "learnt-scales": learnt_scales,
+    "every-method": every_method,
 }
 
 
