@@ -4,7 +4,7 @@
     heavy channels, once the bits are few    OMQ          of MPQ-DM in its place: of linear layers too, and bits per channel
     the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
     the rest of the weights                  Reconstruct, block by block
-    inputs of fewer than 8 bits              DAQ of TCAQ-DM, and ranges learnt block by block (LSQ)
+    inputs of fewer than 8 bits              ranges learnt block by block (LSQ); of 4 bits DAQ of TCAQ-DM too
     weights of 3 bits, inputs of 4, or fewer Distill of EfficientDM, from what the blocks have learnt
     what every image's answer has in common  Bias of PTQD: the mean error of each step and channel, taken off
 
@@ -28,7 +28,7 @@ from lowtide.stages.weights import FitWeights
 
 FEW = 3  # weights of so few bits gain from OMQ, and from a lesson of the whole network after that of each block
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
-TIGHT = 4  # inputs of so few bits gain from both too, and from ranges that give up their ends
+TIGHT = 4  # inputs of so few bits gain from both too, from ranges that give up their ends, and from log2 for some softmax
 
 
 def recipe(settings: Settings) -> Recipe:
@@ -36,6 +36,6 @@ def recipe(settings: Settings) -> Recipe:
     few = settings.weights <= FEW or tight
     start = (Collect(), Assign(per_step=True), OMQ() if few else TCR(), FitWeights("mse"), TIAR(), Maintain())
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
-    adaptive = (DAQ(),) if narrow else ()
+    adaptive = (DAQ(),) if tight else ()
     taught = (Distill(),) if few else ()
     return (*start, Reconstruct(), FitRanges("mse" if tight else "minmax"), *adaptive, *learnt, *taught, Bias(), Pack())
