@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 LOW, HIGH = -0.1, 1.1
 WIDTH = HIGH - LOW
-SURE = 0.9  # where a decision made before starts: clear, and close enough to be revised
 
 
 class AdaRound(nn.Module):
@@ -22,13 +21,16 @@ class AdaRound(nn.Module):
     def __init__(self, position: Tensor, decode: Callable[[Tensor], Tensor], up: Tensor | None = None):
         """`position`: each weight in units of its step; soft() starts at its fraction, so nothing moves at first.
 
-        `decode` makes weights of codes. With `up`, decisions made before, soft() starts near those: a warm start.
+        `decode` makes weights of codes. With `up`, decisions made before, soft() starts half-way from there to these: a warm
+        start, on the side that was chosen and near enough to the other to change it.
         """
         super().__init__()
         self.floor = position.floor()
         self.below = decode(self.floor)
         self.step = decode(self.floor + 1) - self.below
-        start = position - self.floor if up is None else SURE * up + (1 - SURE) * ~up
+        start = position - self.floor
+        if up is not None:
+            start = (start + up) / 2
         inside = (start - LOW) / WIDTH
         self.alpha = nn.Parameter(torch.log(inside / (1 - inside)))
 

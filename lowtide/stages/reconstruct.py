@@ -127,7 +127,7 @@ class Learner:
             with low_products(device, low):
                 distance = loss(generator, *drop)
             total = distance
-            if self.warm or step >= WARM_UP * iters:
+            if step >= WARM_UP * iters:
                 b = sharpness(step / iters, self.warm)
                 total = distance + PENALTY * sum(rounding.penalty(b) for rounding in roundings)
             optimizer.zero_grad()
