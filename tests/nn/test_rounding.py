@@ -58,3 +58,11 @@ def test_it_starts_where_the_weights_are() -> None:
     position = 15 * torch.rand(8, 16, generator=torch.Generator().manual_seed(2))
     rounding = AdaRound(position, lambda codes: 0.5 * codes)
     assert away(rounding.values(), 0.5 * position) < 1e-5
+
+
+def test_a_warm_start_is_on_the_chosen_side_and_half_way_to_it() -> None:
+    position = 15 * torch.rand(8, 16, generator=torch.Generator().manual_seed(2))
+    up = torch.rand(8, 16, generator=torch.Generator().manual_seed(3)) > 0.5
+    rounding = AdaRound(position, lambda codes: 0.5 * codes, up)
+    assert torch.equal(rounding.hard(), up)
+    assert away(rounding.values(), 0.25 * (position + position.floor() + up)) < 1e-5
