@@ -17,7 +17,7 @@ channel would blow up every other. R, which the paper sets by hand, is the one t
 calmer input makes a wider weight, and at few weight bits that costs more than it gains. r folds into a norm in front of the
 convolution where that is exact (no SiLU in between) and is a table of the layer elsewhere. The likelihood ratio is taken
 against the exponential on the upper half of the values; `against` adds the log-normal. K is 2, iterations halve each round,
-and rounding starts warm, from the decisions of the round before.
+and rounding starts warm, from the decisions of the round before. Only roundings are learnt on the quantized path, not ranges.
 """
 
 from dataclasses import dataclass, replace
@@ -138,15 +138,20 @@ def softmax_grid(quantizer: Quantizer, seen: Seen, log2: Tensor) -> Grid:
 
 @dataclass(frozen=True)
 class PAR:
-    """Progressively aligned reconstruction: K rounds on the quantized model's own trajectory, float answers on the same x_t."""
+    """Progressively aligned reconstruction: K rounds on the quantized model's own trajectory, float answers on the same x_t.
+
+    What ranges are fitted to stays the float model's trajectory: on the wider one of a model that drifts they are coarser.
+    """
 
     rounds: int = 2
 
     def run(self, job: Job) -> None:
+        float_calls = job.calls
         for k in range(1, self.rounds + 1):
             look(job.model, True, True)
             job.calls = sampled_calls(job)
             Reconstruct(round=k).run(job)
+        job.calls = float_calls
 
 
 def recipe(settings: Settings) -> Recipe:

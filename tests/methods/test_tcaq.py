@@ -11,7 +11,7 @@ import lowtide
 from lowtide import sample
 from lowtide.formats import Either
 from lowtide.methods import METHODS, tcaq
-from lowtide.methods.tcaq import DAQ, TCR
+from lowtide.methods.tcaq import DAQ, PAR, TCR
 from lowtide.models import adapt
 from lowtide.nn.swap import look, quant_layers
 from lowtide.plan import Settings
@@ -146,6 +146,14 @@ def test_the_quantized_path_is_not_the_float_one_and_rounding_starts_warm(monkey
     for name, (before, after) in report["losses"].items():
         if name.startswith("Reconstruct1 "):
             assert before < 3 * report["losses"]["Reconstruct " + name.split(" ", 1)[1]][0], after
+
+
+def test_ranges_are_fitted_to_the_float_path_after_the_rounds():
+    job = started(tiny.model("unet2d"))
+    run_recipe((FitWeights("mse"), FitRanges("minmax")), job)
+    before = job.calls
+    PAR(rounds=1).run(job)
+    assert job.calls is before
 
 
 def test_later_rounds_change_what_the_first_decided():
