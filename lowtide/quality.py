@@ -1,13 +1,14 @@
 """Every method at every width on one model, from the same calibration data and seeds: `lowtide bench quality MODEL`.
 
-Each cell (method, bits, seed) is a small JSON file in the run folder, so that a killed bench goes on where it stopped; the
-table is drawn from the cells alone.
+Each cell (method, bits, seed) is a line of its model's ledger, so that a killed bench goes on where it stopped, and benches may
+write side by side; the table is drawn from the ledger alone. A cell knows which code made it, and the table says so.
 """
 
 import json
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from lowtide.methods import METHODS, recipe_of
 from lowtide.metrics import psnr
 from lowtide.plan import FORMAT_VERSION, settings_from
 from lowtide.report import text
+from lowtide.stages.base import source as code
 
 WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
 
@@ -41,8 +43,8 @@ class Cell:
         return self.method + "".join(f" -{name}" for name in self.without)
 
     @property
-    def name(self) -> str:
-        return f"{self.title.replace(' ', '')}-{self.width}-{self.seed}"
+    def key(self) -> tuple[str, str, int]:
+        return self.title, self.width, self.seed
 
     def bits(self) -> dict[str, int]:
         """W4A8 -> weights 4, inputs 8."""
@@ -110,41 +112,58 @@ def quality(
     """Make and measure every cell that is not there yet; hand back all of them."""
     for cell in cells:
         recipe_of(cell.method, settings_from(options | cell.bits()), cell.without)
-    out = home(out, source)
-    out.mkdir(parents=True, exist_ok=True)
     request = sample.Request(steps=options.get("steps", 50), seeds=tuple(range(images)), batch=images, **asked(options))
     pipe = sample.load_pipeline(source)
     weights = run.fingerprint(sample.denoiser(pipe))
     conditions = {"model": source, "weights": weights, "images": images, "options": plain(options), "format": FORMAT_VERSION}
-    original: Drawn | None = None
+    done, original = {key(cell): cell for cell in kept(out, conditions)}, None
     for cell in text.track(cells, len(cells), "methods x bits"):
-        path = out / f"{cell.name}.json"
-        if not (path.exists() and alike(json.loads(path.read_text()), conditions)):
+        if cell.key not in done:
             original = original or draw(pipe, request)
-            path.write_text(json.dumps(measured(source, cell, options, request, original) | conditions, indent=1))
-    return [json.loads((out / f"{cell.name}.json").read_text()) for cell in cells]
+            done[cell.key] = measured(source, cell, options, request, original) | conditions | {"code": code()[:12]}
+            note(out, done[cell.key])
+    return [done[cell.key] for cell in cells]
 
 
-def home(out: str | Path, source: str) -> Path:
-    """Each model's cells have a folder of their own."""
-    return Path(out) / re.sub(r"[^\w.-]+", "-", source)
+def ledger(out: str | Path, source: str) -> Path:
+    """Each model has its own."""
+    return Path(out) / (re.sub(r"[^\w.-]+", "-", source) + ".jsonl")
+
+
+def note(out: str | Path, cell: dict[str, Any]) -> None:
+    """One write in one piece, on a line of its own even if another bench was killed in the middle of one."""
+    path = ledger(out, cell["model"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as file:
+        file.write("\n" * torn + json.dumps(cell) + "\n")
+
+
+def kept(out: str | Path, like: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every finished cell made under the same conditions as this one, its newest line each, in the order of the widths."""
+    conditions = {name: like[name] for name in ("model", "weights", "images", "options", "format")}
+    path = ledger(out, like["model"])
+    cells = [read(line) for line in path.read_text().splitlines()] if path.exists() else []
+    newest = {key(cell): cell for cell in cells if alike(cell, conditions)}
+    place = {width: number for number, width in enumerate(WIDTHS)}
+    return sorted(newest.values(), key=lambda cell: place.get(cell["width"], len(place)))
+
+
+def read(line: str) -> dict[str, Any]:
+    """A line that a kill tore says nothing."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+
+
+def key(cell: dict[str, Any]) -> tuple[str, str, int]:
+    return cell["method"], cell["width"], cell["seed"]
 
 
 def alike(cell: dict[str, Any], conditions: dict[str, Any]) -> bool:
     """A cell of other weights, settings or file format says nothing here."""
     return all(cell.get(name) == value for name, value in conditions.items())
-
-
-def kept(out: str | Path, like: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every finished cell that was made under the same conditions as this one, in the order of the widths."""
-    conditions = {name: like[name] for name in ("model", "weights", "images", "options", "format")}
-    found = [
-        cell
-        for path in sorted(home(out, like["model"]).glob("*.json"))
-        if alike(cell := json.loads(path.read_text()), conditions)
-    ]
-    place = {width: number for number, width in enumerate(WIDTHS)}
-    return sorted(found, key=lambda cell: place.get(cell["width"], len(place)))
 
 
 def asked(options: dict[str, Any]) -> dict[str, Any]:
@@ -220,9 +239,15 @@ def section(cells: Sequence[dict[str, Any]]) -> str:
     """What one model's cells were made with, and their table."""
     first = cells[0]
     settings = ", ".join(f"{name} {counted(value)}" for name, value in first["options"].items())
-    made = f"{first['images']} images; settings: {settings or 'the defaults'}; float weights {first['weights'][:12]}."
+    made = f"{first['images']} images; settings: {settings or 'the defaults'}; float weights {first['weights'][:12]}"
     lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows(cells))]
-    return "\n".join([f"## {first['model']}", "", made, "", *lines]) + "\n"
+    return "\n".join([f"## {first['model']}", "", f"{made}; {codes(cells)}.", "", *lines]) + "\n"
+
+
+def codes(cells: Sequence[dict[str, Any]]) -> str:
+    """Which code made them: rows of different code are not from the same bench, even where nothing that matters changed."""
+    made = Counter(cell["code"] for cell in cells)
+    return "code " + ", ".join(made) if len(made) == 1 else "code " + ", ".join(f"{name} ({n} cells)" for name, n in made.items())
 
 
 def counted(value: Any) -> str:

@@ -17,7 +17,7 @@ def model(monkeypatch):
 
 def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     cells = quality.grid("minmax,tfmq-tiar", "W8A8,W3A6", (0, 1))
-    assert [cell.name for cell in cells[:3]] == ["minmax-W8A8-0", "minmax-W8A8-1", "tfmq-tiar-W8A8-0"]
+    assert [cell.key for cell in cells[1:3]] == [("minmax", "W8A8", 1), ("tfmq -tiar", "W8A8", 0)]
     found = quality.quality("tiny", tmp_path, cells, OPTIONS, images=4)
     assert len(found) == 8
     by_width = {width: [one["psnr"] for one in found if one["width"] == width] for width in ("W8A8", "W3A6")}
@@ -36,9 +36,13 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     assert len(quality.kept(tmp_path, found[0])) == 8
     with pytest.raises(AssertionError, match="measured again"):
         quality.quality("tiny", tmp_path, cells, OPTIONS | {"iters": 3}, images=4)
-    (tmp_path / "tiny" / "minmax-W8A8-0.json").unlink()
+    ledger = tmp_path / "tiny.jsonl"
+    whole = ledger.read_text()
+    ledger.write_text(whole[: len(whole) // 2])
     with pytest.raises(AssertionError, match="measured again"):
         quality.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+    quality.note(tmp_path, found[-1])
+    assert found[-1] in quality.kept(tmp_path, found[0]), "a line written after a torn one was lost"
 
 
 def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
@@ -72,14 +76,26 @@ def test_the_table_sorts_by_quality_and_states_the_spread():
 
 
 def test_the_page_keeps_a_section_for_each_model():
-    made = {"options": {"iters": 5, "labels": [0, 1]}, "images": 4, "weights": "abc", "width": "W4A8", "seed": 0}
+    made = {"options": {"iters": 5, "labels": [0, 1]}, "images": 4, "weights": "abc", "width": "W4A8", "seed": 0, "code": "c0de"}
     figures = {"psnr": 25.0, "trajectory_error": 0.1, "step_error": 0.3, "bytes": 2000, "minutes": 1.0}
     first, other = ([made | figures | {"method": name, "model": model}] for name, model in (("a", "zoo:one"), ("b", "zoo:two")))
     both = quality.page(other, quality.page(first))
     assert "settings: iters 5, labels (2 of them)" in both
     assert both.index("| W4A8 | a |") < both.index("| W4A8 | b |")
+    assert "float weights abc; code c0de." in both
     better = quality.page([first[0] | {"psnr": 26.0}], both)
     assert better == both.replace("25.00", "26.00", 1)
+
+
+def test_a_table_of_two_codes_says_so(tmp_path):
+    """A cell that is made again replaces the older one; the others keep the code that made them."""
+    shared = {"model": "m", "options": {}, "images": 4, "weights": "abc", "format": 2, "width": "W4A8", "seed": 0}
+    figures = {"psnr": 25.0, "trajectory_error": 0.1, "step_error": 0.3, "bytes": 2000, "minutes": 1.0}
+    for method, code in (("a", "old"), ("b", "old"), ("a", "new")):
+        quality.note(tmp_path, shared | figures | {"method": method, "code": code})
+    cells = quality.kept(tmp_path, shared)
+    assert {cell["method"]: cell["code"] for cell in cells} == {"a": "new", "b": "old"}
+    assert "code new (1 cells), old (1 cells)." in quality.section(cells)
 
 
 @pytest.mark.parametrize("asked", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])

@@ -11,8 +11,8 @@ quantized block (TFMQ's maintenance, TM) happens to disturb a feature less than 
     Disturbance-aware selection       tau_{t,i} = L(TM) / L(CM);  tau < 1: TM, else CM      (class Maintain)
 
 A block whose features are all cached leaves the checkpoint, its float layers (profile `paper`) too. One that answers at any
-step stays, and its caches come on top: in docs/results.md the checkpoint is smaller than tfmq's at W4A8, W3A6 and W2A6, larger at
-W8A8, W6A6, W4A4 and W2A4. The report says what the block took and takes now, and which share of (t, i) was cached.
+step stays, and its caches come on top, so that the checkpoint can come out smaller than tfmq's or larger. The report says what
+the block took and takes now, and which share of (t, i) was cached.
 
 Departs from the paper: its text is not public beyond a figure, so the cache takes the bits of the inputs (8 where they stay
 in float would lose something: there it is float32), and a feature that the network cuts into scale and shift (or six parts)

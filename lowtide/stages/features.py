@@ -52,7 +52,9 @@ class JobFeatures:
 
 def rows_of(job: Job, unit: Unit) -> Rows:
     """What the unit is run on: the clock's steps if it reads t alone, else (timestep, condition) pairs."""
-    return step_rows(job) if unit.reads == ("timestep",) else distinct_rows(job.calls, unit.reads)
+    if unit.reads == ("timestep",):
+        return step_rows(job)
+    return bounded(distinct_rows(job.calls, unit.reads), job.generator("features", unit.name))
 
 
 def step_rows(job: Job) -> Rows:
@@ -65,14 +67,21 @@ def step_rows(job: Job) -> Rows:
 
 
 def distinct_rows(calls: Sequence[Call], reads: Sequence[str]) -> Rows:
-    """Every different set of values that the unit reads, up to a bound."""
+    """Every different set of values that the unit reads."""
     rows: dict[tuple, dict[str, Tensor]] = {}
     for call in calls:
         given = flat_inputs(call.arguments)
         for sample in range(len(given["timestep"])):
             row = {name: given[name][sample] for name in reads}
             rows.setdefault(tuple(tuple(value.flatten().tolist()) for value in row.values()), row)
-    return list(rows.values())[:: max(1, -(-len(rows) // MOST_ROWS))]
+    return list(rows.values())
+
+
+def bounded(rows: Rows, generator: torch.Generator) -> Rows:
+    """As many as are run at once, in their order: drawn, for every n-th would be one and the same condition at each step."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return [rows[place] for place in torch.randperm(len(rows), generator=generator)[:MOST_ROWS].sort().values.tolist()]
 
 
 @torch.no_grad()

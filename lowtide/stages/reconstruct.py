@@ -197,10 +197,11 @@ class RangeLearner:
             optimizer.zero_grad()
             loss(generator).backward()
             optimizer.step()
+        seen = self.seen_steps()
         for quantizer, old in zip(self.quantizers, before, strict=True):
             quantizer.finish_learning()
             if quantizer.per_step:
-                quantizer.scale.copy_(carried(old, quantizer.scale, self.seen_steps()))
+                quantizer.scale.copy_(carried(old, quantizer.scale, seen))
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, min(start, after)]
         if after > start:
