@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from lowtide.absorb import check_eta
+from lowtide.checks import Count, NotNegative, Share, Within, check, listed
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
 
@@ -25,44 +26,38 @@ class Settings:
 
     weights: int = 4
     inputs: int = 8
-    steps: int = 50
+    steps: Count = 50
     profile: str = "full"
-    group: int | None = None
-    images: int = 32
-    kept: int = 25
-    iters: int = 1000
-    batch: int = 16
+    group: Count | None = None
+    images: Count = 32
+    kept: Count = 25
+    iters: Count = 1000
+    batch: Count = 16
     scope: str = "block"
-    drop: float | None = None
-    range_iters: int = 0
+    drop: Share | None = None
+    range_iters: Annotated[int, Within(0)] = 0
     early_stop: bool = False
     keep_temporal: bool = False
-    memory: int = 128 << 20
-    guidance: float | None = None
+    memory: Count = 128 << 20
+    guidance: NotNegative | None = None
     eta: float | None = None
-    size: int | None = None
+    size: Count | None = None
     prompts: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
     seed: int = 0
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check(Settings, vars(self))
         check_bits(self.weights, "weights")
         check_bits(self.inputs, "inputs")
         if self.profile not in PROFILES:
             raise BadInput(f"found profile {self.profile!r}", " or ".join(PROFILES), "choose one")
         if self.scope not in SCOPES:
             raise BadInput(f"found scope {self.scope!r}", " or ".join(SCOPES), "choose one")
-        if self.drop is not None and not 0 <= self.drop <= 1:
-            raise BadInput(f"found drop {self.drop}", "a chance from 0 to 1, such as 0.5", "choose one")
         if self.drop is not None and self.scope == "layer":
             raise BadInput("found drop with scope layer", "blocks, which QDrop is about", "leave one of them away")
         check_eta(self.eta)
-        for name in ("steps", "images", "kept", "iters", "batch"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"found {name} {getattr(self, name)}", "at least 1", f"give a larger {name}")
-        if not isinstance(self.stages, Mapping) or not all(isinstance(options, Mapping) for options in self.stages.values()):
-            raise BadInput(f"found stages {self.stages!r}", "options by stage, such as {'omq': {'plus': True}}", "mend it")
 
 
 def settings_from(options: dict[str, object]) -> Settings:
@@ -70,7 +65,7 @@ def settings_from(options: dict[str, object]) -> Settings:
     names = [known.name for known in fields(Settings)]
     if unknown := sorted(set(options) - set(names)):
         raise BadInput(f"found setting {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling")
-    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    return Settings(**{name: listed(value) for name, value in options.items()})
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_options_of_stages(lowtide, tmp_path: Path) -> None:
     assert found["options"] == {"omq": {"plus": True}}
     for command in (("quantize", "--out", tmp_path / "out"), ("plan",)):
         ended = lowtide(command[0], tmp_path / "model", *command[1:], "--method", "mpq", "--set", "omq.plus=yes")
-        assert_one_sentence(ended, "OMQ plus 'yes'", "bool")
+        assert_one_sentence(ended, "OMQ plus 'yes'", "true or false")
     asked = ("--methods", "mpq,tfmq", "--set", "omq.plus=true", "--out", tmp_path / "cells")
     assert_one_sentence(lowtide("bench", "quality", tmp_path / "model", *asked), "no stage 'omq'", "TIAR: times")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

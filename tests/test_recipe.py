@@ -104,11 +104,14 @@ MIXED = 'model = "x"\nmethod = "mpq"\n'
             "found no stage 'omega' that takes options; expected one of Assign: per_step; OMQ: search",
         ),
         ("[stages.omq]\nmore = true", "found no option 'more' of OMQ; expected one of search, plus, smooth"),
-        ("[stages.omq]\nplus = 1", "found OMQ plus 1; expected bool, such as False"),
-        ("[stages.TRD]\nweight = true", "found TRD weight True; expected float, such as 10.0"),
+        ("[stages.omq]\nplus = 1", "found OMQ plus 1; expected true or false"),
+        ("[stages.TRD]\nweight = true", "found TRD weight True; expected a number at least 0"),
+        ("[stages.TRD]\nweight = -1", "found TRD weight -1; expected a number at least 0"),
+        ("[stages.distill]\nrank = 0", "found Distill rank 0; expected a whole number at least 1"),
+        ("[settings]\niters = 'abc'", "found iters 'abc'; expected a whole number at least 1"),
         ('[stages.omq]\nsearch = "slow"', "found search 'slow'; expected full or fast"),
         ('[stages.fitweights]\nsearch = "best"', "found search 'best'; expected minmax or mse or percentile"),
-        ("[stages]\nomq = true", "found stages {'omq': True}; expected options by stage"),
+        ("[stages]\nomq = true", "found stages {'omq': True}; expected options by name"),
         ("[settings]\nstages = 3", "found stages 3"),
     ],
 )
@@ -136,7 +139,7 @@ def test_lists_of_a_file_are_tuples_of_a_stage_and_every_stage_of_a_name_takes_t
     asked = {"daq": {"against": ["exponential", "log_normal"]}, "tcr": {"most": 4}}
     stages = recipe_of("tcaq", Settings(stages=asked))
     assert stages.count(DAQ(against=("exponential", "log_normal"))) == 2 and TCR(most=4) in stages
-    with pytest.raises(BadInput, match=r"found DAQ against 'exponential'; expected tuple\[str, ...\], such as"):
+    with pytest.raises(BadInput, match=r"found DAQ against 'exponential'; expected a list, each a text"):
         recipe_of("tcaq", Settings(stages={"daq": {"against": "exponential"}}))
     with pytest.raises(BadInput, match="found law 'normal'; expected some of exponential, log_normal"):
         recipe_of("tcaq", Settings(stages={"daq": {"against": ["normal"]}}))

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowtide.checks import NotNegative, Positive
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Mixed
 from lowtide.nn.fake import Fake
@@ -134,8 +135,8 @@ def best_groups(lost: Tensor, order: Tensor, most: int) -> int:
 class TRD:
     """Time-smoothed relation distillation: announce the relation loss to the distillation that follows."""
 
-    weight: float = 10.0
-    temperature: float = 1.0
+    weight: NotNegative = 10.0
+    temperature: Positive = 1.0
 
     def run(self, job: Job) -> None:
         job.terms.append(self.loss)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lowtide.checks import Positive
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe
@@ -36,7 +37,7 @@ class NDTC:
     """Normally distributed time calibration: from here on, only recorded calls at drawn timesteps serve."""
 
     mean: float = 0.4
-    std: float = 0.5
+    std: Positive = 0.5
 
     def run(self, job: Job) -> None:
         recorded: dict[int, list[Call]] = {}

@@ -27,12 +27,13 @@ what no slope of either sign explains. Mu keeps its coefficient; the code comput
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from lowtide.absorb import kept_share, signal_to_noise, stochastic_part
+from lowtide.checks import Within
 from lowtide.formats import Affine
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
 from lowtide.nn.swap import find_clock, look, quantizers
@@ -164,7 +165,7 @@ def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
 class StepAware:
     """Step-aware precision: for each step the lowest of the candidates' bits for inputs that keeps SNR^Q above SNR^F."""
 
-    candidates: tuple[int, ...] = (4, 6, 8)
+    candidates: tuple[Annotated[int, Within(2, 8)], ...] = (4, 6, 8)
 
     def run(self, job: Job) -> None:
         most, forward = job.settings.inputs, self.forward(job)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowtide.checks import Count, Positive, Share
 from lowtide.errors import BadInput
 from lowtide.formats import Either, Grid
 from lowtide.nn.fake import QuantConv2d
@@ -52,9 +53,9 @@ ROWS = 512
 class TCR:
     """Timestep-channel reparameterization of every convolution's input; `most` is R, and None lets each layer choose it."""
 
-    most: float | None = None
-    lowest: float = 0.05
-    groups: int | None = None
+    most: Positive | None = None
+    lowest: Share = 0.05
+    groups: Count | None = None
 
     def run(self, job: Job) -> None:
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
@@ -86,7 +87,7 @@ def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
     return found
 
 
-def grouped(peaks: Tensor, groups: int | None) -> Tensor:
+def grouped(peaks: Tensor, groups: Count | None) -> Tensor:
     """The peaks of consecutive timesteps as one, so that `groups` remain."""
     return peaks if groups is None else torch.stack([part.amax(0) for part in peaks.tensor_split(min(groups, len(peaks)))])
 
@@ -102,7 +103,7 @@ class DAQ:
     """Dynamically adaptive quantizer: log2 where a softmax falls off like a power law at that step, uniform elsewhere."""
 
     against: tuple[str, ...] = ("exponential",)
-    share: float = 0.5
+    share: Share = 0.5
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.against if name not in ALTERNATIVES]:
@@ -143,7 +144,7 @@ class PAR:
     What ranges are fitted to stays the float model's trajectory: on the wider one of a model that drifts they are coarser.
     """
 
-    rounds: int = 2
+    rounds: Count = 2
 
     def run(self, job: Job) -> None:
         float_calls = job.calls

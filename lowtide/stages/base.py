@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lowtide.checks import check, listed
 from lowtide.errors import BadInput
 from lowtide.models import Adapter
 from lowtide.models.trace import mapped
@@ -130,29 +130,17 @@ def tuned(recipe: Recipe, asked: Mapping[str, Mapping[str, Any]]) -> Recipe:
 
 
 def with_options(stage: Stage, options: Mapping[str, Any]) -> Stage:
-    """The stage with these fields, checked for name and type; lists, which is what TOML has, become tuples."""
-    title, kinds = type(stage).__name__, get_type_hints(type(stage))
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    for name, value in options.items():
-        if name not in kinds:
-            raise BadInput(f"found no option {name!r} of {title}", f"one of {option_names(stage)}", "check the spelling")
-        if not fits(value, kinds[name]):
-            kind = kinds[name] if get_args(kinds[name]) else kinds[name].__name__
-            raise BadInput(f"found {title} {name} {value!r}", f"{kind}, such as {getattr(stage, name)!r}", "give one")
-    return replace(stage, **options)
+    """The stage with these fields, checked for name, kind and bounds."""
+    title, known = type(stage).__name__, {each.name for each in fields(stage)}
+    if unknown := [name for name in options if name not in known]:
+        raise BadInput(f"found no option {unknown[0]!r} of {title}", f"one of {option_names(stage)}", "check the spelling")
+    given = {name: listed(value) for name, value in options.items()}
+    check(type(stage), given, f"{title} ")
+    return replace(stage, **given)
 
 
 def option_names(stage: Stage) -> str:
     return ", ".join(each.name for each in fields(stage))
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether the value is of an annotated kind; true and false are no numbers here, whole numbers do for others."""
-    if isinstance(kind, UnionType):
-        return any(fits(value, each) for each in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(fits(each, get_args(kind)[0]) for each in value)
-    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowtide.checks import Count, NotNegative
 from lowtide.formats import Affine
 from lowtide.nn.fake import Fake
 from lowtide.nn.quantizer import Quantizer
@@ -31,11 +32,11 @@ class Distill:
     gradient is scaled, so the scale has to be in the rate. A scale's rate is the share of itself that it moves in a step.
     """
 
-    rank: int = 32
+    rank: Count = 32
     ranges: bool = True
-    weight_rate: float = 1 / 2500
-    scale_rate: float = 1e-4
-    range_rate: float = 1e-3
+    weight_rate: NotNegative = 1 / 2500
+    scale_rate: NotNegative = 1e-4
+    range_rate: NotNegative = 1e-3
 
     def run(self, job: Job) -> None:
         student = Student(job, self)

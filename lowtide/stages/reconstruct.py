@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowtide.checks import Count
 from lowtide.formats import Affine
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
@@ -57,7 +58,7 @@ class Reconstruct:
 class LearnRanges:
     """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
 
-    iters: int | None = None
+    iters: Count | None = None
     temporal: bool = False
 
     def run(self, job: Job) -> None:

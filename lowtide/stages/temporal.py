@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lowtide.checks import Count
 from lowtide.models import Unit
 from lowtide.stages.base import Job
 from lowtide.stages.features import JobFeatures
@@ -19,7 +20,7 @@ class TIAR:
     A pass over all t costs next to nothing, so it gets `times` as many iterations as a block.
     """
 
-    times: int = 5
+    times: Count = 5
 
     def run(self, job: Job) -> None:
         for unit in job.track(job.adapter.temporal(), "temporal block"):
