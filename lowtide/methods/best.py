@@ -4,7 +4,7 @@
     heavy channels, once the bits are few    OMQ          of MPQ-DM in its place: of linear layers too, and bits per channel
     the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
     the rest of the weights                  Reconstruct, block by block
-    inputs of fewer than 8 bits              ranges learnt block by block (LSQ); of 4 bits DAQ of TCAQ-DM too
+    inputs of fewer than 8 bits              ranges learnt block by block (LSQ); of 4 bits DAQ of TCAQ-DM, by error
     weights of 3 bits, inputs of 4, or fewer Distill of EfficientDM, from what the blocks have learnt
     what every image's answer has in common  Bias of PTQD: the mean error of each step and channel, taken off
 
@@ -36,6 +36,6 @@ def recipe(settings: Settings) -> Recipe:
     few = settings.weights <= FEW or tight
     start = (Collect(), Assign(per_step=True), OMQ() if few else TCR(), FitWeights("mse"), TIAR(), Maintain())
     learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
-    adaptive = (DAQ(),) if tight else ()
+    adaptive = (DAQ(by="error"),) if tight else ()
     taught = (Distill(),) if few else ()
     return (*start, Reconstruct(), FitRanges("mse" if tight else "minmax"), *adaptive, *learnt, *taught, Bias(), Pack())

@@ -22,15 +22,14 @@ and rounding starts warm, from the decisions of the round before. Only roundings
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.checks import Count, Positive, Share
 from lowtide.errors import BadInput
-from lowtide.formats import Either, Grid
+from lowtide.formats import SEARCHES, Either, Grid
 from lowtide.nn.fake import QuantConv2d
-from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import look, quant_layers
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
@@ -100,14 +99,20 @@ def reparameterization(peaks: Tensor, lowest: float) -> Tensor:
 
 @dataclass(frozen=True)
 class DAQ:
-    """Dynamically adaptive quantizer: log2 where a softmax falls off like a power law at that step, uniform elsewhere."""
+    """Dynamically adaptive quantizer: log2 where a softmax falls off like a power law at that step, uniform elsewhere.
+
+    `by` "error" takes what leaves the squared error of the values least instead, log2 or uniform on its best range.
+    """
 
     against: tuple[str, ...] = ("exponential",)
     share: Share = 0.5
+    by: str = "law"
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.against if name not in ALTERNATIVES]:
             raise BadInput(f"found law {unknown[0]!r}", f"some of {', '.join(ALTERNATIVES)}", "name those to compare with")
+        if self.by not in ("law", "error"):
+            raise BadInput(f"found by {self.by!r}", "law or error", "choose one")
 
     def run(self, job: Job) -> None:
         if not job.plan.attentions:
@@ -116,25 +121,39 @@ class DAQ:
             return
         seen = watch(job, keep=True)
         told = {name: self.choose(job, name, seen[f"{name}.processor.softmax"]) for name in job.plan.attentions}
-        job.report["daq"] = {name: float(np.mean(log2)) for name, log2 in told.items()}
+        job.report["daq"] = {name: float(log2.float().mean()) for name, log2 in told.items()}
         look(job.model, True, True)
 
-    def choose(self, job: Job, name: str, seen: Seen) -> list[bool]:
+    def choose(self, job: Job, name: str, seen: Seen) -> Tensor:
         """Fit the softmax quantizer of one attention: a choice for each step, or one for all."""
         parts, quantizer = job.plan.attentions[name], job.model.get_submodule(f"{name}.processor.softmax")
         form = Either(parts["softmax"].input.bits)
+        steps = seen.values if quantizer.per_step else [[value for step in seen.values for value in step]]
+        values = [torch.cat(step).cpu() for step in steps]
+        hi = (seen.hi if quantizer.per_step else seen.hi.max()[None]).cpu()
+        log2, uniform = (self.by_law if self.by == "law" else by_error)(form, values, hi)
         job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=form)}
         quantizer.format = form
-        steps = seen.values if quantizer.per_step else [[value for step in seen.values for value in step]]
-        log2 = [power_law_wins(torch.cat(values).cpu().numpy(), self.against, self.share) > 0 for values in steps]
-        quantizer.take(softmax_grid(quantizer, seen, torch.tensor(log2)))
+        quantizer.take(Grid(torch.where(log2, hi, uniform.scale), log2))
         return log2
 
+    def by_law(self, form: Either, values: list[Tensor], hi: Tensor) -> tuple[Tensor, Grid]:
+        """R_g > 0 at each step, and the grid for where it is not."""
+        wins = [power_law_wins(row.numpy(), self.against, self.share) > 0 for row in values]
+        return torch.tensor(wins), form.params(torch.zeros_like(hi), hi)
 
-def softmax_grid(quantizer: Quantizer, seen: Seen, log2: Tensor) -> Grid:
-    hi = seen.hi if quantizer.per_step else seen.hi.max()[None]
-    grid = quantizer.format.params(torch.zeros_like(hi), hi)
-    return quantizer.format.choose(grid, log2.to(hi.device))
+
+def by_error(form: Either, values: list[Tensor], hi: Tensor) -> tuple[Tensor, Grid]:
+    """Where log2 up to the greatest value errs less than a uniform grid from zero on its best range; and that grid."""
+    ends = torch.cat([SEARCHES["mse"](F.pad(row, (1, 0))[None], form.uniform)[1][0] for row in values])
+    uniform, yes = form.params(torch.zeros_like(ends), ends), torch.ones(1, dtype=torch.bool)
+    grids = ((Grid(top[None], yes), Grid(scale[None], ~yes)) for top, scale in zip(hi, uniform.scale, strict=True))
+    errors = [[distance(row, form, grid) for grid in pair] for row, pair in zip(values, grids, strict=True)]
+    return torch.tensor([log2 < even for log2, even in errors]), uniform
+
+
+def distance(values: Tensor, form: Either, grid: Grid) -> float:
+    return (form.decode(form.encode(values, grid), grid) - values).square().sum().item()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from rich.console import Console
 
 import lowtide
 from lowtide import sample
-from lowtide.formats import Either
+from lowtide.errors import BadInput
+from lowtide.formats import Either, Grid
 from lowtide.methods import METHODS, tcaq
-from lowtide.methods.tcaq import DAQ, PAR, TCR
+from lowtide.methods.tcaq import DAQ, PAR, TCR, by_error
 from lowtide.models import adapt
 from lowtide.nn.swap import look, quant_layers
 from lowtide.plan import Settings
@@ -128,6 +129,35 @@ def test_daq_chooses_by_the_tail():
     assert job.plan.attentions[name]["softmax"].input == Either(4)
     share = job.report["daq"][name]
     assert quantizer.clock.zero[quantizer.row].float().mean() == pytest.approx(share)
+
+
+def test_daq_by_error_is_never_worse_than_one_kind_alone():
+    """Values at every power of two want log2, values spread evenly want the even grid."""
+    generator = torch.Generator().manual_seed(0)
+    steep, even = torch.exp2(-9 * torch.rand(4096, generator=generator)), torch.rand(4096, generator=generator)
+    steep = torch.cat([torch.ones(4), 1e-2 * steep])
+    form, hi = Either(4), torch.stack([steep.max(), even.max()])
+    log2, uniform = by_error(form, [steep, even], hi)
+    assert log2.tolist() == [True, False]
+    for values, top, scale, kind in zip((steep, even), hi, uniform.scale, log2, strict=True):
+        errors = {
+            True: distance(form.decode(form.encode(values, each := Grid(top[None], torch.ones(1))), each), values),
+            False: distance(form.decode(form.encode(values, each := Grid(scale[None], torch.zeros(1))), each), values),
+        }
+        assert errors[bool(kind)] == min(errors.values()) < 0.9 * max(errors.values())
+
+
+@pytest.mark.parametrize("by", ["law", "error"])
+def test_daq_by_either_rule_fits_every_step(by):
+    job = started(tiny.model("unet2d"), inputs=4)
+    run_recipe((FitWeights(), FitRanges(), DAQ(by=by)), job)
+    for name in job.plan.attentions:
+        quantizer = job.model.get_submodule(f"{name}.processor.softmax")
+        log2, hi = quantizer.clock.zero[quantizer.row].bool(), quantizer.scale
+        assert log2.float().mean() == pytest.approx(job.report["daq"][name])
+        assert (torch.where(log2, hi, hi * quantizer.format.top) <= 1.0001).all()
+    with pytest.raises(BadInput, match="found by 'luck'; expected law or error"):
+        DAQ(by="luck")
 
 
 def test_daq_says_that_there_is_nothing_to_choose():
