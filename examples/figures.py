@@ -16,6 +16,7 @@ from lowtide.methods import METHODS, ptqd, tcaq
 from lowtide.methods.mpq import OMQ, kurtosis
 from lowtide.methods.ptq4dm import NDTC
 from lowtide.models import adapt
+from lowtide.nn.attention import QuantAttention
 from lowtide.nn.swap import find_clock, look, quant_layers, quantizers
 from lowtide.plan import Settings
 from lowtide.report.ink import ACCENT, FAINT, HAIR, INK, QUIET
@@ -25,19 +26,21 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.features import Features
 from lowtide.stages.products import watched
-from lowtide.stages.ranges import FitRanges, watch
+from lowtide.stages.ranges import FitRanges, run_call, watch
 from lowtide.stages.tails import power_law_wins
 from lowtide.stages.weights import FitWeights
 
 MODEL = "zoo:digits"
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 LAYER = "up_blocks.2.resnets.0.conv1"
+SOFTMAX_BITS = (8, 6, 4, 3)
 SMALL = {"steps": 20, "images": 4, "kept": 20, "iters": 100, "batch": 16}
 
 
-def started(*, per_step: bool = True, **settings) -> Job:
-    pipe = sample.load_pipeline(MODEL)
-    job = Job(pipe, pipe.unet.requires_grad_(False), adapt(pipe.unet), Settings(**SMALL | settings), "figures")
+def started(model: str = MODEL, *, per_step: bool = True, **settings) -> Job:
+    pipe = sample.load_pipeline(model)
+    denoiser = sample.denoiser(pipe).requires_grad_(False)
+    job = Job(pipe, denoiser, adapt(denoiser, sample.example(pipe)), Settings(**SMALL | settings), "figures")
     run_recipe((Collect(), Assign(per_step=per_step)), job)
     return job
 
@@ -159,6 +162,37 @@ def softmax_tails(path: Path) -> None:
 
 def tail_ratios(values: list[list[torch.Tensor]]) -> list[float]:
     return [power_law_wins(torch.cat(step).numpy(), ("exponential",), 0.5) for step in values]
+
+
+def softmax_grids(path: Path) -> None:
+    """The error of the answer when softmax outputs alone are rounded: evenly, by DAQ's law, and by the error that is left."""
+    figure, both = sheet(2)
+    rules = {"uniform, best range": ((), INK), "DAQ, by the tail's law": ((tcaq.DAQ(),), FAINT)}
+    rules["DAQ, by the error left"] = ((tcaq.DAQ(by="error"),), ACCENT)
+    models = {MODEL: {}, "zoo:dit": {"labels": tuple(range(4)), "guidance": 2.0}}
+    for axes, (model, asked) in zip(both, models.items(), strict=True):
+        for label, (stages, colour) in rules.items():
+            found = [softmax_error(model, stages, inputs=bits, **asked) for bits in SOFTMAX_BITS]
+            axes.plot(range(len(found)), found, "o-", color=colour, linewidth=1.6, markersize=4, label=label)
+            print(f"{model}, {label}:", *(f"A{bits} {each:.4f}" for bits, each in zip(SOFTMAX_BITS, found, strict=True)))
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(SOFTMAX_BITS)), SOFTMAX_BITS)
+        title(axes, model, "bits of the softmax output, nothing else rounded", "relative error of the answer")
+    both[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+@torch.no_grad()
+def softmax_error(model: str, stages: tuple[Stage, ...], **settings) -> float:
+    """Relative L2 of one answer, mean over steps, on the path that was calibrated on."""
+    job = started(model, **settings)
+    run_recipe((FitWeights("minmax"), FitRanges("mse"), *stages), job)
+    look(job.model, False, False)
+    theirs = [run_call(job, call)[0] for call in job.calls]
+    for attention in (module for module in job.model.modules() if isinstance(module, QuantAttention)):
+        attention.active = attention.softmax.enabled = True
+    ours = [run_call(job, call)[0] for call in job.calls]
+    return float(np.mean([(a - b).norm() / b.norm() for a, b in zip(ours, theirs, strict=True)]))
 
 
 def kurtosis_bits(path: Path) -> None:
@@ -339,6 +373,7 @@ FIGURES = {
     "temporal-mismatch": temporal_mismatch,
     "channel-ranges": channel_ranges,
     "softmax-tails": softmax_tails,
+    "softmax-grids": softmax_grids,
     "kurtosis-bits": kurtosis_bits,
     "shortcut-halves": shortcut_halves,
     "drawn-timesteps": drawn_timesteps,

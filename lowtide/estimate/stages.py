@@ -4,7 +4,7 @@ The numbers of passes are the stages' own; the constants below say what a pass o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -214,6 +214,11 @@ def watching(load: Workload, kept: bool) -> Cost:
     return Cost(seconds, load.alive(load.batch) + attention + FLOAT * values)
 
 
+def daq(stage: DAQ, load: Workload) -> Cost:
+    once = watching(load, True)
+    return once if stage.by == "law" else replace(once, seconds=once.seconds + watching(load, False).seconds)
+
+
 def kept_pass(stage: TCR, load: Workload) -> Cost:
     each = Work(values=WATCH * load.batch * load.network.whole.reads)
     return Cost(load.pass_over(load.kept, each), load.alive(load.batch))
@@ -291,7 +296,7 @@ COSTS: dict[type, Callable[[Any, Workload], Cost]] = {
     FitRanges: fit_ranges,
     FSC: nothing,
     TCR: kept_pass,
-    DAQ: lambda stage, load: watching(load, True),
+    DAQ: daq,
     PAR: par,
     Maintain: maintain,
     OMQ: omq,

@@ -23,21 +23,20 @@ and rounding starts warm, from the decisions of the round before. Only roundings
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.checks import Count, Positive, Share
 from lowtide.errors import BadInput
 from lowtide.formats import SEARCHES, Either, Grid
 from lowtide.nn.fake import QuantConv2d
-from lowtide.nn.swap import look, quant_layers
+from lowtide.nn.swap import find_clock, look, quant_layers
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect, sampled_calls
 from lowtide.stages.pack import Pack
 from lowtide.stages.products import Watched, lost, watched
-from lowtide.stages.ranges import FitRanges, Seen, watch
+from lowtide.stages.ranges import FitRanges, Seen, run_call, watch
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.rewrite import fold_into_norm, smooth_layer
 from lowtide.stages.tails import ALTERNATIVES, power_law_wins
@@ -101,7 +100,7 @@ def reparameterization(peaks: Tensor, lowest: float) -> Tensor:
 class DAQ:
     """Dynamically adaptive quantizer: log2 where a softmax falls off like a power law at that step, uniform elsewhere.
 
-    `by` "error" takes what leaves the squared error of the values least instead, log2 or uniform on its best range.
+    `by` "error" takes instead what changes the attention's answer less, log2 or uniform on its best range.
     """
 
     against: tuple[str, ...] = ("exponential",)
@@ -120,40 +119,79 @@ class DAQ:
             job.console.print("DAQ chose nothing: no attention is quantized (profile full does, with inputs of at most 8 bits)")
             return
         seen = watch(job, keep=True)
-        told = {name: self.choose(job, name, seen[f"{name}.processor.softmax"]) for name in job.plan.attentions}
-        job.report["daq"] = {name: float(log2.float().mean()) for name, log2 in told.items()}
+        law, parts = self.by == "law", {name: f"{name}.processor.softmax" for name in job.plan.attentions}
+        rivals = {name: Rivals(job, name, seen[part], search=not law) for name, part in parts.items()}
+        chosen = {name: self.by_law(each) for name, each in rivals.items()} if law else by_error(job, rivals)
+        for name, log2 in chosen.items():
+            rivals[name].settle(job, name, log2)
+        job.report["daq"] = {name: float(log2.float().mean()) for name, log2 in chosen.items()}
         look(job.model, True, True)
 
-    def choose(self, job: Job, name: str, seen: Seen) -> Tensor:
-        """Fit the softmax quantizer of one attention: a choice for each step, or one for all."""
-        parts, quantizer = job.plan.attentions[name], job.model.get_submodule(f"{name}.processor.softmax")
-        form = Either(parts["softmax"].input.bits)
-        steps = seen.values if quantizer.per_step else [[value for step in seen.values for value in step]]
-        values = [torch.cat(step).cpu() for step in steps]
-        hi = (seen.hi if quantizer.per_step else seen.hi.max()[None]).cpu()
-        log2, uniform = (self.by_law if self.by == "law" else by_error)(form, values, hi)
-        job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=form)}
-        quantizer.format = form
-        quantizer.take(Grid(torch.where(log2, hi, uniform.scale), log2))
-        return log2
-
-    def by_law(self, form: Either, values: list[Tensor], hi: Tensor) -> tuple[Tensor, Grid]:
-        """R_g > 0 at each step, and the grid for where it is not."""
-        wins = [power_law_wins(row.numpy(), self.against, self.share) > 0 for row in values]
-        return torch.tensor(wins), form.params(torch.zeros_like(hi), hi)
+    def by_law(self, rivals: "Rivals") -> Tensor:
+        """R_g > 0, at each step."""
+        return torch.tensor([power_law_wins(row.numpy(), self.against, self.share) > 0 for row in rivals.values])
 
 
-def by_error(form: Either, values: list[Tensor], hi: Tensor) -> tuple[Tensor, Grid]:
-    """Where log2 up to the greatest value errs less than a uniform grid from zero on its best range; and that grid."""
-    ends = torch.cat([SEARCHES["mse"](F.pad(row, (1, 0))[None], form.uniform)[1][0] for row in values])
-    uniform, yes = form.params(torch.zeros_like(ends), ends), torch.ones(1, dtype=torch.bool)
-    grids = ((Grid(top[None], yes), Grid(scale[None], ~yes)) for top, scale in zip(hi, uniform.scale, strict=True))
-    errors = [[distance(row, form, grid) for grid in pair] for row, pair in zip(values, grids, strict=True)]
-    return torch.tensor([log2 < even for log2, even in errors]), uniform
+class Rivals:
+    """The two grids that one softmax might have at each step (or one for all): log2 below its peak, uniform up to it.
+
+    With `search`, uniform on its best range.
+    """
+
+    def __init__(self, job: Job, name: str, seen: Seen, search: bool):
+        self.quantizer = job.model.get_submodule(f"{name}.processor.softmax")
+        self.form, each = Either(job.plan.attentions[name]["softmax"].input.bits), self.quantizer.per_step
+        steps = seen.values if each else [[value for step in seen.values for value in step]]
+        self.values = [torch.cat(step).cpu() for step in steps]
+        self.peak = (seen.hi if each else seen.hi.max()[None]).cpu()
+        ends = torch.cat([self.best_end(*row) for row in zip(self.values, self.peak, strict=True)]) if search else self.peak
+        self.step = self.form.params(torch.zeros_like(ends), ends).scale
+        self.lost = torch.zeros(2, len(ends))
+
+    def best_end(self, values: Tensor, peak: Tensor) -> Tensor:
+        """Where a uniform grid from zero should end. The peak is rare, may not have been drawn, and weighs."""
+        row = torch.cat([values.new_zeros(1), peak[None], values])
+        return SEARCHES["mse"](row[None], self.form.uniform)[1][0]
+
+    def grid(self, log2: Tensor) -> Grid:
+        return Grid(torch.where(log2, self.peak, self.step), log2)
+
+    @torch.no_grad()
+    def judge(self, softmax: Tensor, value: Tensor, step: int) -> None:
+        """What either grid does to softmax v, which is more than to the softmax: errors of a row can point one way and add up."""
+        row = step if self.quantizer.per_step else 0
+        for kind in (0, 1):
+            grid = self.grid(torch.tensor(kind == 1))
+            grid = Grid(grid.scale[row].to(softmax.device), grid.zero.to(softmax.device))
+            rounded = self.form.decode(self.form.encode(softmax, grid), grid)
+            self.lost[kind, row] += ((rounded - softmax).to(value.dtype) @ value).float().square().sum().cpu()
+
+    def settle(self, job: Job, name: str, log2: Tensor) -> None:
+        parts = job.plan.attentions[name]
+        job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=self.form)}
+        self.quantizer.format = self.form
+        self.quantizer.take(self.grid(log2))
 
 
-def distance(values: Tensor, form: Either, grid: Grid) -> float:
-    return (form.decode(form.encode(values, grid), grid) - values).square().sum().item()
+def by_error(job: Job, rivals: dict[str, Rivals]) -> dict[str, Tensor]:
+    """Let both grids of every softmax answer in one more pass over all calls."""
+    clock, hooks = find_clock(job.model), []
+    for name, each in rivals.items():
+        attention, heard = job.model.get_submodule(name).processor, []
+        hooks.append(attention.softmax.register_forward_pre_hook(lambda _, args, heard=heard: heard.append(args[0])))
+        hooks.append(
+            attention.v.register_forward_pre_hook(
+                lambda _, args, each=each, heard=heard: each.judge(heard.pop(), args[0], int(clock.index))
+            )
+        )
+    look(job.model, True, False)
+    for name in rivals:
+        job.model.get_submodule(name).processor.active = True
+    for call in job.track(job.calls, "softmax quantizers"):
+        run_call(job, call)
+    for hook in hooks:
+        hook.remove()
+    return {name: each.lost[1] < each.lost[0] for name, each in rivals.items()}
 
 
 @dataclass(frozen=True)
