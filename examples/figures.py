@@ -175,7 +175,9 @@ def softmax_grids(path: Path) -> None:
             found = [softmax_error(model, stages, inputs=bits, **asked) for bits in SOFTMAX_BITS]
             axes.plot(range(len(found)), found, "o-", color=colour, linewidth=1.6, markersize=4, label=label)
             print(f"{model}, {label}:", *(f"A{bits} {each:.4f}" for bits, each in zip(SOFTMAX_BITS, found, strict=True)))
-        axes.set_yscale("log")
+        axes.set(yscale="log", ylim=(7e-5, 7e-2))
+        axes.set_yticks((1e-4, 1e-3, 1e-2), ("0.01 %", "0.1 %", "1 %"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(range(len(SOFTMAX_BITS)), SOFTMAX_BITS)
         title(axes, model, "bits of the softmax output, nothing else rounded", "relative error of the answer")
     both[0].legend(frameon=False, fontsize=8)

@@ -63,15 +63,15 @@ def test_the_float_model_against_itself_has_no_error(model, tmp_path):
 
 
 def test_the_table_sorts_by_quality_and_states_the_spread():
-    shared = {"width": "W4A8", "step_error": 0.3}
+    shared = {"width": "W4A8", "step_error": 0.3, "code": "c0de"}
     cells = [
         shared | {"method": "a", "seed": 0, "psnr": 20.0, "trajectory_error": 0.2, "bytes": 1000, "minutes": 1.0},
         shared | {"method": "a", "seed": 1, "psnr": 22.0, "trajectory_error": 0.1, "bytes": 1000, "minutes": 3.0},
         shared | {"method": "b", "seed": 0, "psnr": 25.0, "trajectory_error": 0.1, "bytes": 2000, "minutes": 1.0},
     ]
     assert quality.rows(cells) == [
-        ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0"],
-        ["W4A8", "a", "2", "21.00 ± 1.41", "0.1500 ± 0.0707", "0.3000 ± 0.0000", "1,000", "2.0"],
+        ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0", "c0de"],
+        ["W4A8", "a", "2", "21.00 ± 1.41", "0.1500 ± 0.0707", "0.3000 ± 0.0000", "1,000", "2.0", "c0de"],
     ]
 
 
@@ -82,7 +82,7 @@ def test_the_page_keeps_a_section_for_each_model():
     both = quality.page(other, quality.page(first))
     assert "settings: iters 5, labels (2 of them)" in both
     assert both.index("| W4A8 | a |") < both.index("| W4A8 | b |")
-    assert "float weights abc; code c0de." in both
+    assert "float weights abc." in both
     better = quality.page([first[0] | {"psnr": 26.0}], both)
     assert better == both.replace("25.00", "26.00", 1)
 
@@ -95,7 +95,8 @@ def test_a_table_of_two_codes_says_so(tmp_path):
         quality.note(tmp_path, shared | figures | {"method": method, "code": code})
     cells = quality.kept(tmp_path, shared)
     assert {cell["method"]: cell["code"] for cell in cells} == {"a": "new", "b": "old"}
-    assert "code new (1 cells), old (1 cells)." in quality.section(cells)
+    assert [row[-1] for row in quality.rows(cells)] == ["new", "old"]
+    assert quality.rows([*cells, cells[0] | {"seed": 1, "code": "old"}])[0][-1] == "new, old"
 
 
 @pytest.mark.parametrize("asked", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])
