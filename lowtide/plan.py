@@ -38,7 +38,7 @@ class Settings:
     range_iters: Annotated[int, Within(0)] = 0
     early_stop: bool = False
     keep_temporal: bool = False
-    memory: Count = 128 << 20
+    memory: Annotated[int, Within(0)] = 128 << 20
     guidance: NotNegative | None = None
     eta: float | None = None
     size: Count | None = None
