@@ -24,11 +24,7 @@ from lowtide.plan import Settings
 ROOT = Path(__file__).parents[1]
 LEDGERS, RESULTS, PAGES = ROOT / "bench/results/quality", ROOT / "docs/results.md", ROOT / "docs/methods"
 MARKED = re.compile(r"(<!-- measured: (?P<asked>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-COLUMNS = {
-    "psnr": ("PSNR, dB", "psnr", 2),
-    "step error": ("step error", "step_error", 4),
-    "trajectory error": ("trajectory error", "trajectory_error", 4),
-}
+COLUMNS = {"psnr": "PSNR to float, dB", "step error": "step error", "bytes": "bytes on disk"}
 STAGES = {type(stage).__name__.lower(): type(stage).__name__ for recipe in METHODS.values() for stage in recipe(Settings())}
 Cells = Sequence[dict]
 
@@ -42,8 +38,8 @@ def main() -> None:
 
 def drawn() -> dict[Path, str]:
     """What each page should say, by its path."""
-    cells, results = {}, RESULTS.read_text()
-    for path in sorted(LEDGERS.glob("*.jsonl")):
+    cells, results = {}, ""
+    for path in sorted(LEDGERS.glob("*.jsonl"), key=lambda path: path.stem):
         newest = json.loads(path.read_text().splitlines()[-1])
         cells[newest["model"]] = quality.kept(LEDGERS, newest)
         results = quality.page(cells[newest["model"]], results)
@@ -68,7 +64,7 @@ def chosen(cells: Cells, widths: str, titles: str, columns: str = "psnr, step er
     """One line a method, some columns a width; a method left out of the bench at a width leaves its place empty."""
     columns = [name.strip() for name in columns.split(",")]
     places = [(width.strip(), name) for width in widths.split(",") for name in columns]
-    head = ["", "seeds", *(f"{width}: {heading(name)}" if name == columns[0] else heading(name) for width, name in places)]
+    head = ["", "seeds", *(f"{width}: {COLUMNS[name]}" if name == columns[0] else COLUMNS[name] for width, name in places)]
     rows = []
     for title in (title.strip() for title in titles.split(",")):
         groups = {width: group(cells, title, width) for width, _ in places}
@@ -76,12 +72,12 @@ def chosen(cells: Cells, widths: str, titles: str, columns: str = "psnr, step er
             raise BadInput(f"found no cell of {title!r} at {widths}", "finished cells", "run `lowtide bench quality` first")
         seeds = sorted({len(found) for found in groups.values() if found})
         rows.append([readable(title), ", ".join(map(str, seeds)), *(figure(groups[width], name) for width, name in places)])
-    return lined([head, ["---"] * len(head), *rows])
+    return quality.lined([head, ["---"] * len(head), *rows])
 
 
 def against(cells: Cells) -> list[str]:
     """At each width best, and the single paper whose samples come nearest to the float model's."""
-    head = ["bits", "best: PSNR, dB", "step error", "nearest paper", "PSNR, dB", "step error"]
+    head = ["bits", "best: PSNR to float, dB", "step error", "nearest paper", "PSNR to float, dB", "step error"]
     rows = []
     for width in dict.fromkeys(cell["width"] for cell in cells):
         papers = {name: group(cells, name, width) for name in METHODS if name not in ("best", "minmax")}
@@ -89,7 +85,7 @@ def against(cells: Cells) -> list[str]:
         ours = group(cells, "best", width)
         rows.append([width, *(figure(ours, name) for name in ("psnr", "step error")), nearest])
         rows[-1] += [figure(papers[nearest], name) for name in ("psnr", "step error")]
-    return lined([head, ["---"] * len(head), *rows])
+    return quality.lined([head, ["---"] * len(head), *rows])
 
 
 def group(cells: Cells, title: str, width: str) -> list[dict]:
@@ -100,27 +96,15 @@ def mean(group: Cells) -> float:
     return float(np.mean([cell["psnr"] for cell in group]))
 
 
-def heading(name: str) -> str:
-    return "bytes on disk" if name == "bytes" else COLUMNS[name][0]
-
-
 def figure(group: Cells, name: str) -> str:
-    if not group:
-        return ""
-    if name == "bytes":
-        return f"{group[0]['bytes']:,}"
-    _, key, digits = COLUMNS[name]
-    return quality.spread((cell[key] for cell in group), digits)
+    """As the table of results has it."""
+    return dict(zip(quality.HEAD[2:], quality.figures(group), strict=True))[COLUMNS[name]] if group else ""
 
 
 def readable(title: str) -> str:
     """tfmq -fsc -reconstruct -> tfmq without FSC, Reconstruct: as the stages are written."""
     name, *without = title.split(" -")
     return name + (" without " + ", ".join(STAGES.get(stage, stage) for stage in without) if without else "")
-
-
-def lined(rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 if __name__ == "__main__":

@@ -105,96 +105,9 @@ def temporal_mismatch(path: Path) -> None:
         timesteps = pipe.unet.lowtide_clock.timesteps.tolist()
         ours, coarse = features(pipe.unet, unit, adapter, timesteps), finely[timesteps]
         nearest = torch.cdist(ours, finely).argmin(1)
-        away = [int(near) - timestep for near, timestep in zip(nearest, timesteps, strict=True)]
-        left.plot(timesteps, away, color=colour, marker="o", markersize=3, linewidth=1, label=method)
-        right.plot(timesteps, (ours - coarse).norm(dim=1) / coarse.norm(dim=1), color=colour, linewidth=1.6, label=method)
-    right.set_yscale("log")
-    title(left, "How far off the network takes the time to be", "timestep", "nearest float timestep - timestep")
-    title(right, "How far the features are off", "timestep", "relative L2 error")
-    for axes in (left, right):
-        axes.invert_xaxis()
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-
-
-def channel_ranges(path: Path) -> None:
-    """A convolution's input peaks over channels and steps, before and after TCR."""
-    job = started()
-    layers = dict(quant_layers(job.model))
-    peaks = watched(job, {LAYER: layers[LAYER]}, 64)[LAYER].peaks()
-    r = tcaq.reparameterization(peaks, 0.05).clamp(1, 10)
-    order = peaks.amax(0).argsort(descending=True)
-    figure, axes = sheet(2)
-    for each, values, text in ((axes[0], peaks, "Before TCR"), (axes[1], peaks / r, "After TCR")):
-        image = each.imshow((values[:, order] / values.max()).numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        each.yaxis.set_major_locator(MaxNLocator(integer=True))
-        share = (values.amax(1) / values.median(1).values).mean()
-        title(each, f"{text}: peak is {share:.1f} x the median channel", "input channel, heaviest first", "step, noise to image")
-    bar = figure.colorbar(image, ax=axes, shrink=0.9)
-    bar.outline.set_visible(False)
-    title(bar.ax, "", "", "share of the largest peak")
-    figure.savefig(path)
-
-
-def softmax_tails(path: Path) -> None:
-    """Softmax outputs at one step, and along the steps how much better a power law fits each attention than an exponential."""
-    job = started()
-    run_recipe((FitWeights("mse"), FitRanges("minmax")), job)
-    seen = watch(job, keep=True)
-    look(job.model, False, False)
-    tails = {name: tail_ratios(seen[f"{name}.processor.softmax"].values) for name in job.plan.attentions}
-    name = max(tails, key=lambda name: max(tails[name]))
-    step = int(np.argmax(tails[name]))
-    values = torch.cat(seen[f"{name}.processor.softmax"].values[step]).numpy()
-    figure, (left, right) = sheet(2)
-    left.hist(values[values > 0], bins=np.geomspace(max(values.min(), 1e-7), values.max(), 60), color=ACCENT)
-    left.set(xscale="log", yscale="log")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    title(left, f"{name}, step {step + 1}", "softmax output", "count")
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.axhline(0, color=HAIR, linewidth=1)
-    for attention, ratios in tails.items():
-        right.plot(range(1, len(ratios) + 1), ratios, color=ACCENT if attention == name else FAINT, linewidth=1.6)
-    log2 = np.mean([ratio > 0 for ratios in tails.values() for ratio in ratios])
-    title(right, f"log2 (R > 0) at {100 * log2:.0f} % of steps", "step, noise to image", "R per value")
-    figure.savefig(path)
-
-
-def tail_ratios(values: list[list[torch.Tensor]]) -> list[float]:
-    return [power_law_wins(torch.cat(step).numpy(), ("exponential",), 0.5) for step in values]
-
-
-def softmax_grids(path: Path) -> None:
-    """The error of the answer when softmax outputs alone are rounded: evenly, by DAQ's law, and by the error that is left."""
-    figure, both = sheet(2)
-    rules = {"uniform, best range": ((), INK), "DAQ, by the tail's law": ((tcaq.DAQ(),), FAINT)}
-    rules["DAQ, by the error left"] = ((tcaq.DAQ(by="error"),), ACCENT)
-    models = {MODEL: {}, "zoo:dit": {"labels": tuple(range(4)), "guidance": 2.0}}
-    for axes, (model, asked) in zip(both, models.items(), strict=True):
-        for label, (stages, colour) in rules.items():
-            found = [softmax_error(model, stages, inputs=bits, **asked) for bits in SOFTMAX_BITS]
-            axes.plot(range(len(found)), found, "o-", color=colour, linewidth=1.6, markersize=4, label=label)
-            print(f"{model}, {label}:", *(f"A{bits} {each:.4f}" for bits, each in zip(SOFTMAX_BITS, found, strict=True)))
-        axes.set(yscale="log", ylim=(7e-5, 7e-2))
-        axes.set_yticks((1e-4, 1e-3, 1e-2), ("0.01 %", "0.1 %", "1 %"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(range(len(SOFTMAX_BITS)), SOFTMAX_BITS)
-        title(axes, model, "bits of the softmax output, nothing else rounded", "relative error of the answer")
-    both[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-
-
-@torch.no_grad()
-def softmax_error(model: str, stages: tuple[Stage, ...], **settings) -> float:
-    """Relative L2 of one answer, mean over steps, on the path that was calibrated on."""
-    job = started(model, **settings)
-    run_recipe((FitWeights("minmax"), FitRanges("mse"), *stages), job)
-    look(job.model, False, False)
-    theirs = [run_call(job, call)[0] for call in job.calls]
-    for attention in (module for module in job.model.modules() if isinstance(module, QuantAttention)):
-        attention.active = attention.softmax.enabled = True
-    ours = [run_call(job, call)[0] for call in job.calls]
-    return float(np.mean([(a - b).norm() / b.norm() for a, b in zip(ours, theirs, strict=True)]))
+        pairs = zip((run_call(job, call)[0] for call in job.calls), floating, strict=True)
+        errors.append(float(np.mean([(ours - theirs).norm() / theirs.norm() for ours, theirs in pairs])))
+    return errors
 
 
 def kurtosis_bits(path: Path) -> None:

@@ -12,18 +12,24 @@ from lowtide.errors import BadInput
 
 @dataclass(frozen=True)
 class Within:
-    """The bounds of a number, both included: `Annotated[int, Within(1)]`."""
+    """The bounds of a number, both included unless it is to be `above` the lower one: `Annotated[int, Within(1)]`."""
 
     least: float
     most: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.above and value == self.least)
 
     def __str__(self) -> str:
+        if self.above:
+            return f"above {self.least}"
         return f"at least {self.least}" if math.isinf(self.most) else f"from {self.least} to {self.most}"
 
 
 Count = Annotated[int, Within(1)]
 Share = Annotated[float, Within(0, 1)]
-Positive = Annotated[float, Within(1e-9)]
+Positive = Annotated[float, Within(0, above=True)]
 NotNegative = Annotated[float, Within(0)]
 
 
@@ -39,7 +45,7 @@ def fits(value: Any, kind: Any) -> bool:
     """Whether the value is of an annotated kind; true and false are no numbers here, whole numbers do for others."""
     if get_origin(kind) is Annotated:
         plain, *rules = get_args(kind)
-        return fits(value, plain) and all(rule.least <= value <= rule.most for rule in rules)
+        return fits(value, plain) and all(rule.holds(value) for rule in rules)
     if isinstance(kind, UnionType) or type(None) in get_args(kind):
         return any(fits(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from lowtide.absorb import check_eta
-from lowtide.checks import Count, NotNegative, Share, Within, check, listed
+from lowtide.checks import Count, Share, Within, check, listed
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, check_bits, format_from_json, format_to_json
 
@@ -39,7 +39,7 @@ class Settings:
     early_stop: bool = False
     keep_temporal: bool = False
     memory: Annotated[int, Within(0)] = 128 << 20
-    guidance: NotNegative | None = None
+    guidance: float | None = None
     eta: float | None = None
     size: Count | None = None
     prompts: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ def test_what_fits(value, kind):
         ("1", float, "a number"),
         (float("nan"), Share, "a number from 0 to 1"),
         (0, Count, "a whole number at least 1"),
+        (0.0, Positive, "a number above 0"),
         (2, Share | None, "a number from 0 to 1, or nothing"),
         ([4], tuple[int, ...], "a list, each a whole number"),
         ((4, 9), tuple[Annotated[int, Within(2, 8)], ...], "a list, each a whole number from 2 to 8"),

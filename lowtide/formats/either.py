@@ -40,9 +40,9 @@ class Either:
         hi = hi.float()
         return Grid(torch.where(hi > 0, hi / self.top, torch.ones_like(hi)), torch.zeros_like(hi))
 
-    def choose(self, grid: Grid, log2: Tensor) -> Grid:
-        """The same range with log2 where asked."""
-        return Grid(torch.where(log2, grid.scale * self.top, grid.scale), log2.to(grid.zero.dtype))
+    def choose(self, uniform: Grid, peak: Tensor, log2: Tensor) -> Grid:
+        """This uniform grid, and log2 below the peak where asked."""
+        return Grid(torch.where(log2, peak, uniform.scale), log2.to(uniform.zero.dtype))
 
     def encode(self, x: Tensor, grid: Grid) -> Tensor:
         even = self.uniform.encode(x, Grid(grid.scale, torch.zeros_like(grid.scale)))

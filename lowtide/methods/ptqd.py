@@ -165,7 +165,7 @@ def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
 class StepAware:
     """Step-aware precision: for each step the lowest of the candidates' bits for inputs that keeps SNR^Q above SNR^F."""
 
-    candidates: tuple[Annotated[int, Within(2, 8)], ...] = (4, 6, 8)
+    candidates: tuple[Annotated[int, Within(1, 8)], ...] = (4, 6, 8)
 
     def run(self, job: Job) -> None:
         most, forward = job.settings.inputs, self.forward(job)

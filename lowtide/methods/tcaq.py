@@ -24,10 +24,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lowtide.checks import Count, Positive, Share
 from lowtide.errors import BadInput
 from lowtide.formats import SEARCHES, Either, Grid
+from lowtide.nn.clock import Clock
 from lowtide.nn.fake import QuantConv2d
 from lowtide.nn.swap import find_clock, look, quant_layers
 from lowtide.plan import Settings
@@ -36,7 +38,7 @@ from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect, sampled_calls
 from lowtide.stages.pack import Pack
 from lowtide.stages.products import Watched, lost, watched
-from lowtide.stages.ranges import FitRanges, Seen, run_call, watch
+from lowtide.stages.ranges import FitRanges, Seen, hear, watch
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.rewrite import fold_into_norm, smooth_layer
 from lowtide.stages.tails import ALTERNATIVES, power_law_wins
@@ -85,7 +87,7 @@ def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
     return found
 
 
-def grouped(peaks: Tensor, groups: Count | None) -> Tensor:
+def grouped(peaks: Tensor, groups: int | None) -> Tensor:
     """The peaks of consecutive timesteps as one, so that `groups` remain."""
     return peaks if groups is None else torch.stack([part.amax(0) for part in peaks.tensor_split(min(groups, len(peaks)))])
 
@@ -139,13 +141,13 @@ class Rivals:
     """
 
     def __init__(self, job: Job, name: str, seen: Seen, search: bool):
-        self.quantizer = job.model.get_submodule(f"{name}.processor.softmax")
-        self.form, each = Either(job.plan.attentions[name]["softmax"].input.bits), self.quantizer.per_step
-        steps = seen.values if each else [[value for step in seen.values for value in step]]
+        self.attention = job.model.get_submodule(name).processor
+        self.form, self.each = Either(job.plan.attentions[name]["softmax"].input.bits), self.attention.softmax.per_step
+        steps = seen.values if self.each else [[value for step in seen.values for value in step]]
         self.values = [torch.cat(step).cpu() for step in steps]
-        self.peak = (seen.hi if each else seen.hi.max()[None]).cpu()
+        self.peak = (seen.hi if self.each else seen.hi.max()[None]).cpu()
         ends = torch.cat([self.best_end(*row) for row in zip(self.values, self.peak, strict=True)]) if search else self.peak
-        self.step = self.form.params(torch.zeros_like(ends), ends).scale
+        self.uniform = self.form.params(torch.zeros_like(ends), ends)
         self.lost = torch.zeros(2, len(ends))
 
     def best_end(self, values: Tensor, peak: Tensor) -> Tensor:
@@ -153,44 +155,35 @@ class Rivals:
         row = torch.cat([values.new_zeros(1), peak[None], values])
         return SEARCHES["mse"](row[None], self.form.uniform)[1][0]
 
-    def grid(self, log2: Tensor) -> Grid:
-        return Grid(torch.where(log2, self.peak, self.step), log2)
+    def listen(self, clock: Clock) -> list[RemovableHandle]:
+        """Hooks that let both grids answer; attention asks for its softmax, then for v."""
+        held: list[Tensor] = []
+        return [
+            self.attention.softmax.register_forward_pre_hook(lambda _, args: held.append(args[0])),
+            self.attention.v.register_forward_pre_hook(lambda _, args: self.judge(held.pop(), args[0], int(clock.index))),
+        ]
 
     @torch.no_grad()
     def judge(self, softmax: Tensor, value: Tensor, step: int) -> None:
         """What either grid does to softmax v, which is more than to the softmax: errors of a row can point one way and add up."""
-        row = step if self.quantizer.per_step else 0
+        row = step if self.each else 0
         for kind in (0, 1):
-            grid = self.grid(torch.tensor(kind == 1))
-            grid = Grid(grid.scale[row].to(softmax.device), grid.zero.to(softmax.device))
+            grid = self.form.choose(self.uniform, self.peak, torch.full_like(self.peak, kind, dtype=torch.bool))
+            grid = Grid(grid.scale[row].to(softmax.device), grid.zero[row].to(softmax.device))
             rounded = self.form.decode(self.form.encode(softmax, grid), grid)
             self.lost[kind, row] += ((rounded - softmax).to(value.dtype) @ value).float().square().sum().cpu()
 
     def settle(self, job: Job, name: str, log2: Tensor) -> None:
         parts = job.plan.attentions[name]
         job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=self.form)}
-        self.quantizer.format = self.form
-        self.quantizer.take(self.grid(log2))
+        self.attention.softmax.format = self.form
+        self.attention.softmax.take(self.form.choose(self.uniform, self.peak, log2))
 
 
 def by_error(job: Job, rivals: dict[str, Rivals]) -> dict[str, Tensor]:
     """Let both grids of every softmax answer in one more pass over all calls."""
-    clock, hooks = find_clock(job.model), []
-    for name, each in rivals.items():
-        attention, heard = job.model.get_submodule(name).processor, []
-        hooks.append(attention.softmax.register_forward_pre_hook(lambda _, args, heard=heard: heard.append(args[0])))
-        hooks.append(
-            attention.v.register_forward_pre_hook(
-                lambda _, args, each=each, heard=heard: each.judge(heard.pop(), args[0], int(clock.index))
-            )
-        )
-    look(job.model, True, False)
-    for name in rivals:
-        job.model.get_submodule(name).processor.active = True
-    for call in job.track(job.calls, "softmax quantizers"):
-        run_call(job, call)
-    for hook in hooks:
-        hook.remove()
+    clock = find_clock(job.model)
+    hear(job, [hook for each in rivals.values() for hook in each.listen(clock)], "softmax quantizers")
     return {name: each.lost[1] < each.lost[0] for name, each in rivals.items()}
 
 

@@ -1,9 +1,11 @@
 """FitRanges: the ranges of inputs, one for all timesteps or one for each, from one pass over the collected calls."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.attention import QuantAttention
@@ -61,10 +63,6 @@ class FitRanges:
 
 def watch(job: Job, keep: bool) -> dict[str, Seen]:
     """One pass over all calls with float inputs; every quantizer notes what reaches it."""
-    look(job.model, True, False)
-    attentions = [module for module in job.model.modules() if isinstance(module, QuantAttention)]
-    for attention in attentions:
-        attention.active = True
     steps = len(find_clock(job.model).known)
     seen = {name: nothing_seen(steps) for name in quantizers(job.model)}
     draws = {name: job.generator("seen", name) if keep else None for name in seen}
@@ -72,11 +70,19 @@ def watch(job: Job, keep: bool) -> dict[str, Seen]:
         quantizer.register_forward_pre_hook(noting(job, seen[name], draws[name]))
         for name, quantizer in quantizers(job.model).items()
     ]
-    for call in job.track(job.calls, "input ranges"):
+    hear(job, hooks, "input ranges")
+    return seen
+
+
+def hear(job: Job, hooks: Sequence[RemovableHandle], words: str) -> None:
+    """Run all calls with float inputs, attention by way of its quantizers, for these hooks, which are then taken off."""
+    look(job.model, True, False)
+    for attention in (module for module in job.model.modules() if isinstance(module, QuantAttention)):
+        attention.active = True
+    for call in job.track(job.calls, words):
         run_call(job, call)
     for hook in hooks:
         hook.remove()
-    return seen
 
 
 def nothing_seen(steps: int) -> Seen:

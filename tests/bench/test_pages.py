@@ -5,7 +5,7 @@ import pytest
 
 from lowtide.errors import BadInput
 
-SHARED = {"seed": 0, "trajectory_error": 0.2, "bytes": 1000}
+SHARED = {"seed": 0, "trajectory_error": 0.2, "bytes": 1000, "minutes": 1.0, "code": "c0de"}
 CELLS = [
     SHARED | {"method": "tfmq", "width": "W4A8", "psnr": 30.0, "step_error": 0.03},
     SHARED | {"method": "tfmq", "width": "W4A8", "psnr": 32.0, "step_error": 0.03, "seed": 1},
@@ -31,7 +31,7 @@ def test_a_table_between_its_marks():
     asked = "<!-- measured: zoo:x | W4A8, W4A4 | tfmq, tfmq -fsc | psnr, bytes -->"
     before = f"Above.\n\n{asked}\nolder\n<!-- end -->\n\nBelow.\n"
     rows = [
-        "|  | seeds | W4A8: PSNR, dB | bytes on disk | W4A4: PSNR, dB | bytes on disk |",
+        "|  | seeds | W4A8: PSNR to float, dB | bytes on disk | W4A4: PSNR to float, dB | bytes on disk |",
         "| --- | --- | --- | --- | --- | --- |",
         "| tfmq | 1, 2 | 31.00 ± 1.41 | 1,000 | 12.00 | 1,000 |",
         "| tfmq without FSC | 1 | 29.00 | 1,000 |  |  |",

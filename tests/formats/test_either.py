@@ -12,7 +12,7 @@ def test_it_is_uniform_or_log2_as_zero_says():
     even = form.decode(form.encode(x, grid), grid)
     plain = Grid(grid.scale, torch.zeros(1))
     assert torch.equal(even, Affine(4).decode(Affine(4).encode(x, plain), plain))
-    log = form.choose(grid, torch.ones(1, dtype=torch.bool))
+    log = form.choose(grid, x.max()[None], torch.ones(1, dtype=torch.bool))
     assert torch.allclose(log.scale, x.max()[None])
     powers = form.decode(form.encode(x, log), log)
     assert torch.equal(powers, Log2(4).decode(Log2(4).encode(x, log), log))

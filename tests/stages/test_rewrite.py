@@ -150,7 +150,7 @@ def test_softmax_may_be_log2_at_some_steps():
     run_recipe((FitWeights(), FitRanges()), job)
     uniform = answer(job)
     grid = quantizer.format.params(torch.zeros(3), torch.ones(3))
-    quantizer.take(quantizer.format.choose(grid, torch.tensor([False, True, False])))
+    quantizer.take(quantizer.format.choose(grid, torch.ones(3), torch.tensor([False, True, False])))
     assert distance(answer(job), uniform) > 1e-4
     packed(job)
 
