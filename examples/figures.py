@@ -105,6 +105,97 @@ def temporal_mismatch(path: Path) -> None:
         timesteps = pipe.unet.lowtide_clock.timesteps.tolist()
         ours, coarse = features(pipe.unet, unit, adapter, timesteps), finely[timesteps]
         nearest = torch.cdist(ours, finely).argmin(1)
+        away = [int(near) - timestep for near, timestep in zip(nearest, timesteps, strict=True)]
+        left.plot(timesteps, away, color=colour, marker="o", markersize=3, linewidth=1, label=method)
+        right.plot(timesteps, (ours - coarse).norm(dim=1) / coarse.norm(dim=1), color=colour, linewidth=1.6, label=method)
+    right.set_yscale("log")
+    title(left, "How far off the network takes the time to be", "timestep", "nearest float timestep - timestep")
+    title(right, "How far the features are off", "timestep", "relative L2 error")
+    for axes in (left, right):
+        axes.invert_xaxis()
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def channel_ranges(path: Path) -> None:
+    """A convolution's input peaks over channels and steps, before and after TCR."""
+    job = started()
+    layers = dict(quant_layers(job.model))
+    peaks = watched(job, {LAYER: layers[LAYER]}, 64)[LAYER].peaks()
+    r = tcaq.reparameterization(peaks, 0.05).clamp(1, 10)
+    order = peaks.amax(0).argsort(descending=True)
+    figure, axes = sheet(2)
+    for each, values, text in ((axes[0], peaks, "Before TCR"), (axes[1], peaks / r, "After TCR")):
+        image = each.imshow((values[:, order] / values.max()).numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        each.yaxis.set_major_locator(MaxNLocator(integer=True))
+        share = (values.amax(1) / values.median(1).values).mean()
+        title(each, f"{text}: peak is {share:.1f} x the median channel", "input channel, heaviest first", "step, noise to image")
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.outline.set_visible(False)
+    title(bar.ax, "", "", "share of the largest peak")
+    figure.savefig(path)
+
+
+def softmax_tails(path: Path) -> None:
+    """Softmax outputs at one step, and along the steps how much better a power law fits each attention than an exponential."""
+    job = started()
+    run_recipe((FitWeights("mse"), FitRanges("minmax")), job)
+    seen = watch(job, keep=True)
+    look(job.model, False, False)
+    tails = {name: tail_ratios(seen[f"{name}.processor.softmax"].values) for name in job.plan.attentions}
+    name = max(tails, key=lambda name: max(tails[name]))
+    step = int(np.argmax(tails[name]))
+    values = torch.cat(seen[f"{name}.processor.softmax"].values[step]).numpy()
+    figure, (left, right) = sheet(2)
+    left.hist(values[values > 0], bins=np.geomspace(max(values.min(), 1e-7), values.max(), 60), color=ACCENT)
+    left.set(xscale="log", yscale="log")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    title(left, f"{name}, step {step + 1}", "softmax output", "count")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.axhline(0, color=HAIR, linewidth=1)
+    for attention, ratios in tails.items():
+        right.plot(range(1, len(ratios) + 1), ratios, color=ACCENT if attention == name else FAINT, linewidth=1.6)
+    log2 = np.mean([ratio > 0 for ratios in tails.values() for ratio in ratios])
+    title(right, f"log2 (R > 0) at {100 * log2:.0f} % of steps", "step, noise to image", "R per value")
+    figure.savefig(path)
+
+
+def tail_ratios(values: list[list[torch.Tensor]]) -> list[float]:
+    return [power_law_wins(torch.cat(step).numpy(), ("exponential",), 0.5) for step in values]
+
+
+def softmax_grids(path: Path) -> None:
+    """The error of the answer when softmax outputs alone are rounded: evenly, by DAQ's law, and by the error that is left."""
+    figure, both = sheet(2)
+    rules = {"uniform, best range": INK, "DAQ, by the tail's law": FAINT, "DAQ, by the error left": ACCENT}
+    models = {MODEL: {}, "zoo:dit": {"labels": tuple(range(4)), "guidance": 2.0}}
+    for axes, (model, asked) in zip(both, models.items(), strict=True):
+        errors = zip(*(softmax_errors(model, inputs=bits, **asked) for bits in SOFTMAX_BITS), strict=True)
+        for (label, colour), found in zip(rules.items(), errors, strict=True):
+            axes.plot(range(len(found)), found, "o-", color=colour, linewidth=1.6, markersize=4, label=label)
+            print(f"{model}, {label}:", *(f"A{bits} {each:.4f}" for bits, each in zip(SOFTMAX_BITS, found, strict=True)))
+        axes.set(yscale="log", ylim=(7e-5, 7e-2))
+        axes.set_yticks((1e-4, 1e-3, 1e-2), ("0.01 %", "0.1 %", "1 %"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(range(len(SOFTMAX_BITS)), SOFTMAX_BITS)
+        title(axes, model, "bits of the softmax output, nothing else rounded", "relative error of the answer")
+    both[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+@torch.no_grad()
+def softmax_errors(model: str, **settings) -> list[float]:
+    """Relative L2 of one answer, mean over steps, on the path calibrated on: evenly rounded, by DAQ's law, by the error left."""
+    job = started(model, **settings)
+    run_recipe((FitWeights("minmax"), FitRanges("mse")), job)
+    look(job.model, False, False)
+    floating = [run_call(job, call)[0] for call in job.calls]
+    errors = []
+    for stages in ((), (tcaq.DAQ(),), (tcaq.DAQ(by="error"),)):
+        run_recipe(stages, job)
+        look(job.model, False, False)
+        for attention in (module for module in job.model.modules() if isinstance(module, QuantAttention)):
+            attention.active = attention.softmax.enabled = True
         pairs = zip((run_call(job, call)[0] for call in job.calls), floating, strict=True)
         errors.append(float(np.mean([(ours - theirs).norm() / theirs.norm() for ours, theirs in pairs])))
     return errors
@@ -284,18 +375,9 @@ def mean(text: str) -> float:
     return float(text.split("±")[0])
 
 
-FIGURES = {
-    "temporal-mismatch": temporal_mismatch,
-    "channel-ranges": channel_ranges,
-    "softmax-tails": softmax_tails,
-    "softmax-grids": softmax_grids,
-    "kurtosis-bits": kurtosis_bits,
-    "shortcut-halves": shortcut_halves,
-    "drawn-timesteps": drawn_timesteps,
-    "quantization-noise": quantization_noise,
-    "learnt-scales": learnt_scales,
-    "every-method": every_method,
-}
+DRAWN = (temporal_mismatch, channel_ranges, softmax_tails, softmax_grids, kurtosis_bits, shortcut_halves)
+DRAWN += (drawn_timesteps, quantization_noise, learnt_scales, every_method)
+FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
 
 
 def main() -> None:
