@@ -174,9 +174,10 @@ class Rivals:
             self.lost[kind, row] += ((rounded - softmax).to(value.dtype) @ value).float().square().sum().cpu()
 
     def settle(self, job: Job, name: str, log2: Tensor) -> None:
+        form = self.form if log2.any() else self.form.uniform  # uniform at every step, it can still be learnt
         parts = job.plan.attentions[name]
-        job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=self.form)}
-        self.attention.softmax.format = self.form
+        job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=form)}
+        self.attention.softmax.format = form
         self.attention.softmax.take(self.form.choose(self.uniform, self.peak, log2))
 
 

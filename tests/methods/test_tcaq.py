@@ -1,6 +1,7 @@
 """TCAQ-DM's own claims: TCR flattens inputs and keeps the float answer, DAQ follows the tail, PAR learns on its own path."""
 
 import io
+import itertools
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ from rich.console import Console
 import lowtide
 from lowtide import sample
 from lowtide.errors import BadInput
-from lowtide.formats import Either
+from lowtide.formats import Affine, Either
 from lowtide.methods import METHODS, tcaq
 from lowtide.methods.tcaq import DAQ, PAR, TCR
 from lowtide.models import adapt
@@ -21,6 +22,7 @@ from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.products import lost, watched
 from lowtide.stages.ranges import FitRanges, run_call
+from lowtide.stages.reconstruct import LearnRanges
 from lowtide.stages.weights import FitWeights
 
 OPTIONS = {"steps": 4, "images": 2, "kept": 4, "iters": 10, "batch": 2}
@@ -119,16 +121,17 @@ def test_tcr_lowers_the_error_of_a_trained_model():
     assert errors["with"] < 0.9 * errors["without"]
 
 
-def test_daq_chooses_by_the_tail():
-    job = started(tiny.model("unet2d"), inputs=4)
-    run_recipe((FitWeights(), FitRanges()), job)
+def test_daq_chooses_by_the_tail_at_each_step(monkeypatch):
+    ratios = itertools.cycle((0.3, -0.2, 0.1))
+    monkeypatch.setattr(tcaq, "power_law_wins", lambda *_: next(ratios))
+    job = started(tiny.model("unet2d"), inputs=4, steps=6, kept=6)
+    run_recipe((FitWeights(), FitRanges(), DAQ()), job)
     name = next(iter(job.plan.attentions))
     quantizer = job.model.get_submodule(f"{name}.processor.softmax")
-    DAQ().run(job)
     assert quantizer.format == Either(4)
     assert job.plan.attentions[name]["softmax"].input == Either(4)
-    share = job.report["daq"][name]
-    assert quantizer.clock.zero[quantizer.row].float().mean() == pytest.approx(share)
+    assert quantizer.clock.zero[quantizer.row].tolist() == [1, 0, 1, 1, 0, 1]
+    assert job.report["daq"][name] == pytest.approx(4 / 6)
 
 
 def alone(job: Job) -> float:
@@ -166,6 +169,22 @@ def test_daq_by_either_rule_fits_every_step(by):
         assert (torch.where(log2, hi, hi * quantizer.format.top) <= 1.0001).all()
     with pytest.raises(BadInput, match="found by 'luck'; expected law or error"):
         DAQ(by="luck")
+
+
+def test_a_softmax_that_daq_leaves_uniform_at_every_step_can_still_be_learnt(monkeypatch):
+    """And none of the log2 steps of an earlier choice stay behind."""
+    job = started(tiny.model("unet2d"), inputs=4)
+    run_recipe((FitWeights(), FitRanges("mse")), job)
+    softmax = [job.model.get_submodule(f"{name}.processor.softmax") for name in job.plan.attentions]
+    fitted = [quantizer.scale.clone() for quantizer in softmax]
+    for log2, form in ((True, Either(4)), (False, Affine(4))):
+        monkeypatch.setattr(DAQ, "by_law", lambda _, rivals, log2=log2: torch.full_like(rivals.peak, log2, dtype=torch.bool))
+        DAQ().run(job)
+        assert all(quantizer.format == form for quantizer in softmax)
+        assert all(parts["softmax"].input == form for parts in job.plan.attentions.values())
+    assert not any(quantizer.clock.zero[quantizer.row].any() for quantizer in softmax)
+    run_recipe((FitRanges("mse"), LearnRanges(iters=5)), job)
+    assert any(not torch.equal(quantizer.scale, before) for quantizer, before in zip(softmax, fitted, strict=True))
 
 
 def test_daq_says_that_there_is_nothing_to_choose():
