@@ -1,7 +1,7 @@
 """What learning the rounding costs: `python bench/cost.py [--million 10] [--whole]`.
 
-For each unit of a random UNet: seconds of one AdaRound iteration as it really runs (with bf16 products where the machine
-has units for them) against the unit's own forward and backward pass in float32 on the same batch, taking turns, medians.
+For each unit of a random UNet: seconds of one AdaRound iteration as it really runs (with bf16 products where they
+pay) against the unit's own forward and backward pass in float32 on the same batch, taking turns, medians.
 From these, and from a short run of all other stages, the minutes of tfmq at W4A8. With --whole nothing is reckoned: tfmq runs
 from the float model to the packed file, and its minutes are told.
 """
@@ -22,12 +22,13 @@ from diffusers import UNet2DModel
 import lowtide
 from lowtide import sample
 from lowtide.models import adapt
+from lowtide.nn.low import low_products, words
 from lowtide.nn.swap import look
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.reconstruct import PENALTY, Learner, low_products, sharpness
+from lowtide.stages.reconstruct import PENALTY, Learner, sharpness
 from lowtide.stages.stream import Scene, Stream
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
@@ -145,6 +146,7 @@ def reckoned(million: int) -> None:
     found = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
+        "learnt_with": words(torch.device("cpu")),
         "iteration_to_float": round(learning / floating, 3),
         "minutes_of_2000_iterations": round((job.settings.iters * learning + temporal + prepared) / 60, 1),
     }

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lowtide.estimate.work import Network, Work
 from lowtide.formats import SEARCHES, Affine
 from lowtide.models.trace import Node
+from lowtide.nn.low import low_products
 from lowtide.nn.rounding import AdaRound
-from lowtide.stages.reconstruct import low_products
 
 PROBE_SECONDS, PROBE_PRODUCTS, PROBE_VALUES, PROBE_WEIGHTS, SHAPES = 0.05, 1e8, 1 << 18, 1 << 16, 3
 # Found on six networks of 0.1 to 20 million weights: layers off the typical width are slower, and Python runs between calls.

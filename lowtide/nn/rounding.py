@@ -73,13 +73,14 @@ class Undecided(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, sharpness: float) -> Tensor:
-        u = torch.sigmoid(alpha).mul_(2 * WIDTH).sub_(WIDTH).clamp_(-1, 1)
-        square = u.square()
-        power = square.pow(sharpness / 2 - 1)
+        stretched = torch.sigmoid(alpha).mul_(2 * WIDTH).sub_(WIDTH)
+        u = stretched.clamp(-1, 1)
+        square = u.square().add_(1e-30)  # so that there is a logarithm
+        power = square.log2().mul_(sharpness / 2 - 1).exp2_()  # |u|^(b-2); pow takes four times as long
         lost = torch.dot(power.flatten(), square.flatten())
         # d/dalpha = -b u |u|^(b-2) du/dalpha, and du/dalpha = (WIDTH^2 - u^2) / (2 WIDTH), or 0 where soft() is at an end.
-        inside = square < 1
-        ctx.save_for_backward(u.mul_(power).mul_(square.sub_(WIDTH**2)).mul_(inside).mul_(sharpness / (2 * WIDTH)))
+        slope = u.mul_(power).mul_(square.sub_(WIDTH**2)).mul_(sharpness / (2 * WIDTH))
+        ctx.save_for_backward(torch.ops.aten.hardtanh_backward(slope, stretched, -1, 1))
         return alpha.numel() - lost
 
     @staticmethod

@@ -18,6 +18,7 @@ from lowtide.formats import Affine
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.fake import Fake
+from lowtide.nn.low import low_products, words
 from lowtide.nn.quantizer import Drop, Quantizer
 from lowtide.nn.swap import find_clock
 from lowtide.stages.base import Job
@@ -45,6 +46,9 @@ class Reconstruct:
         drops = job.settings.drop is not None
         if drops:
             FitRanges("minmax").run(job)
+        if "products" not in job.report:
+            job.report["products"] = words(next(job.model.parameters()).device)
+            job.console.print(f"Roundings are learnt with {job.report['products']}")
         stream = Stream(job, inputs_quantized=drops, temporal=not job.maintained)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
@@ -137,15 +141,6 @@ class Learner:
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
                 break
-
-
-def low_products(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """bf16 products where the machine has units for them: a block's rounding is learnt with them, and judged without."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and native)
 
 
 def sharpness(progress: float, warm: bool = False) -> float:

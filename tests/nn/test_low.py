@@ -1,0 +1,58 @@
+"""Products in bf16 are taken where a race says that they pay, not where there are units for them."""
+
+import itertools
+
+import pytest
+import torch
+
+from lowtide.nn import low
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    low.time_in_bf16.cache_clear()
+    yield
+    low.time_in_bf16.cache_clear()
+
+
+@pytest.mark.parametrize(("found", "enabled"), [(0.4, True), (0.79, True), (0.81, False), (1.9, False)])
+def test_the_race_decides_once(monkeypatch, found, enabled):
+    races = iter([found, 1 / found])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(low, "raced", lambda: next(races))
+    for _ in range(2):
+        with low.low_products(CPU):
+            assert torch.is_autocast_enabled("cpu") == enabled
+        with low.low_products(CPU, wanted=False):
+            assert not torch.is_autocast_enabled("cpu")
+    assert low.words(CPU) == ("products in bf16" if enabled else f"products in float32: bf16 takes {found:.1f} x as long here")
+
+
+def test_without_units_nothing_is_raced(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(low, "raced", lambda: pytest.fail("raced"))
+    with low.low_products(CPU):
+        assert not torch.is_autocast_enabled("cpu")
+    assert low.words(CPU) == "products in float32"
+
+
+def test_the_race_is_of_bf16_against_float32(monkeypatch):
+    """On a clock that stands still but for products: each product of low precision takes one second, each other four."""
+    turns, real = itertools.count(), torch.nn.functional.conv2d
+    clock = [0.0]
+
+    def slow(x, w, padding):
+        next(turns)
+        clock[0] += 1.0 if torch.is_autocast_enabled("cpu") else 4.0
+        return real(x, w, padding=padding)
+
+    monkeypatch.setattr(low.F, "conv2d", slow)
+    monkeypatch.setattr(low.time, "perf_counter", lambda: clock[0])
+    assert low.raced() == 0.25
+    assert next(turns) == 2 * (low.TURNS + 1)
+
+
+def test_this_machine_can_race():
+    assert 0 < low.raced() < 100
