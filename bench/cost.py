@@ -23,6 +23,7 @@ import lowtide
 from lowtide import sample
 from lowtide.models import adapt
 from lowtide.nn.low import low_products, words
+from lowtide.nn.rounding import Roundings
 from lowtide.nn.swap import look
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
@@ -64,16 +65,15 @@ def costs(job: Job, scene: Scene) -> dict[str, float]:
     learner, generator = Learner(job, "cost", scene.unit, job.settings.iters), job.generator("cost", scene.unit.name)
     module = job.model.get_submodule(scene.unit.name)
     weights = [layer.weight for layer in learner.layers.values()]
-    roundings = torch.nn.ModuleList([layer.start_rounding() for layer in learner.layers.values()])
-    optimizer = torch.optim.Adam(roundings.parameters(), 1e-3, fused=True)
+    roundings = Roundings([layer.start_rounding() for layer in learner.layers.values()])
+    optimizer = torch.optim.Adam([roundings.alpha], 1e-3, fused=True)
 
     def iteration() -> None:
         look(module, True, False)
         with low_products(torch.device("cpu")):
             distance = scene.loss(generator)
-        total = distance + PENALTY * sum(rounding.penalty(sharpness(0.5)) for rounding in roundings)
-        optimizer.zero_grad()
-        total.backward()
+        roundings.start_gradient(PENALTY, sharpness(0.5))
+        distance.backward()
         optimizer.step()
 
     def floating() -> None:

@@ -16,7 +16,7 @@ from lowtide.estimate.work import Network, Work
 from lowtide.formats import SEARCHES, Affine
 from lowtide.models.trace import Node
 from lowtide.nn.low import low_products
-from lowtide.nn.rounding import AdaRound
+from lowtide.nn.rounding import AdaRound, Roundings
 
 PROBE_SECONDS, PROBE_PRODUCTS, PROBE_VALUES, PROBE_WEIGHTS, SHAPES = 0.05, 1e8, 1 << 18, 1 << 16, 3
 # Found on six networks of 0.1 to 20 million weights: layers off the typical width are slower, and Python runs between calls.
@@ -170,11 +170,12 @@ def call_probe(clock: Clock) -> tuple[float, float]:
 def weight_probe(clock: Clock) -> float:
     """Learning the rounding of one weight: soft codes, values, penalty, gradients, Adam."""
     rounding = AdaRound(15 * torch.rand(64, PROBE_WEIGHTS // 64), lambda codes: 0.1 * (codes - 7))
-    adam = torch.optim.Adam(rounding.parameters(), 1e-3, fused=True)
+    roundings = Roundings([rounding])
+    adam = torch.optim.Adam([roundings.alpha], 1e-3, fused=True)
 
     def act() -> None:
-        adam.zero_grad()
-        (rounding.values().square().sum() + rounding.penalty(10.0)).backward()
+        roundings.start_gradient(0.01, 10.0)
+        rounding.values().square().sum().backward()
         adam.step()
 
     return timed(act, clock) / PROBE_WEIGHTS

@@ -4,7 +4,7 @@ An iteration reads each weight many times and little else, so both gradients are
 step, they cost a small block more than its own products do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 
 LOW, HIGH = -0.1, 1.1
 WIDTH = HIGH - LOW
+LEAST, MOST = -LOW / WIDTH, (1 - LOW) / WIDTH  # where soft() reaches its ends
+PIECE = 1 << 17  # weights whose penalty is worked out at once: what that takes stays in a cache
 
 
 class AdaRound(nn.Module):
@@ -26,8 +28,10 @@ class AdaRound(nn.Module):
         """
         super().__init__()
         self.floor = position.floor()
-        self.below = decode(self.floor)
-        self.step = decode(self.floor + 1) - self.below
+        below = decode(self.floor)
+        step = decode(self.floor + 1) - below
+        # A value is below + soft() step, which is base + span times the sigmoid, kept within LEAST and MOST.
+        self.base, self.span = below + LOW * step, WIDTH * step
         start = position - self.floor
         if up is not None:
             start = (start + up) / 2
@@ -43,47 +47,63 @@ class AdaRound(nn.Module):
 
     def values(self) -> Tensor:
         """The weights as they stand: from the value below, soft() of the way to the one above."""
-        return Between.apply(self.alpha, self.below, self.step)
-
-    def penalty(self, sharpness: float) -> Tensor:
-        """Sum of 1 - |2 soft() - 1|^b: zero when every weight has made up its mind."""
-        return Undecided.apply(self.alpha, sharpness)
+        return Between.apply(self.alpha, self.base, self.span)
 
 
 class Between(torch.autograd.Function):
-    """below + soft(alpha) step."""
+    """base + span sigmoid(alpha), the sigmoid kept within LEAST and MOST."""
 
     @staticmethod
-    def forward(ctx: Any, alpha: Tensor, below: Tensor, step: Tensor) -> Tensor:
+    def forward(ctx: Any, alpha: Tensor, base: Tensor, span: Tensor) -> Tensor:
         share = torch.sigmoid(alpha)
-        ctx.save_for_backward(share, step)
-        return (share * WIDTH).add_(LOW).clamp_(0, 1).mul_(step).add_(below)
+        ctx.save_for_backward(share, span)
+        return torch.addcmul(base, share.clamp(LEAST, MOST), span)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        share, step = ctx.saved_tensors
-        stretched = (gradient * step).mul_(WIDTH)
-        stretched = torch.ops.aten.hardtanh_backward(stretched, share, -LOW / WIDTH, (1 - LOW) / WIDTH)
-        return torch.ops.aten.sigmoid_backward(stretched, share), None, None
+        share, span = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(gradient * span, share, LEAST, MOST)
+        return torch.ops.aten.sigmoid_backward(inside, share), None, None
 
 
-class Undecided(torch.autograd.Function):
-    """Sum of 1 - |u|^b where u = 2 soft(alpha) - 1; its slope is at hand once the value is, so it is what is kept."""
+class Roundings:
+    """The roundings of one unit as a single parameter, so that the penalty and Adam, which read nothing else, are one call each.
 
-    @staticmethod
-    def forward(ctx: Any, alpha: Tensor, sharpness: float) -> Tensor:
-        stretched = torch.sigmoid(alpha).mul_(2 * WIDTH).sub_(WIDTH)
-        u = stretched.clamp(-1, 1)
-        square = u.square().add_(1e-30)  # so that there is a logarithm
-        power = square.log2().mul_(sharpness / 2 - 1).exp2_()  # |u|^(b-2); pow takes four times as long
-        lost = torch.dot(power.flatten(), square.flatten())
-        # d/dalpha = -b u |u|^(b-2) du/dalpha, and du/dalpha = (WIDTH^2 - u^2) / (2 WIDTH), or 0 where soft() is at an end.
-        slope = u.mul_(power).mul_(square.sub_(WIDTH**2)).mul_(sharpness / (2 * WIDTH))
-        ctx.save_for_backward(torch.ops.aten.hardtanh_backward(slope, stretched, -1, 1))
-        return alpha.numel() - lost
+    Each rounding keeps its place in it and in its gradient, as a view.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * gradient, None
+    def __init__(self, each: Sequence[AdaRound]):
+        self.each = each
+        self.alpha = nn.Parameter(torch.cat([rounding.alpha.detach().flatten() for rounding in each]))
+        self.alpha.grad = torch.zeros_like(self.alpha)
+        sizes = [rounding.alpha.numel() for rounding in each]
+        for rounding, part, slope in zip(each, self.alpha.detach().split(sizes), self.alpha.grad.split(sizes), strict=True):
+            shape = rounding.alpha.shape
+            rounding.alpha = nn.Parameter(part.view(shape))
+            rounding.alpha.grad = slope.view(shape)
+
+    def start_gradient(self, penalty: float, sharpness: float) -> None:
+        """What was there is forgotten; the gradient begins as that of the penalty, and a loss adds its own to it."""
+        if not penalty:
+            self.alpha.grad.zero_()
+            return
+        for alpha, slope in zip(self.alpha.detach().split(PIECE), self.alpha.grad.split(PIECE), strict=True):
+            torch.mul(undecided(alpha, sharpness), penalty, out=slope)
+
+    def settled(self) -> bool:
+        """Every weight has made up its mind, or nearly so."""
+        return all(bool(((rounding.soft() - 0.5).abs() > 0.45).all()) for rounding in self.each)
+
+
+def undecided(alpha: Tensor, sharpness: float) -> Tensor:
+    """The gradient of AdaRound's penalty: the sum of 1 - |u|^b where u = 2 soft(alpha) - 1, zero once every weight is decided.
+
+    d/dalpha = -b u |u|^(b-2) du/dalpha, and du/dalpha = (WIDTH^2 - u^2) / (2 WIDTH), or 0 where soft() is at an end.
+    """
+    stretched = torch.sigmoid(alpha).mul_(2 * WIDTH).sub_(WIDTH)
+    u = stretched.clamp(-1, 1)
+    square = u.square().add_(1e-30)  # so that there is a logarithm
+    power = square.log2().mul_(sharpness / 2 - 1).exp2_()  # |u|^(b-2); pow takes four times as long
+    slope = u.mul_(power).mul_(square.sub_(WIDTH**2)).mul_(sharpness / (2 * WIDTH))
+    return torch.ops.aten.hardtanh_backward(slope, stretched, -1, 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowtide.checks import Count
 from lowtide.formats import Affine
@@ -20,6 +20,7 @@ from lowtide.nn.attention import QuantAttention
 from lowtide.nn.fake import Fake
 from lowtide.nn.low import low_products, words
 from lowtide.nn.quantizer import Drop, Quantizer
+from lowtide.nn.rounding import Roundings
 from lowtide.nn.swap import find_clock
 from lowtide.stages.base import Job
 from lowtide.stages.layerwise import layers_of
@@ -104,7 +105,7 @@ class Learner:
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         nearest, before = self.codes(), self.judge(loss)
-        roundings = nn.ModuleList([layer.start_rounding(self.warm) for layer in self.layers.values()])
+        roundings = Roundings([layer.start_rounding(self.warm) for layer in self.layers.values()])
         self.minimise(loss, roundings)
         for layer in self.layers.values():
             layer.finish_rounding()
@@ -121,22 +122,19 @@ class Learner:
         generator = self.job.generator(self.stage, self.unit.name, "judge")
         return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
 
-    def minimise(self, loss: Loss, roundings: nn.ModuleList) -> None:
+    def minimise(self, loss: Loss, roundings: Roundings) -> None:
         iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
         # Dropped only in blocks: a temporal unit is learnt on its own few inputs as they are.
         chance = None if self.unit.kind == "temporal" else self.job.settings.drop
         drop = () if chance is None else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
-        optimizer = torch.optim.Adam(roundings.parameters(), rate(iters), fused=True)
-        device, low, history = next(roundings.parameters()).device, self.low, []
+        optimizer = torch.optim.Adam([roundings.alpha], rate(iters), fused=True)
+        device, low, history = roundings.alpha.device, self.low, []
         for step in range(iters):
             with low_products(device, low):
                 distance = loss(generator, *drop)
-            total = distance
-            if step >= WARM_UP * iters:
-                b = sharpness(step / iters, self.warm)
-                total = distance + PENALTY * sum(rounding.penalty(b) for rounding in roundings)
-            optimizer.zero_grad()
-            total.backward()
+            penalty = PENALTY if step >= WARM_UP * iters else 0.0
+            roundings.start_gradient(penalty, sharpness(step / iters, self.warm))
+            distance.backward()
             optimizer.step()
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
@@ -151,13 +149,12 @@ def sharpness(progress: float, warm: bool = False) -> float:
     return SHARP_LAST + (SHARP_FIRST - SHARP_LAST) * (1 - done)
 
 
-def settled(history: list[float], roundings: nn.ModuleList, window: int = 100) -> bool:
+def settled(history: list[float], roundings: Roundings, window: int = 100) -> bool:
     """The loss is flat and every weight has decided; looked at once in a window, because looking costs a pass."""
     if len(history) < 2 * window or len(history) % window:
         return False
     late, early = sum(history[-window:]), sum(history[-2 * window : -window])
-    decided = all(((rounding.soft() - 0.5).abs() > 0.45).all() for rounding in roundings)
-    return decided and late > 0.99 * early
+    return late > 0.99 * early and roundings.settled()
 
 
 class RangeLearner:

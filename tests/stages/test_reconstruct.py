@@ -3,14 +3,13 @@
 import pytest
 import tiny
 import torch
-from torch import nn
 
 import lowtide
 from lowtide import sample
 from lowtide.errors import BadInput
 from lowtide.nn import low
 from lowtide.nn.quantizer import Drop
-from lowtide.nn.rounding import AdaRound
+from lowtide.nn.rounding import AdaRound, Roundings
 from lowtide.nn.swap import find_clock
 from lowtide.plan import Settings
 from lowtide.stages.reconstruct import Learner, carried, rate, settled, sharpness
@@ -63,10 +62,10 @@ def test_every_step_s_range_is_learnt_though_some_are_kept():
 
 
 def test_settled_is_flat_and_decided():
-    decided = nn.ModuleList([AdaRound(torch.zeros(3, 4), torch.clone)])
+    decided = Roundings([AdaRound(torch.zeros(3, 4), torch.clone)])
     with torch.no_grad():
-        decided[0].alpha.fill_(9.0)
-    undecided = nn.ModuleList([AdaRound(torch.full((3, 4), 0.5), torch.clone)])
+        decided.alpha.fill_(9.0)
+    undecided = Roundings([AdaRound(torch.full((3, 4), 0.5), torch.clone)])
     flat, falling = [1.0] * 200, [1.0] * 100 + [0.5] * 100
     assert settled(flat, decided)
     assert not settled(flat, undecided)
