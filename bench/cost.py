@@ -146,7 +146,7 @@ def reckoned(million: int) -> None:
     found = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
-        "learnt_with": words(torch.device("cpu")),
+        "learnt_with": words(next(job.model.parameters())),
         "iteration_to_float": round(learning / floating, 3),
         "minutes_of_2000_iterations": round((job.settings.iters * learning + temporal + prepared) / 60, 1),
     }

@@ -20,9 +20,11 @@ def low_products(device: torch.device, wanted: bool = True) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and time_in_bf16(device.type) < PAYS)
 
 
-def words(device: torch.device) -> str:
-    """What was chosen, and why."""
-    found = time_in_bf16(device.type)
+def words(of: torch.Tensor) -> str:
+    """What was chosen for a model with this parameter, and why."""
+    if of.dtype != torch.float32:
+        return f"products in {str(of.dtype).removeprefix('torch.')}, the model's own"
+    found = time_in_bf16(of.device.type)
     if found < PAYS:
         return "products in bf16"
     return "products in float32" + (f": bf16 takes {found:.1f} x as long here" if found < float("inf") else "")

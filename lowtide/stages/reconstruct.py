@@ -48,7 +48,7 @@ class Reconstruct:
         if drops:
             FitRanges("minmax").run(job)
         if "products" not in job.report:
-            job.report["products"] = words(next(job.model.parameters()).device)
+            job.report["products"] = words(next(job.model.parameters()))
             job.console.print(f"Roundings are learnt with {job.report['products']}")
         stream = Stream(job, inputs_quantized=drops, temporal=not job.maintained)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"

@@ -27,7 +27,10 @@ def test_the_race_decides_once(monkeypatch, found, enabled):
             assert torch.is_autocast_enabled("cpu") == enabled
         with low.low_products(CPU, wanted=False):
             assert not torch.is_autocast_enabled("cpu")
-    assert low.words(CPU) == ("products in bf16" if enabled else f"products in float32: bf16 takes {found:.1f} x as long here")
+    assert low.words(torch.zeros(1)) == (
+        "products in bf16" if enabled else f"products in float32: bf16 takes {found:.1f} x as long here"
+    )
+    assert low.words(torch.zeros(1, dtype=torch.float16)) == "products in float16, the model's own"
 
 
 def test_without_units_nothing_is_raced(monkeypatch):
@@ -35,7 +38,7 @@ def test_without_units_nothing_is_raced(monkeypatch):
     monkeypatch.setattr(low, "raced", lambda: pytest.fail("raced"))
     with low.low_products(CPU):
         assert not torch.is_autocast_enabled("cpu")
-    assert low.words(CPU) == "products in float32"
+    assert low.words(torch.zeros(1)) == "products in float32"
 
 
 def test_the_race_is_of_bf16_against_float32(monkeypatch):
