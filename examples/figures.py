@@ -142,10 +142,10 @@ def softmax_tails(path: Path) -> None:
     run_recipe((FitWeights("mse"), FitRanges("minmax")), job)
     seen = watch(job, keep=True)
     look(job.model, False, False)
-    tails = {name: tail_ratios(seen[f"{name}.processor.softmax"].values) for name in job.plan.attentions}
+    tails = {name: tail_ratios(seen[f"{name}.processor.softmax"].drawn()) for name in job.plan.attentions}
     name = max(tails, key=lambda name: max(tails[name]))
     step = int(np.argmax(tails[name]))
-    values = torch.cat(seen[f"{name}.processor.softmax"].values[step]).numpy()
+    values = seen[f"{name}.processor.softmax"].drawn()[step].numpy()
     figure, (left, right) = sheet(2)
     left.hist(values[values > 0], bins=np.geomspace(max(values.min(), 1e-7), values.max(), 60), color=ACCENT)
     left.set(xscale="log", yscale="log")
@@ -160,8 +160,8 @@ def softmax_tails(path: Path) -> None:
     figure.savefig(path)
 
 
-def tail_ratios(values: list[list[torch.Tensor]]) -> list[float]:
-    return [power_law_wins(torch.cat(step).numpy(), ("exponential",), 0.5) for step in values]
+def tail_ratios(values: list[torch.Tensor]) -> list[float]:
+    return [power_law_wins(step.numpy(), ("exponential",), 0.5) for step in values]
 
 
 def softmax_grids(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 A step gives x' = mu + sigma z. Where the answer moves by one, mu moves by c, so noise of standard deviation s in the answer is
 noise of c s in x'. With sqrt(sigma^2 - c^2 s^2) in place of sigma the sum is what the sampler asked for; mu stays as it is.
-Clipped pixels let less noise through than c says. The denoiser tells s of its latest answer, see nn/correction.py.
+Where x0 is clipped, c is not what a step makes of that pixel's answer (DDPM lets less noise through, diffusers' DDIM keeps the
+answer and with it more): the noise of clipped pixels is absorbed only in part. The denoiser tells s of its latest answer, see
+nn/correction.py.
 """
 
 from collections.abc import Callable, Iterator

@@ -27,7 +27,7 @@ from lowtide.stages.collect import LARGEST_BATCH, Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.features import MOST_ROWS
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import KEPT_VALUES, FitRanges
+from lowtide.stages.ranges import KEPT_VALUES, TAILS, FitRanges
 from lowtide.stages.reconstruct import JUDGES, LearnRanges, Reconstruct
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
@@ -208,7 +208,7 @@ def watching(load: Workload, kept: bool) -> Cost:
     seen = load.decoding() + Work(
         values=load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores), calls=5 * whole.layers
     )
-    values = kept * KEPT_VALUES * load.calls * (whole.layers + 4 * len(load.network.adapter.attentions()))
+    values = kept * (KEPT_VALUES + 2 * TAILS) * load.calls * (whole.layers + 4 * len(load.network.adapter.attentions()))
     attention = SLACK * FLOAT * WATCHED_COPIES * load.batch * load.network.largest_scores
     seconds = load.pass_over(load.calls, seen) + values * load.speed.search
     return Cost(seconds, load.alive(load.batch) + attention + FLOAT * values)

@@ -13,8 +13,8 @@ drift with the step, so each step has a scale of its own.
 
 Departs from the paper: batches mix timesteps instead of walking down a trajectory; guidance branches are matched one by one,
 not as their mixture; scales are learnt as logarithms, input scales faster than the code's fixed 5e-4 where iterations are few
-(all rates grow as iterations shrink); every eighth calibration image is held out, and nothing is kept that does worse there.
-Scales are not interpolated: `lowtide reschedule` gives each step of another schedule those of the nearest one learnt.
+(all rates grow as iterations shrink); the last eighth of the calibration images is held out, and nothing is kept that does
+worse there. Scales are not interpolated: `lowtide reschedule` gives each step of another schedule the nearest learnt ones.
 Departs from the released code: it adds LoRA to weights already rounded, here W0 is the float weight; shortcuts, downsampling
 and attention's q, k, v and softmax are quantized too (profile `full`); a convolution's B is 1 x 1, as there; no step counter.
 """

@@ -18,8 +18,8 @@ Departs from the paper: statistics come from the float model's inputs; the last 
 pair are one batch, so that no gradient is lost; LoRA changes the smoothed weight. The relation loss weighs 10, not the code's
 100, which was chosen where it taught nothing: there its gradient is twice the task's, and answers got worse for it.
 Departs from the released code: its relation loss carries no gradient (both features are detached) and so does nothing; its
-search tries two candidates with unrounded inputs (search "fast" tries the two); one bit there is {0, d}, here {-d, d}; zero
-points stay integers, and no channel holds a placeholder. Bits per channel are a vector, not three masked quantizers.
+search tries two candidates with unrounded inputs (search "fast" tries the two); one bit there is {0, d}, here {-d, d}; every
+other zero point is an integer, and no channel holds a placeholder. Bits per channel are a vector, not three masked quantizers.
 """
 
 from dataclasses import dataclass, replace
@@ -148,7 +148,7 @@ class TRD:
 
     def relations(self, features: Tensor) -> Tensor:
         """log softmax(f' f / T): positions x positions, of the mean over both steps with channels of length one."""
-        smoothed = F.normalize(features.mean(0), dim=1)
+        smoothed = F.normalize(features.float().mean(0), dim=1)
         return (smoothed.transpose(1, 2) @ smoothed / self.temperature).log_softmax(-1)
 
 

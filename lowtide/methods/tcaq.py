@@ -143,17 +143,15 @@ class Rivals:
     def __init__(self, job: Job, name: str, seen: Seen, search: bool):
         self.attention = job.model.get_submodule(name).processor
         self.form, self.each = Either(job.plan.attentions[name]["softmax"].input.bits), self.attention.softmax.per_step
-        steps = seen.values if self.each else [[value for step in seen.values for value in step]]
-        self.values = [torch.cat(step).cpu() for step in steps]
-        self.peak = (seen.hi if self.each else seen.hi.max()[None]).cpu()
-        ends = torch.cat([self.best_end(*row) for row in zip(self.values, self.peak, strict=True)]) if search else self.peak
+        seen = seen.filled() if self.each else seen.whole()
+        self.values, self.peak = [values.cpu() for values in seen.drawn()], seen.hi.cpu()
+        ends = torch.cat([self.best_end(*row) for row in seen.rows()]).cpu() if search else self.peak
         self.uniform = self.form.params(torch.zeros_like(ends), ends)
         self.lost = torch.zeros(2, len(ends))
 
-    def best_end(self, values: Tensor, peak: Tensor) -> Tensor:
-        """Where a uniform grid from zero should end. The peak is rare, may not have been drawn, and weighs."""
-        row = torch.cat([values.new_zeros(1), peak[None], values])
-        return SEARCHES["mse"](row[None], self.form.uniform)[1][0]
+    def best_end(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Where a uniform grid from zero should end."""
+        return SEARCHES["mse"](values[None], self.form.uniform, weights)[1][0]
 
     def listen(self, clock: Clock) -> list[RemovableHandle]:
         """Hooks that let both grids answer; attention asks for its softmax, then for v."""

@@ -35,6 +35,7 @@ from lowtide.formats import Affine, Grid, bundle_words, packed_bytes
 from lowtide.models import Unit
 from lowtide.nn.fake import Fake
 from lowtide.nn.packed import grid_places, packed_shape
+from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock
 from lowtide.nn.temporal import gridded
 from lowtide.plan import CachePlan, LayerPlan, Settings
@@ -120,11 +121,12 @@ def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
     layers = [job.model.get_submodule(name) for name in unit.layers]
     layers = [layer for layer in layers if isinstance(layer, Fake) and layer.input.format is not None]
 
-    def fit(layer: Fake, args: tuple) -> None:
+    def fit(quantizer: Quantizer, args: tuple) -> None:
         lo, hi = args[0].flatten(1).aminmax(dim=1)
-        layer.input.fit(*((lo, hi) if layer.input.per_step else (lo.min()[None], hi.max()[None])))
+        quantizer.fit(*((lo, hi) if quantizer.per_step else (lo.min()[None], hi.max()[None])))
 
-    hooks = [layer.register_forward_pre_hook(fit) for layer in layers]
+    # At the quantizer's own door: a smoothed layer divides what reaches it first.
+    hooks = [layer.input.register_forward_pre_hook(fit) for layer in layers]
     with torch.no_grad():
         features()
     for hook in hooks:

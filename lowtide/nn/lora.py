@@ -37,6 +37,10 @@ class LoRA(nn.Module):
         self.up = nn.Parameter(weight.new_zeros(rows, rank))
         self.log_scale = nn.Parameter(lattice.grid.scale.log())
 
+    def step(self) -> float:
+        """The mean distance of two neighbours on the grid, where learning starts."""
+        return self.lattice.format.steps(self.lattice.grid, self.weight.shape[1]).scale.mean().item()
+
     def moved(self) -> Tensor:
         """W + B A."""
         return torch.addmm(self.weight, self.up, self.down)

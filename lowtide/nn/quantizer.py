@@ -53,7 +53,11 @@ class Quantizer(nn.Module):
             return x
         if self.learnt is not None:
             return self.learning_forward(x)
-        return self.drop(x, self.rounded(x)) if self.drop else self.rounded(x)
+        rounded = self.rounded(x)
+        if self.drop:
+            return self.drop(x, rounded)
+        # What cannot learn, a log2 grid, still lets what comes before it learn; the value is the rounded one to the last bit.
+        return rounded + (x - x.detach()) if x.requires_grad and torch.is_grad_enabled() else rounded
 
     def rounded(self, x: Tensor) -> Tensor:
         scale, zero = self.step()

@@ -2,12 +2,13 @@
 
 No cache made beforehand could be right for it, but within a request only t changes. At the first call of a request the
 block runs on all calibrated timesteps in one batch; later calls look their step up. A call with other conditions starts a
-new request, and a timestep that is not exactly one of the calibrated ones is computed: never a stale value.
+new request, and a timestep that is not exactly one of the calibrated ones is computed: never a stale value. Two requests are
+known at a time, for pipelines that call the denoiser once for each branch of guidance.
 """
 
 import inspect
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,18 @@ from lowtide.nn.clock import CLOCK
 from lowtide.nn.split import split_modules
 from lowtide.plan import Plan
 
+BRANCHES = 2
+
+
+class Request(NamedTuple):
+    """Conditions, and the features of all steps under them."""
+
+    conditions: dict[str, Tensor]
+    features: dict[str, Tensor]
+
 
 class Desk:
-    """What is known of the running request: its conditions, the features of all its steps, and which step is asked for."""
+    """What is known of the running requests, the latest last, and which step is asked for."""
 
     def __init__(self, root: nn.Module, plan: Plan):
         self.root = root
@@ -30,8 +40,7 @@ class Desk:
     def take(self, plan: Plan) -> None:
         """Forget the running request, and work by this plan's timesteps from now on."""
         self.plan, self.steps = plan, {time: step for step, time in enumerate(plan.times)}
-        self.conditions: dict[str, Tensor] = {}
-        self.features: dict[str, Tensor] = {}
+        self.requests: list[Request] = []
         self.row: int | None = None
 
     def open(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -43,9 +52,9 @@ class Desk:
             return
         reads = {name for names in self.plan.requests.values() for name in names} - {"timestep"}
         conditions = {name: inner(given, name) for name in sorted(reads)}
-        if not same(conditions, self.conditions):
-            self.conditions = {name: value.clone() for name, value in conditions.items()}
-            self.build(timestep)
+        known = next((request for request in self.requests if same(conditions, request.conditions)), None)
+        others = [request for request in self.requests if request is not known]
+        self.requests = [*others[1 - BRANCHES :], known or self.build(conditions, timestep)]
 
     def step_of(self, values: list[float]) -> int | None:
         """The calibrated step of exactly this timestep, if all samples share it."""
@@ -65,24 +74,26 @@ class Desk:
         return self._adapter
 
     @torch.no_grad()
-    def build(self, timestep: Tensor) -> None:
+    def build(self, conditions: dict[str, Tensor], timestep: Tensor) -> Request:
         """Run the temporal units on every step of this request, as one batch."""
-        batch, times = len(next(iter(self.conditions.values()))), torch.tensor(list(self.steps), dtype=torch.float64)
-        rows = {name: value.repeat(len(times), *[1] * (value.dim() - 1)) for name, value in self.conditions.items()}
+        batch, times = len(next(iter(conditions.values()))), torch.tensor(list(self.steps), dtype=torch.float64)
+        rows = {name: value.repeat(len(times), *[1] * (value.dim() - 1)) for name, value in conditions.items()}
         rows["timestep"] = times.repeat_interleave(batch).to(timestep)
         clock, turned = self.root.get_submodule(CLOCK), self.root.get_submodule(CLOCK).index
         clock.set(rows["timestep"])
+        found: dict[str, Tensor] = {}
         self.working = True
         for unit in (unit for unit in self.adapter.temporal() if unit.features[0] in self.plan.requests):
             graph = self.adapter.temporal_graph(unit, batch * len(times))
             answers = graph.replay(self.root, {name: rows[name] for name in unit.reads})
             for name, answer in zip(unit.features, answers, strict=True):
-                self.features[name] = answer.unflatten(0, (len(times), batch))
+                found[name] = answer.unflatten(0, (len(times), batch))
         self.working, clock.index = False, turned
+        return Request({name: value.clone() for name, value in conditions.items()}, found)
 
     def answer(self, name: str) -> Tensor | None:
         """The feature at the step that is asked for, if it is known."""
-        return None if self.working or self.row is None else self.features[name][self.row]
+        return None if self.working or self.row is None else self.requests[-1].features[name][self.row]
 
 
 def inner(given: dict[str, Any], name: str) -> Tensor:

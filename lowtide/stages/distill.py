@@ -62,7 +62,7 @@ class Student:
         """Groups of parameters, each with the rate it starts at."""
         options, hurry = self.options, max(1.0, PAPER_ITERS / self.job.settings.iters) ** 0.75
         loras = [layer.start_lora(options.rank, self.job.generator(STAGE, name)) for name, layer in self.layers.items()]
-        rates = [options.weight_rate * hurry * layer.grid.scale.mean().item() for layer in self.layers.values()]
+        rates = [options.weight_rate * hurry * lora.step() for lora in loras]
         groups = [group([lora.down, lora.up], rate) for lora, rate in zip(loras, rates, strict=True)]
         # Gradients pass a quantizer only while it learns, so all of them do; left out, they learn at no rate.
         learnt = [quantizer.start_learning() for quantizer in self.inputs.values()]
@@ -152,7 +152,7 @@ class Course:
 
 def distance(ours: Tensor, theirs: Tensor) -> Tensor:
     """Squared error of the answer: summed over a sample, averaged over samples."""
-    return (ours - theirs).square().flatten(1).sum(1).mean()
+    return (ours.float() - theirs.float()).square().flatten(1).sum(1).mean()
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

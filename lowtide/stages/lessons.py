@@ -18,7 +18,7 @@ Places = list[tuple[int, int]]
 
 
 class Lessons:
-    """Samples by place, (call, row). Every eighth image is held out, at all its steps and guidance branches."""
+    """Samples by place, (call, row). The last eighth of the images is held out, at all its steps and guidance branches."""
 
     def __init__(self, job: Job):
         self.job, self.calls = job, job.calls

@@ -1,7 +1,8 @@
 """FitRanges: the ranges of inputs, one for all timesteps or one for each, from one pass over the collected calls."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,34 +14,75 @@ from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, look, quantizers
 from lowtide.stages.base import Call, Job
 
-KEPT_VALUES = 2048
+KEPT_VALUES, TAILS = 2048, 64
+
+
+class Sample(NamedTuple):
+    """A few of a tensor's values, drawn from anywhere; the least and greatest of each of TAILS parts; how many there were.
+
+    The ends of a range are rare values, one in a million, and few that are drawn are near them. Drawn values alone would let a
+    search cut off what they do not show; an end beside 2,048 drawn ones weighs five hundred times too much, and is never cut.
+    """
+
+    drawn: Tensor
+    tails: Tensor
+    size: int
+
+    def weights(self) -> Tensor:
+        """How many values each of these stands for: a tail for itself, a drawn one for its share of the rest."""
+        share = (self.size - len(self.tails)) / len(self.drawn)
+        return torch.cat([torch.full_like(self.drawn, share), torch.ones_like(self.tails)])
+
+
+def sampled(values: Tensor, generator: torch.Generator) -> Sample:
+    """Every n-th would be one and the same column wherever n is a multiple of a row. Few values are all kept."""
+    if len(values) <= KEPT_VALUES:
+        return Sample(values, values[:0], len(values))
+    drawn = values[torch.randint(len(values), (KEPT_VALUES,), generator=generator).to(values.device)]
+    parts = values[: len(values) // TAILS * TAILS].view(-1, TAILS)
+    return Sample(drawn, torch.cat(parts.aminmax(dim=0)), len(values))
 
 
 @dataclass
 class Seen:
-    """What one quantizer saw: the ends of its inputs at each step, and a few values in between for searches that weigh them."""
+    """What one quantizer saw: the ends of its inputs at each step, and samples of them for searches that weigh values."""
 
     lo: Tensor
     hi: Tensor
-    values: list[list[Tensor]] = field(default_factory=list)
+    samples: list[list[Sample]] = field(default_factory=list)
 
     def note(self, x: Tensor, step: int, generator: torch.Generator | None) -> None:
-        """Widen the ends; with a generator, keep a few values too."""
-        lo, hi = x.detach().float().aminmax()
+        """Widen the ends; with a generator, keep a sample too."""
+        values = x.detach().float().flatten()
+        lo, hi = values.aminmax()
         self.lo[step], self.hi[step] = torch.minimum(self.lo[step], lo), torch.maximum(self.hi[step], hi)
         if generator is not None:
-            self.values[step].append(some(x.detach().float().flatten(), generator))
+            self.samples[step].append(sampled(values, generator))
 
     @property
     def called(self) -> bool:
         return bool(torch.isfinite(self.hi).any())
 
+    def drawn(self) -> list[Tensor]:
+        """A fair sample of the values at each step."""
+        return [torch.cat([sample.drawn for sample in step]) for step in self.samples]
 
-def some(values: Tensor, generator: torch.Generator) -> Tensor:
-    """A few of them, drawn from anywhere: every n-th would be one and the same column wherever n is a multiple of a row."""
-    if len(values) <= KEPT_VALUES:
-        return values
-    return values[torch.randint(len(values), (KEPT_VALUES,), generator=generator).to(values.device)]
+    def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each step, values with both ends among them, and how many each stands for."""
+        for lo, hi, step in zip(self.lo, self.hi, self.samples, strict=True):
+            values = [part for sample in step for part in (sample.drawn, sample.tails)]
+            weights = torch.cat([lo.new_zeros(2), *(sample.weights() for sample in step)])
+            yield torch.cat([lo[None], hi[None], *values]), weights
+
+    def filled(self) -> "Seen":
+        """A step that nothing reached, of those a schedule drew none of, is like the nearest that something did."""
+        known = torch.isfinite(self.hi).nonzero().flatten().tolist()
+        near = [min(known, key=lambda other, step=step: abs(other - step)) for step in range(len(self.hi))]
+        return Seen(self.lo[near], self.hi[near], [self.samples[step] for step in near])
+
+    def whole(self) -> "Seen":
+        """All steps as one."""
+        return Seen(self.lo.min()[None], self.hi.max()[None], [[sample for step in self.samples for sample in step]])
 
 
 @dataclass(frozen=True)
@@ -102,13 +144,10 @@ def run_call(job: Job, call: Call) -> Tensor:
 
 def ranges(seen: Seen, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:
     """lo and hi per step, or over all steps where the quantizer has one range."""
-    if not quantizer.per_step:
-        values = [[value for step in seen.values for value in step]]
-        seen = replace(seen, lo=seen.lo.min()[None], hi=seen.hi.max()[None], values=values)
+    seen = seen.filled() if quantizer.per_step else seen.whole()
     if search == "minmax":
         return seen.lo, seen.hi
-    rows = [torch.cat([lo[None], hi[None], *values]) for lo, hi, values in zip(seen.lo, seen.hi, seen.values, strict=True)]
-    found = [SEARCHES[search](row[None], quantizer.format) for row in rows]
+    found = [SEARCHES[search](values[None], quantizer.format, weights) for values, weights in seen.rows()]
     return torch.cat([lo for lo, _ in found]), torch.cat([hi for _, hi in found])
 
 

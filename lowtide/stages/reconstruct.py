@@ -45,7 +45,7 @@ class Reconstruct:
 
     def run(self, job: Job) -> None:
         drops = job.settings.drop is not None
-        if drops:
+        if drops and not self.round:
             FitRanges("minmax").run(job)
         if "products" not in job.report:
             job.report["products"] = words(next(job.model.parameters()))
@@ -196,7 +196,7 @@ class RangeLearner:
             if quantizer.per_step:
                 quantizer.scale.copy_(carried(old, quantizer.scale, seen))
         after = self.judge(loss)
-        self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, min(start, after)]
+        self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, after]
         if after > start:
             self.take(before)
 

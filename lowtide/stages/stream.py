@@ -39,12 +39,14 @@ class Scene:
     store: Store
 
     def loss(self, generator: torch.Generator, drop: Drop | None = None) -> Tensor:
-        """Squared distance to the float answers on a random batch: summed over channels, averaged over the rest."""
+        """Squared distance to the float answers on a random batch: summed over channels, which are last where there are tokens,
+        averaged over the rest."""
         chosen = self.choose(generator)
         with dropping(self.module, drop):
             answer = self.answer(chosen, drop)
         pairs = [(leaf, ref.id) for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True) if ref]
-        return sum((leaf - self.rows(self.targets[id], id, chosen)).square().sum(1).mean() for leaf, id in pairs)
+        apart = [leaf - self.rows(self.targets[id], id, chosen) for leaf, id in pairs]
+        return sum(each.square().sum(-1 if each.dim() == 3 else 1).mean() for each in apart)
 
     def bytes(self) -> int:
         """What the unit's inputs and answers take."""

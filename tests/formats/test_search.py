@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from lowtide.formats import Affine, Mixed, minmax, mse, percentile
-from lowtide.formats.search import loss_of
+from lowtide.formats.search import Norm, loss_of
+
+NORM = Norm(2.4, None)
 
 
 def weights(rows: int = 32, columns: int = 300) -> torch.Tensor:
@@ -17,14 +19,14 @@ def weights(rows: int = 32, columns: int = 300) -> torch.Tensor:
 def test_mse_loses_no_more_than_one_percent_over_trying_all(bits):
     x, form = weights(), Affine(bits, bits == 8, 0)
     lo, hi = minmax(x, form)
-    every = torch.stack([loss_of(x, form, (lo * share, hi * share), 2.4) for share in torch.arange(100, 20, -1) / 100])
-    found = loss_of(x, form, mse(x, form), 2.4)
+    every = torch.stack([loss_of(x, form, (lo * share, hi * share), NORM) for share in torch.arange(100, 20, -1) / 100])
+    found = loss_of(x, form, mse(x, form), NORM)
     assert (found <= 1.01 * every.amin(0)).all()
 
 
 def test_mse_beats_minmax_at_four_bits():
     x, form = weights(), Affine(4, axis=0)
-    assert (loss_of(x, form, mse(x, form), 2.4).sum() / loss_of(x, form, minmax(x, form), 2.4).sum()) < 0.9
+    assert (loss_of(x, form, mse(x, form), NORM).sum() / loss_of(x, form, minmax(x, form), NORM).sum()) < 0.9
 
 
 def test_rows_do_not_feel_each_other():

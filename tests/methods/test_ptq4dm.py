@@ -60,6 +60,18 @@ def test_a_solver_that_calls_some_timesteps_twice():
     assert len({id(call.arguments["sample"]) for call in job.calls if call.timestep == most}) > 17
 
 
+def test_a_range_for_each_step_has_one_for_those_that_were_not_drawn():
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    asked = OPTIONS | {"stages": {"assign": {"per_step": True}}}
+    result = lowtide.quantize(pipe, method="ptq4dm", **asked)
+    assert len(result.report["ndtc"]) < OPTIONS["steps"]
+    assert result.model.lowtide_clock.scale.isfinite().all()
+    with torch.no_grad():
+        assert all(
+            result.model(torch.randn(1, 3, 8, 8), timestep)[0].isfinite().all() for timestep in (0, 166, 332, 498, 664, 830)
+        )
+
+
 def test_what_leans_towards_the_image_reads_early_timesteps():
     job = collected(steps=20, kept=20)
     every = sorted({call.timestep for call in job.calls})

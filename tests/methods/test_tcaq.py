@@ -15,14 +15,16 @@ from lowtide.formats import Affine, Either
 from lowtide.methods import METHODS, tcaq
 from lowtide.methods.tcaq import DAQ, PAR, TCR
 from lowtide.models import adapt
-from lowtide.nn.swap import look, quant_layers
+from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.swap import find_clock, look, quant_layers
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.base import Call, Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.products import lost, watched
 from lowtide.stages.ranges import FitRanges, run_call
-from lowtide.stages.reconstruct import LearnRanges
+from lowtide.stages.reconstruct import Learner, LearnRanges
+from lowtide.stages.stream import Stream
 from lowtide.stages.weights import FitWeights
 
 OPTIONS = {"steps": 4, "images": 2, "kept": 4, "iters": 10, "batch": 2}
@@ -187,6 +189,25 @@ def test_a_softmax_that_daq_leaves_uniform_at_every_step_can_still_be_learnt(mon
     assert any(not torch.equal(quantizer.scale, before) for quantizer, before in zip(softmax, fitted, strict=True))
 
 
+def test_a_log2_softmax_lets_queries_and_keys_learn(monkeypatch):
+    """Their ranges move where each softmax is log2 at every step; without a gradient they would stand still."""
+    monkeypatch.setattr(DAQ, "by_law", lambda _, rivals: torch.ones_like(rivals.peak, dtype=torch.bool))
+    job = started(tiny.model("unet2d"), inputs=4)
+    run_recipe((FitWeights("mse"), FitRanges(), DAQ()), job)
+    moved = []
+    finish = Quantizer.finish_learning
+    heads = {job.model.get_submodule(name).processor.q for name in job.plan.attentions}
+
+    def finished(self):
+        if self in heads:
+            moved.append(not torch.equal(self.learnt.exp(), self.scale))
+        finish(self)
+
+    monkeypatch.setattr(Quantizer, "finish_learning", finished)
+    run_recipe((LearnRanges(iters=3),), job)
+    assert len(moved) == len(heads) and all(moved)
+
+
 def test_daq_says_that_there_is_nothing_to_choose():
     job = started(tiny.model("unet2d"), inputs=4, profile="paper")
     job.console = Console(file=io.StringIO(), width=200)
@@ -195,22 +216,30 @@ def test_daq_says_that_there_is_nothing_to_choose():
     assert "no attention is quantized (profile full" in job.console.file.getvalue()
 
 
-def test_the_quantized_path_is_not_the_float_one_and_rounding_starts_warm(monkeypatch):
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
-    report = lowtide.quantize(pipe, method="tcaq", **OPTIONS).report
-    rounds = {name.split()[0] for name in report["losses"]}
-    assert {"Reconstruct", "Reconstruct1", "Reconstruct2"} <= rounds
-    for name, (before, after) in report["losses"].items():
-        if name.startswith("Reconstruct1 "):
-            assert before < 3 * report["losses"]["Reconstruct " + name.split(" ", 1)[1]][0], after
+def x_t(call: Call) -> torch.Tensor:
+    return call.arguments["sample"]
 
 
-def test_ranges_are_fitted_to_the_float_path_after_the_rounds():
-    job = started(tiny.model("unet2d"))
-    run_recipe((FitWeights("mse"), FitRanges("minmax")), job)
-    before = job.calls
-    PAR(rounds=1).run(job)
-    assert job.calls is before
+@pytest.mark.parametrize("drop", [None, 0.5])
+def test_rounds_learn_on_the_quantized_path_start_warm_and_leave_ranges_alone(monkeypatch, drop):
+    job = started(tiny.model("unet2d"), inputs=4, drop=drop)
+    run_recipe((FitWeights("mse"), FitRanges("minmax"), DAQ()), job)
+    clock, floating = find_clock(job.model), job.calls
+    tables, inputs, warm = (clock.scale.clone(), clock.zero.clone()), [], []
+    feed, search = Stream.feed, Learner.search
+    monkeypatch.setattr(
+        Stream, "feed", lambda self: (inputs.append([call.arguments["sample"] for call in self.calls]), feed(self))[1]
+    )
+    monkeypatch.setattr(Learner, "search", lambda self, loss: (warm.append(self.warm), search(self, loss))[1])
+    PAR().run(job)
+    assert len(inputs) == 2 and all(warm) and len(warm) > 10
+    kept = [x_t(call) for call in floating if call.kept]
+    for path in inputs:
+        assert torch.equal(path[0], kept[0])  # from the same noise
+        assert all(distance(ours, theirs) > 1e-3 for ours, theirs in zip(path[1:], kept[1:], strict=True))
+    assert any(not torch.equal(first, second) for first, second in zip(*inputs, strict=True))
+    assert job.calls is floating
+    assert torch.equal(clock.scale, tables[0]) and torch.equal(clock.zero, tables[1])
 
 
 def test_later_rounds_change_what_the_first_decided():

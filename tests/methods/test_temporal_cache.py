@@ -11,15 +11,20 @@ from diffusers import DDPMPipeline, EulerDiscreteScheduler
 import lowtide
 from lowtide import sample
 from lowtide.methods import METHODS, temporal_cache, tfmq
-from lowtide.methods.temporal_cache import Maintain
+from lowtide.methods.temporal_cache import Maintain, maintained
 from lowtide.models import adapt
 from lowtide.nn.swap import look
 from lowtide.nn.temporal import Blank, Cached
 from lowtide.plan import Settings
 from lowtide.report import text
-from lowtide.stages.base import Job
-from lowtide.stages.features import temporal_errors
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.features import JobFeatures, temporal_errors
 from lowtide.stages.pack import Pack
+from lowtide.stages.ranges import FitRanges
+from lowtide.stages.rewrite import smooth_layer
+from lowtide.stages.weights import FitWeights
 
 OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 20, "batch": 2}
 
@@ -47,6 +52,36 @@ def test_selection_is_never_worse_than_cache_or_block_alone(monkeypatch):
     assert (error <= torch.minimum(cache, block) * 1.0001).all()
     assert 0.05 < selected.report["temporal"]["cached_share"] < 0.95
     assert error.sum() < 0.95 * min(cache.sum(), block.sum())
+
+
+def test_selection_judges_smoothed_layers_as_they_will_run(monkeypatch):
+    """A smoothed layer divides what reaches it before it is rounded."""
+    judged, real = [], []
+
+    @dataclass(frozen=True)
+    class Smooth:
+        def run(self, job: Job) -> None:
+            for unit in job.adapter.temporal():
+                for name in unit.layers:
+                    width = job.model.get_submodule(name).weight.shape[1]
+                    smooth_layer(job, name, torch.linspace(0.3, 6.0, width))
+
+    @dataclass(frozen=True)
+    class Look:
+        def run(self, job: Job) -> None:
+            for unit in job.adapter.temporal():
+                features = JobFeatures(job, unit)
+                features.floating()
+                judged.extend(maintained(job, unit, features))
+                run_recipe((FitRanges("minmax"),), job)
+                features.look(True, True)
+                with torch.no_grad():
+                    real.extend(features())
+
+    start = (Collect(), Assign(per_step=True), Smooth(), FitWeights("mse"), Look(), FitRanges("minmax"), Pack())
+    quantized(start, monkeypatch, weights=4, inputs=4)
+    assert len(judged) > 3
+    assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(judged, real, strict=True))
 
 
 def test_the_cache_beats_tfmq_at_four_bits(monkeypatch):

@@ -7,6 +7,7 @@ from torch import nn
 from lowtide.formats import Affine, Mixed, mse
 from lowtide.nn.clock import Clock
 from lowtide.nn.fake import quantized_layer
+from lowtide.nn.lora import Lattice, LoRA
 from lowtide.nn.packed import packed_twin
 from lowtide.nn.quantizer import Quantizer
 
@@ -93,6 +94,15 @@ def test_the_gradient_goes_straight_through_and_stops_beyond_the_last_code():
     assert 0.05 < inside.float().mean() < 0.95
     lora.values().sum().backward()
     assert torch.allclose(lora.up.grad, inside.float() @ lora.down.detach().T, atol=1e-5)
+
+
+def test_its_step_is_that_of_the_grid_with_groups_too():
+    for form in (Affine(3, True, 0), Affine(3, True, 0, 16)):
+        weight = torch.randn(8, 64, generator=generator())
+        grid = form.params(*mse(form.rows(weight), form), len(weight))
+        lora = LoRA(weight, Lattice(form, grid, torch.tensor(7.0)), 4, generator())
+        apart = form.decode(form.encode(weight, grid) + 1, grid) - form.decode(form.encode(weight, grid), grid)
+        assert lora.step() == pytest.approx(apart.mean().item(), rel=1e-4)
 
 
 def test_rank_is_at_most_that_of_the_weight():

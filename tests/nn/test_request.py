@@ -87,7 +87,30 @@ def test_conditions_left_behind_on_another_device_are_computed_anew(tmp_path):
     result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options)
     request = sample.Request(steps=STEPS, seeds=(0, 1), labels=(1, 2))
     before, desk = sample.images(result.pipe, request), wrapped(result.model)[0].desk
-    desk.conditions = {name: value.to("meta") for name, value in desk.conditions.items()}
+    (known,) = desk.requests
+    desk.requests = [known._replace(conditions={name: value.to("meta") for name, value in known.conditions.items()})]
     images, runs = counted(result, request)
     assert runs == 1
     assert (images == before).all()
+
+
+def test_branches_that_take_turns_are_each_built_once(tmp_path):
+    """A pipeline may call its denoiser once for each branch of guidance; a third request drops the one that waited longest."""
+    options = {"steps": STEPS, "images": 2, "kept": 2, "iters": 2, "batch": 2}
+    result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options)
+    desk, built = wrapped(result.model)[0].desk, []
+    build = desk.build
+    desk.build = lambda conditions, timestep: (built.append(1), build(conditions, timestep))[1]
+    x = torch.randn(1, result.model.config.in_channels, *[result.model.config.sample_size] * 2)
+
+    def answer(label: int, step: float) -> torch.Tensor:
+        with torch.no_grad():
+            return result.model(x, timestep=torch.tensor([step]), class_labels=torch.tensor([label]))[0]
+
+    first = {(label, step): answer(label, step) for step in desk.steps for label in (1, 2)}
+    assert len(built) == 2
+    assert all(torch.equal(answer(*key), found) for key, found in first.items()) and len(built) == 2
+    step = next(iter(desk.steps))
+    answer(2, step), answer(3, step), answer(2, step)
+    assert len(built) == 3
+    assert torch.equal(answer(1, step), first[1, step]) and len(built) == 4

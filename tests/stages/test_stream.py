@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 
 from lowtide import sample
@@ -78,3 +79,24 @@ def test_spilled_values_do_not_count_as_held():
     for _ in stream.scenes():
         assert stream.store.held == 0
     assert stream.store.count > 0
+
+
+@pytest.mark.parametrize("kind", ["unet2d", "dit"])
+def test_a_units_loss_is_summed_over_channels_wherever_they_are(kind, tmp_path):
+    """Last where there are tokens, second in a picture: every value off by a half is a quarter for each channel."""
+    if kind == "dit":
+        pipe = tiny_pipelines.dit(tmp_path)
+        options = Settings(steps=3, images=4, kept=2, batch=4, labels=(1, 2))
+        job = Job(pipe, pipe.transformer, adapt(pipe.transformer), options, "test")
+        run_recipe((Collect(), Assign(per_step=True), FitWeights("minmax")), job)
+    else:
+        job = started()
+    seen = set()
+    for scene in Stream(job).scenes():
+        (answer,) = scene.targets
+        shape = scene.targets[answer][0].shape
+        channels = shape[-1] if len(shape) == 3 else shape[1]
+        scene.answer = lambda chosen, drop=None, scene=scene, id=answer: scene.rows(scene.targets[id], id, chosen) + 0.5
+        assert scene.loss(torch.Generator().manual_seed(0)).item() == pytest.approx(channels / 4, rel=1e-4)
+        seen.add((len(shape), shape[1] == channels))
+    assert (3, False) in seen if kind == "dit" else (4, True) in seen
