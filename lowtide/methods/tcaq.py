@@ -191,6 +191,7 @@ class PAR:
     """Progressively aligned reconstruction: K rounds on the quantized model's own trajectory, float answers on the same x_t.
 
     What ranges are fitted to stays the float model's trajectory: on the wider one of a model that drifts they are coarser.
+    Its rounds reconstruct by themselves, also without the stage Reconstruct before them.
     """
 
     rounds: Count = 2
