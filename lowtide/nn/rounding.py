@@ -39,7 +39,7 @@ class AdaRound(nn.Module):
         self.alpha = nn.Parameter(torch.log(inside / (1 - inside)))
 
     def soft(self) -> Tensor:
-        return (torch.sigmoid(self.alpha) * WIDTH + LOW).clamp(0, 1)
+        return soft(self.alpha)
 
     def hard(self) -> Tensor:
         """True where the weight goes up. At the start this is rounding to nearest."""
@@ -48,6 +48,11 @@ class AdaRound(nn.Module):
     def values(self) -> Tensor:
         """The weights as they stand: from the value below, soft() of the way to the one above."""
         return Between.apply(self.alpha, self.base, self.span)
+
+
+def soft(alpha: Tensor) -> Tensor:
+    """How far each weight stands on the way up."""
+    return (torch.sigmoid(alpha) * WIDTH + LOW).clamp(0, 1)
 
 
 class Between(torch.autograd.Function):
@@ -74,7 +79,6 @@ class Roundings:
     """
 
     def __init__(self, each: Sequence[AdaRound]):
-        self.each = each
         self.alpha = nn.Parameter(torch.cat([rounding.alpha.detach().flatten() for rounding in each]))
         self.alpha.grad = torch.zeros_like(self.alpha)
         sizes = [rounding.alpha.numel() for rounding in each]
@@ -93,7 +97,7 @@ class Roundings:
 
     def settled(self) -> bool:
         """Every weight has made up its mind, or nearly so."""
-        return all(bool(((rounding.soft() - 0.5).abs() > 0.45).all()) for rounding in self.each)
+        return bool(((soft(self.alpha) - 0.5).abs() > 0.45).all())
 
 
 def undecided(alpha: Tensor, sharpness: float) -> Tensor:

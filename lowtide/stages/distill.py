@@ -64,7 +64,7 @@ class Student:
         loras = [layer.start_lora(options.rank, self.job.generator(STAGE, name)) for name, layer in self.layers.items()]
         rates = [options.weight_rate * hurry * lora.step() for lora in loras]
         groups = [group([lora.down, lora.up], rate) for lora, rate in zip(loras, rates, strict=True)]
-        # Gradients pass a quantizer only while it learns, so all of them do; left out, they learn at no rate.
+        # All of them learn: one that does not passes gradients on beyond its last code too. Left out, they learn at no rate.
         learnt = [quantizer.start_learning() for quantizer in self.inputs.values()]
         groups.append(group(learnt, min(MOST, options.range_rate * hurry) * options.ranges))
         return [*groups, group([lora.log_scale for lora in loras], min(MOST, options.scale_rate * hurry))]
