@@ -26,6 +26,7 @@ from lowtide.models import ARCHITECTURES, adapt
 from lowtide.plan import Settings, settings_from
 
 QUICK = {"steps": 3, "images": 2, "kept": 2, "iters": 2, "batch": 2}
+UNMIXED = {"omq": {"mix": False}}  # which channels change their bits is for the data to say
 QUIET_PRODUCTS = speed.Products(1e-11, 2e-11, 1e-11, 2e-11)
 QUIET_SPEED = speed.Speed(QUIET_PRODUCTS, QUIET_PRODUCTS, 1e-10, 1e-10, 1e-8, 1e-7, 1e-5, 2e-5)
 
@@ -55,11 +56,11 @@ def predicted_size(folder: Path, method: str, options: dict) -> dict[str, int]:
         ("ddim", "efficientdm", {"weights": 8}),
         ("ddim", "qdiffusion", {}),
         ("sd", "ptqd", {"range_iters": 2}),
-        ("dit", "best", {"labels": (1, 3)}),
+        ("dit", "best", {"labels": (1, 3), "stages": UNMIXED}),
         ("sd", "tfmq", {}),
         ("sdxl", "temporal_cache", {}),
         ("sd3", "tfmq", {"inputs": 32}),
-        ("flux", "best", {}),
+        ("flux", "best", {"stages": UNMIXED}),
     ],
 )
 def test_predicted_size_is_the_size_of_the_file(name: str, method: str, options: dict, tmp_path: Path) -> None:
@@ -87,9 +88,9 @@ def test_tables_that_a_layer_may_do_without_are_counted(method: str, options: di
     assert 0.93 < run.on_disk(result.save(tmp_path / "packed")) / predicted["total"] <= 1.002
 
 
-def test_channels_of_mixed_bits_are_sized_by_their_average(tmp_path: Path) -> None:
+def test_channels_of_mixed_bits_are_sized_as_if_they_were_not(tmp_path: Path) -> None:
     pipe = tiny_pipelines.ddim(tmp_path)
-    with torch.no_grad():  # heavy tails in every tenth channel, so that some earn a bit
+    with torch.no_grad():  # heavy tails in every tenth channel, so that some earn a bit: their average stays
         for layer in adapt(pipe.unet).layers():
             weight = pipe.unet.get_submodule(layer).weight
             weight[::10] *= torch.randn_like(weight[::10]) ** 2

@@ -72,20 +72,20 @@ def follow_cache(job: Job, unit: Unit) -> None:
 
 
 def follow_omq(stage: OMQ, job: Job) -> None:
-    """As many channels a bit up as down. Real layers differ in which, so the plan cannot say it once for several, nor we."""
+    """As if no channel's bits moved, which is how most layers end and what only data can tell; MPQ-DM+ moves a tenth in each."""
     for name, layer in quant_layers(job.model):
         plain = not isinstance(layer, nn.Conv2d) or layer.groups == 1
         if not (layer.format and plain) or name in job.adapter.ends():
             continue
         job.plan.layers[name] = replace(job.plan.layers[name], smooth=stage.smooth)
-        if mixes(layer):
-            job.plan.layers[name] = replace(job.plan.layers[name], weight=dealt(name, layer, stage.plus))
+        if stage.mix and stage.plus and mixes(layer):
+            job.plan.layers[name] = replace(job.plan.layers[name], weight=raised(name, layer))
 
 
-def dealt(name: str, layer: Fake, plus: bool) -> Mixed:
+def raised(name: str, layer: Fake) -> Mixed:
+    """Which tenth it is differs by layer, so that the plan cannot say it once for several, nor we."""
     rows, bits = len(layer.weight), layer.format.bits
-    tenth = rows // SHARE
-    found = [bits + 1] * tenth + [bits - (not plus)] * tenth + [bits] * (rows - 2 * tenth)
+    found = [bits + 1] * (rows // SHARE) + [bits] * (rows - rows // SHARE)
     random.Random(name).shuffle(found)
     return Mixed(tuple(found), signed=False)
 

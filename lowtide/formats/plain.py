@@ -21,14 +21,17 @@ def check_bits(bits: int, what: str) -> int:
 
 
 def format_to_json(format: Format | None) -> dict | None:
+    """A format as JSON. Bits that differ by channel are a string, one digit each: as a list they would be a tenth of a file."""
     if format is None:
         return None
     kind = next(name for name, of in KINDS.items() if type(format) is of)
-    return {"kind": kind} | asdict(format)
+    fields = {name: "".join(map(str, value)) if isinstance(value, tuple) else value for name, value in asdict(format).items()}
+    return {"kind": kind} | fields
 
 
 def format_from_json(data: dict | None) -> Format | None:
     if data is None:
         return None
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "kind"}
+    given = {name: value for name, value in data.items() if name != "kind"}
+    fields = {name: tuple(map(int, value)) if isinstance(value, str | list) else value for name, value in given.items()}
     return KINDS[data["kind"]](**fields)

@@ -50,11 +50,15 @@ SEARCHED = {"full": MOST_GROUPS, "fast": 1}
 
 @dataclass(frozen=True)
 class OMQ:
-    """Outlier-driven mixed quantization: smooth each inner layer, then deal its bits out by kurtosis."""
+    """Outlier-driven mixed quantization: smooth each inner layer, then deal its bits out by kurtosis.
+
+    Without `smooth` or `mix` only the other of the two is done.
+    """
 
     search: str = "full"
     plus: bool = False
     smooth: bool = True
+    mix: bool = True
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHED:
@@ -67,17 +71,19 @@ class OMQ:
         for name, seen in job.track(watched(job, inner, PATCHES).items(), "bits per channel"):
             if self.smooth:
                 smooth_layer(job, name, divisors(inner[name], seen))
-            if mixes(inner[name]):
+            if self.mix and mixes(inner[name]):
                 told["groups"][name] = self.deal(job, name, seen)
         told["average_bits"] = average_bits(inner.values())
 
     def deal(self, job: Job, name: str, seen: Watched) -> int:
-        """Fix the bits of one layer's channels; into how many groups of a tenth they moved up."""
+        """Fix the bits of one layer's channels; into how many groups of a tenth they moved up. With none, all is as it was."""
         layer = job.model.get_submodule(name)
         weight, bits = layer.whole_weight().flatten(1).float(), layer.format.bits
         order = kurtosis(weight).argsort(descending=True)
         size = len(order) // SHARE
         groups = 1 if self.plus else best_groups(errors(layer, seen), order, SEARCHED[self.search])
+        if not groups:
+            return 0
         dealt = torch.full((len(order),), bits)
         dealt[order[: groups * size].cpu()] += 1
         if not self.plus:

@@ -61,14 +61,15 @@ def test_kurtosis_is_three_for_a_gaussian_and_higher_with_outliers():
 @pytest.mark.parametrize("weights", [2, 3, 7])
 def test_bits_average_exactly_n_in_every_layer(search, weights):
     job = prepared(OMQ(search), weights=weights)
-    layers = mixed(job)
-    assert len(layers) > 20
+    layers, groups = mixed(job), job.report["mpq"]["groups"]
+    assert len(groups) > 20
+    assert set(layers) == {name for name in groups if groups[name]}  # where nothing is gained all rows keep one width
     assert all(sum(form.bits) == weights * len(form.bits) for form in layers.values())
     assert all(set(form.bits) <= {weights - 1, weights, weights + 1} for form in layers.values())
     assert job.report["mpq"]["average_bits"] == weights
     assert {job.plan.layers[name].weight for name in layers} == set(layers.values())
     assert not set(job.adapter.ends()) & set(layers)
-    assert weights == 7 or max(job.report["mpq"]["groups"].values()) >= 1
+    assert weights == 7 or layers
 
 
 def test_plus_raises_a_tenth_and_lowers_none():
@@ -144,6 +145,14 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     look(job.model, False, False)
     assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5
     assert not any(layer.smooth for layer in prepared(OMQ(smooth=False)).plan.layers.values())
+
+
+def test_without_mixing_it_only_smooths():
+    job = prepared(OMQ(mix=False))
+    whole = prepared(OMQ())
+    assert not mixed(job) and mixed(whole)
+    smoothed = [name for name, layer in job.plan.layers.items() if layer.smooth]
+    assert smoothed == [name for name, layer in whole.plan.layers.items() if layer.smooth] and len(smoothed) > 20
 
 
 def test_layers_too_narrow_or_in_groups_are_not_mixed():
