@@ -51,7 +51,7 @@ class Quantized:
 def quantize(
     target: Any, *, method: str = "best", folder: str | Path | None = None, without: Sequence[str] = (), **options: Any
 ) -> Quantized:
-    """Quantize a diffusers pipeline (or a bare UNet2DModel) in place and hand it back packed.
+    """Quantize a diffusers pipeline (or a bare UNet2DModel) in place and hand it back packed; a name is loaded first.
 
     `options` are the fields of lowtide.plan.Settings: weights, inputs, steps, prompts, labels, iters, ... With `folder`,
     finished units are kept there and an interrupted run goes on where it stopped, to the same bits. `without` leaves stages
@@ -59,6 +59,7 @@ def quantize(
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)
+    target = sample.load_pipeline(target) if isinstance(target, str | Path) else target
     pipe = sample.as_pipeline(target) if isinstance(target, nn.Module) else target
     model = sample.denoiser(pipe)
     check_model(model)

@@ -75,6 +75,17 @@ def test_a_bare_model_loads_through_its_own_class(tmp_path):
     assert torch.equal(model(x, 666).sample, result.model(x, 666).sample)
 
 
+def test_a_model_by_its_name(tmp_path):
+    tiny_pipelines.ddim(tmp_path).save_pretrained(tmp_path / "float")
+    ours, given = (
+        quantized(target, method="minmax").model.state_dict()
+        for target in (tmp_path / "float", DiffusionPipeline.from_pretrained(tmp_path / "float"))
+    )
+    assert all(torch.equal(ours[name], given[name]) for name in given)
+    with pytest.raises(BadInput, match="no folder"):
+        quantized("not-there")
+
+
 def test_sixteen_bits_changes_nothing():
     pipe = sample.as_pipeline(tiny.model("unet2d"))
     request = sample.Request(steps=3, seeds=(1, 2))
