@@ -4,7 +4,8 @@
 
 Runs in lowtide's own environment (extra `metrics`, for the network behind fd-efficientnet) and makes the one of bench/peers.py
 for the cells. Finished cells are kept in runs/peers: an interrupted run goes on, --fresh forgets them. Writes
-bench/results/table.json (every cell), table.md and the README's table; models that are not asked for stay as they were there.
+bench/results/table.json (every cell), table.md and the README's table; models and peers that are not asked for (--only lowtide)
+stay as they were there.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -260,10 +261,18 @@ def put_in_readme(result: Json, readme: Path) -> None:
     readme.write_text("\n".join([f"{before}{BEGIN}", *condensed(result), f"{END}{after}"]))
 
 
-def merged(old: Json, part: Json, refused: Json) -> Json:
-    """The table with one model's part in its place, or at the end."""
-    parts = {each["model"]: each for each in old.get("models", [])} | {part["model"]: part}
-    return {"models": list(parts.values()), "refused": refused}
+def merged(old: Json, part: Json, refused: Json, asked: Collection[str]) -> Json:
+    """The table with one model's part in its place, or at the end. Cells of peers that were not asked for stay, if comparable."""
+    parts = {each["model"]: each for each in old.get("models", [])}
+    before = parts.get(part["model"])
+    kept = [cell for cell in before["cells"] if cell["peer"] not in asked] if before and comparable(before, part) else []
+    return {"models": list((parts | {part["model"]: part | {"cells": part["cells"] + kept}}).values()), "refused": refused}
+
+
+def comparable(one: Json, other: Json) -> bool:
+    """Whether both are of the same float weights, drawn and quantized alike."""
+    marks = [(each["float"]["fingerprint"], each["conditions"], each["numbers"]) for each in (one, other)]
+    return marks[0] == marks[1]
 
 
 def write(result: Json, out: Path) -> None:
@@ -308,7 +317,7 @@ def main() -> None:
         for number, bench in enumerate(benches(given, recipes, shown)):
             for part in one_model(bench, shown, number * price):
                 judged(part, bench.home, extractor)
-                result = merged(result, part, refused)
+                result = merged(result, part, refused, recipes)
                 write(result, given.out)
     print(page(result))
 

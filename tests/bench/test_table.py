@@ -92,8 +92,19 @@ def test_the_page_says_how_many_images_and_keeps_its_columns() -> None:
 def test_other_models_stay_in_the_table() -> None:
     old = {"models": [part(model="zoo:digits"), part(model="zoo:emoji")]}
     fresh = part(cell("sdnq", "a", 20.0), model="zoo:digits")
-    result = table.merged(old, fresh, {})
+    result = table.merged(old, fresh, {}, ["sdnq"])
     assert [(each["model"], len(each["cells"])) for each in result["models"]] == [("zoo:digits", 1), ("zoo:emoji", 0)]
+
+
+def test_peers_that_were_not_asked_for_stay_if_comparable() -> None:
+    old = {"models": [part(cell("lowtide", "best", 20.0), cell("sdnq", "a", 21.0))]}
+    fresh = part(cell("lowtide", "best", 30.0))
+    whole = table.merged(old, fresh, {}, ["lowtide"])["models"][0]["cells"]
+    assert [(each["peer"], each["psnr"]) for each in whole] == [("lowtide", 30.0), ("sdnq", 21.0)]
+    retrained = fresh | {"float": FLOATING | {"fingerprint": "def"}}
+    longer = fresh | {"numbers": fresh["numbers"] | {"iters": 2000}}
+    for other in (retrained, longer):
+        assert [each["peer"] for each in table.merged(old, other, {}, ["lowtide"])["models"][0]["cells"]] == ["lowtide"]
 
 
 def test_the_distance_is_that_of_the_cells_own_images(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
