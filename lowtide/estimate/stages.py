@@ -3,19 +3,21 @@
 The numbers of passes are the stages' own; the constants below say what a pass over weights or inputs amounts to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from lowtide.estimate.blueprint import Blueprint
 from lowtide.estimate.speed import Speed
 from lowtide.estimate.work import FLOAT, Network, Part, Work
-from lowtide.methods.mpq import OMQ, TRD
+from lowtide.methods.mpq import OMQ, PATCHES, TRD
 from lowtide.methods.ptq4dm import NDTC
 from lowtide.methods.ptqd import CNC, VSC, Bias, StepAware
 from lowtide.methods.qdiffusion import Split
-from lowtide.methods.tcaq import DAQ, PAR, TCR
+from lowtide.methods.tcaq import DAQ, PAR, ROWS, TCR
 from lowtide.methods.temporal_cache import Maintain
 from lowtide.methods.tfmq import FSC
 from lowtide.models import Unit
@@ -221,13 +223,22 @@ def daq(stage: DAQ, load: Workload) -> Cost:
 
 def kept_pass(stage: TCR, load: Workload) -> Cost:
     each = Work(values=WATCH * load.batch * load.network.whole.reads)
-    return Cost(load.pass_over(load.kept, each), load.alive(load.batch))
+    convolutions = [layer for layer in load.network.adapter.layers().values() if isinstance(layer, nn.Conv2d)]
+    return Cost(load.pass_over(load.kept, each), load.alive(load.batch) + patches(convolutions, ROWS))
+
+
+def patches(layers: Iterable[nn.Module], rows: int) -> float:
+    """Bytes of so many rows of each layer's matrix product."""
+    return FLOAT * rows * sum(layer.weight[0].numel() for layer in layers)
 
 
 def omq(stage: OMQ, load: Workload) -> Cost:
-    """A pass, and each weight searched at three widths."""
+    """A pass, and each weight that may take another width searched at three."""
     seen = load.pass_over(load.kept, Work(values=WATCH * load.batch * load.network.whole.reads))
-    return Cost(seen + 3 * load.network.whole.weights * load.speed.search, load.alive(load.batch))
+    if not stage.mix or load.settings.group or not 2 <= load.settings.weights <= 7:
+        return Cost(seen, load.alive(load.batch))
+    held = load.alive(load.batch) + patches(load.network.adapter.layers().values(), PATCHES)
+    return Cost(seen + 3 * load.network.whole.weights * load.speed.search, held)
 
 
 def maintain(stage: Maintain, load: Workload) -> Cost:

@@ -68,10 +68,11 @@ class OMQ:
         told = job.report["mpq"] = {"groups": {}, "average_bits": 0.0}
         inner = {name: layer for name, layer in quant_layers(job.model) if layer.format and name not in job.adapter.ends()}
         inner = {name: layer for name, layer in inner.items() if not isinstance(layer, nn.Conv2d) or layer.groups == 1}
-        for name, seen in job.track(watched(job, inner, PATCHES).items(), "bits per channel"):
+        mixing = [name for name, layer in inner.items() if self.mix and mixes(layer)]
+        for name, seen in job.track(watched(job, inner, PATCHES, mixing).items(), "bits per channel"):
             if self.smooth:
                 smooth_layer(job, name, divisors(inner[name], seen))
-            if self.mix and mixes(inner[name]):
+            if name in mixing:
                 told["groups"][name] = self.deal(job, name, seen)
         told["average_bits"] = average_bits(inner.values())
 

@@ -1,6 +1,6 @@
 """Products: what a layer reads in the float model and what rounding costs its answer, for stages that weigh choices."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,8 +37,8 @@ class Watched:
         self.steps += [step] * len(patches)
 
 
-def watched(job: Job, layers: Mapping[str, Fake], rows: int) -> dict[str, Watched]:
-    """One pass of the float model over the kept calls; of each layer about so many rows of its matrix product are kept."""
+def watched(job: Job, layers: Mapping[str, Fake], rows: int, weighed: Collection[str] | None = None) -> dict[str, Watched]:
+    """One pass of the float model over the kept calls; about so many patches are kept of layers that are `weighed`, or of all."""
     look(job.model, False, False)
     calls, seen = [call for call in job.calls if call.kept], {}
     each = -(-rows // len(calls))
@@ -48,7 +48,8 @@ def watched(job: Job, layers: Mapping[str, Fake], rows: int) -> dict[str, Watche
         ends = torch.zeros(len(find_clock(job.model).known), len(channels), device=x.device)
         known = seen.setdefault(name, Watched(ends, ends.clone()))
         known.note(channels, step)
-        known.keep(patches(x, layer, job.generator("watched", name, str(len(known.patches))), each), step)
+        if weighed is None or name in weighed:
+            known.keep(patches(x, layer, job.generator("watched", name, str(len(known.patches))), each), step)
 
     hooks = [
         layer.register_forward_pre_hook(lambda module, args, name=name: note(name, module, args[0].detach().float()))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import lowtide
 from lowtide import sample
 from lowtide.errors import BadInput
+from lowtide.estimate.stages import patches
 from lowtide.formats import SEARCHES, Mixed
 from lowtide.methods import METHODS, mpq
 from lowtide.methods.mpq import OMQ, PATCHES, TRD, best_groups, divisors, errors, kurtosis
@@ -130,6 +131,17 @@ def test_patches_are_rows_of_the_layers_own_product():
         ours = torch.cat(seen.patches) @ layer.weight.flatten(1).T + layer.bias
         apart = torch.cdist(ours[::37], answers, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
         assert apart.max() / answers.norm(dim=1).mean() < 1e-4
+
+
+def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
+    job = prepared()
+    layers = {name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()}
+    one, whole = next(iter(layers)), watched(job, layers, PATCHES)
+    some = watched(job, layers, PATCHES, [one])
+    assert [name for name in some if some[name].patches] == [one]
+    assert all(torch.equal(some[name].hi, whole[name].hi) for name in layers)
+    held = sum(patch.nbytes for seen in whole.values() for patch in seen.patches)
+    assert patches(layers.values(), PATCHES) == pytest.approx(held, rel=0.01)
 
 
 def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
