@@ -78,7 +78,7 @@ def follow_omq(stage: OMQ, job: Job) -> None:
         if not (layer.format and plain) or name in job.adapter.ends():
             continue
         job.plan.layers[name] = replace(job.plan.layers[name], smooth=stage.smooth)
-        if stage.mix and stage.plus and mixes(layer):
+        if stage.mix and stage.plus and mixes(layer.format, len(layer.weight)):
             job.plan.layers[name] = replace(job.plan.layers[name], weight=raised(name, layer))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from lowtide.estimate.blueprint import Blueprint
 from lowtide.estimate.speed import Speed
 from lowtide.estimate.work import FLOAT, Network, Part, Work
-from lowtide.methods.mpq import OMQ, PATCHES, TRD
+from lowtide.methods.mpq import OMQ, PATCHES, TRD, mixes
 from lowtide.methods.ptq4dm import NDTC
 from lowtide.methods.ptqd import CNC, VSC, Bias, StepAware
 from lowtide.methods.qdiffusion import Split
@@ -23,7 +23,7 @@ from lowtide.methods.tfmq import FSC
 from lowtide.models import Unit
 from lowtide.models.trace import flat_inputs
 from lowtide.plan import Settings
-from lowtide.stages.assign import Assign
+from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Stage
 from lowtide.stages.collect import LARGEST_BATCH, Collect
 from lowtide.stages.distill import Distill
@@ -221,7 +221,7 @@ def daq(stage: DAQ, load: Workload) -> Cost:
     return once if stage.by == "law" else replace(once, seconds=once.seconds + watching(load, False).seconds)
 
 
-def kept_pass(stage: TCR, load: Workload) -> Cost:
+def tcr(stage: TCR, load: Workload) -> Cost:
     each = Work(values=WATCH * load.batch * load.network.whole.reads)
     convolutions = [layer for layer in load.network.adapter.layers().values() if isinstance(layer, nn.Conv2d)]
     return Cost(load.pass_over(load.kept, each), load.alive(load.batch) + patches(convolutions, ROWS))
@@ -235,10 +235,10 @@ def patches(layers: Iterable[nn.Module], rows: int) -> float:
 def omq(stage: OMQ, load: Workload) -> Cost:
     """A pass, and each weight that may take another width searched at three."""
     seen = load.pass_over(load.kept, Work(values=WATCH * load.batch * load.network.whole.reads))
-    if not stage.mix or load.settings.group or not 2 <= load.settings.weights <= 7:
-        return Cost(seen, load.alive(load.batch))
-    held = load.alive(load.batch) + patches(load.network.adapter.layers().values(), PATCHES)
-    return Cost(seen + 3 * load.network.whole.weights * load.speed.search, held)
+    form, layers = weight_format(load.settings.weights, load.settings.group), load.network.adapter.layers().values()
+    mixing = [layer for layer in layers if stage.mix and mixes(form, len(layer.weight))]
+    searched = 3 * sum(layer.weight.numel() for layer in mixing)
+    return Cost(seen + searched * load.speed.search, load.alive(load.batch) + patches(mixing, PATCHES))
 
 
 def maintain(stage: Maintain, load: Workload) -> Cost:
@@ -306,7 +306,7 @@ COSTS: dict[type, Callable[[Any, Workload], Cost]] = {
     LearnRanges: learn_ranges,
     FitRanges: fit_ranges,
     FSC: nothing,
-    TCR: kept_pass,
+    TCR: tcr,
     DAQ: daq,
     PAR: par,
     Maintain: maintain,

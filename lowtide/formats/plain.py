@@ -21,7 +21,7 @@ def check_bits(bits: int, what: str) -> int:
 
 
 def format_to_json(format: Format | None) -> dict | None:
-    """A format as JSON. Bits that differ by channel are a string, one digit each: as a list they would be a tenth of a file."""
+    """A format as JSON. Bits that differ by channel are a string, a digit each, which is half of a list."""
     if format is None:
         return None
     kind = next(name for name, of in KINDS.items() if type(format) is of)

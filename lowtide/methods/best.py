@@ -27,7 +27,7 @@ from lowtide.stages.weights import FitWeights
 
 FEW = 3  # weights of so few bits gain from a lesson of the whole network after that of each block
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
-TIGHT = 4  # inputs of so few bits gain from both too, from ranges that give up their ends, and from log2 for some softmax
+TIGHT = 4  # inputs of so few bits gain from that too, from ranges that give up their ends, and from log2 for some softmax
 
 
 def recipe(settings: Settings) -> Recipe:

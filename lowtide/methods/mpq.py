@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from lowtide.checks import NotNegative, Positive
 from lowtide.errors import BadInput
-from lowtide.formats import Affine, Mixed
+from lowtide.formats import Affine, Format, Mixed
 from lowtide.nn.fake import Fake
 from lowtide.nn.swap import quant_layers
 from lowtide.plan import Settings
@@ -68,7 +68,7 @@ class OMQ:
         told = job.report["mpq"] = {"groups": {}, "average_bits": 0.0}
         inner = {name: layer for name, layer in quant_layers(job.model) if layer.format and name not in job.adapter.ends()}
         inner = {name: layer for name, layer in inner.items() if not isinstance(layer, nn.Conv2d) or layer.groups == 1}
-        mixing = [name for name, layer in inner.items() if self.mix and mixes(layer)]
+        mixing = {name for name, layer in inner.items() if self.mix and mixes(layer.format, len(layer.weight))}
         for name, seen in job.track(watched(job, inner, PATCHES, mixing).items(), "bits per channel"):
             if self.smooth:
                 smooth_layer(job, name, divisors(inner[name], seen))
@@ -94,10 +94,9 @@ class OMQ:
         return groups
 
 
-def mixes(layer: Fake) -> bool:
-    """Whether the layer can spare a bit and take one: integers of 1 to 8 bits, one grid a channel, ten channels at least."""
-    form = layer.format
-    return isinstance(form, Affine) and form.group is None and 2 <= form.bits <= 7 and len(layer.weight) >= SHARE
+def mixes(form: Format | None, rows: int) -> bool:
+    """Whether a layer can spare a bit and take one: integers of 1 to 8 bits, one grid a channel, ten channels at least."""
+    return isinstance(form, Affine) and form.group is None and 2 <= form.bits <= 7 and rows >= SHARE
 
 
 def average_bits(layers: object) -> float:

@@ -87,3 +87,8 @@ def test_wrong_bits_are_refused(bits):
 @pytest.mark.parametrize("form", [None, Affine(4, True, 0, 64), Mixed((1, 2, 3)), Log2(4)])
 def test_json_round_trip(form):
     assert format_from_json(format_to_json(form)) == form
+
+
+def test_bits_by_channel_are_a_string_and_a_list_of_before_is_read():
+    assert format_to_json(Mixed((1, 2, 3)))["bits"] == "123"
+    assert format_from_json(format_to_json(Mixed((1, 2, 3))) | {"bits": [1, 2, 3]}) == Mixed((1, 2, 3))
