@@ -1,4 +1,4 @@
-"""What learning the rounding costs: `python bench/cost.py [--million 10] [--whole]`.
+"""What learning the rounding costs: `python bench/cost.py [--million 10] [--batch 16] [--whole]`.
 
 For each unit of a random UNet: seconds of one AdaRound iteration as it really runs (with bf16 products where they
 pay) against the unit's own forward and backward pass in float32 on the same batch, taking turns, medians.
@@ -22,19 +22,19 @@ from diffusers import UNet2DModel
 import lowtide
 from lowtide import sample
 from lowtide.models import adapt
-from lowtide.nn.low import low_products, words
+from lowtide.nn.low import words
 from lowtide.nn.rounding import Roundings
 from lowtide.nn.swap import look
 from lowtide.plan import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.reconstruct import PENALTY, Learner, sharpness
+from lowtide.stages.reconstruct import PENALTY, Learner, rate, sharpness
 from lowtide.stages.stream import Scene, Stream
 from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
-REPEATS = 7
+REPEATS = 15
 # Widths of a three-level UNet, by its millions of parameters.
 WIDTHS = {1: (32, 64, 64), 10: (96, 192, 192)}
 SETTINGS = Settings(weights=4, inputs=8, steps=10, images=8, kept=5, iters=2000)
@@ -53,9 +53,9 @@ def count(float_model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in float_model.parameters())
 
 
-def started(million: int) -> Job:
+def started(million: int, settings: Settings) -> Job:
     pipe = sample.as_pipeline(model(million))
-    job = Job(pipe, pipe.unet, adapt(pipe.unet), SETTINGS, "cost")
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, "cost")
     run_recipe((Collect(), Assign(per_step=True), FitWeights("mse")), job)
     return job
 
@@ -65,16 +65,11 @@ def costs(job: Job, scene: Scene) -> dict[str, float]:
     learner, generator = Learner(job, "cost", scene.unit, job.settings.iters), job.generator("cost", scene.unit.name)
     module = job.model.get_submodule(scene.unit.name)
     weights = [layer.weight for layer in learner.layers.values()]
-    roundings = Roundings([layer.start_rounding() for layer in learner.layers.values()])
-    optimizer = torch.optim.Adam([roundings.alpha], 1e-3, fused=True)
+    roundings = Roundings([layer.start_rounding() for layer in learner.layers.values()], rate(job.settings.iters))
 
     def iteration() -> None:
         look(module, True, False)
-        with low_products(torch.device("cpu")):
-            distance = scene.loss(generator)
-        roundings.start_gradient(PENALTY, sharpness(0.5))
-        distance.backward()
-        optimizer.step()
+        learner.iterate(lambda: scene.loss(generator), roundings, PENALTY, sharpness(0.5))
 
     def floating() -> None:
         look(module, False, False)
@@ -114,25 +109,26 @@ def taking_turns(*acts: Callable[[], None]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--million", type=int, choices=sorted(WIDTHS), default=10)
+    parser.add_argument("--batch", type=int, default=SETTINGS.batch, help="samples an iteration learns from")
     parser.add_argument("--whole", action="store_true", help="run all of it")
     given = parser.parse_args()
-    (whole if given.whole else reckoned)(given.million)
+    (whole if given.whole else reckoned)(given.million, replace(SETTINGS, batch=given.batch))
 
 
-def whole(million: int) -> None:
+def whole(million: int, settings: Settings) -> None:
     float_model = model(million)
     parameters = count(float_model)
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
-        result = lowtide.quantize(float_model, method="tfmq", folder=Path(folder) / "units", **vars(SETTINGS))
+        result = lowtide.quantize(float_model, method="tfmq", folder=Path(folder) / "units", **vars(settings))
         result.save(Path(folder) / "packed")
         minutes = (time.perf_counter() - began) / 60
     print(json.dumps({"parameters": parameters, "threads": torch.get_num_threads(), "minutes": round(minutes, 1)}))
 
 
-def reckoned(million: int) -> None:
+def reckoned(million: int, settings: Settings) -> None:
     began = time.perf_counter()
-    job = started(million)
+    job = started(million, settings)
     parameters = count(job.model)
     prepared = time.perf_counter() - began
     rows = [costs(job, scene) for scene in Stream(job).scenes()]
@@ -147,7 +143,9 @@ def reckoned(million: int) -> None:
         "parameters": parameters,
         "threads": torch.get_num_threads(),
         "learnt_with": words(next(job.model.parameters())),
+        "batch": settings.batch,
         "iteration_to_float": round(learning / floating, 3),
+        "largest": round(max(row["iteration"] / row["float"] for row in rows), 2),
         "minutes_of_2000_iterations": round((job.settings.iters * learning + temporal + prepared) / 60, 1),
     }
     print(json.dumps(found))

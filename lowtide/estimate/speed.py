@@ -168,15 +168,14 @@ def call_probe(clock: Clock) -> tuple[float, float]:
 
 
 def weight_probe(clock: Clock) -> float:
-    """Learning the rounding of one weight: soft codes, values, penalty, gradients, Adam."""
+    """Learning the rounding of one weight, once its gradient is there: the penalty, Adam, the new value."""
     rounding = AdaRound(15 * torch.rand(64, PROBE_WEIGHTS // 64), lambda codes: 0.1 * (codes - 7))
-    roundings = Roundings([rounding])
-    adam = torch.optim.Adam([roundings.alpha], 1e-3, fused=True)
+    roundings = Roundings([rounding], 1e-3)
+    gradient = torch.randn_like(rounding.values())
 
     def act() -> None:
-        roundings.start_gradient(0.01, 10.0)
-        rounding.values().square().sum().backward()
-        adam.step()
+        rounding.values().grad = gradient
+        roundings.step(0.01, 10.0)
 
     return timed(act, clock) / PROBE_WEIGHTS
 

@@ -1,20 +1,22 @@
 """AdaRound: whether each weight goes up or down, learnt through a stretched sigmoid (Nagel et al., ICML 2020).
 
-An iteration reads each weight many times and little else, so both gradients are written out: as autograd takes them, step by
-step, they cost a small block more than its own products do.
+An iteration does little with each weight, many times, so it is written out: gradient, penalty, Adam's step and the weights that
+come of it are one walk, in room that was allocated before. By autograd and an optimizer, each in fresh memory, it takes a small
+block as long as its own products.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 LOW, HIGH = -0.1, 1.1
 WIDTH = HIGH - LOW
-LEAST, MOST = -LOW / WIDTH, (1 - LOW) / WIDTH  # where soft() reaches its ends
-PIECE = 1 << 17  # weights whose penalty is worked out at once: what that takes stays in a cache
+LEAST, MOST = -LOW / WIDTH, (1 - LOW) / WIDTH  # of the sigmoid, where soft() reaches its ends
+PIECE = 1 << 19  # weights worked on at once: too few, and calls and waiting threads count; too many, and no cache holds them
+SMALL = PIECE >> 2  # layers are worked on together up to here
 
 
 class AdaRound(nn.Module):
@@ -36,9 +38,11 @@ class AdaRound(nn.Module):
         if up is not None:
             start = (start + up) / 2
         inside = (start - LOW) / WIDTH
-        self.alpha = nn.Parameter(torch.log(inside / (1 - inside)))
+        self.alpha = torch.log(inside / (1 - inside))
+        self.weight = torch.addcmul(self.base, inside, self.span).requires_grad_()
 
     def soft(self) -> Tensor:
+        """How far each weight stands on the way up."""
         return soft(self.alpha)
 
     def hard(self) -> Tensor:
@@ -47,67 +51,115 @@ class AdaRound(nn.Module):
 
     def values(self) -> Tensor:
         """The weights as they stand: from the value below, soft() of the way to the one above."""
-        return Between.apply(self.alpha, self.base, self.span)
+        return self.weight
+
+    def take_gradient(self) -> Tensor:
+        """What came to the weights since it was last taken."""
+        found, self.weight.grad = self.weight.grad, None
+        return torch.zeros(self.weight.numel(), device=self.weight.device) if found is None else found.reshape(-1)
 
 
 def soft(alpha: Tensor) -> Tensor:
-    """How far each weight stands on the way up."""
     return (torch.sigmoid(alpha) * WIDTH + LOW).clamp(0, 1)
 
 
-class Between(torch.autograd.Function):
-    """base + span sigmoid(alpha), the sigmoid kept within LEAST and MOST."""
+@dataclass
+class Lot:
+    """Weights that are worked on at once, and Adam's two averages of their gradient."""
 
-    @staticmethod
-    def forward(ctx: Any, alpha: Tensor, base: Tensor, span: Tensor) -> Tensor:
-        share = torch.sigmoid(alpha)
-        ctx.save_for_backward(share, span)
-        return torch.addcmul(base, share.clamp(LEAST, MOST), span)
+    alpha: Tensor
+    base: Tensor
+    span: Tensor
+    weight: Tensor
+    first: Tensor
+    second: Tensor
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        share, span = ctx.saved_tensors
-        inside = torch.ops.aten.hardtanh_backward(gradient * span, share, LEAST, MOST)
-        return torch.ops.aten.sigmoid_backward(inside, share), None, None
+    def pieces(self) -> list["Lot"]:
+        """Cut evenly, for a processor; on a GPU one call does for all."""
+        size = len(self.alpha)
+        if self.alpha.device.type == "cpu":
+            size = math.ceil(size / math.ceil(size / PIECE))
+        return [Lot(*parts) for parts in zip(*(each.split(size) for each in vars(self).values()), strict=True)]
 
 
 class Roundings:
-    """The roundings of one unit as a single parameter, so that the penalty and Adam, which read nothing else, are one call each.
+    """The roundings of one unit while they learn, by Adam at `rate`: small layers together, a large one in pieces."""
 
-    Each rounding keeps its place in it and in its gradient, as a view.
-    """
+    def __init__(self, each: Sequence[AdaRound], rate: float):
+        self.each, self.rate = each, rate
+        self.device = each[0].alpha.device
+        self.steps = torch.zeros((), device=self.device)
+        self.groups = [(group, together(group).pieces()) for group in grouped(each)]
+        largest = max(len(lot.alpha) for _, lots in self.groups for lot in lots)
+        self.room = [torch.empty(largest, device=self.device) for _ in range(4)]
 
-    def __init__(self, each: Sequence[AdaRound]):
-        self.alpha = nn.Parameter(torch.cat([rounding.alpha.detach().flatten() for rounding in each]))
-        self.alpha.grad = torch.zeros_like(self.alpha)
-        sizes = [rounding.alpha.numel() for rounding in each]
-        for rounding, part, slope in zip(each, self.alpha.detach().split(sizes), self.alpha.grad.split(sizes), strict=True):
-            shape = rounding.alpha.shape
-            rounding.alpha = nn.Parameter(part.view(shape))
-            rounding.alpha.grad = slope.view(shape)
+    @torch.no_grad()
+    def step(self, penalty: float, sharpness: float) -> None:
+        """Follow the loss whose gradient has come to the weights, and the penalty; the weights' gradient is forgotten."""
+        self.steps.add_(1)
+        for group, lots in self.groups:
+            for lot, gradient in zip(lots, self.gradients(group, len(lots[0].alpha)), strict=True):
+                share, gap, slope, _ = (room[: len(gradient)] for room in self.room)
+                torch.sigmoid(lot.alpha, out=share)
+                if penalty:
+                    pull(share, penalty, sharpness, gap, out=slope).addcmul_(gradient, lot.span)
+                else:
+                    torch.mul(gradient, lot.span, out=slope)
+                torch.ops.aten.hardtanh_backward.grad_input(slope, share, LEAST, MOST, grad_input=slope)
+                torch.ops.aten.sigmoid_backward.grad_input(slope, share, grad_input=slope)
+                adam(lot, slope, self.steps, self.rate)
+                torch.sigmoid(lot.alpha, out=share).clamp_(LEAST, MOST)
+                torch.addcmul(lot.base, share, lot.span, out=lot.weight)
 
-    def start_gradient(self, penalty: float, sharpness: float) -> None:
-        """What was there is forgotten; the gradient begins as that of the penalty, and a loss adds its own to it."""
-        if not penalty:
-            self.alpha.grad.zero_()
-            return
-        for alpha, slope in zip(self.alpha.detach().split(PIECE), self.alpha.grad.split(PIECE), strict=True):
-            torch.mul(undecided(alpha, sharpness), penalty, out=slope)
+    def gradients(self, group: Sequence[AdaRound], size: int) -> Sequence[Tensor]:
+        """Of each of the group's lots."""
+        found = [rounding.take_gradient() for rounding in group]
+        return found[0].split(size) if len(found) == 1 else [torch.cat(found, out=self.room[-1][:size])]
 
     def settled(self) -> bool:
         """Every weight has made up its mind, or nearly so."""
-        return bool(((soft(self.alpha) - 0.5).abs() > 0.45).all())
+        return all(bool(((rounding.soft() - 0.5).abs() > 0.45).all()) for rounding in self.each)
 
 
-def undecided(alpha: Tensor, sharpness: float) -> Tensor:
-    """The gradient of AdaRound's penalty: the sum of 1 - |u|^b where u = 2 soft(alpha) - 1, zero once every weight is decided.
+def grouped(each: Sequence[AdaRound]) -> Iterator[list[AdaRound]]:
+    """Neighbours that are small together, or one alone."""
+    group: list[AdaRound] = []
+    for rounding in each:
+        if group and sum(member.alpha.numel() for member in (*group, rounding)) > SMALL:
+            yield group
+            group = []
+        group.append(rounding)
+    yield group
 
-    d/dalpha = -b u |u|^(b-2) du/dalpha, and du/dalpha = (WIDTH^2 - u^2) / (2 WIDTH), or 0 where soft() is at an end.
+
+@torch.no_grad()
+def together(group: Sequence[AdaRound]) -> Lot:
+    """What these have, side by side; each sees its own part of it from now on."""
+    sizes, found = [rounding.alpha.numel() for rounding in group], {}
+    for name in ("alpha", "base", "span", "weight"):
+        found[name] = torch.cat([getattr(rounding, name).reshape(-1) for rounding in group])
+        for rounding, part in zip(group, found[name].split(sizes), strict=True):
+            setattr(rounding, name, part.view(rounding.alpha.shape))
+    for rounding in group:
+        rounding.weight.requires_grad_()
+    return Lot(**found, first=torch.zeros_like(found["alpha"]), second=torch.zeros_like(found["alpha"]))
+
+
+def pull(share: Tensor, penalty: float, sharpness: float, gap: Tensor, out: Tensor) -> Tensor:
+    """The gradient, by the sigmoid, of AdaRound's penalty: the sum of 1 - |u|^b, where u = 2 soft - 1 = 2 WIDTH (sigmoid - 1/2).
+
+    With d = 1/2 - sigmoid it is b (2 WIDTH)^b d |d|^(b-2).
     """
-    stretched = torch.sigmoid(alpha).mul_(2 * WIDTH).sub_(WIDTH)
-    u = stretched.clamp(-1, 1)
-    square = u.square().add_(1e-30)  # so that there is a logarithm
-    power = square.log2().mul_(sharpness / 2 - 1).exp2_()  # |u|^(b-2); pow takes four times as long
-    slope = u.mul_(power).mul_(square.sub_(WIDTH**2)).mul_(sharpness / (2 * WIDTH))
-    return torch.ops.aten.hardtanh_backward(slope, stretched, -1, 1)
+    torch.sub(share.new_tensor(0.5), share, out=gap)
+    # |d|^(b-2) by way of the logarithm of d^2, for pow takes four times as long, and so do numbers that are all but zero.
+    strength = torch.tensor(math.log(penalty * sharpness) + sharpness * math.log(2 * WIDTH), device=out.device)
+    torch.mul(gap, gap, out=out).log_()
+    torch.add(strength, out, alpha=max(sharpness / 2 - 1, 1e-6), out=out).clamp_(min=-60)
+    return out.exp_().mul_(gap)
+
+
+def adam(lot: Lot, gradient: Tensor, steps: Tensor, rate: float) -> None:
+    """A step of torch.optim.Adam(fused=True) without what it does around it, which takes longer than a small layer does."""
+    state = [[each] for each in (lot.alpha, gradient, lot.first, lot.second)]
+    fixed = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False}
+    torch._fused_adam_(*state, [], [steps], lr=rate, **fixed)

@@ -105,7 +105,7 @@ class Learner:
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         nearest, before = self.codes(), self.judge(loss)
-        roundings = Roundings([layer.start_rounding(self.warm) for layer in self.layers.values()])
+        roundings = Roundings([layer.start_rounding(self.warm) for layer in self.layers.values()], rate(self.iters))
         self.minimise(loss, roundings)
         for layer in self.layers.values():
             layer.finish_rounding()
@@ -127,18 +127,21 @@ class Learner:
         # Dropped only in blocks: a temporal unit is learnt on its own few inputs as they are.
         chance = None if self.unit.kind == "temporal" else self.job.settings.drop
         drop = () if chance is None else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
-        optimizer = torch.optim.Adam([roundings.alpha], rate(iters), fused=True)
-        device, low, history = roundings.alpha.device, self.low, []
+        history: list[float] = []
         for step in range(iters):
-            with low_products(device, low):
-                distance = loss(generator, *drop)
             penalty = PENALTY if step >= WARM_UP * iters else 0.0
-            roundings.start_gradient(penalty, sharpness(step / iters, self.warm))
-            distance.backward()
-            optimizer.step()
+            distance = self.iterate(lambda: loss(generator, *drop), roundings, penalty, sharpness(step / iters, self.warm))
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
                 break
+
+    def iterate(self, loss: Callable[[], Tensor], roundings: Roundings, penalty: float, sharpness: float) -> Tensor:
+        """One iteration; the loss before it."""
+        with low_products(roundings.device, self.low):
+            distance = loss()
+        distance.backward()
+        roundings.step(penalty, sharpness)
+        return distance
 
 
 def sharpness(progress: float, warm: bool = False) -> float:

@@ -1,74 +1,107 @@
-"""AdaRound's written-out gradients are those that autograd takes from the formulas themselves."""
+"""AdaRound's steps, which are written out, are those that autograd and Adam take from the formulas themselves."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, undecided
+from lowtide.nn import rounding as module
+from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, pull
 
 SHARPNESS = (20.0, 11.3, 4.0, 2.0)
 
 
-def spread() -> AdaRound:
+def spread(rows: int = 32) -> AdaRound:
     """Decisions of every kind: open, nearly made, at both ends of the stretch and beyond them."""
-    generator = torch.Generator().manual_seed(0)
-    scale = torch.rand(32, 1, generator=generator) + 0.1
-    rounding = AdaRound(30 * torch.rand(32, 48, generator=generator) - 7, lambda codes: (codes.clamp(0, 15) - 6) * scale)
-    with torch.no_grad():
-        rounding.alpha.copy_(4 * torch.randn(32, 48, generator=generator))
-        rounding.alpha[0, :3] = torch.tensor([0.0, 40.0, -40.0])
+    generator = torch.Generator().manual_seed(rows)
+    scale = torch.rand(rows, 1, generator=generator) + 0.1
+    rounding = AdaRound(30 * torch.rand(rows, 48, generator=generator) - 7, lambda codes: (codes.clamp(0, 15) - 6) * scale)
+    rounding.alpha.copy_(4 * torch.randn(rows, 48, generator=generator))
+    rounding.alpha[0, :3] = torch.tensor([0.0, 40.0, -40.0])
     return rounding
 
 
-def gradient(rounding: AdaRound, value: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(value, rounding.alpha)
-    return found
+class Twin:
+    """The same rounding by the formulas, whose gradients autograd finds and torch's own Adam follows."""
+
+    def __init__(self, of: AdaRound, rate: float):
+        self.alpha = torch.nn.Parameter(of.alpha.clone())
+        self.step = of.span.clone() / WIDTH
+        self.below = of.base.clone() - LOW * self.step
+        self.adam = torch.optim.Adam([self.alpha], rate)
+
+    def soft(self) -> Tensor:
+        return (torch.sigmoid(self.alpha) * WIDTH + LOW).clamp(0, 1)
+
+    def values(self) -> Tensor:
+        return self.below + self.soft() * self.step
+
+    def penalty(self, sharpness: float) -> Tensor:
+        return (1 - (2 * self.soft() - 1).abs().pow(sharpness)).sum()
+
+    def follow(self, loss: Tensor) -> None:
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
 
 
 def away(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours - theirs).detach().double()).norm() / theirs.detach().double().norm())
 
 
-def test_values_and_their_gradient_are_those_of_the_formula() -> None:
-    rounding = spread()
-    pull = torch.randn(32, 48, generator=torch.Generator().manual_seed(1))
-    step = rounding.span / WIDTH
-    plain = rounding.base - LOW * step + rounding.soft() * step
-    assert away(rounding.values(), plain) < 1e-6
-    assert away(gradient(rounding, (rounding.values() * pull).sum()), gradient(rounding, (plain * pull).sum())) < 1e-6
-
-
 @pytest.mark.parametrize("sharpness", SHARPNESS)
-def test_the_gradient_of_the_penalty_is_that_of_the_formula(sharpness: float) -> None:
+def test_the_pull_is_the_gradient_of_the_penalty(sharpness: float) -> None:
     rounding = spread()
-    theirs = gradient(rounding, (1 - (2 * rounding.soft() - 1).abs().pow(sharpness)).sum())
-    ours = undecided(rounding.alpha.detach(), sharpness)
+    twin = Twin(rounding, 1e-2)
+    share = torch.sigmoid(rounding.alpha)
+    (theirs,) = torch.autograd.grad(0.01 * twin.penalty(sharpness), twin.alpha)
+    inside = (rounding.soft() > 0) & (rounding.soft() < 1)
+    ours = pull(share, 0.01, sharpness, torch.empty_like(share), torch.empty_like(share)) * share * (1 - share) * inside
     assert ours.isfinite().all() and away(ours, theirs) < 1e-5
 
 
-def test_roundings_side_by_side_take_the_steps_that_each_would_alone() -> None:
-    pulls = torch.randn(2, 32, 48, generator=torch.Generator().manual_seed(1))
-    alone, together = [spread(), spread()], [spread(), spread()]
-    adams = [torch.optim.Adam(rounding.parameters(), 1e-2) for rounding in alone]
-    roundings = Roundings(together)
-    adam = torch.optim.Adam([roundings.alpha], 1e-2)
+@pytest.mark.parametrize("piece", [module.PIECE, 1900], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("sharpness", SHARPNESS)
+def test_steps_are_those_of_the_formulas(sharpness: float, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers share a walk and a large one takes several, in one unit; each goes as it would alone."""
+    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "SMALL", 1900)
+    each = [spread(rows) for rows in (32, 7, 100, 16)]
+    twins = [Twin(rounding, 1e-2) for rounding in each]
+    starts = [rounding.alpha.clone() for rounding in each]
+    roundings = Roundings(each, 1e-2)
+    assert [len(group) for group, _ in roundings.groups] == [2, 1, 1]
+    generator = torch.Generator().manual_seed(1)
     for step in range(20):
         penalty = 0.01 if step >= 5 else 0.0
-        roundings.start_gradient(penalty, 8.0)
-        sum((rounding.values() * pull).sum() for rounding, pull in zip(together, pulls, strict=True)).backward()
-        adam.step()
-        for rounding, pull, each in zip(alone, pulls, adams, strict=True):
-            each.zero_grad()
-            lost = (1 - (2 * rounding.soft() - 1).abs().pow(8.0)).sum()
-            ((rounding.values() * pull).sum() + penalty * lost).backward()
-            each.step()
-    for ours, theirs in zip(together, alone, strict=True):
-        assert away(ours.alpha, theirs.alpha) < 1e-4
-        assert away(theirs.alpha, spread().alpha) > 1e-2
+        pulls = [torch.randn(rounding.alpha.shape, generator=generator) for rounding in each]
+        sum((rounding.values() * pulled).sum() for rounding, pulled in zip(each, pulls, strict=True)).backward()
+        roundings.step(penalty, sharpness)
+        for twin, pulled in zip(twins, pulls, strict=True):
+            twin.follow((twin.values() * pulled).sum() + penalty * twin.penalty(sharpness))
+    for rounding, twin, start in zip(each, twins, starts, strict=True):
+        assert away(rounding.alpha, twin.alpha) < 1e-4 and away(start, twin.alpha) > 1e-2
+        assert away(rounding.values(), twin.values()) < 1e-5
+        assert torch.equal(rounding.hard(), twin.alpha >= 0)
+        assert rounding.values().is_leaf and rounding.values().grad is None
+
+
+def test_a_layer_that_took_no_part_follows_the_penalty_alone() -> None:
+    rounding = spread()
+    twin = Twin(rounding, 1e-2)
+    Roundings([rounding], 1e-2).step(0.01, 8.0)
+    twin.follow(0.01 * twin.penalty(8.0))
+    assert away(rounding.alpha, twin.alpha) < 1e-5
+
+
+def test_all_is_settled_once_every_weight_is() -> None:
+    each = [spread(), spread(7)]
+    roundings = Roundings(each, 1e-2)
     assert not roundings.settled()
-    with torch.no_grad():
-        roundings.alpha.fill_(9.0)
-    assert roundings.settled() and all((rounding.alpha == 9).all() for rounding in together)
+    for rounding in each:
+        rounding.alpha.fill_(9.0)
+    assert roundings.settled()
+    each[1].alpha[3, 5] = 0.1
+    assert not roundings.settled()
 
 
 def test_a_weight_beyond_the_grid_has_nowhere_to_go() -> None:
@@ -76,7 +109,11 @@ def test_a_weight_beyond_the_grid_has_nowhere_to_go() -> None:
     beyond = (rounding.floor < 0) | (rounding.floor >= 15)
     assert beyond.any() and not beyond.all()
     assert ((rounding.span == 0) == beyond).all()
-    assert (gradient(rounding, rounding.values().sum())[beyond] == 0).all()
+    roundings, before = Roundings([rounding], 1.0), rounding.values().detach().clone()
+    rounding.values().sum().backward()
+    roundings.step(0.0, 8.0)
+    assert torch.equal(rounding.values()[beyond], before[beyond])
+    assert not torch.equal(rounding.values(), before)
 
 
 def test_it_starts_where_the_weights_are() -> None:

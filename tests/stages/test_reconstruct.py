@@ -78,10 +78,10 @@ def test_every_step_s_range_is_learnt_though_some_are_kept():
 
 
 def test_settled_is_flat_and_decided():
-    decided = Roundings([AdaRound(torch.zeros(3, 4), torch.clone)])
-    with torch.no_grad():
-        decided.alpha.fill_(9.0)
-    undecided = Roundings([AdaRound(torch.full((3, 4), 0.5), torch.clone)])
+    rounding = AdaRound(torch.zeros(3, 4), torch.clone)
+    decided = Roundings([rounding], 1e-3)
+    rounding.alpha.fill_(9.0)
+    undecided = Roundings([AdaRound(torch.full((3, 4), 0.5), torch.clone)], 1e-3)
     flat, falling = [1.0] * 200, [1.0] * 100 + [0.5] * 100
     assert settled(flat, decided)
     assert not settled(flat, undecided)
