@@ -63,6 +63,10 @@ class OMQ:
     def __post_init__(self) -> None:
         if self.search not in SEARCHED:
             raise BadInput(f"found search {self.search!r}", " or ".join(SEARCHED), "choose one")
+        if self.plus and not self.mix:
+            raise BadInput("found plus without mix", "bits that differ between channels, which plus gives more", "leave one out")
+        if not (self.smooth or self.mix):
+            raise BadInput("found OMQ with neither smooth nor mix", "one of the two", "use --without omq to have none of it")
 
     def run(self, job: Job) -> None:
         told = job.report["mpq"] = {"groups": {}, "average_bits": 0.0}

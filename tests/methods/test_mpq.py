@@ -86,6 +86,14 @@ def test_an_unknown_search_is_refused(search):
         OMQ(search)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [({"plus": True, "mix": False}, "plus without mix"), ({"smooth": False, "mix": False}, "neither")]
+)
+def test_options_that_would_do_nothing_are_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        OMQ(**options)
+
+
 def test_channels_with_heavier_tails_get_the_bits():
     job = prepared(OMQ())
     seen = 0
