@@ -35,7 +35,7 @@ from lowtide.stages.temporal import TIAR
 from lowtide.stages.weights import FitWeights
 
 DECODE, ROUND, WATCH = 3, 8, 2  # passes over a weight to decode it, over an input to round it, or to see its ends
-LEARNT_CALLS = 20  # small calls that a layer adds to an iteration while its rounding is learnt
+LEARNT_CALLS, MERGED_CALLS = 5, 20  # small calls that a layer adds to an iteration while its rounding, or its change, is learnt
 LEARNT_BYTES, STUDENT_BYTES = 60, 40  # of one weight while its rounding, or its low-rank change, is learnt
 ATTENTION_COPIES = 3  # of a softmax, where attention is computed step by step to round its parts
 WATCHED_COPIES = 2  # of it, where its parts are only looked at
@@ -261,7 +261,7 @@ def par(stage: PAR, load: Workload) -> Cost:
 def distill(stage: Distill, load: Workload) -> Cost:
     """Float answers to every call, then the whole network there and back, its low-rank changes merged each time."""
     whole, samples = load.network.whole, min(load.settings.batch, load.calls * load.batch)
-    merged = Work(product=stage.rank * whole.weights, values=ROUND * whole.weights, calls=LEARNT_CALLS * whole.layers)
+    merged = Work(product=stage.rank * whole.weights, values=ROUND * whole.weights, calls=MERGED_CALLS * whole.layers)
     work = whole.forward.of(samples) + rounding_inputs(whole, samples) + merged
     each = load.speed.forward(work) + load.speed.backward(work)
     kept = whole.kept + whole.reads + ATTENTION_COPIES * whole.scores
