@@ -16,6 +16,7 @@ from lowtide import checkpoint, diffusers_hook, estimate, memory, record, sample
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS, PAPERS, recipe_of
 from lowtide.models import Adapter, Unit, adapt
+from lowtide.nn.clock import CLOCK
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import packed_layers
 from lowtide.plan import LayerPlan, Plan, settings_from, summarised
@@ -105,8 +106,10 @@ def gone_layers(plan: Plan) -> list[str]:
 
 def check_model(model: nn.Module) -> None:
     """A model that can be quantized: finite weights, and not quantized yet."""
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) or any(packed_layers(model)):
         raise BadInput("found a model that is quantized already", "a float model", "load the original")
+    if hasattr(model, CLOCK):
+        raise BadInput("found a model that a quantization which failed left half-way", "a float model", "load the original again")
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise BadInput(f"found NaN or infinity in {name}", "finite weights", "repair or download the model again")

@@ -111,6 +111,9 @@ def denoiser(pipe: Any) -> nn.Module:
 
 
 def unconditional(pipe: Any, request: Request) -> dict[str, Any]:
+    if not isinstance(pipe, ModulePipeline) and next(denoiser(pipe).parameters()).dtype == torch.bfloat16:
+        reason = f"found a {type(pipe).__name__} in bfloat16, of which diffusers makes no pictures"
+        raise BadInput(reason, "float16 or float32", "convert it")
     return {"batch_size": len(request.seeds)}
 
 
@@ -133,6 +136,9 @@ def binned(pipe: Any, request: Request) -> dict[str, Any]:
     """PixArt moves sizes to its own list of them; a size that was asked for stays."""
     return prompted(pipe, request) | ({} if request.size is None else {"use_resolution_binning": False})
 
+
+WORDS = ("prompts", "guidance", "size")
+HEEDED = {unconditional: (), label_guided: ("labels", "guidance"), prompted: WORDS, binned: WORDS}
 
 DRIVERS: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
     "DDPMPipeline": unconditional,
@@ -166,6 +172,7 @@ def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
     driver = DRIVERS.get(type(pipe).__name__)
     if driver is None:
         raise BadInput(f"found {type(pipe).__name__}", f"one of {', '.join(DRIVERS)}", "write a driver in lowtide/sample.py")
+    check_heeded(pipe, request)
     check_model_labels(pipe, request)
     check_steps(pipe.scheduler, request.steps)
     generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
@@ -186,6 +193,20 @@ def noise_asked(pipe: Any, request: Request) -> dict[str, float]:
     return {"eta": request.eta}
 
 
+def heeded(pipe: Any) -> tuple[str, ...]:
+    """What of a request this pipeline hears of."""
+    return HEEDED[DRIVERS[type(pipe).__name__]]
+
+
+def check_heeded(pipe: Any, request: Request) -> None:
+    """Nothing may be asked for that this pipeline would not hear of."""
+    kind = type(pipe).__name__
+    for name in {"prompts", "labels", "guidance", "size"}.difference(heeded(pipe)):
+        if getattr(request, name) not in (None, ()):
+            takes = f"a pipeline that takes it; {kind} takes {' and '.join(heeded(pipe)) or 'nothing of the kind'}"
+            raise BadInput(f"found {name} for a {kind}", takes, f"leave --{name} away")
+
+
 def check_model_labels(pipe: Any, request: Request) -> None:
     """Labels must be classes that the model has; a UNet that needs them needs a pipeline that gives them."""
     config = getattr(denoiser(pipe), "config", {})
@@ -193,11 +214,8 @@ def check_model_labels(pipe: Any, request: Request) -> None:
     if classes and (wrong := [label for label in request.labels if not 0 <= label < classes]):
         raise BadInput(f"found label {wrong[0]}", f"0 to {classes - 1}", "choose labels the model was trained on")
     if config.get("num_class_embeds") and DRIVERS[type(pipe).__name__] is not label_guided:
-        raise BadInput(
-            f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels",
-            "a pipeline that passes labels",
-            "wrap it in a pipeline with class_labels",
-        )
+        found = f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels"
+        raise BadInput(found, "a pipeline that passes labels", "wrap it in a pipeline with class_labels")
 
 
 def check_steps(scheduler: Any, steps: int) -> None:

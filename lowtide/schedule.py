@@ -54,8 +54,8 @@ def reschedule(target: Any, steps: int, *, size: int | None = None) -> run.Quant
     checkpoint; input ranges and corrections are those of the nearest calibrated timestep. `size`: that of the pictures, for
     schedulers whose timesteps depend on it.
     """
-    request = sample.Request(steps, labels=(0,), size=size)
     pipe, plan = packed(target)
+    request = sample.Request(steps, labels=(0,) if "labels" in sample.heeded(pipe) else (), size=size)
     model = sample.denoiser(pipe)
     check(plan, steps)
     adapter = run.float_adapter(model, plan) if plan.cached else None

@@ -272,6 +272,34 @@ def test_a_model_that_is_quantized_already():
         quantized(pipe)
 
 
+def test_a_bare_module_that_is_quantized_already():
+    pipe = sample.as_pipeline(Denoiser().eval(), DDIMScheduler(), (3, 8, 8))
+    quantized(pipe, method="minmax")
+    with pytest.raises(BadInput, match="quantized already"):
+        quantized(pipe)
+
+
+def test_a_model_that_a_failed_quantization_left_half_way(monkeypatch):
+    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    monkeypatch.setattr("lowtide.stages.weights.FitWeights.run", lambda self, job: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quantized(pipe)
+    monkeypatch.undo()
+    with pytest.raises(BadInput, match="which failed left half-way; expected a float model; load the original again"):
+        quantized(pipe)
+
+
+def test_more_steps_than_the_model_knows(tmp_path):
+    tiny_pipelines.ddim(tmp_path).save_pretrained(tmp_path / "model")
+    with pytest.raises(BadInput, match="found 2000 steps; expected at most 1000"):
+        run.quantize_to_folder(str(tmp_path / "model"), tmp_path / "out", "minmax", QUICK | {"steps": 2000})
+
+
+def test_bfloat16_where_diffusers_makes_no_pictures_of_it(tmp_path):
+    with pytest.raises(BadInput, match="found a DDIMPipeline in bfloat16"):
+        quantized(tiny_pipelines.ddim(tmp_path).to(torch.bfloat16))
+
+
 def test_nan_weights_are_named():
     model = tiny.model("unet2d")
     with torch.no_grad():

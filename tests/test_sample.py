@@ -142,6 +142,26 @@ def test_eta_adds_noise_of_the_images_own_seed(name, tmp_path):
     assert np.array_equal(calm, default) and apart(alone, calm) > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("kind", "asked", "takes"),
+    [
+        ("ddim", {"labels": (3,)}, "found labels for a DDIMPipeline; .* takes nothing of the kind; leave --labels away"),
+        ("ddim", {"prompts": ("a",)}, "found prompts for a DDIMPipeline"),
+        ("ddim", {"guidance": 3.0}, "found guidance for a DDIMPipeline"),
+        ("ddim", {"size": 16}, "found size for a DDIMPipeline"),
+        (
+            "sd",
+            {"labels": (1,), "size": 16},
+            "found labels for a StableDiffusionPipeline; .* takes prompts and guidance",
+        ),
+        ("dit", {"prompts": ("a",), "labels": (1,)}, "found prompts for a DiTPipeline"),
+    ],
+)
+def test_what_a_pipeline_would_not_hear_of_is_refused(kind, asked, takes, tmp_path):
+    with pytest.raises(BadInput, match=takes):
+        sample.images(tiny_pipelines.PIPELINES[kind](tmp_path), Request(steps=3, **asked))
+
+
 def test_eta_is_for_ddim(tmp_path):
     asked = Request(steps=4, prompts=("a",), size=16, eta=0.5)
     with pytest.raises(BadInput, match=r"found eta 0\.5 for a StableDiffusion3Pipeline with a FlowMatchEuler"):

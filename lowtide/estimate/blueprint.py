@@ -71,6 +71,7 @@ class Blueprint:
 
     def timesteps(self, settings: Settings) -> list[float]:
         """The timestep of every call of the denoiser for one image, as the scheduler counts them."""
+        sample.check_steps(self.scheduler, settings.steps)
         shifted = {"mu": 1.0} if self.scheduler.config.get("use_dynamic_shifting") else {}
         self.scheduler.set_timesteps(settings.steps, **shifted)
         return [float(each) for each in self.scheduler.timesteps]

@@ -6,7 +6,7 @@ from types import ModuleType
 from lowtide.errors import BadInput
 from lowtide.methods import best, efficientdm, minmax, mpq, ptq4dm, ptqd, qdiffusion, tcaq, temporal_cache, tfmq
 from lowtide.plan import Settings
-from lowtide.stages.base import Recipe, ablated, tuned
+from lowtide.stages.base import Recipe, ablated, checked, tuned
 
 MODULES: dict[str, ModuleType] = {
     "best": best,
@@ -28,4 +28,4 @@ def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> R
     """The stages of a method, with the options that the settings give them and without those left out."""
     if method not in METHODS:
         raise BadInput(f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
-    return ablated(tuned(METHODS[method](settings), settings.stages), without)
+    return checked(ablated(tuned(METHODS[method](settings), settings.stages), without), settings)

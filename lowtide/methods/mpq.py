@@ -69,7 +69,7 @@ class OMQ:
             raise BadInput("found OMQ with neither smooth nor mix", "one of the two", "use --without omq to have none of it")
 
     def run(self, job: Job) -> None:
-        told = job.report["mpq"] = {"groups": {}, "average_bits": 0.0}
+        told = job.report["mpq"] = {"groups": {}}
         inner = {name: layer for name, layer in quant_layers(job.model) if layer.format and name not in job.adapter.ends()}
         inner = {name: layer for name, layer in inner.items() if not isinstance(layer, nn.Conv2d) or layer.groups == 1}
         mixing = {name for name, layer in inner.items() if self.mix and mixes(layer.format, len(layer.weight))}
@@ -78,7 +78,8 @@ class OMQ:
                 smooth_layer(job, name, divisors(inner[name], seen))
             if name in mixing:
                 told["groups"][name] = self.deal(job, name, seen)
-        told["average_bits"] = average_bits(inner.values())
+        if inner:
+            told["average_bits"] = average_bits(inner.values())
 
     def deal(self, job: Job, name: str, seen: Watched) -> int:
         """Fix the bits of one layer's channels; into how many groups of a tenth they moved up. With none, all is as it was."""
@@ -107,13 +108,13 @@ def average_bits(layers: object) -> float:
     """Bits per weight over these layers."""
     sizes = [(layer.weight[0].numel(), layer.format.bits, len(layer.weight)) for layer in layers]
     bits = sum(columns * (sum(bits) if isinstance(bits, tuple) else bits * rows) for columns, bits, rows in sizes)
-    return bits / max(1, sum(columns * rows for columns, _, rows in sizes))
+    return bits / sum(columns * rows for columns, _, rows in sizes)
 
 
 def divisors(layer: Fake, seen: Watched) -> Tensor:
     """sqrt(max|X_i| / max|W_i|) for each input channel i; 1 where one of both is dead."""
-    x = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0))
-    weight = layer.weight.detach().float().abs().movedim(1, 0).flatten(1).amax(1)
+    x = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.divisors
+    weight = layer.whole_weight().float().abs().movedim(1, 0).flatten(1).amax(1)
     alive = (x > 1e-6 * x.max()) & (weight > 1e-6 * weight.max())
     return torch.where(alive, x**ALPHA / weight.clamp(min=1e-12) ** (1 - ALPHA), torch.ones_like(x))
 
@@ -147,6 +148,12 @@ class TRD:
 
     weight: NotNegative = 10.0
     temperature: Positive = 1.0
+
+    def check(self, settings: Settings) -> None:
+        if settings.steps < 2:
+            raise BadInput(
+                "found one step", "at least two, whose features TRD takes together", "give more --steps, or --without trd"
+            )
 
     def run(self, job: Job) -> None:
         job.terms.append(self.loss)

@@ -61,7 +61,7 @@ class TCR:
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
         told = job.report["tcr"] = {"layers": len(layers), "folded": [], "cuts": {}}
         for name, seen in job.track(watched(job, layers, ROWS).items(), "reparameterization"):
-            r = reparameterization(grouped(seen.peaks(), self.groups), self.lowest)
+            r = reparameterization(grouped(seen.peaks() / layers[name].divisors, self.groups), self.lowest)
             cut = told["cuts"][name] = self.most or best_cut(layers[name], seen, r)
             if cut == 1:
                 continue
@@ -77,13 +77,14 @@ class TCR:
 
 def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
     """The R that leaves the layer's own answer nearest to float, both of its sides rounded; 1 leaves the layer as it was."""
+    before = layer.smooth
 
     def error(cut: float) -> float:
-        layer.set_smooth(r.clamp(1.0, cut))
+        layer.set_smooth(r.clamp(1.0, cut) * before if before.numel() else r.clamp(1.0, cut))
         return float(sum(part.sum() for part in lost(layer, seen, [layer.format])))
 
     found = min(CUTS, key=error)
-    layer.set_smooth(r.new_empty(0))
+    layer.set_smooth(before)
     return found
 
 

@@ -32,6 +32,11 @@ class Fake:
         """Divide input channels by this from now on, and multiply the weight's columns: the float answer stays the same."""
         self.register_buffer("smooth", smooth.to(torch.float32))
 
+    @property
+    def divisors(self) -> Tensor:
+        """What each input channel is divided by."""
+        return self.smooth if self.smooth.numel() else torch.ones(self.weight.shape[1], device=self.weight.device)
+
     def whole_weight(self) -> Tensor:
         """The float weight that is rounded: what smoothing makes of it."""
         weight = self.weight.detach()

@@ -1,6 +1,7 @@
 """Assign: which formats each layer and each attention gets, by profile; what stays in float is named, never silent."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import nn
 
@@ -25,6 +26,8 @@ class Assign:
 
     per_step gives every input one range per timestep.
     """
+
+    essential: ClassVar[bool] = True
 
     per_step: bool = False
 

@@ -25,7 +25,11 @@ from lowtide.plan import Plan, Settings
 
 @runtime_checkable
 class Stage(Protocol):
-    """One step of a recipe."""
+    """One step of a recipe.
+
+    It may say `essential = True`, where no recipe is whole without it, and have `check(settings)`, which raises before anything
+    runs where the stage could not do its work.
+    """
 
     def run(self, job: "Job") -> None: ...
 
@@ -115,7 +119,19 @@ def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
     if unknown := [name for name in without if name.lower() not in names]:
         known = ", ".join(dict.fromkeys(type(stage).__name__ for stage in recipe))
         raise BadInput(f"found no stage {unknown[0]!r}", f"one of {known}", "check --without")
-    return tuple(stage for stage in recipe if type(stage).__name__.lower() not in {name.lower() for name in without})
+    left = {name.lower() for name in without}
+    if needed := [stage for stage in recipe if type(stage).__name__.lower() in left and getattr(stage, "essential", False)]:
+        others = dict.fromkeys(type(stage).__name__ for stage in recipe if not getattr(stage, "essential", False))
+        way_out = f"leave out {' or '.join(others)}" if others else "change --without: this method has no stage to spare"
+        raise BadInput(f"found --without {type(needed[0]).__name__}", "a stage that the others can do without", way_out)
+    return tuple(stage for stage in recipe if type(stage).__name__.lower() not in left)
+
+
+def checked(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe, once every stage has looked at the settings."""
+    for stage in recipe:
+        getattr(stage, "check", lambda settings: None)(settings)
+    return recipe
 
 
 def tuned(recipe: Recipe, asked: Mapping[str, Mapping[str, Any]]) -> Recipe:

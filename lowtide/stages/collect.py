@@ -1,7 +1,7 @@
 """Collect: one float trajectory through the pipeline's own sampler; every call's inputs are kept, marked steps for weights."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ LARGEST_BATCH = 16
 @dataclass(frozen=True)
 class Collect:
     """Record the denoiser's inputs at every step; `settings.kept` of the steps, evenly spread, serve reconstruction."""
+
+    essential: ClassVar[bool] = True
 
     def run(self, job: Job) -> None:
         job.calls = sampled_calls(job)

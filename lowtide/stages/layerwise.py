@@ -52,7 +52,7 @@ class LayerScene:
         chosen = self.scene.choose(generator)
         self.scene.set_clock(chosen)
         x, answer = (self.scene.taken(tape, chosen) for tape in self.pairs)
-        return (self.layer(x) - answer).square().sum(1 if isinstance(self.layer, nn.Conv2d) else -1).mean()
+        return (self.layer(x).float() - answer.float()).square().sum(1 if isinstance(self.layer, nn.Conv2d) else -1).mean()
 
 
 def layers_of(scene: Scene) -> Iterator[LayerScene]:

@@ -1,6 +1,7 @@
 """Pack: codes at their true bits take the place of the simulation."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lowtide.nn.request import answer_by_request
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
@@ -12,6 +13,8 @@ from lowtide.stages.rewrite import forget
 @dataclass(frozen=True)
 class Pack:
     """Replace every quantized layer by its packed twin; outputs stay the same bit for bit."""
+
+    essential: ClassVar[bool] = True
 
     def run(self, job: Job) -> None:
         drop_silent(job)

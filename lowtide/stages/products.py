@@ -88,7 +88,7 @@ def lost(layer: Fake, seen: Watched, forms: Sequence[Affine]) -> Iterator[Tensor
 
 def rounded_rows(layer: Fake, seen: Watched) -> tuple[Tensor, Tensor]:
     """The patches, smoothed, and on the grid of their step."""
-    smooth = layer.smooth if layer.smooth.numel() else torch.ones_like(seen.lo[0])
+    smooth = layer.divisors.to(seen.lo)
     exact = torch.cat(seen.patches) / smooth.repeat_interleave(layer.weight[0].numel() // len(smooth))
     if layer.input.format is None:
         return exact, exact

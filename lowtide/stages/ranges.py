@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +88,8 @@ class Seen:
 @dataclass(frozen=True)
 class FitRanges:
     """Run the model with its quantized weights over every collected call and fit every input quantizer."""
+
+    essential: ClassVar[bool] = True
 
     search: str = "minmax"
 

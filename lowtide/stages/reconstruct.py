@@ -8,12 +8,13 @@ ranges are those of plain rounding here and are fitted anew afterwards).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowtide.checks import Count
+from lowtide.checks import Count, Within
 from lowtide.formats import Affine
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
@@ -41,7 +42,7 @@ class Reconstruct:
     A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
     """
 
-    round: int = 0
+    round: Annotated[int, Within(0)] = 0
 
     def run(self, job: Job) -> None:
         drops = job.settings.drop is not None

@@ -41,9 +41,12 @@ def range_each_step(job: Job) -> None:
 
 
 def smooth_layer(job: Job, name: str, divisors: Tensor) -> None:
-    """Divide the layer's input channels, multiply its weights. Weight ranges and input ranges must be fitted after this."""
+    """Divide the layer's input channels, beside what divides them already, and multiply its weights.
+
+    Weight ranges and input ranges must be fitted after this.
+    """
     layer = job.model.get_submodule(name)
-    layer.set_smooth(divisors.to(layer.weight.device))
+    layer.set_smooth(layer.divisors * divisors.to(layer.weight.device))
     job.plan.layers[name] = replace(job.plan.layers[name], smooth=True)
 
 

@@ -45,7 +45,7 @@ class Scene:
         with dropping(self.module, drop):
             answer = self.answer(chosen, drop)
         pairs = [(leaf, ref.id) for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True) if ref]
-        apart = [leaf - self.rows(self.targets[id], id, chosen) for leaf, id in pairs]
+        apart = [leaf.float() - self.rows(self.targets[id], id, chosen).float() for leaf, id in pairs]
         return sum(each.square().sum(-1 if each.dim() == 3 else 1).mean() for each in apart)
 
     def bytes(self) -> int:

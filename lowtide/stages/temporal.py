@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lowtide.checks import Count
+from lowtide.errors import BadInput
 from lowtide.models import Unit
 from lowtide.stages.base import Job
 from lowtide.stages.features import JobFeatures
@@ -23,6 +24,8 @@ class TIAR:
     times: Count = 5
 
     def run(self, job: Job) -> None:
+        if job.maintained:
+            raise BadInput("found temporal features that are maintained already", "TIAR before what caches them", "put it first")
         for unit in job.track(job.adapter.temporal(), "temporal block"):
             self.round_unit(job, unit)
         job.maintained = True

@@ -1,6 +1,7 @@
 """FitWeights: search each weight's range and round to nearest; where every method starts from."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.fake import Fake
@@ -11,6 +12,8 @@ from lowtide.stages.base import Job
 @dataclass(frozen=True)
 class FitWeights:
     """One range per output channel (or group), found by `search`."""
+
+    essential: ClassVar[bool] = True
 
     search: str = "mse"
 

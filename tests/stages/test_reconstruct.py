@@ -159,3 +159,8 @@ def test_drop_takes_values_by_chance_and_gradients_straight_through():
 def test_scopes_and_chances_that_do_not_exist_are_one_sentence(asked):
     with pytest.raises(BadInput, match=r"found (drop|scope)"):
         Settings(**asked)
+
+
+def test_a_round_is_counted_from_zero():
+    with pytest.raises(BadInput, match=r"found Reconstruct round -1; expected .*at least 0"):
+        report(stages={"reconstruct": {"round": -1}})

@@ -13,12 +13,13 @@ from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.ranges import run_call
+from lowtide.stages.reconstruct import Learner
 from lowtide.stages.stream import Stream
 from lowtide.stages.weights import FitWeights
 
 
-def started(**settings) -> Job:
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+def started(dtype: torch.dtype = torch.float32, **settings) -> Job:
+    pipe = sample.as_pipeline(tiny.model("unet2d").to(dtype))
     options = Settings(**{"steps": 3, "images": 4, "kept": 2, "batch": 4} | settings)
     job = Job(pipe, pipe.unet, adapt(pipe.unet), options, "test")
     run_recipe((Collect(), Assign(per_step=True), FitWeights("minmax")), job)
@@ -50,6 +51,19 @@ def test_a_units_answers_and_inputs_are_those_of_whole_passes(memory):
         assert far(answer, heard(job, name, quantized=False)) < 1e-6, name
     assert far(inputs["down_blocks.0.resnets.0"], heard(job, "conv_in", quantized=True)) < 1e-6
     assert far(inputs["mid_block.resnets.1"], heard(job, "mid_block.attentions.0", quantized=True)) < 1e-6
+
+
+def test_the_loss_is_taken_in_float32_whatever_the_model_is_in():
+    """Halves would lose what is small: squared and averaged, most of a gradient is zero there."""
+    job = started(torch.float16)
+    scene = next(scene for scene in Stream(job).scenes() if scene.unit.name == "mid_block.resnets.1")
+    learner = Learner(job, "test", scene.unit, 1)
+    look(scene.module, True, False)
+    rounding = [layer.start_rounding() for layer in learner.layers.values()].pop()
+    loss = scene.loss(job.generator("test"))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert (rounding.values().grad == 0).float().mean() < 0.05
 
 
 def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -55,7 +55,8 @@ def test_what_is_exported_loads_and_draws_from_the_same_weights(name, data):
     export(trainer, zoo.home(name))
     pipe = sample.load_pipeline(f"zoo:{name}")
     assert type(pipe).__name__ == KINDS.get(name, "DDIMPipeline")
-    request = sample.Request(steps=2, seeds=(0, 1), labels=LABELS.get(name, ()), prompts=("thing 3",))
+    prompts = ("thing 3",) if name == "emoji" else ()
+    request = sample.Request(steps=2, seeds=(0, 1), labels=LABELS.get(name, ()), prompts=prompts)
     images = sample.images(pipe, request)
     assert images.shape[0] == 2 and images.std() > 0.01
     for part, module in trainer.average.items():
