@@ -85,6 +85,15 @@ def test_steps_are_those_of_the_formulas(sharpness: float, piece: int, monkeypat
         assert rounding.values().is_leaf and rounding.values().grad is None
 
 
+def test_values_are_those_of_the_formula() -> None:
+    """A step of no length leaves the decisions and works out the weights."""
+    rounding = spread()
+    twin, alpha = Twin(rounding, 1e-2), rounding.alpha.clone()
+    Roundings([rounding], 0.0).step(0.0, 8.0)
+    assert torch.equal(rounding.alpha, alpha)
+    assert away(rounding.values(), twin.values()) < 1e-6
+
+
 def test_a_layer_that_took_no_part_follows_the_penalty_alone() -> None:
     rounding = spread()
     twin = Twin(rounding, 1e-2)
