@@ -201,8 +201,8 @@ def heeded(pipe: Any) -> tuple[str, ...]:
 def check_heeded(pipe: Any, request: Request) -> None:
     """Nothing may be asked for that this pipeline would not hear of."""
     kind = type(pipe).__name__
-    for name in {"prompts", "labels", "guidance", "size"}.difference(heeded(pipe)):
-        if getattr(request, name) not in (None, ()):
+    for name in ("prompts", "labels", "guidance", "size"):
+        if name not in heeded(pipe) and getattr(request, name) not in (None, ()):
             takes = f"a pipeline that takes it; {kind} takes {' and '.join(heeded(pipe)) or 'nothing of the kind'}"
             raise BadInput(f"found {name} for a {kind}", takes, f"leave --{name} away")
 

@@ -77,10 +77,10 @@ class TCR:
 
 def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
     """The R that leaves the layer's own answer nearest to float, both of its sides rounded; 1 leaves the layer as it was."""
-    before = layer.smooth
+    before, divisors = layer.smooth, layer.divisors
 
     def error(cut: float) -> float:
-        layer.set_smooth(r.clamp(1.0, cut) * before if before.numel() else r.clamp(1.0, cut))
+        layer.set_smooth(divisors * r.clamp(1.0, cut))
         return float(sum(part.sum() for part in lost(layer, seen, [layer.format])))
 
     found = min(CUTS, key=error)

@@ -17,11 +17,13 @@ WIDTH = HIGH - LOW
 LEAST, MOST = -LOW / WIDTH, (1 - LOW) / WIDTH  # of the sigmoid, where soft() reaches its ends
 PIECE = 1 << 19  # weights worked on at once: too few, and calls and waiting threads count; too many, and no cache holds them
 SMALL = PIECE >> 2  # layers are worked on together up to here
-HALF = torch.tensor(0.5)  # a number that may stand first; on a GPU it is one too
 
 
 class AdaRound(nn.Module):
-    """One number per weight; soft in [0, 1] while it learns, hard when it is done."""
+    """One number per weight; soft in [0, 1] while it learns, hard when it is done.
+
+    A module without parameters, because a layer keeps it where it keeps a LoRA.
+    """
 
     def __init__(self, position: Tensor, decode: Callable[[Tensor], Tensor], up: Tensor | None = None):
         """`position`: each weight in units of its step; soft() starts at its fraction, so nothing moves at first.
@@ -151,9 +153,9 @@ def pull(share: Tensor, penalty: float, sharpness: float, gap: Tensor, out: Tens
 
     With d = 1/2 - sigmoid it is b (2 WIDTH)^b d |d|^(b-2).
     """
-    torch.sub(HALF, share, out=gap)
+    torch.sub(0.5, share, out=gap)
     # |d|^(b-2) by way of the logarithm of d^2, for pow takes four times as long, and so do numbers that are all but zero.
-    strength = torch.tensor(math.log(penalty * sharpness) + sharpness * math.log(2 * WIDTH))
+    strength = math.log(penalty * sharpness) + sharpness * math.log(2 * WIDTH)
     torch.mul(gap, gap, out=out).log_()
     torch.add(strength, out, alpha=max(sharpness / 2 - 1, 1e-6), out=out).clamp_(min=-60)
     return out.exp_().mul_(gap)

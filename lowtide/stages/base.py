@@ -115,16 +115,17 @@ def run_recipe(recipe: Recipe, job: Job) -> None:
 
 def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
     """The recipe without the stages of these names, whatever their case."""
-    names = {type(stage).__name__.lower() for stage in recipe}
-    if unknown := [name for name in without if name.lower() not in names]:
-        known = ", ".join(dict.fromkeys(type(stage).__name__ for stage in recipe))
-        raise BadInput(f"found no stage {unknown[0]!r}", f"one of {known}", "check --without")
-    left = {name.lower() for name in without}
-    if needed := [stage for stage in recipe if type(stage).__name__.lower() in left and getattr(stage, "essential", False)]:
-        others = dict.fromkeys(type(stage).__name__ for stage in recipe if not getattr(stage, "essential", False))
-        way_out = f"leave out {' or '.join(others)}" if others else "change --without: this method has no stage to spare"
-        raise BadInput(f"found --without {type(needed[0]).__name__}", "a stage that the others can do without", way_out)
-    return tuple(stage for stage in recipe if type(stage).__name__.lower() not in left)
+    spare = {type(stage).__name__: not getattr(stage, "essential", False) for stage in recipe}
+    known = {name.lower(): name for name in spare}
+    for name in without:
+        if name.lower() not in known:
+            raise BadInput(f"found no stage {name!r}", f"one of {', '.join(spare)}", "check --without")
+        if not spare[known[name.lower()]]:
+            others = " or ".join(other for other in spare if spare[other])
+            way_out = f"leave out {others}" if others else "change --without: this method has no stage to spare"
+            raise BadInput(f"found --without {known[name.lower()]}", "a stage that the others can do without", way_out)
+    left = {known[name.lower()] for name in without}
+    return tuple(stage for stage in recipe if type(stage).__name__ not in left)
 
 
 def checked(recipe: Recipe, settings: Settings) -> Recipe:
