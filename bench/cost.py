@@ -20,24 +20,25 @@ import torch
 from diffusers import UNet2DModel
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
+from lowtide.machine.bf16 import words
 from lowtide.models import adapt
-from lowtide.nn.low import words
+from lowtide.nn.precision import Precision
 from lowtide.nn.rounding import Roundings
-from lowtide.nn.swap import look
-from lowtide.plan import Settings
+from lowtide.nn.swap import set_precision
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.reconstruct import PENALTY, Learner, rate, sharpness
 from lowtide.stages.stream import Scene, Stream
-from lowtide.stages.temporal import TIAR
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.tiar import TIAR
 
 REPEATS = 15
 # Widths of a three-level UNet, by its millions of parameters.
 WIDTHS = {1: (32, 64, 64), 10: (96, 192, 192)}
-SETTINGS = Settings(weights=4, inputs=8, steps=10, images=8, kept=5, iters=2000)
+SETTINGS = Settings(weights=4, inputs=8, steps=10, images=8, calibration_steps=5, iters=2000)
 
 
 def model(million: int) -> UNet2DModel:
@@ -54,7 +55,7 @@ def count(float_model: torch.nn.Module) -> int:
 
 
 def started(million: int, settings: Settings) -> Job:
-    pipe = sample.as_pipeline(model(million))
+    pipe = sampling.as_pipeline(model(million))
     job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, "cost")
     run_recipe((Collect(), Assign(per_step=True), FitWeights("mse")), job)
     return job
@@ -62,17 +63,22 @@ def started(million: int, settings: Settings) -> Job:
 
 def costs(job: Job, scene: Scene) -> dict[str, float]:
     """Median seconds of an iteration, and of float forward and backward to the unit's weights and inputs' positions."""
-    learner, generator = Learner(job, "cost", scene.unit, job.settings.iters), job.generator("cost", scene.unit.name)
+    learner, generator = (
+        Learner(job, "cost", scene.unit, job.settings.iters),
+        job.generator("cost", scene.unit.name),
+    )
     module = job.model.get_submodule(scene.unit.name)
     weights = [layer.weight for layer in learner.layers.values()]
-    roundings = Roundings([layer.start_rounding() for layer in learner.layers.values()], rate(job.settings.iters))
+    roundings = Roundings(
+        [layer.start_rounding() for layer in learner.layers.values()], rate(job.settings.iters)
+    )
 
     def iteration() -> None:
-        look(module, True, False)
+        set_precision(module, Precision.WEIGHTS)
         learner.iterate(lambda: scene.loss(generator), roundings, PENALTY, sharpness(0.5))
 
     def floating() -> None:
-        look(module, False, False)
+        set_precision(module, Precision.FLOAT)
         for weight in weights:
             weight.requires_grad_(True).grad = None
         with float_weights(learner):
@@ -109,7 +115,9 @@ def taking_turns(*acts: Callable[[], None]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--million", type=int, choices=sorted(WIDTHS), default=10)
-    parser.add_argument("--batch", type=int, default=SETTINGS.batch, help="samples an iteration learns from")
+    parser.add_argument(
+        "--batch", type=int, default=SETTINGS.batch, help="samples an iteration learns from"
+    )
     parser.add_argument("--whole", action="store_true", help="run all of it")
     given = parser.parse_args()
     (whole if given.whole else reckoned)(given.million, replace(SETTINGS, batch=given.batch))
@@ -120,10 +128,20 @@ def whole(million: int, settings: Settings) -> None:
     parameters = count(float_model)
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
-        result = lowtide.quantize(float_model, method="tfmq", folder=Path(folder) / "units", **vars(settings))
+        result = lowtide.quantize(
+            float_model, method="tfmq", folder=Path(folder) / "units", **vars(settings)
+        )
         result.save(Path(folder) / "packed")
         minutes = (time.perf_counter() - began) / 60
-    print(json.dumps({"parameters": parameters, "threads": torch.get_num_threads(), "minutes": round(minutes, 1)}))
+    print(
+        json.dumps(
+            {
+                "parameters": parameters,
+                "threads": torch.get_num_threads(),
+                "minutes": round(minutes, 1),
+            }
+        )
+    )
 
 
 def reckoned(million: int, settings: Settings) -> None:
@@ -138,7 +156,9 @@ def reckoned(million: int, settings: Settings) -> None:
     learning, floating = (sum(row[name] for row in rows) for name in ("iteration", "float"))
     for row in rows:
         milliseconds = [f"{1e3 * row[name]:8.1f} ms" for name in ("iteration", "float")]
-        print(f"{row['unit']:<40} {'  '.join(milliseconds)}  {row['iteration'] / row['float']:.2f}x")
+        print(
+            f"{row['unit']:<40} {'  '.join(milliseconds)}  {row['iteration'] / row['float']:.2f}x"
+        )
     found = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
@@ -146,7 +166,9 @@ def reckoned(million: int, settings: Settings) -> None:
         "batch": settings.batch,
         "iteration_to_float": round(learning / floating, 3),
         "largest": round(max(row["iteration"] / row["float"] for row in rows), 2),
-        "minutes_of_2000_iterations": round((job.settings.iters * learning + temporal + prepared) / 60, 1),
+        "minutes_of_2000_iterations": round(
+            (job.settings.iters * learning + temporal + prepared) / 60, 1
+        ),
     }
     print(json.dumps(found))
 

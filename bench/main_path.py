@@ -11,29 +11,31 @@ import time
 from pathlib import Path
 
 import lowtide
-from lowtide import run, sample
-from lowtide.memory import Peak
-from lowtide.metrics import psnr
+from lowtide import sampling
+from lowtide.checkpoint import facts
+from lowtide.evaluation.metrics import psnr
+from lowtide.machine.peak_memory import Peak
 from lowtide.models import adapt
-from lowtide.stages.features import temporal_errors
+from lowtide.stages.temporal_features import temporal_errors
 
 
-def measure(method: str, options: dict, request: sample.Request, reference) -> dict:
-    original, pipe = sample.load_pipeline("zoo:digits"), sample.load_pipeline("zoo:digits")
-    adapter, floats = adapt(original.unet), run.parameter_bytes(original.unet)
+def measure(method: str, options: dict, request: sampling.Request, reference) -> dict:
+    original, pipe = sampling.load_pipeline("zoo:digits"), sampling.load_pipeline("zoo:digits")
+    adapter, floats = adapt(original.unet), facts.parameter_bytes(original.unet)
     started = time.perf_counter()
     with Peak() as peak:
         result = lowtide.quantize(pipe, method=method, **options)
     minutes = (time.perf_counter() - started) / 60
     with tempfile.TemporaryDirectory() as folder:
-        disk = run.on_disk(result.save(Path(folder) / "packed"))
+        disk = facts.on_disk(result.save(Path(folder) / "packed"))
     return {
         "method": method,
-        "psnr": round(psnr(sample.images(pipe, request), reference), 2),
+        "psnr": round(psnr(sampling.images(pipe, request), reference), 2),
         "temporal_error": round(temporal_errors(adapter, original.unet, pipe.unet).sum().item(), 4),
         "bytes_on_disk": disk,
-        "ideal_bytes": run.ideal_bytes(adapter, result.plan),
-        "tables_and_scales": result.report["account"]["tables"] + result.report["account"]["scales"],
+        "ideal_bytes": facts.ideal_bytes(adapter, result.plan),
+        "tables_and_scales": result.report["account"]["tables"]
+        + result.report["account"]["scales"],
         "minutes": round(minutes, 2),
         "peak_bytes": peak.above,
         "float_bytes": floats,
@@ -50,9 +52,14 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=50)
     given = parser.parse_args()
-    request = sample.Request(steps=given.steps, seeds=tuple(range(given.images)), batch=64)
-    reference = sample.images(sample.load_pipeline("zoo:digits"), request)
-    options = {"weights": given.weights, "inputs": given.inputs, "steps": given.steps, "iters": given.iters}
+    request = sampling.Request(steps=given.steps, seeds=tuple(range(given.images)), batch=64)
+    reference = sampling.images(sampling.load_pipeline("zoo:digits"), request)
+    options = {
+        "weights": given.weights,
+        "inputs": given.inputs,
+        "steps": given.steps,
+        "iters": given.iters,
+    }
     for method in given.methods.split(","):
         print(json.dumps(measure(method, options, request, reference)), flush=True)
 

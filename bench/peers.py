@@ -13,7 +13,20 @@ import json
 import shutil
 from pathlib import Path
 
-from peers.cells import PEERS, RESULTS, SLACK, TORCH, Bench, Json, ask_numbers, best, home_of, install, numbers_of, usable
+from peers.cells import (
+    PEERS,
+    RESULTS,
+    SLACK,
+    TORCH,
+    Bench,
+    Json,
+    ask_numbers,
+    best,
+    home_of,
+    install,
+    numbers_of,
+    usable,
+)
 
 BITS = "w8a8,w4a8,w4a16,w3a16,w2a16"
 NUMBERS = {"seeds": 64, "steps": 50, "images": 32, "iters": 1000, "rounds": 15, "minutes": 30}
@@ -29,7 +42,16 @@ def line(cell: Json, others: list[Json]) -> list[str]:
     """One row of the table."""
     who = lowtide_name(cell) if cell["peer"] == "lowtide" else PEERS[cell["peer"]]
     if not usable(cell):
-        return [who, cell["recipe"], "cannot", "", "", "", "", cell.get("cannot", "its images are not finite")]
+        return [
+            who,
+            cell["recipe"],
+            "cannot",
+            "",
+            "",
+            "",
+            "",
+            cell.get("cannot", "its images are not finite"),
+        ]
     theirs, ours = (cell[name] for name in ("seconds_per_step", "float_seconds_per_step"))
     speed = f"{theirs['seconds']:.3f} ({ours['seconds'] / theirs['seconds']:.2f}x)"
     size = f"{cell['bytes'] / 1e6:.2f}" if cell["bytes"] else "–"
@@ -43,13 +65,28 @@ def lowtide_name(cell: Json) -> str:
 
 def remarks(cell: Json, others: list[Json]) -> str:
     failed = [f"{other['recipe']}: {other['cannot']}" for other in others if "cannot" in other]
-    left = f"{len(cell['left'])} of {cell['layers']} layers' weights in float" if cell["left"] else ""
-    more = sum(part for bits, part in cell["share"]["weights"].items() if int(cell["bits"][1]) < int(bits) < 16)
+    left = (
+        f"{len(cell['left'])} of {cell['layers']} layers' weights in float" if cell["left"] else ""
+    )
+    more = sum(
+        part
+        for bits, part in cell["share"]["weights"].items()
+        if int(cell["bits"][1]) < int(bits) < 16
+    )
     wider = f"{100 * more:.0f} % of weights in more bits than asked" if more > SLACK else ""
     return "; ".join(filter(None, (left, wider, cell["note"], cell.get("save", ""), *failed)))
 
 
-HEAD = ("who", "recipe", "PSNR dB", "s a step (x float)", "MB", "weights' bits", "inputs' bits", "remarks")
+HEAD = (
+    "who",
+    "recipe",
+    "PSNR dB",
+    "s a step (x float)",
+    "MB",
+    "weights' bits",
+    "inputs' bits",
+    "remarks",
+)
 
 
 def table(found: list[Json], bits: str) -> list[str]:
@@ -59,7 +96,12 @@ def table(found: list[Json], bits: str) -> list[str]:
     groups = [[cell for cell in own if cell["peer"] == peer] for peer in PEERS if peer != "lowtide"]
     rows += [line(best(group), group) for group in groups if group]
     rows = [[text.replace("|", "/") for text in row] for row in rows]
-    return [f"### {bits.upper()}", "", *(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)), ""]
+    return [
+        f"### {bits.upper()}",
+        "",
+        *(f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)),
+        "",
+    ]
 
 
 HOW = (
@@ -72,7 +114,9 @@ HOW = (
 
 def page(result: Json) -> str:
     numbers, model, floating = result["numbers"], result["model"], result["float"]
-    versions = {name: number for cell in result["cells"] for name, number in cell["versions"].items()}
+    versions = {
+        name: number for cell in result["cells"] for name, number in cell["versions"].items()
+    }
     convolved = 100 * floating["in_convolutions"] / floating["weights"]
     what = (
         f"{numbers['seeds']} images from the same seeds, {numbers['steps']} steps, PSNR to the float model's images. The float "
@@ -80,7 +124,9 @@ def page(result: Json) -> str:
         f"weights of its {floating['layers']} layers are in convolutions. Calibration, where a peer has one: the same "
         f"{numbers['images']} trajectories. {HOW} lowtide ran {numbers['iters']} iterations a block."
     )
-    made = ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + f", {TORCH}."
+    made = (
+        ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + f", {TORCH}."
+    )
     intro = [f"# {model}: lowtide and its peers", "", what, "", made, ""]
     intro += [f"Could not be installed: {name}: {why}" for name, why in result["refused"].items()]
     bits = list(dict.fromkeys(cell["bits"] for cell in result["cells"]))
@@ -93,7 +139,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", default=BITS)
     parser.add_argument("--only", default=",".join(PEERS), help="peers, comma-separated")
     parser.add_argument("--methods", default="minmax,best", help="of lowtide, comma-separated")
-    parser.add_argument("--conditions", default="{}", help='JSON, such as {"labels": [0, 1], "guidance": 4}')
+    parser.add_argument(
+        "--conditions", default="{}", help='JSON, such as {"labels": [0, 1], "guidance": 4}'
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
     ask_numbers(parser, NUMBERS)
@@ -105,7 +153,14 @@ def prepared(given: argparse.Namespace) -> Bench:
     home = home_of(given.model, given.conditions, numbers)
     if given.fresh:
         shutil.rmtree(home, ignore_errors=True)
-    return Bench(given.model, given.bits, given.conditions, numbers, home, {"lowtide": given.methods.split(",")})
+    return Bench(
+        given.model,
+        given.bits,
+        given.conditions,
+        numbers,
+        home,
+        {"lowtide": given.methods.split(",")},
+    )
 
 
 def main() -> None:
@@ -114,8 +169,16 @@ def main() -> None:
     floating = bench.floating()
     if "cannot" in floating:
         log = bench.home / "float" / "log.txt"
-        raise SystemExit(f"found {given.model} unusable ({floating['cannot']}); expected a model that samples; see {log}.")
-    result = {"model": given.model, "numbers": bench.numbers, "float": floating, "refused": refused, "cells": []}
+        raise SystemExit(
+            f"found {given.model} unusable ({floating['cannot']}); expected a model that samples; see {log}."
+        )
+    result = {
+        "model": given.model,
+        "numbers": bench.numbers,
+        "float": floating,
+        "refused": refused,
+        "cells": [],
+    }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for peer in given.only.split(","):
         result["cells"] += bench.cells(peer)

@@ -37,7 +37,7 @@ from peers.cells import (
 from rich.console import Console
 from rich.progress import Progress
 
-from lowtide.metrics import Extractor, Statistics, frechet, load_extractor
+from lowtide.evaluation.metrics import Extractor, Statistics, frechet, load_extractor
 from lowtide.report import text
 
 OUT = RESULTS / "table.json"
@@ -70,7 +70,11 @@ class Bar:
     """What runs now and the time left: a bar on a terminal, lines in a log."""
 
     def __init__(self, progress: Progress, total: int):
-        self.progress, self.task, self.cost = progress, progress.add_task("starting", total=total), 0
+        self.progress, self.task, self.cost = (
+            progress,
+            progress.add_task("starting", total=total),
+            0,
+        )
         self.silent = progress.console.is_terminal
 
     def say(self, cell: str) -> None:
@@ -88,7 +92,9 @@ class Bar:
 @contextmanager
 def bar(total: int) -> Iterator[Bar]:
     console = Console(file=sys.stderr)
-    with Progress(*text.COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *text.COLUMNS, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         yield Bar(progress, total)
 
 
@@ -105,8 +111,16 @@ def one_model(bench: Bench, shown: Bar, start: int) -> Iterator[Json]:
     floating = bench.floating()
     if "cannot" in floating:
         log = bench.home / "float" / "log.txt"
-        raise SystemExit(f"found {bench.model} unusable ({floating['cannot']}); expected a model that samples; see {log}.")
-    part = {"model": bench.model, "conditions": bench.conditions, "numbers": bench.numbers, "float": floating, "cells": []}
+        raise SystemExit(
+            f"found {bench.model} unusable ({floating['cannot']}); expected a model that samples; see {log}."
+        )
+    part = {
+        "model": bench.model,
+        "conditions": bench.conditions,
+        "numbers": bench.numbers,
+        "float": floating,
+        "cells": [],
+    }
     for peer, price in costs(bench.recipes).items():
         part["cells"] += bench.cells(peer)
         start += price
@@ -146,7 +160,9 @@ def fulfils(cell: Json, floating: Json) -> bool:
 def chosen(part: Json, width: str) -> tuple[Json | None, Json | None]:
     """lowtide's best method and the best peer: by PSNR among those that do what was asked, else whoever does most of it."""
     own = [cell for cell in part["cells"] if cell["bits"] == width]
-    groups = ([cell for cell in own if (cell["peer"] == "lowtide") == ours] for ours in (True, False))
+    groups = (
+        [cell for cell in own if (cell["peer"] == "lowtide") == ours] for ours in (True, False)
+    )
     ours, theirs = (nearest(group, part["float"]) for group in groups)
     return ours, theirs
 
@@ -169,13 +185,19 @@ def rows(part: Json) -> list[list[str]]:
     floating, lines = part["float"], []
     for width in WIDTHS:
         for cell, who in zip(chosen(part, width), ("lowtide", "a peer"), strict=True):
-            lines.append([width.upper(), *(line(cell, floating) if cell else missing(part, width, who))])
+            lines.append(
+                [width.upper(), *(line(cell, floating) if cell else missing(part, width, who))]
+            )
     first = ["float", "", megabytes(floating), "", "0", float_speed(part), ""]
     return [[part["model"] if not place else "", *row] for place, row in enumerate([first, *lines])]
 
 
 def line(cell: Json, floating: Json) -> list[str]:
-    name = f"**lowtide {cell['recipe']}**" if cell["peer"] == "lowtide" else f"{PEERS[cell['peer']]}, {cell['recipe']}"
+    name = (
+        f"**lowtide {cell['recipe']}**"
+        if cell["peer"] == "lowtide"
+        else f"{PEERS[cell['peer']]}, {cell['recipe']}"
+    )
     distance = f"{cell['fd']:.4g}" if "fd" in cell else ""
     remarks = "; ".join(filter(None, (shortcoming(cell, floating), cell["note"])))
     return [name, megabytes(cell), f"{cell['psnr']:.2f}", distance, speed(cell), remarks]
@@ -205,9 +227,20 @@ def shortcoming(cell: Json, floating: Json) -> str:
 
 def missing(part: Json, width: str, who: str) -> list[str]:
     """No cell to show: why, in each peer's words."""
-    own = [cell for cell in part["cells"] if cell["bits"] == width and (cell["peer"] == "lowtide") == (who == "lowtide")]
+    own = [
+        cell
+        for cell in part["cells"]
+        if cell["bits"] == width and (cell["peer"] == "lowtide") == (who == "lowtide")
+    ]
     why = {PEERS[cell["peer"]]: reason(cell) for cell in own}
-    return [f"no {who.removeprefix('a ')}", "", "", "", "", "; ".join(f"{name}: {said}" for name, said in why.items())]
+    return [
+        f"no {who.removeprefix('a ')}",
+        "",
+        "",
+        "",
+        "",
+        "; ".join(f"{name}: {said}" for name, said in why.items()),
+    ]
 
 
 def reason(cell: Json) -> str:
@@ -226,18 +259,34 @@ HOW = (
 
 def page(result: Json) -> str:
     """Markdown: how it was made, then one table."""
-    lines = [[cell.replace("|", "/") for cell in row] for part in result["models"] for row in rows(part)]
+    lines = [
+        [cell.replace("|", "/") for cell in row] for part in result["models"] for row in rows(part)
+    ]
     table = [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *lines)]
-    found = {name: number for part in result["models"] for cell in part["cells"] for name, number in cell["versions"].items()}
+    found = {
+        name: number
+        for part in result["models"]
+        for cell in part["cells"]
+        for name, number in cell["versions"].items()
+    }
     made = ", ".join(f"{name} {number}" for name, number in sorted(found.items())) + f", {TORCH}."
     refused = [f"Could not be installed: {name}: {why}" for name, why in result["refused"].items()]
-    intro = ["# Each zoo model, by the best method and the best peer", "", HOW, "", *map(settings, result["models"])]
+    intro = [
+        "# Each zoo model, by the best method and the best peer",
+        "",
+        HOW,
+        "",
+        *map(settings, result["models"]),
+    ]
     return "\n".join([*intro, "", made, *refused, "", *table]) + "\n"
 
 
 def settings(part: Json) -> str:
     numbers, given = part["numbers"], json.loads(part["conditions"])
-    dealt = {name: f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}" for name, value in given.items()}
+    dealt = {
+        name: f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"
+        for name, value in given.items()
+    }
     return (
         f"- {part['model']} (weights {part['float']['fingerprint']}): N = {numbers['seeds']} images of {numbers['steps']} steps"
         f"{''.join(f', {said}' for said in dealt.values())}; calibrated on {numbers['images']} trajectories, lowtide with "
@@ -265,13 +314,22 @@ def merged(old: Json, part: Json, refused: Json, asked: Collection[str]) -> Json
     """The table with one model's part in its place, or at the end. Cells of peers that were not asked for stay, if comparable."""
     parts = {each["model"]: each for each in old.get("models", [])}
     before = parts.get(part["model"])
-    kept = [cell for cell in before["cells"] if cell["peer"] not in asked] if before and comparable(before, part) else []
-    return {"models": list((parts | {part["model"]: part | {"cells": part["cells"] + kept}}).values()), "refused": refused}
+    kept = (
+        [cell for cell in before["cells"] if cell["peer"] not in asked]
+        if before and comparable(before, part)
+        else []
+    )
+    return {
+        "models": list((parts | {part["model"]: part | {"cells": part["cells"] + kept}}).values()),
+        "refused": refused,
+    }
 
 
 def comparable(one: Json, other: Json) -> bool:
     """Whether both are of the same float weights, drawn and quantized alike."""
-    marks = [(each["float"]["fingerprint"], each["conditions"], each["numbers"]) for each in (one, other)]
+    marks = [
+        (each["float"]["fingerprint"], each["conditions"], each["numbers"]) for each in (one, other)
+    ]
     return marks[0] == marks[1]
 
 
@@ -287,15 +345,23 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--methods", default=METHODS, help="of lowtide, to choose the best from")
-    parser.add_argument("--only", default=",".join(PEERS), help="lowtide and peers, comma-separated")
-    parser.add_argument("--conditions", default="{}", help='JSON by model: {"zoo:dit": {"labels": [0, 1], "guidance": 2}}')
+    parser.add_argument(
+        "--only", default=",".join(PEERS), help="lowtide and peers, comma-separated"
+    )
+    parser.add_argument(
+        "--conditions",
+        default="{}",
+        help='JSON by model: {"zoo:dit": {"labels": [0, 1], "guidance": 2}}',
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
     ask_numbers(parser, NUMBERS)
     return parser.parse_args()
 
 
-def benches(given: argparse.Namespace, recipes: dict[str, list[str]], shown: Bar) -> Iterator[Bench]:
+def benches(
+    given: argparse.Namespace, recipes: dict[str, list[str]], shown: Bar
+) -> Iterator[Bench]:
     numbers = numbers_of(given, NUMBERS)
     asked = CONDITIONS | json.loads(given.conditions)
     for model in given.models.split(","):

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
+    from lowtide.checkpoint.rescheduling import reschedule as reschedule
     from lowtide.errors import BadInput as BadInput
-    from lowtide.evidence import compare as compare
-    from lowtide.evidence import evaluate as evaluate
+    from lowtide.evaluation.comparison import compare as compare
+    from lowtide.evaluation.comparison import evaluate as evaluate
     from lowtide.methods import METHODS as METHODS
     from lowtide.models import adapt as adapt
-    from lowtide.plan import Settings as Settings
-    from lowtide.run import Quantized as Quantized
-    from lowtide.run import load as load
-    from lowtide.run import quantize as quantize
-    from lowtide.sample import Request as Request
-    from lowtide.sample import images as images
-    from lowtide.schedule import reschedule as reschedule
+    from lowtide.quantization import load as load
+    from lowtide.quantization import quantize as quantize
+    from lowtide.sampling import Request as Request
+    from lowtide.sampling import images as images
+    from lowtide.settings import Settings as Settings
 
 __version__ = "0.1.0"
 
 HOMES = {
-    "BadInput": "lowtide.errors", "METHODS": "lowtide.methods", "adapt": "lowtide.models", "Settings": "lowtide.plan",
-    "Quantized": "lowtide.run", "load": "lowtide.run", "quantize": "lowtide.run",
-    "Request": "lowtide.sample", "images": "lowtide.sample",
-    "compare": "lowtide.evidence", "evaluate": "lowtide.evidence", "reschedule": "lowtide.schedule",
+    "BadInput": "lowtide.errors", "METHODS": "lowtide.methods", "adapt": "lowtide.models", "Settings": "lowtide.settings",
+    "Quantized": "lowtide.checkpoint.quantized_pipeline", "load": "lowtide.quantization", "quantize": "lowtide.quantization",
+    "Request": "lowtide.sampling", "images": "lowtide.sampling",
+    "compare": "lowtide.evaluation.comparison", "evaluate": "lowtide.evaluation.comparison", "reschedule": "lowtide.checkpoint.rescheduling",
 }  # fmt: skip
 __all__ = [
     "METHODS", "BadInput", "Quantized", "Request", "Settings", "adapt", "compare", "evaluate", "images", "load", "quantize",
@@ -43,4 +43,6 @@ def __getattr__(name: str) -> Any:
 
 
 # diffusers learns of packed checkpoints the moment it imports its own table of quantizers, before or after lowtide.
-wrapt.when_imported("diffusers.quantizers.auto")(lambda module: import_module("lowtide.diffusers_hook"))
+wrapt.when_imported("diffusers.quantizers.auto")(
+    lambda module: import_module("lowtide.checkpoint.diffusers_hook")
+)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from lowtide import cli
 from lowtide.errors import BadInput
-from lowtide.run import quantize_to_folder
+from lowtide.workflows.to_folder import quantize_to_folder
 
 
 class Ended(NamedTuple):
@@ -41,28 +41,49 @@ def assert_one_sentence(ended: Ended, *words: str) -> None:
     """Found, expected, way out; the last line of stderr, and no traceback."""
     last = ended.err.strip().splitlines()[-1]
     assert ended.code == 2, ended.err
-    assert last.startswith("error: ") and last.count(";") >= 2 and "expected" in last and last.endswith(".")
+    assert (
+        last.startswith("error: ")
+        and last.count(";") >= 2
+        and "expected" in last
+        and last.endswith(".")
+    )
     assert "Traceback" not in ended.err and ended.out == ""
     for word in words:
         assert word in last
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"), [("5", (5,)), ("0-3", (0, 1, 2, 3)), ("0-2,7", (0, 1, 2, 7)), (" 4 , 2-3 ", (4, 2, 3)), ("6-6", (6,))]
+    ("text", "numbers"),
+    [
+        ("5", (5,)),
+        ("0-3", (0, 1, 2, 3)),
+        ("0-2,7", (0, 1, 2, 7)),
+        (" 4 , 2-3 ", (4, 2, 3)),
+        ("6-6", (6,)),
+    ],
 )
 def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
     assert cli.numbers(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["a", "5-3", "-1", "1-", "1.5", "1-2-3", "0-9;12", "0-99999999999", "0-9" + 20 * "9", "²"])
+@pytest.mark.parametrize(
+    "text",
+    ["a", "5-3", "-1", "1-", "1.5", "1-2-3", "0-9;12", "0-99999999999", "0-9" + 20 * "9", "²"],
+)
 def test_numbers_that_are_none(text: str) -> None:
     with pytest.raises(BadInput, match="expected"):
         cli.numbers(text)
 
 
-@pytest.mark.parametrize(("option", "bits"), [("-w", 0), ("-w", 9), ("-w", 17), ("-a", 0), ("-a", 9), ("-a", 33)])
+@pytest.mark.parametrize(
+    ("option", "bits"), [("-w", 0), ("-w", 9), ("-w", 17), ("-a", 0), ("-a", 9), ("-a", 33)]
+)
 def test_bits_out_of_range(lowtide, tmp_path: Path, option: str, bits: int) -> None:
-    assert_one_sentence(lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", option, bits), str(bits), "1 to 8")
+    assert_one_sentence(
+        lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", option, bits),
+        str(bits),
+        "1 to 8",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,9 +106,15 @@ def test_unknown_method(lowtide, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--steps", 0), ("--images", 0), ("--iters", -1), ("--profile", "half")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--steps", 0), ("--images", 0), ("--iters", -1), ("--profile", "half")]
+)
 def test_settings_out_of_range(lowtide, tmp_path: Path, option: str, value: object) -> None:
-    assert_one_sentence(lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", option, value), option[2:], str(value))
+    assert_one_sentence(
+        lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", option, value),
+        option[2:],
+        str(value),
+    )
 
 
 def test_architecture_nobody_knows(lowtide, tmp_path: Path) -> None:
@@ -97,7 +124,9 @@ def test_architecture_nobody_knows(lowtide, tmp_path: Path) -> None:
 
 def test_class_conditional_without_labels(lowtide, tmp_path: Path) -> None:
     tiny.unet2d(num_class_embeds=10).save_pretrained(tmp_path / "model")
-    assert_one_sentence(lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out", "--steps", 2), "label")
+    assert_one_sentence(
+        lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out", "--steps", 2), "label"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -106,19 +135,25 @@ def test_weights_that_are_no_numbers(lowtide, tmp_path: Path) -> None:
     with torch.no_grad():
         model.conv_out.weight[0, 0, 0, 0] = float("nan")
     model.save_pretrained(tmp_path / "model")
-    assert_one_sentence(lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out"), "NaN", "conv_out.weight")
+    assert_one_sentence(
+        lowtide("quantize", tmp_path / "model", "--out", tmp_path / "out"), "NaN", "conv_out.weight"
+    )
 
 
 def test_truncated_weights(lowtide, tmp_path: Path) -> None:
     tiny.unet2d().save_pretrained(tmp_path / "model")
     weights = next((tmp_path / "model").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert_one_sentence(lowtide("sample", tmp_path / "model", "--out", tmp_path / "out"), "unreadable")
+    assert_one_sentence(
+        lowtide("sample", tmp_path / "model", "--out", tmp_path / "out"), "unreadable"
+    )
 
 
 def test_prompts_that_are_none(lowtide, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n \n")
-    ended = lowtide("quantize", "zoo:digits", "--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt")
+    ended = lowtide(
+        "quantize", "zoo:digits", "--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt"
+    )
     assert_one_sentence(ended, "no prompt")
 
 
@@ -137,7 +172,11 @@ def broken(error: BaseException) -> SimpleNamespace:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), SafetensorError("I/O error: No space left on device")],
+    [
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EDQUOT, "quota"),
+        SafetensorError("I/O error: No space left on device"),
+    ],
 )
 def test_full_disk(lowtide, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(cli, "late", lambda name: broken(error))
@@ -159,14 +198,28 @@ def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> No
 def test_options_of_stages(lowtide, tmp_path: Path) -> None:
     tiny.unet2d().save_pretrained(tmp_path / "model")
     found = json.loads(
-        lowtide("plan", tmp_path / "model", "--method", "mpq", "--set", "omq.plus=true", "--set", "steps=3", "--json").out
+        lowtide(
+            "plan",
+            tmp_path / "model",
+            "--method",
+            "mpq",
+            "--set",
+            "omq.plus=true",
+            "--set",
+            "steps=3",
+            "--json",
+        ).out
     )
     assert found["options"] == {"omq": {"plus": True}}
     for command in (("quantize", "--out", tmp_path / "out"), ("plan",)):
-        ended = lowtide(command[0], tmp_path / "model", *command[1:], "--method", "mpq", "--set", "omq.plus=yes")
+        ended = lowtide(
+            command[0], tmp_path / "model", *command[1:], "--method", "mpq", "--set", "omq.plus=yes"
+        )
         assert_one_sentence(ended, "OMQ plus 'yes'", "true or false")
     asked = ("--methods", "mpq,tfmq", "--set", "omq.plus=true", "--out", tmp_path / "cells")
-    assert_one_sentence(lowtide("bench", "quality", tmp_path / "model", *asked), "no stage 'omq'", "TIAR: times")
+    assert_one_sentence(
+        lowtide("bench", "quality", tmp_path / "model", *asked), "no stage 'omq'", "TIAR: times"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -182,9 +235,21 @@ def test_json_is_one_object(lowtide) -> None:
 
 def test_sample_writes_one_image_for_each_seed(lowtide, tmp_path: Path) -> None:
     tiny.unet2d().save_pretrained(tmp_path / "model")
-    ended = lowtide("sample", tmp_path / "model", "--out", tmp_path / "out", "--seeds", "3,5-6", "--steps", 2, "--json")
+    ended = lowtide(
+        "sample",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "out",
+        "--seeds",
+        "3,5-6",
+        "--steps",
+        2,
+        "--json",
+    )
     assert ended.code == 0 and json.loads(ended.out)["images"] == 3
-    assert sorted(path.name for path in (tmp_path / "out").glob("seed-*")) == [f"seed-{seed:06d}.png" for seed in (3, 5, 6)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("seed-*")) == [
+        f"seed-{seed:06d}.png" for seed in (3, 5, 6)
+    ]
 
 
 def test_json_of_inspect_adds_up(lowtide, tmp_path: Path) -> None:
@@ -192,14 +257,16 @@ def test_json_of_inspect_adds_up(lowtide, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     found = json.loads(lowtide("inspect", tmp_path / "model", "--json").out)
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert sum(unit["weights"] for unit in found["units"]) == sum(int(np.prod(layer["shape"])) for layer in found["layers"])
+    assert sum(unit["weights"] for unit in found["units"]) == sum(
+        int(np.prod(layer["shape"])) for layer in found["layers"]
+    )
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("packed")
     tiny.model("unet2d").save_pretrained(home / "model")
-    options = {"steps": 2, "images": 2, "kept": 1, "iters": 1, "batch": 2}
+    options = {"steps": 2, "images": 2, "calibration_steps": 1, "iters": 1, "batch": 2}
     quantize_to_folder(str(home / "model"), home / "run", "tfmq", options)
     return home / "run"
 
@@ -211,7 +278,9 @@ def test_evaluate_writes_evidence_and_says_where(lowtide, packed: Path) -> None:
     assert found["request"]["seeds"] == [3, 5] and found["request"]["steps"] == 2
     assert found["command"] == f"lowtide evaluate {packed} --seeds 3,5 --min-psnr 1 --json"
     assert Path(found["report"]).read_text().startswith("<!")
-    assert sorted(path.name for path in (packed / "evidence" / "images" / "tfmq-w4a8").iterdir()) == ["3.png", "5.png"]
+    assert sorted(
+        path.name for path in (packed / "evidence" / "images" / "tfmq-w4a8").iterdir()
+    ) == ["3.png", "5.png"]
 
 
 def test_a_failed_gate_ends_with_1(lowtide, packed: Path, tmp_path: Path) -> None:
@@ -222,7 +291,17 @@ def test_a_failed_gate_ends_with_1(lowtide, packed: Path, tmp_path: Path) -> Non
 
 
 def test_compare_takes_any_mix(lowtide, packed: Path, tmp_path: Path) -> None:
-    ended = lowtide("compare", packed, packed.parent / "model", packed, "--out", tmp_path / "x", "--seeds", 1, "--json")
+    ended = lowtide(
+        "compare",
+        packed,
+        packed.parent / "model",
+        packed,
+        "--out",
+        tmp_path / "x",
+        "--seeds",
+        1,
+        "--json",
+    )
     found = json.loads(ended.out)
     assert ended.code == 0 and len(found["models"]) == 3 and found["reference"] == "model-in-float"
 
@@ -230,12 +309,18 @@ def test_compare_takes_any_mix(lowtide, packed: Path, tmp_path: Path) -> None:
 def test_evaluate_what_cannot_be(lowtide, packed: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_one_sentence(lowtide("evaluate", tmp_path / "empty"), "no model in empty")
-    assert_one_sentence(lowtide("evaluate", packed, "--steps", 3), "3 steps", "the 2 it was calibrated for")
+    assert_one_sentence(
+        lowtide("evaluate", packed, "--steps", 3), "3 steps", "the 2 it was calibrated for"
+    )
     assert_one_sentence(lowtide("evaluate", packed, "--metrics", "beauty"), "'beauty'", "psnr")
     assert_one_sentence(lowtide("evaluate", packed, "--metrics", "fd"), "fd", "--dataset")
     assert_one_sentence(lowtide("evaluate", packed.parent / "model"), "float model", "compare")
     assert_one_sentence(lowtide("compare", packed, "--out", tmp_path / "x"), "1 model", "two")
-    bare = shutil.copytree(packed, tmp_path / "bare", ignore=lambda home, names: {"lowtide.json", "evidence"} & set(names))
+    bare = shutil.copytree(
+        packed,
+        tmp_path / "bare",
+        ignore=lambda home, names: {"lowtide.json", "evidence"} & set(names),
+    )
     assert_one_sentence(lowtide("evaluate", bare), "lowtide.json", "--reference")
     tiny.unet2d(sample_size=16).save_pretrained(tmp_path / "large")
     ended = lowtide("compare", packed, tmp_path / "large", "--out", tmp_path / "x")

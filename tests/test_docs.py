@@ -9,7 +9,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 SPREAD = re.compile(r"\d+\.\d+\s±\s\d+\.\d+")
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem
+)
 def test_every_spread_in_a_methods_page_is_one_of_the_results(page):
     results = set(SPREAD.findall((DOCS / "results.md").read_text()))
     assert len(results) > 50

@@ -30,7 +30,11 @@ def tree(path: Path) -> ast.Module:
 
 
 def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def length(node: ast.stmt) -> int:
@@ -39,7 +43,12 @@ def length(node: ast.stmt) -> int:
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     taken = function.args
-    named = [*taken.posonlyargs, *taken.args, *taken.kwonlyargs, *filter(None, (taken.vararg, taken.kwarg))]
+    named = [
+        *taken.posonlyargs,
+        *taken.args,
+        *taken.kwonlyargs,
+        *filter(None, (taken.vararg, taken.kwarg)),
+    ]
     return [argument.arg for argument in named if argument.arg not in ("self", "cls")]
 
 
@@ -94,7 +103,11 @@ def named(node: ast.AST) -> Iterator[str]:
 
 
 def type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    )
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
@@ -132,19 +145,31 @@ def test_reachable_sees_a_circle() -> None:
 
 
 def test_only_dist_knows_torch_distributed() -> None:
-    assert [short(path) for path in FILES if path.name != "dist.py" and "torch.distributed" in path.read_text()] == []
+    assert [
+        short(path)
+        for path in FILES
+        if path.name != "dist.py" and "torch.distributed" in path.read_text()
+    ] == []
 
 
 def tracked() -> list[Path]:
     """What git holds or would take; without git, nothing to say."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
     return [path for name in listed if (path := ROOT / name).is_file()]
 
 
 def test_no_path_of_a_machine() -> None:
-    texts = [path for path in tracked() if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".yml", ""}]
-    assert [short(path) for path in texts if MACHINE_PATH.search(path.read_text(errors="replace"))] == []
+    texts = [
+        path
+        for path in tracked()
+        if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".yml", ""}
+    ]
+    assert [
+        short(path) for path in texts if MACHINE_PATH.search(path.read_text(errors="replace"))
+    ] == []
 
 
 HELP = """
@@ -161,7 +186,12 @@ print(time.perf_counter() - start, *({"torch", "diffusers", "transformers", "num
 
 
 def test_help_is_quick_and_light() -> None:
-    runs = [subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(3)]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for _ in range(3)
+    ]
     endings = [run.stdout.splitlines()[-1].split() for run in runs]
     assert [heavy for _, *heavy in endings] == [[], [], []]
     assert min(float(seconds) for seconds, *_ in endings) < 0.5

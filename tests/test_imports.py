@@ -7,10 +7,21 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["lowtide.checkpoint", "lowtide.nn.swap", "lowtide.models", "lowtide.run", "lowtide.stages.pack"]
+    "module",
+    [
+        "lowtide.checkpoint.file_format",
+        "lowtide.nn.swap",
+        "lowtide.models",
+        "lowtide.quantization",
+        "lowtide.stages.pack",
+    ],
 )
 def test_it_can_come_first(module):
-    lines = [f"import {module}", "from diffusers.quantizers import auto", "auto.AUTO_QUANTIZER_MAPPING['lowtide']"]
+    lines = [
+        f"import {module}",
+        "from diffusers.quantizers import auto",
+        "auto.AUTO_QUANTIZER_MAPPING['lowtide']",
+    ]
     code = "; ".join(lines)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

@@ -34,7 +34,9 @@ def unet_condition(**changes) -> nn.Module:
 
 def sdxl() -> nn.Module:
     return unet_condition(
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
     )
 
 

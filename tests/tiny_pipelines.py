@@ -38,18 +38,33 @@ TOKENS = 16
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """Letters only, no merges."""
     letters = [chr(code) for code in range(97, 123)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(vocabulary)}))
+    vocabulary = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+    ]
+    (folder / "vocab.json").write_text(
+        json.dumps({token: place for place, token in enumerate(vocabulary)})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS
+    )
 
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {chr(code): code - 94 for code in range(97, 123)}
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {
+        chr(code): code - 94 for code in range(97, 123)
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=TOKENS,
     )
 
 
@@ -64,7 +79,9 @@ def clip(width: int = 32, projected: bool = False):
 
 def t5():
     torch.manual_seed(0)
-    return T5EncoderModel(T5Config(vocab_size=32, d_model=32, d_ff=37, num_layers=2, num_heads=2, d_kv=16)).eval()
+    return T5EncoderModel(
+        T5Config(vocab_size=32, d_model=32, d_ff=37, num_layers=2, num_heads=2, d_kv=16)
+    ).eval()
 
 
 def vae(channels: int = 4, **changes):
@@ -87,7 +104,9 @@ def ddim(folder: Path):
 
 def ldm(folder: Path):
     torch.manual_seed(0)
-    vq = VQModel(block_out_channels=(16,), norm_num_groups=8, latent_channels=3, num_vq_embeddings=16).eval()
+    vq = VQModel(
+        block_out_channels=(16,), norm_num_groups=8, latent_channels=3, num_vq_embeddings=16
+    ).eval()
     return LDMPipeline(vq, tiny.model("unet2d"), DDIMScheduler())
 
 
@@ -97,7 +116,14 @@ def dit(folder: Path):
 
 def stable_diffusion(folder: Path):
     return StableDiffusionPipeline(
-        vae(), clip(), clip_tokenizer(folder), tiny.model("unet-text"), DDIMScheduler(), None, None, requires_safety_checker=False
+        vae(),
+        clip(),
+        clip_tokenizer(folder),
+        tiny.model("unet-text"),
+        DDIMScheduler(),
+        None,
+        None,
+        requires_safety_checker=False,
     )
 
 
@@ -105,7 +131,13 @@ def sdxl(folder: Path):
     pair = (clip(16), clip(16, projected=True))
     tokenizer = clip_tokenizer(folder)
     return StableDiffusionXLPipeline(
-        vae(), *pair, tokenizer, tokenizer, tiny.model("unet-sdxl"), DDIMScheduler(), add_watermarker=False
+        vae(),
+        *pair,
+        tokenizer,
+        tokenizer,
+        tiny.model("unet-sdxl"),
+        DDIMScheduler(),
+        add_watermarker=False,
     )
 
 
@@ -114,7 +146,11 @@ def pixart(folder: Path):
 
 
 def sd3(folder: Path):
-    tokenizer, first, second = clip_tokenizer(folder), clip(32, projected=True), clip(32, projected=True)
+    tokenizer, first, second = (
+        clip_tokenizer(folder),
+        clip(32, projected=True),
+        clip(32, projected=True),
+    )
     return StableDiffusion3Pipeline(
         tiny.model("sd3"),
         FlowMatchEulerDiscreteScheduler(),

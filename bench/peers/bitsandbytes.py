@@ -19,8 +19,14 @@ def config(bits: Bits) -> Any:
     if bits == Bits(8, 8):
         return BitsAndBytesConfig(load_in_8bit=True)
     if bits == Bits(4, 16):
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    offered = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name.startswith("load_in")]
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        )
+    offered = [
+        name
+        for name in inspect.signature(BitsAndBytesConfig).parameters
+        if name.startswith("load_in")
+    ]
     raise Unable(f"offers {' and '.join(offered)} only: W8A8 and W4A16")
 
 
@@ -28,7 +34,9 @@ def fit(task: Task) -> Packed:
     chosen = config(task.bits)
     with tempfile.TemporaryDirectory() as folder:
         task.model.save_pretrained(folder)
-        model = type(task.model).from_pretrained(folder, quantization_config=chosen, dtype=torch.float32)
+        model = type(task.model).from_pretrained(
+            folder, quantization_config=chosen, dtype=torch.float32
+        )
     task.replace(model.eval())
     return Packed(model, held(model), model.save_pretrained)
 
@@ -42,7 +50,11 @@ def own_modules(task: Task) -> Packed:
             task.model.set_submodule(name, replacement(layer, task.bits.weights).to("cpu"))
     with torch.no_grad():
         task.model(**task.calls[0])
-    return Packed(task.model, held(task.model), lambda folder: save_file(task.model.state_dict(), folder / "model.safetensors"))
+    return Packed(
+        task.model,
+        held(task.model),
+        lambda folder: save_file(task.model.state_dict(), folder / "model.safetensors"),
+    )
 
 
 def replacement(layer: nn.Linear, bits: int) -> nn.Module:
@@ -59,7 +71,12 @@ def replacement(layer: nn.Linear, bits: int) -> nn.Module:
 
 def held(model: nn.Module) -> dict[str, Held]:
     kinds = {Linear8bitLt: Held(8, 8), Linear4bit: Held(4, FLOAT)}
-    return {name: kinds[type(layer)] for name, layer in model.named_modules() if type(layer) in kinds}
+    return {
+        name: kinds[type(layer)] for name, layer in model.named_modules() if type(layer) in kinds
+    }
 
 
-RECIPES = {"linears, through diffusers": Recipe(fit), "linears, its own modules": Recipe(own_modules)}
+RECIPES = {
+    "linears, through diffusers": Recipe(fit),
+    "linears, its own modules": Recipe(own_modules),
+}

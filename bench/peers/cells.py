@@ -58,13 +58,25 @@ class Bench:
         place = self.home / who
         place.mkdir(parents=True, exist_ok=True)
         (place / "result.json").unlink(missing_ok=True)
-        asked = {"bits": self.bits, "conditions": self.conditions, "recipes": json.dumps(self.recipes.get(who, []))}
+        asked = {
+            "bits": self.bits,
+            "conditions": self.conditions,
+            "recipes": json.dumps(self.recipes.get(who, [])),
+        }
         options = {"home": self.home, "model": model} | asked | self.numbers
-        command = [str(PYTHON), "-m", "peers.work", who, *(f"--{name}={value}" for name, value in options.items())]
+        command = [
+            str(PYTHON),
+            "-m",
+            "peers.work",
+            who,
+            *(f"--{name}={value}" for name, value in options.items()),
+        ]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
         env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path}
         with (place / "log.txt").open("w") as log:
-            code = self.listened(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True))
+            code = self.listened(
+                subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+            )
         return read(place) or {"cannot": f"crashed, exit code {code}"}
 
     def listened(self, running: subprocess.Popen) -> int:
@@ -87,7 +99,10 @@ class Bench:
         found = self.work(peer, str(self.home / "float" / "model"))
         row = {"peer": peer, "versions": found.get("versions", {})}
         if "cannot" in found:
-            return [row | {"bits": bits, "recipe": "", "cannot": found["cannot"]} for bits in self.bits.split(",")]
+            return [
+                row | {"bits": bits, "recipe": "", "cannot": found["cannot"]}
+                for bits in self.bits.split(",")
+            ]
         return [row | cell | read(self.home / cell["folder"]) for cell in found["cells"]]
 
 
@@ -99,14 +114,24 @@ def read(place: Path) -> Json:
 def install() -> dict[str, str]:
     """The environment of the peers; what could not be installed, and pip's own words."""
     kept = HOME / "installed.json"
-    wanted = [line for line in (HERE / "requirements-peers.txt").read_text().splitlines() if line and not line.startswith("#")]
+    wanted = [
+        line
+        for line in (HERE / "requirements-peers.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     if kept.exists() and json.loads(kept.read_text())["wanted"] == [TORCH, *wanted]:
         return json.loads(kept.read_text())["refused"]
     venv.create(HOME, with_pip=True)
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    for line in ([TORCH], [need for need in needs if not need.startswith("torch")], ["--no-deps", "-e", str(ROOT)]):
+    for line in (
+        [TORCH],
+        [need for need in needs if not need.startswith("torch")],
+        ["--no-deps", "-e", str(ROOT)],
+    ):
         if refused := pip(line):
-            raise SystemExit(f"found pip unable to install {' '.join(line)} ({refused}); expected it to; mend that first.")
+            raise SystemExit(
+                f"found pip unable to install {' '.join(line)} ({refused}); expected it to; mend that first."
+            )
     refused = {line: why for line in wanted if (why := pip([line]))}
     kept.write_text(json.dumps({"wanted": [TORCH, *wanted], "refused": refused}, indent=1))
     return refused
@@ -115,14 +140,23 @@ def install() -> dict[str, str]:
 def pip(line: list[str]) -> str:
     """Empty when it went well, else pip's last error."""
     print(f"installing {' '.join(line)}", file=sys.stderr, flush=True)
-    ended = subprocess.run([str(PYTHON), "-m", "pip", "install", "-q", *line], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [str(PYTHON), "-m", "pip", "install", "-q", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     errors = [text for text in ended.stderr.splitlines() if text.startswith("ERROR")]
     return "" if ended.returncode == 0 else (errors or ["pip failed"])[-1][:160]
 
 
 def ask_numbers(parser: argparse.ArgumentParser, usual: dict[str, int]) -> None:
     """How many images, steps and so on: each an option, and --quick for few of all."""
-    parser.add_argument("--quick", action="store_true", help=f"{', '.join(f'{name} {number}' for name, number in QUICK.items())}")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{', '.join(f'{name} {number}' for name, number in QUICK.items())}",
+    )
     for name, number in usual.items():
         parser.add_argument(f"--{name}", type=int, help=f"default {number}")
 
@@ -133,13 +167,20 @@ def numbers_of(given: argparse.Namespace, usual: dict[str, int]) -> dict[str, in
     numbers = {name: (QUICK if given.quick else usual)[name] for name in usual} | told
     for name in ("seeds", "images"):
         if numbers[name] % BATCH:
-            raise SystemExit(f"found --{name} {numbers[name]}; expected a multiple of {BATCH}, the batch; round it.")
+            raise SystemExit(
+                f"found --{name} {numbers[name]}; expected a multiple of {BATCH}, the batch; round it."
+            )
     return numbers
 
 
 def home_of(model: str, conditions: str, numbers: dict[str, int]) -> Path:
     """Where finished cells are kept: another place for other weights, conditions or numbers."""
-    asked = [model, conditions, {name: number for name, number in numbers.items() if name != "minutes"}, weights_of(model)]
+    asked = [
+        model,
+        conditions,
+        {name: number for name, number in numbers.items() if name != "minutes"},
+        weights_of(model),
+    ]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     return ROOT / "runs" / "peers" / f"{model.replace(':', '-').replace('/', '-')}-{key}"
 
@@ -147,7 +188,9 @@ def home_of(model: str, conditions: str, numbers: dict[str, int]) -> Path:
 def weights_of(model: str) -> str:
     """A hash of the files with weights, for a zoo model may be trained on between two runs; empty for what lies elsewhere."""
     name = model.removeprefix("zoo:")
-    places = [ROOT / "zoo" / name, ROOT / "lowtide" / "zoo" / name] if name != model else [Path(model)]
+    places = (
+        [ROOT / "zoo" / name, ROOT / "lowtide" / "zoo" / name] if name != model else [Path(model)]
+    )
     digest = hashlib.sha256()
     for file in sorted(file for place in places for file in place.rglob("*.safetensors")):
         digest.update(file.read_bytes())
@@ -160,7 +203,9 @@ def usable(cell: Json) -> bool:
 
 def best(found: list[Json]) -> Json:
     """The recipe that does most of what was asked, and of those the nearest to the float model."""
-    return max(found, key=lambda cell: (usable(cell), round(covered(cell), 2), cell.get("psnr", 0.0)))
+    return max(
+        found, key=lambda cell: (usable(cell), round(covered(cell), 2), cell.get("psnr", 0.0))
+    )
 
 
 def covered(cell: Json) -> float:

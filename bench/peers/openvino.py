@@ -8,13 +8,25 @@ import openvino as ov
 import torch
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 
-from lowtide import sample
+from lowtide import sampling
 from peers.task import FLOAT, Bare, Bits, Held, Packed, Recipe, Served, Task, Unable
 
 PACKAGES = ("nncf", "openvino")
 GROUP = 32
 PRODUCTS = {"Convolution", "GroupConvolution", "MatMul"}
-WIDTHS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "nf4": 4, "u3": 3, "u2": 2, "i2": 2, "i3": 3, "boolean": 1, "u1": 1}
+WIDTHS = {
+    "i8": 8,
+    "u8": 8,
+    "i4": 4,
+    "u4": 4,
+    "nf4": 4,
+    "u3": 3,
+    "u2": 2,
+    "i2": 2,
+    "i3": 3,
+    "boolean": 1,
+    "u1": 1,
+}
 MODES = nncf.CompressWeightsMode
 BELOW_EIGHT = {4: MODES.INT4_ASYM, 3: MODES.INT3_SYM, 2: MODES.INT2_SYM}
 
@@ -24,7 +36,9 @@ def exported(task: Task) -> Any:
     values = tuple(task.calls[0].values())
     with torch.no_grad():
         graph = ov.convert_model(Bare(task.model, task.calls[0]), example_input=values)
-    graph.reshape({port: list(value.shape) for port, value in zip(graph.inputs, values, strict=True)})
+    graph.reshape(
+        {port: list(value.shape) for port, value in zip(graph.inputs, values, strict=True)}
+    )
     return graph
 
 
@@ -34,7 +48,11 @@ def data(task: Task) -> nncf.Dataset:
 
 def compiled(task: Task, graph: Any, group: int) -> Any:
     """One thread and float32 between the layers, as for everybody else; `group` > 0 lets it round linears' inputs as it runs."""
-    wanted = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
+    wanted = {
+        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+    }
     network = ov.compile_model(graph, "CPU", wanted)
     return lambda *values: torch.from_numpy(network([value.numpy() for value in values])[0].copy())
 
@@ -47,19 +65,31 @@ def finish(task: Task, graph: Any) -> Packed:
     task.replace(Served(task.model, task.calls[0], chosen))
     layers = held(graph)
     if dynamic:
-        layers = {name: replace(layer, inputs=8) if name in linears(graph) else layer for name, layer in layers.items()}
+        layers = {
+            name: replace(layer, inputs=8) if name in linears(graph) else layer
+            for name, layer in layers.items()
+        }
     note = "linears' inputs: rounded as it runs" if dynamic else ""
-    return Packed(sample.denoiser(task.pipe), layers, lambda folder: ov.save_model(graph, folder / "model.xml"), note)
+    return Packed(
+        sampling.denoiser(task.pipe),
+        layers,
+        lambda folder: ov.save_model(graph, folder / "model.xml"),
+        note,
+    )
 
 
 def linears(graph: Any) -> set[str]:
     """What its dynamic quantization may apply to."""
-    return {module_name(node) for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"}
+    return {
+        module_name(node) for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"
+    }
 
 
 def held(graph: Any) -> dict[str, Held]:
     products = [node for node in graph.get_ordered_ops() if node.get_type_name() in PRODUCTS]
-    found = {module_name(node): Held(stored(node, 1), 8 if rounded(node) else FLOAT) for node in products}
+    found = {
+        module_name(node): Held(stored(node, 1), 8 if rounded(node) else FLOAT) for node in products
+    }
     return {name: layer for name, layer in found.items() if layer.weights < 16}
 
 
@@ -89,7 +119,9 @@ def check_eight(bits: Bits) -> None:
 def ptq(task: Task, **options: Any) -> Packed:
     """nncf.quantize: every layer at W8A8, ranges from the calibration calls."""
     check_eight(task.bits)
-    return finish(task, nncf.quantize(exported(task), data(task), subset_size=len(task.calls), **options))
+    return finish(
+        task, nncf.quantize(exported(task), data(task), subset_size=len(task.calls), **options)
+    )
 
 
 def transformer(task: Task) -> Packed:
@@ -104,7 +136,12 @@ def compress(task: Task) -> Packed:
         return finish(task, nncf.compress_weights(exported(task), mode=MODES.INT8_ASYM))
     if task.bits.weights not in BELOW_EIGHT:
         raise Unable(f"no {task.bits.weights}-bit mode")
-    low = {"mode": BELOW_EIGHT[task.bits.weights], "ratio": 1.0, "group_size": GROUP, "all_layers": True}
+    low = {
+        "mode": BELOW_EIGHT[task.bits.weights],
+        "ratio": 1.0,
+        "group_size": GROUP,
+        "all_layers": True,
+    }
     smart = {"dataset": data(task), "scale_estimation": task.bits.weights == 4, "subset_size": 128}
     return finish(task, nncf.compress_weights(exported(task), **low, **smart))
 

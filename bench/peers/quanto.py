@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimum.quanto import Calibration, HqqOptimizer, QModuleMixin, freeze, qint8, qtypes, quantization_map, quantize
+from optimum.quanto import (
+    Calibration,
+    HqqOptimizer,
+    QModuleMixin,
+    freeze,
+    qint8,
+    qtypes,
+    quantization_map,
+    quantize,
+)
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,7 +25,9 @@ PACKAGES = ("optimum-quanto",)
 
 def weight_type(bits: int) -> Any:
     if (name := f"qint{bits}") not in qtypes:
-        raise Unable(f"no {name}; it has {', '.join(sorted(name for name in qtypes if name.startswith('qint')))}")
+        raise Unable(
+            f"no {name}; it has {', '.join(sorted(name for name in qtypes if name.startswith('qint')))}"
+        )
     return qtypes[name]
 
 
@@ -27,11 +38,19 @@ def fit(task: Task, optimizer: Any = None) -> Packed:
         raise Unable(f"activations are qint8 or float8, not {task.bits.inputs} bits")
     end = max(END_BITS, task.bits.weights)
     quantize(model, weights=weight_type(end), activations=inputs, include=task.ends)
-    quantize(model, weights=weight_type(task.bits.weights), activations=inputs, optimizer=optimizer, include=task.inner)
+    quantize(
+        model,
+        weights=weight_type(task.bits.weights),
+        activations=inputs,
+        optimizer=optimizer,
+        include=task.inner,
+    )
     if inputs:
         # Scales are a moving average: in the sampler's order they would fit the last steps alone.
         with torch.no_grad(), Calibration():
-            for place in torch.randperm(len(task.calls), generator=torch.Generator().manual_seed(0)):
+            for place in torch.randperm(
+                len(task.calls), generator=torch.Generator().manual_seed(0)
+            ):
                 model(**task.calls[place])
     freeze(model)
     note = "inputs: scales from calibration, per tensor" if inputs else ""
@@ -39,8 +58,13 @@ def fit(task: Task, optimizer: Any = None) -> Packed:
 
 
 def held(model: nn.Module) -> dict[str, Held]:
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QModuleMixin)}
-    return {name: Held(layer.weight_qtype.bits, 8 if rounds_inputs(layer) else FLOAT) for name, layer in layers.items()}
+    layers = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, QModuleMixin)
+    }
+    return {
+        name: Held(layer.weight_qtype.bits, 8 if rounds_inputs(layer) else FLOAT)
+        for name, layer in layers.items()
+    }
 
 
 def rounds_inputs(layer: Any) -> bool:

@@ -19,7 +19,11 @@ def weights_type(bits: int) -> str:
 def every_layer(task: Task) -> dict[str, Any]:
     """No threshold and no list of layers to skip: the layers that lowtide quantizes, at its bits."""
     ends = {} if task.bits.weights >= END_BITS else {"modules_dtype_dict": {"int8": task.ends}}
-    return {"minimum_allowed_numel": 0, "minimum_allowed_channel_size": 0, "add_skip_keys": False} | ends
+    return {
+        "minimum_allowed_numel": 0,
+        "minimum_allowed_channel_size": 0,
+        "add_skip_keys": False,
+    } | ends
 
 
 def fit(task: Task, options: dict[str, Any]) -> Packed:
@@ -30,12 +34,20 @@ def fit(task: Task, options: dict[str, Any]) -> Packed:
     weights = {"weights_dtype": weights_type(task.bits.weights), "quant_conv": True}
     model = sdnq_post_load_quant(task.model, **weights, **matmul, **options)
     task.replace(model)
-    return Packed(model, held(model), model.save_pretrained, "inputs: dynamic, per row" if inputs else "")
+    return Packed(
+        model, held(model), model.save_pretrained, "inputs: dynamic, per row" if inputs else ""
+    )
 
 
 def held(model: nn.Module) -> dict[str, Held]:
-    forms = {name: getattr(layer, "sdnq_dequantizer", None) for name, layer in model.named_modules()}
-    return {name: Held(bits_of(form), 8 if form.use_quantized_matmul else FLOAT) for name, form in forms.items() if form}
+    forms = {
+        name: getattr(layer, "sdnq_dequantizer", None) for name, layer in model.named_modules()
+    }
+    return {
+        name: Held(bits_of(form), 8 if form.use_quantized_matmul else FLOAT)
+        for name, form in forms.items()
+        if form
+    }
 
 
 def bits_of(form: Any) -> int:
@@ -52,7 +64,13 @@ RECIPES = {
     "its own choice of layers": Recipe(lambda task: fit(task, {})),
     "every layer": Recipe(lambda task: fit(task, every_layer(task))),
     # With its own size a convolution of few channels is one group, and then 0.2.8 forgets the shape that its matmul asks for.
-    "every layer, groups of 16": Recipe(lambda task: fit(task, every_layer(task) | {"group_size": 16}), low),
-    "every layer, Hadamard": Recipe(lambda task: fit(task, every_layer(task) | {"use_hadamard": True}), low),
-    "every layer, codebook": Recipe(lambda task: fit(task, every_layer(task) | {"use_codebook": True}), low),
+    "every layer, groups of 16": Recipe(
+        lambda task: fit(task, every_layer(task) | {"group_size": 16}), low
+    ),
+    "every layer, Hadamard": Recipe(
+        lambda task: fit(task, every_layer(task) | {"use_hadamard": True}), low
+    ),
+    "every layer, codebook": Recipe(
+        lambda task: fit(task, every_layer(task) | {"use_codebook": True}), low
+    ),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide import sample
+from lowtide import sampling
 from lowtide.models import Adapter, adapt
 from peers.cells import BATCH
 
@@ -83,11 +83,11 @@ class Task:
 
     @cached_property
     def pipe(self) -> Any:
-        return sample.load_pipeline(self.source)
+        return sampling.load_pipeline(self.source)
 
     @property
     def model(self) -> nn.Module:
-        return sample.denoiser(self.pipe).eval().requires_grad_(False)
+        return sampling.denoiser(self.pipe).eval().requires_grad_(False)
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -96,7 +96,9 @@ class Task:
     @cached_property
     def weights(self) -> dict[str, int]:
         """Every layer with a matrix product, and how many weights it has."""
-        return {name: self.adapter.all_layers[name].weight.numel() for name in self.adapter.layers()}
+        return {
+            name: self.adapter.all_layers[name].weight.numel() for name in self.adapter.layers()
+        }
 
     @property
     def ends(self) -> list[str]:
@@ -106,17 +108,19 @@ class Task:
     def inner(self) -> list[str]:
         return [name for name in self.weights if name not in self.ends]
 
-    def request(self, seeds: Iterable[int]) -> sample.Request:
-        return sample.Request(steps=self.steps, seeds=tuple(seeds), batch=BATCH, **self.conditions)
+    def request(self, seeds: Iterable[int]) -> sampling.Request:
+        return sampling.Request(
+            steps=self.steps, seeds=tuple(seeds), batch=BATCH, **self.conditions
+        )
 
     @cached_property
     def calls(self) -> list[dict[str, Tensor]]:
         """The denoiser's inputs over whole trajectories of the float model: the same that lowtide calibrates on."""
         request = self.request(range(CALIBRATION_SEEDS, CALIBRATION_SEEDS + self.images))
-        return [tensors(moment.arguments) for moment in sample.trajectory(self.pipe, request)]
+        return [tensors(moment.arguments) for moment in sampling.trajectory(self.pipe, request)]
 
     def replace(self, model: nn.Module) -> None:
-        setattr(self.pipe, sample.denoiser_name(self.pipe), model)
+        setattr(self.pipe, sampling.denoiser_name(self.pipe), model)
 
 
 def tensors(arguments: dict[str, Any]) -> dict[str, Tensor]:
@@ -140,7 +144,11 @@ class Served(nn.Module):
     def __init__(self, model: nn.Module, names: Iterable[str], answer: Callable[..., Tensor]):
         super().__init__()
         self.config, self.dtype, self.device = model.config, torch.float32, torch.device("cpu")
-        self.names, self.answer, self.signature = tuple(names), answer, inspect.signature(model.forward)
+        self.names, self.answer, self.signature = (
+            tuple(names),
+            answer,
+            inspect.signature(model.forward),
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(self.signature.bind(*args, **kwargs).arguments)

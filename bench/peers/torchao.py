@@ -20,9 +20,11 @@ from torchao.quantization import (
 )
 from torchao.quantization.pt2e import move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.quantize_.workflows.intx.intx_choose_qparams_algorithm import IntxChooseQParamsAlgorithm
+from torchao.quantization.quantize_.workflows.intx.intx_choose_qparams_algorithm import (
+    IntxChooseQParamsAlgorithm,
+)
 
-from lowtide import sample
+from lowtide import sampling
 from peers.task import END_BITS, FLOAT, Bare, Bits, Held, Packed, Recipe, Served, Task, Unable
 
 PACKAGES = ("torchao",)
@@ -34,11 +36,17 @@ def config(bits: Bits, columns: int) -> Any:
     """The config that its documentation names for these bits; HQQ and small groups below 8 bits, where they fit."""
     granularity = PerAxis(0) if columns % GROUP else PerGroup(GROUP)
     if bits.weights == 8:
-        return Int8DynamicActivationInt8WeightConfig() if bits.quantized_inputs else Int8WeightOnlyConfig()
+        return (
+            Int8DynamicActivationInt8WeightConfig()
+            if bits.quantized_inputs
+            else Int8WeightOnlyConfig()
+        )
     width = getattr(torch, f"int{bits.weights}")
     if not bits.quantized_inputs:
         return IntxWeightOnlyConfig(width, granularity, intx_choose_qparams_algorithm=HQQ)
-    return Int8DynamicActivationIntxWeightConfig(width, granularity, intx_choose_qparams_algorithm=HQQ)
+    return Int8DynamicActivationIntxWeightConfig(
+        width, granularity, intx_choose_qparams_algorithm=HQQ
+    )
 
 
 def apply(task: Task, kinds: tuple[type, ...], names: list[str], bits: Bits) -> None:
@@ -47,7 +55,11 @@ def apply(task: Task, kinds: tuple[type, ...], names: list[str], bits: Bits) -> 
     for name in names:
         layer = task.model.get_submodule(name)
         if isinstance(layer, kinds):
-            quantize_(layer, config(bits, layer.weight.shape[1]), filter_fn=lambda module, _: isinstance(module, kinds))
+            quantize_(
+                layer,
+                config(bits, layer.weight.shape[1]),
+                filter_fn=lambda module, _: isinstance(module, kinds),
+            )
 
 
 def fit(task: Task, kinds: tuple[type, ...], compiled: bool) -> Packed:
@@ -55,14 +67,22 @@ def fit(task: Task, kinds: tuple[type, ...], compiled: bool) -> Packed:
     apply(task, kinds, task.ends, Bits(max(END_BITS, task.bits.weights), task.bits.inputs))
     apply(task, kinds, task.inner, task.bits)
     with torch.no_grad():
-        model(**task.calls[0])  # a layer that cannot run says so here, before a compiler wraps its message
+        model(
+            **task.calls[0]
+        )  # a layer that cannot run says so here, before a compiler wraps its message
     if compiled:
         model.compile()
-    return Packed(model, held(model), lambda folder: torch.save(model.state_dict(), folder / "model.pt"))
+    return Packed(
+        model, held(model), lambda folder: torch.save(model.state_dict(), folder / "model.pt")
+    )
 
 
 def held(model: nn.Module) -> dict[str, Held]:
-    layers = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    layers = {
+        name: layer.weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
     return {name: of for name, weight in layers.items() if (of := holds(weight)) is not None}
 
 
@@ -83,7 +103,11 @@ def packed_int4(task: Task) -> Packed:
     quantize_(task.model, chosen)
     with torch.no_grad():
         task.model(**task.calls[0])
-    return Packed(task.model, held(task.model), lambda folder: torch.save(task.model.state_dict(), folder / "model.pt"))
+    return Packed(
+        task.model,
+        held(task.model),
+        lambda folder: torch.save(task.model.state_dict(), folder / "model.pt"),
+    )
 
 
 def pt2e(task: Task) -> Packed:
@@ -95,24 +119,36 @@ def pt2e(task: Task) -> Packed:
         for call in task.calls:
             prepared(*call.values())
     converted = move_exported_model_to_eval(convert_pt2e(prepared))
-    found, whole = graph_layers(converted), torch.export.export(converted, tuple(task.calls[0].values()))
+    found, whole = (
+        graph_layers(converted),
+        torch.export.export(converted, tuple(task.calls[0].values())),
+    )
     inductor.freezing = True
     task.replace(Served(model, names, torch.compile(converted)))
-    return Packed(sample.denoiser(task.pipe), found, lambda folder: torch.export.save(whole, folder / "model.pt2"))
+    return Packed(
+        sampling.denoiser(task.pipe),
+        found,
+        lambda folder: torch.export.save(whole, folder / "model.pt2"),
+    )
 
 
 def quantizer() -> Any:
     """By kind of layer: with set_global it observes the integer timestep too, and its histogram has no integers."""
     chosen = x86.get_default_x86_inductor_quantization_config()
     found = x86.X86InductorQuantizer()
-    return found.set_module_type_qconfig(nn.Conv2d, chosen).set_module_type_qconfig(nn.Linear, chosen)
+    return found.set_module_type_qconfig(nn.Conv2d, chosen).set_module_type_qconfig(
+        nn.Linear, chosen
+    )
 
 
 def graph_layers(graph: torch.fx.GraphModule) -> dict[str, Held]:
     """Which matrix products of the converted graph read codes, by the name of the module they were in."""
     products = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
     nodes = [node for node in graph.graph.nodes if node.target in products]
-    return {module_name(node): Held(*(8 if from_codes(node.args[place]) else FLOAT for place in (1, 0))) for node in nodes}
+    return {
+        module_name(node): Held(*(8 if from_codes(node.args[place]) else FLOAT for place in (1, 0)))
+        for node in nodes
+    }
 
 
 def module_name(node: torch.fx.Node) -> str:

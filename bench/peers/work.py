@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lowtide import sample
-from lowtide.metrics.pairs import psnr
-from lowtide.run import fingerprint
+from lowtide import sampling
+from lowtide.checkpoint.facts import fingerprint
+from lowtide.evaluation.metrics.pairs import psnr
 from peers.cells import BATCH
 from peers.task import FLOAT, Bits, Held, Packed, Recipe, Task
 
@@ -42,7 +42,7 @@ def shortened(message: str) -> str:
 
 
 def images(task: Task, seeds: int, path: Path) -> np.ndarray:
-    drawn = sample.images(task.pipe, task.request(range(seeds)))
+    drawn = sampling.images(task.pipe, task.request(range(seeds)))
     np.save(path, drawn)
     return drawn
 
@@ -55,20 +55,28 @@ def one_call(model: torch.nn.Module, call: dict[str, torch.Tensor]) -> tuple[flo
     return time.perf_counter() - clock, time.process_time() - processor
 
 
-def timed(models: list[torch.nn.Module], call: dict[str, torch.Tensor], rounds: int) -> list[dict[str, float]]:
+def timed(
+    models: list[torch.nn.Module], call: dict[str, torch.Tensor], rounds: int
+) -> list[dict[str, float]]:
     """Medians for each model over rounds in which each is called once, so that whatever else runs slows all alike."""
     for model in models:
         one_call(model, call)
     gc.collect()
     runs = [[one_call(model, call) for model in models] for _ in range(rounds)]
-    medians = [[statistics.median(column) for column in zip(*own, strict=True)] for own in zip(*runs, strict=True)]
+    medians = [
+        [statistics.median(column) for column in zip(*own, strict=True)]
+        for own in zip(*runs, strict=True)
+    ]
     return [{"seconds": seconds, "processor_seconds": processor} for seconds, processor in medians]
 
 
 def by_bits(task: Task, bits: dict[str, int]) -> dict[int, float]:
     """The share of the weights that lies in layers of each number of bits."""
     whole = sum(task.weights.values())
-    return {kind: sum(task.weights[name] for name in bits if bits[name] == kind) / whole for kind in sorted(set(bits.values()))}
+    return {
+        kind: sum(task.weights[name] for name in bits if bits[name] == kind) / whole
+        for kind in sorted(set(bits.values()))
+    }
 
 
 def shares(task: Task, held: dict[str, Held]) -> dict[str, Any]:
@@ -96,10 +104,14 @@ def on_disk(packed: Packed, folder: Path) -> dict[str, Any]:
 def measured(task: Task, packed: Packed, given: argparse.Namespace, out: Path) -> dict[str, Any]:
     reference = np.load(given.home / "float" / "images.npy")
     drawn = images(task, len(reference), out / "images.npy")
-    floating = sample.denoiser(sample.load_pipeline(task.source)).eval()
+    floating = sampling.denoiser(sampling.load_pipeline(task.source)).eval()
     theirs, ours = timed([packed.model, floating], task.calls[0], given.rounds)
     speed = {"batch": BATCH, "seconds_per_step": theirs, "float_seconds_per_step": ours}
-    return {"psnr": psnr(drawn, reference), "finite": bool(np.isfinite(drawn).all()), "note": packed.note} | speed
+    return {
+        "psnr": psnr(drawn, reference),
+        "finite": bool(np.isfinite(drawn).all()),
+        "note": packed.note,
+    } | speed
 
 
 def run(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -141,7 +153,9 @@ def done(out: Path) -> bool:
 def cell(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> None:
     """A process forked from this one, which has imported and recorded what all cells need; it may crash or hang."""
     (out / "result.json").unlink(missing_ok=True)
-    child = multiprocessing.get_context("fork").Process(target=run_and_write, args=(task, recipe, given, out))
+    child = multiprocessing.get_context("fork").Process(
+        target=run_and_write, args=(task, recipe, given, out)
+    )
     child.start()
     try:
         child.join(60 * given.minutes)
@@ -149,7 +163,14 @@ def cell(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> No
     finally:
         end(child)
     if not (out / "result.json").exists():
-        write(out, {"cannot": f"not done in {given.minutes} minutes" if late else f"crashed, exit code {child.exitcode}"})
+        write(
+            out,
+            {
+                "cannot": f"not done in {given.minutes} minutes"
+                if late
+                else f"crashed, exit code {child.exitcode}"
+            },
+        )
     for scratch in ("saved", "compiled"):
         shutil.rmtree(out / scratch, ignore_errors=True)
 
@@ -176,7 +197,9 @@ def peer(given: argparse.Namespace, task: Task) -> None:
             if recipe.serves(own.bits) and name in (given.recipes or module.RECIPES):
                 out = place / bits / "".join(letter if letter.isalnum() else "-" for letter in name)
                 out.mkdir(parents=True, exist_ok=True)
-                listed.append({"bits": bits, "recipe": name, "folder": out.relative_to(given.home).as_posix()})
+                listed.append(
+                    {"bits": bits, "recipe": name, "folder": out.relative_to(given.home).as_posix()}
+                )
                 print(f"{given.peer} {bits} {name}", flush=True)
                 done(out) or cell(own, recipe, given, out)
     write(place, {"versions": {name: version(name) for name in module.PACKAGES}, "cells": listed})
@@ -190,15 +213,27 @@ def floating(given: argparse.Namespace, task: Task) -> None:
     images(task, given.seeds, place / "images.npy")
     size = on_disk(Packed(task.model, {}, task.model.save_pretrained), place / "saved")
     shutil.rmtree(place / "saved")
-    convolved = sum(task.weights[name] for name in task.weights if isinstance(task.adapter.all_layers[name], torch.nn.Conv2d))
+    convolved = sum(
+        task.weights[name]
+        for name in task.weights
+        if isinstance(task.adapter.all_layers[name], torch.nn.Conv2d)
+    )
     ends, weights = sum(task.weights[name] for name in task.ends), sum(task.weights.values())
-    whole = {"layers": len(task.weights), "weights": weights, "in_convolutions": convolved, "in_ends": ends}
+    whole = {
+        "layers": len(task.weights),
+        "weights": weights,
+        "in_convolutions": convolved,
+        "in_ends": ends,
+    }
     write(place, size | whole | {"fingerprint": fingerprint(task.model)})
 
 
 def conditions(text: str) -> dict[str, Any]:
     """Fields of a request; JSON knows no tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in json.loads(text).items()
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -208,7 +243,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--home", type=Path)
     parser.add_argument("--bits")
     parser.add_argument("--conditions", type=conditions)
-    parser.add_argument("--recipes", type=json.loads, default=[], help="JSON list of names; none: all")
+    parser.add_argument(
+        "--recipes", type=json.loads, default=[], help="JSON list of names; none: all"
+    )
     for name in ("steps", "images", "seeds", "iters", "rounds", "minutes"):
         parser.add_argument(f"--{name}", type=int)
     return parser.parse_args()

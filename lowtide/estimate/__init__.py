@@ -22,7 +22,7 @@ from lowtide.estimate.speed import measured
 from lowtide.estimate.stages import COSTS, WARM, Cost, Workload
 from lowtide.estimate.work import FLOAT, Network
 from lowtide.methods import recipe_of
-from lowtide.plan import Settings, settings_from
+from lowtide.settings import Settings, settings_from
 from lowtide.stages.base import Recipe
 
 FITTING = (8, 6, 4, 3, 2)
@@ -34,7 +34,12 @@ UNITS = {"": 1, "b": 1} | {
 
 
 def predict(
-    source: str, *, method: str = "best", without: Sequence[str] = (), fit: str | None = None, **options: Any
+    source: str,
+    *,
+    method: str = "best",
+    without: Sequence[str] = (),
+    fit: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Size, peak memory and time of `quantize` with the same options; `fit`, a size, chooses the bits of the weights."""
     settings, started = settings_from(options), time.perf_counter()
@@ -44,23 +49,42 @@ def predict(
     network = Network(blueprint.adapter(settings))
     found: dict[str, Any] = {}
     if limit is not None:
-        settings, found["fit"] = fitted(blueprint, network, settings, (method, tuple(without), limit))
+        settings, found["fit"] = fitted(
+            blueprint, network, settings, (method, tuple(without), limit)
+        )
     recipe = recipe_of(method, settings, without)
-    sizes = checkpoint_bytes(blueprint, planned(blueprint, network.adapter, recipe, settings, method))
+    sizes = checkpoint_bytes(
+        blueprint, planned(blueprint, network.adapter, recipe, settings, method)
+    )
     load = Workload(blueprint, network, settings, measured(network))
-    named = {"model": source, "method": method, "weights": settings.weights, "inputs": settings.inputs}
+    named = {
+        "model": source,
+        "method": method,
+        "weights": settings.weights,
+        "inputs": settings.inputs,
+    }
     named["options"] = settings.stages
     spent = {"speed": load.speed.rates(), "predicted_in": round(time.perf_counter() - started, 1)}
-    return named | found | {"size": sizes, "float_bytes": denoiser_bytes(network)} | priced(recipe, load) | spent
+    return (
+        named
+        | found
+        | {"size": sizes, "float_bytes": denoiser_bytes(network)}
+        | priced(recipe, load)
+        | spent
+    )
 
 
-def fitted(blueprint: Blueprint, network: Network, settings: Settings, asked: tuple) -> tuple[Settings, dict[str, Any]]:
+def fitted(
+    blueprint: Blueprint, network: Network, settings: Settings, asked: tuple
+) -> tuple[Settings, dict[str, Any]]:
     """The settings with the most bits that fit."""
     (method, without, limit), tried = asked, {}
     for bits in FITTING:
         chosen = replace(settings, weights=bits)
         recipe = recipe_of(method, chosen, without)
-        tried[bits] = checkpoint_bytes(blueprint, planned(blueprint, network.adapter, recipe, chosen, method))["total"]
+        tried[bits] = checkpoint_bytes(
+            blueprint, planned(blueprint, network.adapter, recipe, chosen, method)
+        )["total"]
         if tried[bits] <= limit:
             return chosen, {"limit": limit, "weights": bits, "tried": tried}
     least = min(tried, key=tried.get)
@@ -76,13 +100,22 @@ def priced(recipe: Recipe, load: Workload) -> dict[str, Any]:
     others = sum(load.blueprint.others.values())
     weights = denoiser_bytes(load.network) + others
     held = weights + load.recorded() + load.network.whole.weights + WARM
-    costs = [(type(stage).__name__, COSTS.get(type(stage), unknown)(stage, load)) for stage in recipe]
-    stages = [{"name": name, "seconds": round(cost.seconds, 6), "peak_bytes": round(held + cost.bytes)} for name, cost in costs]
+    costs = [
+        (type(stage).__name__, COSTS.get(type(stage), unknown)(stage, load)) for stage in recipe
+    ]
+    stages = [
+        {"name": name, "seconds": round(cost.seconds, 6), "peak_bytes": round(held + cost.bytes)}
+        for name, cost in costs
+    ]
     return {
         "stages": stages,
         "seconds": round(sum(cost.seconds for _, cost in costs), 1),
         "peak_bytes": max(stage["peak_bytes"] for stage in stages),
-        "memory": {"weights": weights, "calls": round(load.recorded()), "tape": load.settings.memory},
+        "memory": {
+            "weights": weights,
+            "calls": round(load.recorded()),
+            "tape": load.settings.memory,
+        },
         "others": load.blueprint.others,
         "unpriced": [type(stage).__name__ for stage in recipe if type(stage) not in COSTS],
     }
@@ -91,7 +124,11 @@ def priced(recipe: Recipe, load: Workload) -> dict[str, Any]:
 def totals(found: dict[str, Any]) -> dict[str, float]:
     """What a finished run is compared with, in the words of its own result."""
     stages = {stage["name"]: stage["seconds"] for stage in found["stages"]}
-    whole = {"on_disk": found["size"]["total"], "peak_bytes": found["peak_bytes"], "minutes": round(found["seconds"] / 60, 2)}
+    whole = {
+        "on_disk": found["size"]["total"],
+        "peak_bytes": found["peak_bytes"],
+        "minutes": round(found["seconds"] / 60, 2),
+    }
     return whole | {"seconds": stages}
 
 
@@ -108,5 +145,7 @@ def parse_size(text: str) -> int:
     """'4GiB', '500 MB', '1.5g' or plain bytes."""
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]*)\s*", text.lower(), re.ASCII)
     if not match or match[2] not in UNITS or not (size := round(float(match[1]) * UNITS[match[2]])):
-        raise BadInput(f"found size {text!r}", "a number and a unit, such as 4GiB, 500MB or 2.5G", "mend --fit")
+        raise BadInput(
+            f"found size {text!r}", "a number and a unit, such as 4GiB, 500MB or 2.5G", "mend --fit"
+        )
     return size

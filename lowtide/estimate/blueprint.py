@@ -12,10 +12,10 @@ import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from lowtide import sample
+from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES, Adapter, adapt
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 
 DENOISERS = ("unet", "transformer")
 CONFIGS = ("*.json", "*/config.json", "*/scheduler_config.json", "*/tokenizer_config.json")
@@ -61,17 +61,23 @@ class Blueprint:
 
     def branches(self, settings: Settings) -> int:
         """How many samples of a call belong to one image: two with classifier-free guidance."""
-        if self.pipeline == "LabelledPipeline":
+        if self.pipeline == "ClassConditionalPipeline":
             return 1 if self.null_label is None or settings.guidance == 1 else 2
-        asked = signature(getattr(diffusers, self.pipeline).__call__).parameters.get("guidance_scale")
+        asked = signature(getattr(diffusers, self.pipeline).__call__).parameters.get(
+            "guidance_scale"
+        )
         # Flux and distilled UNets are told the guidance as an input.
-        if asked is None or self.pipeline == "FluxPipeline" or self.model.config.get("time_cond_proj_dim"):
+        if (
+            asked is None
+            or self.pipeline == "FluxPipeline"
+            or self.model.config.get("time_cond_proj_dim")
+        ):
             return 1
         return 2 if (asked.default if settings.guidance is None else settings.guidance) > 1 else 1
 
     def timesteps(self, settings: Settings) -> list[float]:
         """The timestep of every call of the denoiser for one image, as the scheduler counts them."""
-        sample.check_steps(self.scheduler, settings.steps)
+        sampling.check_steps(self.scheduler, settings.steps)
         shifted = {"mu": 1.0} if self.scheduler.config.get("use_dynamic_shifting") else {}
         self.scheduler.set_timesteps(settings.steps, **shifted)
         return [float(each) for each in self.scheduler.timesteps]
@@ -82,7 +88,9 @@ def lengthened(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
     text = inputs["encoder_hidden_states"]
     changed = {"encoder_hidden_states": text.new_empty(text.shape[0], tokens, text.shape[2])}
     if "encoder_attention_mask" in inputs:
-        changed["encoder_attention_mask"] = inputs["encoder_attention_mask"].new_empty(text.shape[0], tokens)
+        changed["encoder_attention_mask"] = inputs["encoder_attention_mask"].new_empty(
+            text.shape[0], tokens
+        )
     if "txt_ids" in inputs:
         changed["txt_ids"] = inputs["txt_ids"].new_empty(tokens, 3)
     return changed
@@ -98,58 +106,100 @@ def flux_tokens(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
 
 def read(source: str) -> Blueprint:
     """The blueprint of a hub id (only its configuration is fetched), a local diffusers folder, or zoo:NAME."""
-    folder = sample.local_folder(source) or fetched(source)
+    folder = sampling.local_folder(source) or fetched(source)
     if not (folder / "model_index.json").exists():
         return bare(source, folder)
     index = json.loads((folder / "model_index.json").read_text())
-    home = next((name for name in DENOISERS if isinstance(index.get(name), list) and index[name][1]), None)
-    if home is None or index["_class_name"] not in sample.DRIVERS:
-        raise BadInput(f"found {index['_class_name']}", f"one of {', '.join(sample.DRIVERS)}", "choose another model")
-    parts = {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
+    home = next(
+        (name for name in DENOISERS if isinstance(index.get(name), list) and index[name][1]), None
+    )
+    if home is None or index["_class_name"] not in sampling.DRIVERS:
+        raise BadInput(
+            f"found {index['_class_name']}",
+            f"one of {', '.join(sampling.DRIVERS)}",
+            "choose another model",
+        )
+    parts = {
+        name: tuple(value)
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[1]
+    }
     found = Blueprint(
         name=source,
         pipeline=index["_class_name"],
         model=denoiser(folder / home),
         scheduler=getattr(diffusers, parts["scheduler"][1]).from_pretrained(folder / "scheduler"),
-        others={name: count for name, part in parts.items() if name != home and (count := float_bytes(folder / name, part))},
+        others={
+            name: count
+            for name, part in parts.items()
+            if name != home and (count := float_bytes(folder / name, part))
+        },
         null_label=index.get("null_label"),
     )
-    return replace(found, text=text_tokens(folder, parts, found.pipeline), scale=latent_scale(folder))
+    return replace(
+        found, text=text_tokens(folder, parts, found.pipeline), scale=latent_scale(folder)
+    )
 
 
 def bare(source: str, folder: Path) -> Blueprint:
     """A folder with one unconditional UNet and no pipeline around it."""
-    kind = sample.class_name(folder / "config.json")
+    kind = sampling.class_name(folder / "config.json")
     if kind is None:
-        raise BadInput(f"found no model in {folder.name}", "model_index.json or config.json of diffusers", "check the path")
+        raise BadInput(
+            f"found no model in {folder.name}",
+            "model_index.json or config.json of diffusers",
+            "check the path",
+        )
     if kind != diffusers.UNet2DModel.__name__:
-        raise BadInput(f"found a bare {kind}", "a pipeline folder with model_index.json", "save the whole pipeline")
+        raise BadInput(
+            f"found a bare {kind}",
+            "a pipeline folder with model_index.json",
+            "save the whole pipeline",
+        )
     model = denoiser(folder)
-    kind = "LabelledPipeline" if model.config.num_class_embeds else "DDIMPipeline"
+    kind = "ClassConditionalPipeline" if model.config.num_class_embeds else "DDIMPipeline"
     return Blueprint(source, kind, model, diffusers.DDIMScheduler(), {}, scale=1)
 
 
 def fetched(source: str) -> Path:
     """Where the configuration files of a hub id lie, once they are here."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise BadInput(f"found no folder {source}", "a hub id, a local diffusers folder, or zoo:NAME", "check the path")
+        raise BadInput(
+            f"found no folder {source}",
+            "a hub id, a local diffusers folder, or zoo:NAME",
+            "check the path",
+        )
     try:
-        return Path(snapshot_download(source, allow_patterns=list(CONFIGS), ignore_patterns=["*.index.json"]))
+        return Path(
+            snapshot_download(
+                source, allow_patterns=list(CONFIGS), ignore_patterns=["*.index.json"]
+            )
+        )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
         wayout = "check its name and the connection, or name a local folder"
-        raise BadInput(f"found {source} unreadable ({reason})", "a diffusers model on the hub", wayout) from error
+        raise BadInput(
+            f"found {source} unreadable ({reason})", "a diffusers model on the hub", wayout
+        ) from error
 
 
 def denoiser(folder: Path) -> nn.Module:
     """The float denoiser of a config.json, on the meta device."""
     kinds = {kind.__name__: kind for kind in ARCHITECTURES}
-    name = sample.class_name(folder / "config.json")
+    name = sampling.class_name(folder / "config.json")
     if name not in kinds:
-        raise BadInput(f"found {name or 'no model'} in {folder.name}", f"one of {', '.join(kinds)}", "choose another model")
+        raise BadInput(
+            f"found {name or 'no model'} in {folder.name}",
+            f"one of {', '.join(kinds)}",
+            "choose another model",
+        )
     config = json.loads((folder / "config.json").read_text())
     if "quantization_config" in config:
-        raise BadInput("found a model that is quantized already", "a float model", "load the original")
+        raise BadInput(
+            "found a model that is quantized already", "a float model", "load the original"
+        )
     with torch.device("meta"):
         return kinds[name].from_config(config).eval()
 
@@ -158,7 +208,9 @@ def float_bytes(folder: Path, part: tuple[str, str]) -> int:
     """Bytes of one other component, as float32; 0 for what is no model, or of a library we do not know."""
     library, name = part
     kind = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and (folder / "config.json").exists()):
+    if not (
+        isinstance(kind, type) and issubclass(kind, nn.Module) and (folder / "config.json").exists()
+    ):
         return 0
     with torch.device("meta"):
         if library == "diffusers":
@@ -173,11 +225,17 @@ def text_tokens(folder: Path, parts: dict[str, tuple], pipeline: str) -> int:
     if pipeline in TEXT:
         return TEXT[pipeline]
     path = folder / "tokenizer" / "tokenizer_config.json"
-    clip = json.loads(path.read_text()).get("model_max_length", CLIP_TOKENS) if path.exists() else CLIP_TOKENS
+    clip = (
+        json.loads(path.read_text()).get("model_max_length", CLIP_TOKENS)
+        if path.exists()
+        else CLIP_TOKENS
+    )
     return clip + (T5_BESIDE_CLIP if pipeline == "StableDiffusion3Pipeline" else 0)
 
 
 def latent_scale(folder: Path) -> int:
     """Pixels along one side of a latent value."""
     path = folder / "vae" / "config.json"
-    return 2 ** (len(json.loads(path.read_text())["block_out_channels"]) - 1) if path.exists() else 1
+    return (
+        2 ** (len(json.loads(path.read_text())["block_out_channels"]) - 1) if path.exists() else 1
+    )

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide import checkpoint
+from lowtide.checkpoint import file_format
 from lowtide.estimate.blueprint import Blueprint
-from lowtide.formats import Affine, Either, Mixed
+from lowtide.formats import Adaptive, Affine, Mixed
 from lowtide.methods.mpq import OMQ, SHARE, mixes
 from lowtide.methods.ptqd import CNC, VSC, Bias
 from lowtide.methods.qdiffusion import Split
@@ -22,23 +22,38 @@ from lowtide.methods.tfmq import FSC
 from lowtide.models import Adapter, Unit
 from lowtide.models.trace import on_meta
 from lowtide.nn.correction import channel_axis
-from lowtide.nn.fake import Fake
+from lowtide.nn.plan import FORMAT_VERSION, CachePlan, Plan, summarised
+from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import quant_layers, skeleton
-from lowtide.plan import FORMAT_VERSION, CachePlan, Plan, Settings, summarised
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe
+from lowtide.stages.model_edits import answer_once, cache_layer
 from lowtide.stages.pack import Pack, drop_silent
-from lowtide.stages.rewrite import answer_once, cache_layer
 
-DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
+DTYPES = {
+    torch.float32: "F32",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
 WIDEST_FIRST = 8
 
 
-def planned(blueprint: Blueprint, adapter: Adapter, recipe: Recipe, settings: Settings, method: str) -> Plan:
+def planned(
+    blueprint: Blueprint, adapter: Adapter, recipe: Recipe, settings: Settings, method: str
+) -> Plan:
     """The plan that the recipe will end with. What only data can tell is taken at its most likely, see FOLLOW."""
     job = Job(None, on_meta(blueprint.model), adapter, settings, method)
-    example, times = blueprint.example(settings), [value / adapter.ticks for value in blueprint.timesteps(settings)]
-    job.calls = [Call(round(time * adapter.ticks), example | {"timestep": torch.tensor([time])}, False) for time in times]
+    example, times = (
+        blueprint.example(settings),
+        [value / adapter.ticks for value in blueprint.timesteps(settings)],
+    )
+    job.calls = [
+        Call(round(time * adapter.ticks), example | {"timestep": torch.tensor([time])}, False)
+        for time in times
+    ]
     for stage in recipe:
         if type(stage) in FOLLOW:
             with torch.device("meta"):
@@ -49,7 +64,11 @@ def planned(blueprint: Blueprint, adapter: Adapter, recipe: Recipe, settings: Se
 def follow_tcr(stage: TCR, job: Job) -> None:
     """Every convolution keeps its divisors, unless a norm in front takes them in: the most that TCR can come to."""
     for name, layer in quant_layers(job.model):
-        if stage.suits(layer) and name in job.adapter.reads and job.adapter.norm_before(name) is None:
+        if (
+            stage.suits(layer)
+            and name in job.adapter.reads
+            and job.adapter.norm_before(name) is None
+        ):
             job.plan.layers[name] = replace(job.plan.layers[name], smooth=True)
 
 
@@ -67,7 +86,9 @@ def follow_cache(job: Job, unit: Unit) -> None:
     form = Affine(bits, False, 0) if bits <= 8 else None
     for name in unit.features:
         chunks = job.adapter.chunks(name) if form else 1
-        cache_layer(job, name, CachePlan(job.adapter.all_layers[name].out_features, form, chunks, kept=kept))
+        cache_layer(
+            job, name, CachePlan(job.adapter.all_layers[name].out_features, form, chunks, kept=kept)
+        )
     silence(job, unit, computed=False)
 
 
@@ -82,7 +103,7 @@ def follow_omq(stage: OMQ, job: Job) -> None:
             job.plan.layers[name] = replace(job.plan.layers[name], weight=raised(name, layer))
 
 
-def raised(name: str, layer: Fake) -> Mixed:
+def raised(name: str, layer: QuantizedLayer) -> Mixed:
     """Which tenth it is differs by layer, so that the plan cannot say it once for several, nor we."""
     rows, bits = len(layer.weight), layer.format.bits
     found = [bits + 1] * (rows // SHARE) + [bits] * (rows - rows // SHARE)
@@ -92,7 +113,7 @@ def raised(name: str, layer: Fake) -> Mixed:
 
 def follow_daq(stage: DAQ, job: Job) -> None:
     for name, parts in job.plan.attentions.items():
-        either = replace(parts["softmax"], input=Either(job.settings.inputs))
+        either = replace(parts["softmax"], input=Adaptive(job.settings.inputs))
         job.plan.attentions[name] = parts | {"softmax": either}
 
 
@@ -123,20 +144,28 @@ def checkpoint_bytes(blueprint: Blueprint, plan: Plan) -> dict[str, int]:
     with torch.device("meta"):
         model = on_meta(blueprint.model)
         skeleton(model, plan)
-    kinds = checkpoint.account(model)
+    kinds = file_format.account(model)
     header = header_bytes(model.state_dict(), plan)
     return kinds | {"header": header, "total": kinds["total"] + header}
 
 
 def header_bytes(state: dict[str, Tensor], plan: Plan) -> int:
     """The length of a safetensors header: JSON, widest types first, padded to eight bytes behind a length of eight."""
-    hashes = base64.b64encode(bytes(checkpoint.HASH * len(state))).decode()
-    told = {checkpoint.VERSION: str(FORMAT_VERSION), checkpoint.PLAN: plan.to_json(), checkpoint.HASHES: hashes}
+    hashes = base64.b64encode(bytes(file_format.HASH * len(state))).decode()
+    told = {
+        file_format.VERSION: str(FORMAT_VERSION),
+        file_format.PLAN: plan.to_json(),
+        file_format.HASHES: hashes,
+    }
     entries: dict[str, Any] = {"__metadata__": told | {"format": "pt"}}
     start = 0
     for name in sorted(state, key=lambda name: (WIDEST_FIRST - state[name].element_size(), name)):
         end = start + state[name].numel() * state[name].element_size()
-        entries[name] = {"dtype": DTYPES[state[name].dtype], "shape": list(state[name].shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": DTYPES[state[name].dtype],
+            "shape": list(state[name].shape),
+            "data_offsets": [start, end],
+        }
         start = end
     length = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-length // 8) * 8

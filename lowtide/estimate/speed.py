@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lowtide.estimate.work import Network, Work
 from lowtide.formats import SEARCHES, Affine
+from lowtide.machine.bf16 import bf16_products
 from lowtide.models.trace import Node
-from lowtide.nn.low import low_products
 from lowtide.nn.rounding import AdaRound, Roundings
 
 PROBE_SECONDS, PROBE_PRODUCTS, PROBE_VALUES, PROBE_WEIGHTS, SHAPES = 0.05, 1e8, 1 << 18, 1 << 16, 3
@@ -67,30 +67,42 @@ class Speed:
 
     def learning(self, work: Work) -> float:
         """Seconds of one iteration of learning a rounding: there, back, and the weights' own part."""
-        return self.forward(work, self.low) + self.backward(work, self.low) + self.weight * work.weights
+        return (
+            self.forward(work, self.low)
+            + self.backward(work, self.low)
+            + self.weight * work.weights
+        )
 
     def rates(self) -> dict[str, float]:
         """For a reader: billions a second of the things that are many."""
         found = asdict(self)
-        flat = {f"{kind} {name}": each for kind in ("full", "low") for name, each in found.pop(kind).items()} | found
+        flat = {
+            f"{kind} {name}": each
+            for kind in ("full", "low")
+            for name, each in found.pop(kind).items()
+        } | found
         return {name: round(1e-9 / seconds, 3) for name, seconds in flat.items()}
 
 
 def measured(network: Network, clock: Clock = time.perf_counter) -> Speed:
     """Probe this machine."""
     full = products_probe(network, clock)
-    with low_products(torch.device("cpu")):
+    with bf16_products(torch.device("cpu")):
         less = products_probe(network, clock) if torch.is_autocast_enabled("cpu") else full
     value, value_back = value_probe(clock)
     call, call_back = call_probe(clock)
-    return Speed(full, less, value, value_back, weight_probe(clock), search_probe(clock), call, call_back)
+    return Speed(
+        full, less, value, value_back, weight_probe(clock), search_probe(clock), call, call_back
+    )
 
 
 def products_probe(network: Network, clock: Clock) -> Products:
     """A network without one kind of layers takes the other's speed for it."""
     conv, conv_back = layer_probe(network, nn.Conv2d, clock)
     product, product_back = layer_probe(network, nn.Linear, clock)
-    return Products(conv or product, conv_back or product_back, product or conv, product_back or conv_back)
+    return Products(
+        conv or product, conv_back or product_back, product or conv, product_back or conv_back
+    )
 
 
 def timed(act: Callable[[], object], clock: Clock) -> float:
@@ -161,7 +173,13 @@ def value_probe(clock: Clock) -> tuple[float, float]:
 
 def call_probe(clock: Clock) -> tuple[float, float]:
     """What blocks are made of, on next to nothing: only the calls are left."""
-    chain = nn.Sequential(*[part for _ in range(8) for part in (nn.Conv2d(4, 4, 3, 1, 1), nn.GroupNorm(2, 4), nn.SiLU())])
+    chain = nn.Sequential(
+        *[
+            part
+            for _ in range(8)
+            for part in (nn.Conv2d(4, 4, 3, 1, 1), nn.GroupNorm(2, 4), nn.SiLU())
+        ]
+    )
     x = torch.randn(1, 4, 4, 4, requires_grad=True)
     forward, back = there_and_back(lambda: chain(x), clock)
     return forward / len(chain), back / len(chain)

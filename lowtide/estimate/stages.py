@@ -22,24 +22,36 @@ from lowtide.methods.temporal_cache import Maintain
 from lowtide.methods.tfmq import FSC
 from lowtide.models import Unit
 from lowtide.models.trace import flat_inputs
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Stage
 from lowtide.stages.collect import LARGEST_BATCH, Collect
 from lowtide.stages.distill import Distill
-from lowtide.stages.features import MOST_ROWS
+from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, FitRanges
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import KEPT_VALUES, TAILS, FitRanges
 from lowtide.stages.reconstruct import JUDGES, LearnRanges, Reconstruct
-from lowtide.stages.temporal import TIAR
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.temporal_features import MOST_ROWS
+from lowtide.stages.tiar import TIAR
 
-DECODE, ROUND, WATCH = 3, 8, 2  # passes over a weight to decode it, over an input to round it, or to see its ends
-LEARNT_CALLS, MERGED_CALLS = 5, 20  # small calls that a layer adds to an iteration while its rounding, or its change, is learnt
-LEARNT_BYTES, STUDENT_BYTES = 60, 40  # of one weight while its rounding, or its low-rank change, is learnt
+DECODE, ROUND, WATCH = (
+    3,
+    8,
+    2,
+)  # passes over a weight to decode it, over an input to round it, or to see its ends
+LEARNT_CALLS, MERGED_CALLS = (
+    5,
+    20,
+)  # small calls that a layer adds to an iteration while its rounding, or its change, is learnt
+LEARNT_BYTES, STUDENT_BYTES = (
+    60,
+    40,
+)  # of one weight while its rounding, or its low-rank change, is learnt
 ATTENTION_COPIES = 3  # of a softmax, where attention is computed step by step to round its parts
 WATCHED_COPIES = 2  # of it, where its parts are only looked at
-BACKWARD_COPIES = 1.25  # of a unit's values: kept for the backward pass, and the few gradients alive at a time
+BACKWARD_COPIES = (
+    1.25  # of a unit's values: kept for the backward pass, and the few gradients alive at a time
+)
 SLACK = 1.25  # what the allocator holds above what is asked for
 WARM = 32 << 20  # torch's own buffers, once a network has run
 
@@ -64,7 +76,9 @@ class Workload:
     @cached_property
     def batch(self) -> int:
         """Samples of one call of the denoiser."""
-        images = max(size for size in range(1, LARGEST_BATCH + 1) if self.settings.images % size == 0)
+        images = max(
+            size for size in range(1, LARGEST_BATCH + 1) if self.settings.images % size == 0
+        )
         return images * self.branches
 
     @cached_property
@@ -87,7 +101,7 @@ class Workload:
     @property
     def kept(self) -> int:
         """Calls whose inputs serve reconstruction."""
-        return min(self.settings.kept, self.steps) * self.batches
+        return min(self.settings.calibration_steps, self.steps) * self.batches
 
     @property
     def learnt(self) -> int:
@@ -99,7 +113,10 @@ class Workload:
         """Bytes of one sample's inputs: the part that changes with the step, and all of it."""
         given = flat_inputs(self.network.adapter.architecture.example(self.network.adapter.meta, 2))
         shared = self.network.adapter.architecture.shared
-        sizes = {name: value.numel() * FLOAT / (1 if name in shared else 2) for name, value in given.items()}
+        sizes = {
+            name: value.numel() * FLOAT / (1 if name in shared else 2)
+            for name, value in given.items()
+        }
         return sizes[self.network.adapter.parameters[0]], sum(sizes.values())
 
     def forward(self, part: Part, samples: float) -> float:
@@ -128,7 +145,10 @@ class Workload:
 def collect(stage: Collect, load: Workload) -> Cost:
     """While a batch is drawn, every argument of all its calls is held, and every answer."""
     changing, whole = load.inputs
-    return Cost(load.pass_over(load.calls), load.alive(load.batch) + load.steps * load.batch * (whole + changing))
+    return Cost(
+        load.pass_over(load.calls),
+        load.alive(load.batch) + load.steps * load.batch * (whole + changing),
+    )
 
 
 def fit_weights(stage: FitWeights, load: Workload) -> Cost:
@@ -146,7 +166,9 @@ def rows_of(unit: Unit, load: Workload) -> int:
 
 def tiar(stage: TIAR, load: Workload) -> Cost:
     """Every temporal unit on all its rows, over and over."""
-    found = [(load.network.temporal_part(unit), rows_of(unit, load)) for unit in load.network.temporal]
+    found = [
+        (load.network.temporal_part(unit), rows_of(unit, load)) for unit in load.network.temporal
+    ]
     iters = stage.times * load.settings.iters
     seconds = sum(iters * load.speed.learning(learnt_work(part, rows)) for part, rows in found)
     return Cost(seconds, max((learnt_bytes(part, rows) for part, rows in found), default=0))
@@ -174,7 +196,9 @@ def reconstruct(stage: Reconstruct, load: Workload) -> Cost:
 
 def streaming(load: Workload, rounded: Work | None = None) -> float:
     """Seconds of the float and the quantized stream."""
-    return load.pass_over(load.kept) + load.pass_over(load.kept, load.decoding() + (rounded or Work()))
+    return load.pass_over(load.kept) + load.pass_over(
+        load.kept, load.decoding() + (rounded or Work())
+    )
 
 
 def tapes(load: Workload) -> float:
@@ -184,7 +208,9 @@ def tapes(load: Workload) -> float:
 
 def rounding_inputs(part: Part, samples: float) -> Work:
     """Every input on its grid, and attention step by step."""
-    return Work(values=samples * (ROUND * part.reads + 2 * ROUND * part.scores), calls=ROUND * part.layers)
+    return Work(
+        values=samples * (ROUND * part.reads + 2 * ROUND * part.scores), calls=ROUND * part.layers
+    )
 
 
 def learn_ranges(stage: LearnRanges, load: Workload) -> Cost:
@@ -193,10 +219,17 @@ def learn_ranges(stage: LearnRanges, load: Workload) -> Cost:
     for part in units:
         work = part.forward.of(load.learnt) + rounding_inputs(part, load.learnt)
         work += Work(values=DECODE * part.weights)
-        seconds += iters * (load.speed.forward(work) + load.speed.backward(work)) + 2 * JUDGES * load.speed.forward(work)
+        seconds += iters * (
+            load.speed.forward(work) + load.speed.backward(work)
+        ) + 2 * JUDGES * load.speed.forward(work)
         kept = part.kept + 3 * part.reads + 2 * ATTENTION_COPIES * part.scores
-        most = max(most, SLACK * FLOAT * (BACKWARD_COPIES * load.learnt * kept + DECODE * part.weights))
-    return Cost(seconds + streaming(load, rounding_inputs(load.network.whole, load.batch)), most + tapes(load))
+        most = max(
+            most, SLACK * FLOAT * (BACKWARD_COPIES * load.learnt * kept + DECODE * part.weights)
+        )
+    return Cost(
+        seconds + streaming(load, rounding_inputs(load.network.whole, load.batch)),
+        most + tapes(load),
+    )
 
 
 def fit_ranges(stage: FitRanges, load: Workload) -> Cost:
@@ -208,9 +241,15 @@ def fit_ranges(stage: FitRanges, load: Workload) -> Cost:
 def watching(load: Workload, kept: bool) -> Cost:
     whole = load.network.whole
     seen = load.decoding() + Work(
-        values=load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores), calls=5 * whole.layers
+        values=load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores),
+        calls=5 * whole.layers,
     )
-    values = kept * (KEPT_VALUES + 2 * TAILS) * load.calls * (whole.layers + 4 * len(load.network.adapter.attentions()))
+    values = (
+        kept
+        * (KEPT_VALUES + 2 * TAILS)
+        * load.calls
+        * (whole.layers + 4 * len(load.network.adapter.attentions()))
+    )
     attention = SLACK * FLOAT * WATCHED_COPIES * load.batch * load.network.largest_scores
     seconds = load.pass_over(load.calls, seen) + values * load.speed.search
     return Cost(seconds, load.alive(load.batch) + attention + FLOAT * values)
@@ -218,13 +257,21 @@ def watching(load: Workload, kept: bool) -> Cost:
 
 def daq(stage: DAQ, load: Workload) -> Cost:
     once = watching(load, True)
-    return once if stage.by == "law" else replace(once, seconds=once.seconds + watching(load, False).seconds)
+    return (
+        once
+        if stage.by == "law"
+        else replace(once, seconds=once.seconds + watching(load, False).seconds)
+    )
 
 
 def tcr(stage: TCR, load: Workload) -> Cost:
     each = Work(values=WATCH * load.batch * load.network.whole.reads)
-    convolutions = [layer for layer in load.network.adapter.layers().values() if isinstance(layer, nn.Conv2d)]
-    return Cost(load.pass_over(load.kept, each), load.alive(load.batch) + patches(convolutions, ROWS))
+    convolutions = [
+        layer for layer in load.network.adapter.layers().values() if isinstance(layer, nn.Conv2d)
+    ]
+    return Cost(
+        load.pass_over(load.kept, each), load.alive(load.batch) + patches(convolutions, ROWS)
+    )
 
 
 def patches(layers: Iterable[nn.Module], rows: int) -> float:
@@ -235,10 +282,15 @@ def patches(layers: Iterable[nn.Module], rows: int) -> float:
 def omq(stage: OMQ, load: Workload) -> Cost:
     """A pass, and each weight that may take another width searched at three."""
     seen = load.pass_over(load.kept, Work(values=WATCH * load.batch * load.network.whole.reads))
-    form, layers = weight_format(load.settings.weights, load.settings.group), load.network.adapter.layers().values()
+    form, layers = (
+        weight_format(load.settings.weights, load.settings.group),
+        load.network.adapter.layers().values(),
+    )
     mixing = [layer for layer in layers if stage.mix and mixes(form, len(layer.weight))]
     searched = 3 * sum(layer.weight.numel() for layer in mixing)
-    return Cost(seen + searched * load.speed.search, load.alive(load.batch) + patches(mixing, PATCHES))
+    return Cost(
+        seen + searched * load.speed.search, load.alive(load.batch) + patches(mixing, PATCHES)
+    )
 
 
 def maintain(stage: Maintain, load: Workload) -> Cost:
@@ -255,19 +307,27 @@ def par(stage: PAR, load: Workload) -> Cost:
     rounds = [reconstruct(Reconstruct(round=k), load) for k in range(1, stage.rounds + 1)]
     each = load.decoding() + rounding_inputs(load.network.whole, load.batch)
     sampling = stage.rounds * load.pass_over(load.calls, each)
-    return Cost(sampling + sum(one.seconds for one in rounds), max((one.bytes for one in rounds), default=0))
+    return Cost(
+        sampling + sum(one.seconds for one in rounds), max((one.bytes for one in rounds), default=0)
+    )
 
 
 def distill(stage: Distill, load: Workload) -> Cost:
     """Float answers to every call, then the whole network there and back, its low-rank changes merged each time."""
     whole, samples = load.network.whole, min(load.settings.batch, load.calls * load.batch)
-    merged = Work(product=stage.rank * whole.weights, values=ROUND * whole.weights, calls=MERGED_CALLS * whole.layers)
+    merged = Work(
+        product=stage.rank * whole.weights,
+        values=ROUND * whole.weights,
+        calls=MERGED_CALLS * whole.layers,
+    )
     work = whole.forward.of(samples) + rounding_inputs(whole, samples) + merged
     each = load.speed.forward(work) + load.speed.backward(work)
     kept = whole.kept + whole.reads + ATTENTION_COPIES * whole.scores
     most = SLACK * (BACKWARD_COPIES * FLOAT * samples * kept + STUDENT_BYTES * whole.weights)
     answers = load.pass_over(load.calls) + 2 * JUDGES * load.speed.forward(work)
-    return Cost(answers + load.settings.iters * each, most + load.calls * load.batch * load.inputs[0])
+    return Cost(
+        answers + load.settings.iters * each, most + load.calls * load.batch * load.inputs[0]
+    )
 
 
 def compare(stage: CNC | Bias | VSC, load: Workload, calls: int | None = None) -> Cost:
@@ -275,7 +335,9 @@ def compare(stage: CNC | Bias | VSC, load: Workload, calls: int | None = None) -
     whole, calls = load.network.whole, calls or load.calls
     rounded = load.decoding() + rounding_inputs(whole, load.batch)
     attention = SLACK * FLOAT * ATTENTION_COPIES * load.batch * load.network.largest_scores
-    return Cost(load.pass_over(calls) + load.pass_over(calls, rounded), load.alive(load.batch) + attention)
+    return Cost(
+        load.pass_over(calls) + load.pass_over(calls, rounded), load.alive(load.batch) + attention
+    )
 
 
 def step_aware(stage: StepAware, load: Workload) -> Cost:
@@ -284,13 +346,19 @@ def step_aware(stage: StepAware, load: Workload) -> Cost:
     if load.settings.inputs > 8:
         return Cost()
     each, seen = compare(stage, load, load.steps), watching(load, True)
-    return Cost((len(fewer) + 1) * each.seconds + seen.seconds * load.steps / load.calls, max(each.bytes, seen.bytes))
+    return Cost(
+        (len(fewer) + 1) * each.seconds + seen.seconds * load.steps / load.calls,
+        max(each.bytes, seen.bytes),
+    )
 
 
 def pack(stage: Pack, load: Workload) -> Cost:
     """Each code bit by bit."""
     bits = min(load.settings.weights, 8)
-    return Cost(ROUND * bits * load.network.whole.weights * load.speed.value, (bits + 2) * load.network.whole.largest)
+    return Cost(
+        ROUND * bits * load.network.whole.weights * load.speed.value,
+        (bits + 2) * load.network.whole.largest,
+    )
 
 
 def nothing(stage: Stage, load: Workload) -> Cost:

@@ -32,7 +32,9 @@ class Work:
     calls: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+        return Work(
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
+        )
 
     def times(self, count: float) -> "Work":
         """All of it so many times."""
@@ -40,7 +42,13 @@ class Work:
 
     def of(self, samples: float) -> "Work":
         """One pass over so many samples, if this is a pass over one: calls stay what they are."""
-        return Work(samples * self.conv, samples * self.product, samples * self.values, self.weights, self.calls)
+        return Work(
+            samples * self.conv,
+            samples * self.product,
+            samples * self.values,
+            self.weights,
+            self.calls,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,9 @@ class Network:
         return Part(
             forward=sum(works, Work()),
             reads=sum(self.count(node.uses()[0]) for node in leaves),
-            kept=sum(self.count(id) for node in nodes if node.target not in VIEWS for id in node.gives()),
+            kept=sum(
+                self.count(id) for node in nodes if node.target not in VIEWS for id in node.gives()
+            ),
             scores=sum(self.scores(node) for node in nodes),
             weights=sum(sizes),
             largest=max(sizes, default=0),
@@ -106,9 +116,17 @@ class Network:
         if node.is_leaf:
             layer = self.adapter.all_layers[node.target]
             products = written * math.prod(layer.weight.shape[1:])
-            return Work(conv=products, calls=1) if isinstance(layer, nn.Conv2d) else Work(product=products, calls=1)
+            return (
+                Work(conv=products, calls=1)
+                if isinstance(layer, nn.Conv2d)
+                else Work(product=products, calls=1)
+            )
         if node.target is F.scaled_dot_product_attention:
-            return Work(product=self.scores(node) * 2 * self.shape(node.uses()[0])[-1], values=self.scores(node), calls=1)
+            return Work(
+                product=self.scores(node) * 2 * self.shape(node.uses()[0])[-1],
+                values=self.scores(node),
+                calls=1,
+            )
         return Work(values=0 if node.target in VIEWS else written, calls=1)
 
     def scores(self, node: Node) -> float:

@@ -27,7 +27,9 @@ def affine_grid(lo: Tensor, hi: Tensor, levels: int | Tensor, signed: bool) -> G
     if signed:
         middle = levels // 2
         two_levels = 2 * torch.maximum(-lo, hi)
-        scale = torch.where(levels > 2, torch.maximum(-lo / middle, hi / (middle - 1).clamp(min=1)), two_levels)
+        scale = torch.where(
+            levels > 2, torch.maximum(-lo / middle, hi / (middle - 1).clamp(min=1)), two_levels
+        )
         zero = torch.where(levels > 2, middle, 0.5).expand_as(scale)
     else:
         scale = (hi - lo) / (levels - 1)
@@ -39,7 +41,12 @@ def affine_grid(lo: Tensor, hi: Tensor, levels: int | Tensor, signed: bool) -> G
 
 def affine_encode(x: Tensor, grid: Grid, top: int | Tensor) -> Tensor:
     """The nearest code, still as float."""
-    return (x / grid.scale + grid.zero).round_().clamp_(min=0).minimum(torch.as_tensor(top, device=x.device, dtype=x.dtype))
+    return (
+        (x / grid.scale + grid.zero)
+        .round_()
+        .clamp_(min=0)
+        .minimum(torch.as_tensor(top, device=x.device, dtype=x.dtype))
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,9 @@ class Affine:
     def encode(self, x: Tensor, grid: Grid) -> Tensor:
         """Codes as uint8, in the shape of x flattened to rows x columns (per tensor: in the shape of x)."""
         flat = x if self.axis is None else x.flatten(1)
-        return affine_encode(flat.float(), self.steps(grid, flat.shape[-1]), self.top).to(torch.uint8)
+        return affine_encode(flat.float(), self.steps(grid, flat.shape[-1]), self.top).to(
+            torch.uint8
+        )
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
         """Values in float32. The integer part is exact, so every order of the same multiplications agrees bit for bit."""

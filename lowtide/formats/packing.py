@@ -17,7 +17,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     rows, columns = codes.shape
     if bits == 8:
         return codes.contiguous()
-    ones = codes.unsqueeze(-1).bitwise_right_shift(shifts(bits, codes)).bitwise_and_(1).reshape(rows, columns * bits)
+    ones = (
+        codes.unsqueeze(-1)
+        .bitwise_right_shift(shifts(bits, codes))
+        .bitwise_and_(1)
+        .reshape(rows, columns * bits)
+    )
     ones = torch.nn.functional.pad(ones, (0, -columns * bits % 8)).reshape(rows, -1, 8)
     return ones.bitwise_left_shift_(shifts(8, codes)).sum(-1, dtype=torch.uint8)
 

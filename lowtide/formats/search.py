@@ -11,33 +11,48 @@ from lowtide.formats.affine import Affine
 from lowtide.formats.mixed import Mixed
 from lowtide.formats.plain import Format
 
-PIECE = 1 << 15  # elements: a piece stays in cache, and below torch's threshold for threads, whose barriers would dominate
+PIECE = (
+    1 << 15
+)  # elements: a piece stays in cache, and below torch's threshold for threads, whose barriers would dominate
 COARSE = 4
 
 Search = Callable[..., tuple[Tensor, Tensor]]
 
 
-def minmax(rows: Tensor, format: Format | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def minmax(
+    rows: Tensor, format: Format | None, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The whole range."""
     lo, hi = rows.aminmax(dim=1, keepdim=True)
     return lo, hi
 
 
-def percentile(rows: Tensor, format: Format, weights: Tensor | None = None, keep: float = 0.999) -> tuple[Tensor, Tensor]:
+def percentile(
+    rows: Tensor, format: Format, weights: Tensor | None = None, keep: float = 0.999
+) -> tuple[Tensor, Tensor]:
     """The range that holds a share `keep` of the values, the tails cut evenly."""
     if weights is None:
         ends = torch.tensor([(1 - keep) / 2, (1 + keep) / 2], device=rows.device)
-        lo, hi = torch.quantile(rows.float()[:, :: max(1, rows.shape[1] // 1_000_000)], ends, dim=1, keepdim=True)
+        lo, hi = torch.quantile(
+            rows.float()[:, :: max(1, rows.shape[1] // 1_000_000)], ends, dim=1, keepdim=True
+        )
         return lo, hi
     values, order = rows.float().sort(dim=1)
     below = weights[order].cumsum(1) / weights.sum()
     last = rows.shape[1] - 1
-    lo, hi = (values.gather(1, (below < end).sum(1, keepdim=True).clamp(max=last)) for end in ((1 - keep) / 2, (1 + keep) / 2))
+    lo, hi = (
+        values.gather(1, (below < end).sum(1, keepdim=True).clamp(max=last))
+        for end in ((1 - keep) / 2, (1 + keep) / 2)
+    )
     return lo, hi
 
 
 def mse(
-    rows: Tensor, format: Format, weights: Tensor | None = None, power: float = 2.4, candidates: int = 80
+    rows: Tensor,
+    format: Format,
+    weights: Tensor | None = None,
+    power: float = 2.4,
+    candidates: int = 80,
 ) -> tuple[Tensor, Tensor]:
     """The whole range shrunk by 0, 1, ... 79 %, whichever loses least in the Lp norm. Rows compete on their own.
 
@@ -76,13 +91,19 @@ def best_shrink(rows: Tensor, format: Format, norm: Norm, candidates: int) -> Te
     best = rows.new_ones(len(rows), 1)
     least = torch.full_like(best, float("inf"))
     coarse = 1.0 - 0.01 * torch.arange(0, candidates, COARSE, device=rows.device)
-    best, least = improved(rows, format, norm, (coarse[:, None, None] * torch.ones_like(best), best, least))
-    around = 0.01 * torch.tensor([step for step in range(1 - COARSE, COARSE) if step], device=rows.device)
+    best, least = improved(
+        rows, format, norm, (coarse[:, None, None] * torch.ones_like(best), best, least)
+    )
+    around = 0.01 * torch.tensor(
+        [step for step in range(1 - COARSE, COARSE) if step], device=rows.device
+    )
     fine = (best + around[:, None, None].to(best)).clamp(0.01, 1.0)
     return improved(rows, format, norm, (fine, best, least))[0]
 
 
-def improved(rows: Tensor, format: Format, norm: Norm, state: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def improved(
+    rows: Tensor, format: Format, norm: Norm, state: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """The best of the candidates and what was best so far."""
     candidates, best, least = state
     lo, hi = minmax(rows, format)
@@ -96,7 +117,15 @@ def loss_of(rows: Tensor, format: Format, ends: tuple[Tensor, Tensor], norm: Nor
     """What each row loses."""
     grid = format.params(*ends)
     if isinstance(format, Affine):
-        lost = (rows / grid.scale).add_(grid.zero).round_().clamp_(0, format.top).sub_(grid.zero).mul_(grid.scale).sub_(rows)
+        lost = (
+            (rows / grid.scale)
+            .add_(grid.zero)
+            .round_()
+            .clamp_(0, format.top)
+            .sub_(grid.zero)
+            .mul_(grid.scale)
+            .sub_(rows)
+        )
     else:
         lost = rows - format.decode(format.encode(rows, grid), grid)
     return norm.of(lost)

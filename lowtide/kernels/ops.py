@@ -31,7 +31,13 @@ class Spec:
 
     def flat(self) -> list[int]:
         bits = self.weight.bits if isinstance(self.weight, Mixed) else (self.weight.bits,)
-        return [self.columns, self.weight.group or 0, int(self.weight.signed), self.input_bits, *bits]
+        return [
+            self.columns,
+            self.weight.group or 0,
+            int(self.weight.signed),
+            self.input_bits,
+            *bits,
+        ]
 
     @classmethod
     def of(cls, flat: list[int]) -> "Spec":
@@ -43,7 +49,11 @@ class Spec:
 
 def per_sample(part: Tensor, x: Tensor) -> Tensor:
     """One number for all of x, or one for each sample of it; attention folds heads into the batch, so a sample may be rows."""
-    return part.repeat_interleave(x.shape[0] // len(part)).reshape(-1, *[1] * (x.dim() - 1)) if part.dim() else part
+    return (
+        part.repeat_interleave(x.shape[0] // len(part)).reshape(-1, *[1] * (x.dim() - 1))
+        if part.dim()
+        else part
+    )
 
 
 def quantize_input(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
@@ -65,7 +75,11 @@ def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:
     undo = unpack_mixed if isinstance(form, Mixed) else unpack
     codes = undo(weight, form.bits, spec.columns)
     if zero.numel() == 0:
-        zero = form.params(-scale, scale).zero if factor.numel() == 0 else scale.new_full((1, 1), 2 ** (form.bits - 1))
+        zero = (
+            form.params(-scale, scale).zero
+            if factor.numel() == 0
+            else scale.new_full((1, 1), 2 ** (form.bits - 1))
+        )
     return form.decode(codes, Grid(scale, zero.float(), factor if factor.numel() else None))
 
 
@@ -75,20 +89,44 @@ def on_grid(x: Tensor, smooth: Tensor, step: list[Tensor], spec: Spec) -> Tensor
 
 
 @torch.library.custom_op("lowtide::linear", mutates_args=())
-def linear(x: Tensor, weight: Tensor, grid: list[Tensor], step: list[Tensor], spec: list[int], bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    grid: list[Tensor],
+    step: list[Tensor],
+    spec: list[int],
+    bias: Tensor | None,
+) -> Tensor:
     meaning = Spec.of(spec)
     values = unpack_weight(weight, grid, meaning)
-    return F.linear(on_grid(x, grid[3], step, meaning), values.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return F.linear(
+        on_grid(x, grid[3], step, meaning),
+        values.to(x.dtype),
+        None if bias is None else bias.to(x.dtype),
+    )
 
 
 @linear.register_fake
-def _(x: Tensor, weight: Tensor, grid: list[Tensor], step: list[Tensor], spec: list[int], bias: Tensor | None) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    grid: list[Tensor],
+    step: list[Tensor],
+    spec: list[int],
+    bias: Tensor | None,
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], grid[0].shape[0])
 
 
 @torch.library.custom_op("lowtide::conv2d", mutates_args=())
 def conv2d(
-    x: Tensor, weight: Tensor, grid: list[Tensor], step: list[Tensor], spec: list[int], bias: Tensor | None, shape: list[int]
+    x: Tensor,
+    weight: Tensor,
+    grid: list[Tensor],
+    step: list[Tensor],
+    spec: list[int],
+    bias: Tensor | None,
+    shape: list[int],
 ) -> Tensor:
     """`shape`: kernel height and width, then stride, padding and dilation as pairs, then groups."""
     meaning, (kernel, stride, padding, dilation, groups) = Spec.of(spec), geometry(shape)
@@ -104,8 +142,17 @@ def geometry(shape: list[int]) -> tuple[list[int], list[int], list[int], list[in
 
 @conv2d.register_fake
 def _(
-    x: Tensor, weight: Tensor, grid: list[Tensor], step: list[Tensor], spec: list[int], bias: Tensor | None, shape: list[int]
+    x: Tensor,
+    weight: Tensor,
+    grid: list[Tensor],
+    step: list[Tensor],
+    spec: list[int],
+    bias: Tensor | None,
+    shape: list[int],
 ) -> Tensor:
     kernel, stride, padding, dilation, _ = geometry(shape)
-    height, width = ((x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2))
+    height, width = (
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    )
     return x.new_empty(x.shape[0], grid[0].shape[0], height, width)

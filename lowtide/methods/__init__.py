@@ -4,8 +4,19 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from lowtide.errors import BadInput
-from lowtide.methods import best, efficientdm, minmax, mpq, ptq4dm, ptqd, qdiffusion, tcaq, temporal_cache, tfmq
-from lowtide.plan import Settings
+from lowtide.methods import (
+    best,
+    efficientdm,
+    minmax,
+    mpq,
+    ptq4dm,
+    ptqd,
+    qdiffusion,
+    tcaq,
+    temporal_cache,
+    tfmq,
+)
+from lowtide.settings import Settings
 from lowtide.stages.base import Recipe, ablated, checked, tuned
 
 MODULES: dict[str, ModuleType] = {
@@ -20,12 +31,23 @@ MODULES: dict[str, ModuleType] = {
     "efficientdm": efficientdm,
     "mpq": mpq,
 }
-METHODS: dict[str, Callable[[Settings], Recipe]] = {name: module.recipe for name, module in MODULES.items()}
-PAPERS: dict[str, str] = {name: (module.__doc__ or "").splitlines()[0] for name, module in MODULES.items()}
+METHODS: dict[str, Callable[[Settings], Recipe]] = {
+    name: module.recipe for name, module in MODULES.items()
+}
+PAPERS: dict[str, str] = {
+    name: (module.__doc__ or "").splitlines()[0] for name, module in MODULES.items()
+}
 
 
 def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> Recipe:
     """The stages of a method, with the options that the settings give them and without those left out."""
     if method not in METHODS:
-        raise BadInput(f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`")
+        raise BadInput(
+            f"found method {method!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`"
+        )
     return checked(ablated(tuned(METHODS[method](settings), settings.stages), without), settings)
+
+
+def methods() -> list[dict[str, str]]:
+    """Every method and what it is."""
+    return [{"name": name, "what": PAPERS[name]} for name in METHODS]

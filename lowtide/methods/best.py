@@ -14,16 +14,16 @@ from lowtide.methods.mpq import OMQ
 from lowtide.methods.ptqd import Bias
 from lowtide.methods.tcaq import DAQ
 from lowtide.methods.temporal_cache import Maintain
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
-from lowtide.stages.temporal import TIAR
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.tiar import TIAR
 
 FEW = 3  # weights of so few bits gain from a lesson of the whole network after that of each block
 NARROW = 6  # inputs of so few bits gain from ranges that are learnt
@@ -33,7 +33,20 @@ TIGHT = 4  # inputs of so few bits gain from that too, from ranges that give up 
 def recipe(settings: Settings) -> Recipe:
     narrow, tight = settings.inputs <= NARROW, settings.inputs <= TIGHT
     start = (Collect(), Assign(per_step=True), OMQ(), FitWeights("mse"), TIAR(), Maintain())
-    learnt = (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),) if narrow or settings.range_iters else ()
+    learnt = (
+        (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),)
+        if narrow or settings.range_iters
+        else ()
+    )
     adaptive = (DAQ(by="error"),) if tight else ()
     taught = (Distill(),) if settings.weights <= FEW or tight else ()
-    return (*start, Reconstruct(), FitRanges("mse" if tight else "minmax"), *adaptive, *learnt, *taught, Bias(), Pack())
+    return (
+        *start,
+        Reconstruct(),
+        FitRanges("mse" if tight else "minmax"),
+        *adaptive,
+        *learnt,
+        *taught,
+        Bias(),
+        Pack(),
+    )

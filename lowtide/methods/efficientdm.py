@@ -19,15 +19,22 @@ Departs from the released code: it adds LoRA to weights already rounded, here W0
 and attention's q, k, v and softmax are quantized too (profile `full`); a convolution's B is 1 x 1, as there; no step counter.
 """
 
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
-from lowtide.stages.weights import FitWeights
 
 
 def recipe(settings: Settings) -> Recipe:
-    return (Collect(), Assign(per_step=True), FitWeights("mse"), FitRanges("mse"), Distill(), Pack())
+    return (
+        Collect(),
+        Assign(per_step=True),
+        FitWeights("mse"),
+        FitRanges("mse"),
+        Distill(),
+        Pack(),
+    )

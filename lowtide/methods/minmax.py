@@ -4,13 +4,13 @@ Weights are rounded to nearest on the min-max range of their output channel; inp
 timesteps. Nothing is learnt and nothing knows the time: this is what the papers set out to beat.
 """
 
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
-from lowtide.stages.weights import FitWeights
 
 
 def recipe(settings: Settings) -> Recipe:

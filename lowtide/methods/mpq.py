@@ -28,21 +28,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowtide.checks import NotNegative, Positive
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, Mixed
-from lowtide.nn.fake import Fake
+from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import quant_layers
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.layer_error import Watched, lost, watched
+from lowtide.stages.model_edits import smooth_layer
 from lowtide.stages.pack import Pack
-from lowtide.stages.products import Watched, lost, watched
-from lowtide.stages.ranges import FitRanges
-from lowtide.stages.rewrite import smooth_layer
-from lowtide.stages.weights import FitWeights
+from lowtide.validation import NotNegative, Positive
 
 ALPHA, SHARE, MOST_GROUPS, PATCHES = 0.5, 10, 5, 512
 SEARCHED = {"full": MOST_GROUPS, "fast": 1}
@@ -64,16 +64,38 @@ class OMQ:
         if self.search not in SEARCHED:
             raise BadInput(f"found search {self.search!r}", " or ".join(SEARCHED), "choose one")
         if self.plus and not self.mix:
-            raise BadInput("found plus without mix", "bits that differ between channels, which plus gives more", "leave one out")
+            raise BadInput(
+                "found plus without mix",
+                "bits that differ between channels, which plus gives more",
+                "leave one out",
+            )
         if not (self.smooth or self.mix):
-            raise BadInput("found OMQ with neither smooth nor mix", "one of the two", "use --without omq to have none of it")
+            raise BadInput(
+                "found OMQ with neither smooth nor mix",
+                "one of the two",
+                "use --without omq to have none of it",
+            )
 
     def run(self, job: Job) -> None:
         told = job.report["mpq"] = {"groups": {}}
-        inner = {name: layer for name, layer in quant_layers(job.model) if layer.format and name not in job.adapter.ends()}
-        inner = {name: layer for name, layer in inner.items() if not isinstance(layer, nn.Conv2d) or layer.groups == 1}
-        mixing = {name for name, layer in inner.items() if self.mix and mixes(layer.format, len(layer.weight))}
-        for name, seen in job.track(watched(job, inner, PATCHES, mixing).items(), "bits per channel"):
+        inner = {
+            name: layer
+            for name, layer in quant_layers(job.model)
+            if layer.format and name not in job.adapter.ends()
+        }
+        inner = {
+            name: layer
+            for name, layer in inner.items()
+            if not isinstance(layer, nn.Conv2d) or layer.groups == 1
+        }
+        mixing = {
+            name
+            for name, layer in inner.items()
+            if self.mix and mixes(layer.format, len(layer.weight))
+        }
+        for name, seen in job.track(
+            watched(job, inner, PATCHES, mixing).items(), "bits per channel"
+        ):
             if self.smooth:
                 smooth_layer(job, name, divisors(inner[name], seen))
             if name in mixing:
@@ -107,11 +129,14 @@ def mixes(form: Format | None, rows: int) -> bool:
 def average_bits(layers: object) -> float:
     """Bits per weight over these layers."""
     sizes = [(layer.weight[0].numel(), layer.format.bits, len(layer.weight)) for layer in layers]
-    bits = sum(columns * (sum(bits) if isinstance(bits, tuple) else bits * rows) for columns, bits, rows in sizes)
+    bits = sum(
+        columns * (sum(bits) if isinstance(bits, tuple) else bits * rows)
+        for columns, bits, rows in sizes
+    )
     return bits / sum(columns * rows for columns, _, rows in sizes)
 
 
-def divisors(layer: Fake, seen: Watched) -> Tensor:
+def divisors(layer: QuantizedLayer, seen: Watched) -> Tensor:
     """sqrt(max|X_i| / max|W_i|) for each input channel i; 1 where one of both is dead."""
     x = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.divisors
     weight = layer.whole_weight().float().abs().movedim(1, 0).flatten(1).amax(1)
@@ -125,7 +150,7 @@ def kurtosis(rows: Tensor) -> Tensor:
     return centred.pow(4).mean(1) / rows.var(1).square().clamp(min=1e-30)
 
 
-def errors(layer: Fake, seen: Watched) -> Tensor:
+def errors(layer: QuantizedLayer, seen: Watched) -> Tensor:
     """|| X W' - Q(X)Q(W'|c) ||^2 of each output channel at one bit less, the same, one more: channels x 3."""
     bits = (layer.format.bits - 1, layer.format.bits, layer.format.bits + 1)
     return torch.stack(list(lost(layer, seen, [weight_format(each, None) for each in bits])), 1)
@@ -152,7 +177,9 @@ class TRD:
     def check(self, settings: Settings) -> None:
         if settings.steps < 2:
             raise BadInput(
-                "found one step", "at least two, whose features TRD takes together", "give more --steps, or --without trd"
+                "found one step",
+                "at least two, whose features TRD takes together",
+                "give more --steps, or --without trd",
             )
 
     def run(self, job: Job) -> None:

@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lowtide.checks import Positive
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
-from lowtide.stages.weights import FitWeights
+from lowtide.validation import Positive
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class NDTC:
             recorded.setdefault(call.timestep, []).append(call)
         # A solver may call a timestep twice (Heun, PNDM): one that is called once tells how many batches there are.
         timesteps, batches = sorted(recorded), min(len(calls) for calls in recorded.values())
-        drawn = self.draw(job.settings.kept * batches, len(timesteps), job.generator("NDTC")).tolist()
+        drawn = self.draw(
+            job.settings.calibration_steps * batches, len(timesteps), job.generator("NDTC")
+        ).tolist()
         chosen = [(place, recorded[timesteps[t]]) for place, t in enumerate(drawn)]
         job.calls = [replace(calls[place % len(calls)], kept=True) for place, calls in chosen]
         job.report["ndtc"] = dict(sorted(Counter(call.timestep for call in job.calls).items()))

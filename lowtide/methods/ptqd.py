@@ -7,12 +7,12 @@ of its own can count it as some of that. What is known of D, step by step, trave
     D = eps^ - eps on the float trajectory                 measure, Moments
     D = k_t eps + D',  k_t by linear regression, k_t > 0   class CNC: eps^ / (1 + k_t)
     bias of D', by channel                                 class Bias: (eps^ - bias) / (1 + k_t)
-    sigma'^2 = sigma^2 - c^2 sigma_q^2, or 0               class VSC; lowtide/absorb.py at each step of the sampler
+    sigma'^2 = sigma^2 - c^2 sigma_q^2, or 0               class VSC; sampling/variance_calibration.py at each step of the sampler
     lowest bits with SNR^Q(t) > SNR^F(t)                   class StepAware
     the base: BRECQ                                        Reconstruct(), LearnRanges(temporal=True)
 
 VSC acts where the sampler adds noise (DDIM with `eta`, DDPM) and lowtide runs it: a pipeline that diffusers runs by itself takes
-k_t and bias off and absorbs nothing, unless it is run inside lowtide.absorb.absorbing, because the denoiser that holds sigma_q
+k_t and bias off and absorbs nothing, unless it is run inside lowtide.sampling.variance_calibration.absorbing, because the denoiser that holds sigma_q
 does not know the sampler.
 
 Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture; slope and bias are the same
@@ -32,21 +32,22 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from lowtide.absorb import kept_share, signal_to_noise, stochastic_part
-from lowtide.checks import Within
 from lowtide.formats import Affine
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
-from lowtide.nn.swap import find_clock, look, quantizers
-from lowtide.plan import Settings
+from lowtide.nn.precision import Precision
+from lowtide.nn.swap import find_clock, quantizers, set_precision
+from lowtide.sampling.variance_calibration import kept_share, signal_to_noise, stochastic_part
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe
+from lowtide.stages.batches import answer_of
 from lowtide.stages.collect import Collect
-from lowtide.stages.lessons import answer_of
+from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, watch
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges, ranges, run_call, watch
 from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
-from lowtide.stages.rewrite import correct_answer
-from lowtide.stages.weights import FitWeights
+from lowtide.validation import Within
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,13 @@ def measure(job: Job) -> Moments:
         noise = answer(job, call, True) - eps
         products = (eps, noise, eps * eps, eps * noise, noise * noise)
         means[known[call.timestep]].append(torch.stack([product.mean(1) for product in products]))
-    look(job.model, True, True)
+    set_precision(job.model, Precision.FULL)
     return Moments(*torch.stack([torch.stack(step).mean(0) for step in means], 1))
 
 
 def answer(job: Job, call: Call, quantized: bool) -> Tensor:
     """Channels x everything else of the noise that is answered; a learned variance beside it is left out."""
-    look(job.model, quantized, quantized)
+    set_precision(job.model, Precision.of(weights=quantized, inputs=quantized))
     if correction := attached(job):
         correction.active = quantized
     found, asked = answer_of(run_call(job, call)), call.arguments[job.adapter.parameters[0]]
@@ -150,14 +151,26 @@ class VSC:
         sigma = moments.sigma()
         if sigma.any():
             correction(job, moments).noise.copy_(sigma)
-        told(job).update({"error before VSC": moments.error(), "sigma": rounded(sigma), "absorbed": absorbed(job, sigma)})
+        told(job).update(
+            {
+                "error before VSC": moments.error(),
+                "sigma": rounded(sigma),
+                "absorbed": absorbed(job, sigma),
+            }
+        )
 
 
 def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
     """The share of the sampler's variance that is absorbed, by timestep, where the pipeline's sampler adds any."""
     known = find_clock(job.model).known
-    parts = {timestep: stochastic_part(job.pipe.scheduler, timestep, job.settings.eta or 0.0) for timestep in known}
-    shares = {timestep: 1 - kept_share(*parts[timestep], float(sigma[step])) ** 2 for timestep, step in known.items()}
+    parts = {
+        timestep: stochastic_part(job.pipe.scheduler, timestep, job.settings.eta or 0.0)
+        for timestep in known
+    }
+    shares = {
+        timestep: 1 - kept_share(*parts[timestep], float(sigma[step])) ** 2
+        for timestep, step in known.items()
+    }
     return {timestep: round(share, 6) for timestep, share in shares.items() if parts[timestep][0]}
 
 
@@ -173,24 +186,38 @@ class StepAware:
             return
         firsts = {call.timestep: call for call in reversed(job.calls)}
         one = replace(job, calls=[firsts[timestep] for timestep in forward])
-        found = at_fewer_bits(one, [bits for bits in self.candidates if bits < most]) | {most: measure(one).snr()}
+        found = at_fewer_bits(one, [bits for bits in self.candidates if bits < most]) | {
+            most: measure(one).snr()
+        }
         enough = {
             timestep: [bits for bits, snr in sorted(found.items()) if snr[step] > forward[timestep]]
             for timestep, step in find_clock(job.model).known.items()
         }
-        told(job)["bits by step"] = {timestep: min(bits, default=most) for timestep, bits in enough.items()}
+        told(job)["bits by step"] = {
+            timestep: min(bits, default=most) for timestep, bits in enough.items()
+        }
 
     def forward(self, job: Job) -> dict[int, float | None]:
         """SNR^F of each calibrated timestep."""
         ticks = job.adapter.ticks
-        return {t: signal_to_noise(job.pipe.scheduler, round(t / ticks)) for t in find_clock(job.model).known}
+        return {
+            t: signal_to_noise(job.pipe.scheduler, round(t / ticks))
+            for t in find_clock(job.model).known
+        }
 
 
 def at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
     """SNR^Q by step with uniform inputs at other bits; everything is put back."""
     clock = find_clock(job.model)
-    uniform = {name: each for name, each in quantizers(job.model).items() if isinstance(each.format, Affine)}
-    before, formats = (clock.scale.clone(), clock.zero.clone()), {name: each.format for name, each in uniform.items()}
+    uniform = {
+        name: each
+        for name, each in quantizers(job.model).items()
+        if isinstance(each.format, Affine)
+    }
+    before, formats = (
+        (clock.scale.clone(), clock.zero.clone()),
+        {name: each.format for name, each in uniform.items()},
+    )
     seen, found = watch(job, keep=True), {}
     for bits in candidates:
         for name, quantizer in uniform.items():

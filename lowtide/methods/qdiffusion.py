@@ -22,15 +22,15 @@ it never decided; here halves are layers like any other. Softmax has an unsigned
 
 from dataclasses import dataclass
 
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.model_edits import split_layers
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
-from lowtide.stages.rewrite import split_layers
-from lowtide.stages.weights import FitWeights
 
 
 @dataclass(frozen=True)

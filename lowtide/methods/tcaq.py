@@ -26,24 +26,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lowtide.checks import Count, Positive, Share
 from lowtide.errors import BadInput
-from lowtide.formats import SEARCHES, Either, Grid
+from lowtide.formats import SEARCHES, Adaptive, Grid
 from lowtide.nn.clock import Clock
-from lowtide.nn.fake import QuantConv2d
-from lowtide.nn.swap import find_clock, look, quant_layers
-from lowtide.plan import Settings
+from lowtide.nn.precision import Precision
+from lowtide.nn.quantized import QuantConv2d
+from lowtide.nn.swap import find_clock, quant_layers, set_precision
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect, sampled_calls
+from lowtide.stages.fit_ranges import FitRanges, Seen, hear, watch
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.layer_error import Watched, lost, watched
+from lowtide.stages.model_edits import fold_into_norm, smooth_layer
 from lowtide.stages.pack import Pack
-from lowtide.stages.products import Watched, lost, watched
-from lowtide.stages.ranges import FitRanges, Seen, hear, watch
+from lowtide.stages.power_law import ALTERNATIVES, power_law_wins
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
-from lowtide.stages.rewrite import fold_into_norm, smooth_layer
-from lowtide.stages.tails import ALTERNATIVES, power_law_wins
-from lowtide.stages.temporal import TIAR
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.tiar import TIAR
+from lowtide.validation import Count, Positive, Share
 
 CUTS = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 ROWS = 512
@@ -61,7 +62,9 @@ class TCR:
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
         told = job.report["tcr"] = {"layers": len(layers), "folded": [], "cuts": {}}
         for name, seen in job.track(watched(job, layers, ROWS).items(), "reparameterization"):
-            r = reparameterization(grouped(seen.peaks() / layers[name].divisors, self.groups), self.lowest)
+            r = reparameterization(
+                grouped(seen.peaks() / layers[name].divisors, self.groups), self.lowest
+            )
             cut = told["cuts"][name] = self.most or best_cut(layers[name], seen, r)
             if cut == 1:
                 continue
@@ -71,7 +74,11 @@ class TCR:
                 smooth_layer(job, name, r.clamp(1.0, cut))
 
     def suits(self, layer: nn.Module) -> bool:
-        quantized = isinstance(layer, QuantConv2d) and layer.format is not None and layer.input.format is not None
+        quantized = (
+            isinstance(layer, QuantConv2d)
+            and layer.format is not None
+            and layer.input.format is not None
+        )
         return quantized and layer.groups == 1 and layer.in_channels > 1
 
 
@@ -90,12 +97,20 @@ def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
 
 def grouped(peaks: Tensor, groups: int | None) -> Tensor:
     """The peaks of consecutive timesteps as one, so that `groups` remain."""
-    return peaks if groups is None else torch.stack([part.amax(0) for part in peaks.tensor_split(min(groups, len(peaks)))])
+    return (
+        peaks
+        if groups is None
+        else torch.stack([part.amax(0) for part in peaks.tensor_split(min(groups, len(peaks)))])
+    )
 
 
 def reparameterization(peaks: Tensor, lowest: float) -> Tensor:
     """r_c from m_{t,c}: each step's channel ratios, weighed by the channel's peak at that step."""
-    target = peaks.quantile(lowest, dim=1, keepdim=True).clamp(min=1e-3 * peaks.amax(1, keepdim=True)).clamp(min=1e-12)
+    target = (
+        peaks.quantile(lowest, dim=1, keepdim=True)
+        .clamp(min=1e-3 * peaks.amax(1, keepdim=True))
+        .clamp(min=1e-12)
+    )
     return (peaks * peaks / target).sum(0) / peaks.sum(0).clamp(min=1e-12)
 
 
@@ -112,27 +127,44 @@ class DAQ:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.against if name not in ALTERNATIVES]:
-            raise BadInput(f"found law {unknown[0]!r}", f"some of {', '.join(ALTERNATIVES)}", "name those to compare with")
+            raise BadInput(
+                f"found law {unknown[0]!r}",
+                f"some of {', '.join(ALTERNATIVES)}",
+                "name those to compare with",
+            )
         if self.by not in ("law", "error"):
             raise BadInput(f"found by {self.by!r}", "law or error", "choose one")
 
     def run(self, job: Job) -> None:
         if not job.plan.attentions:
             job.report["daq"] = {}
-            job.console.print("DAQ chose nothing: no attention is quantized (profile full does, with inputs of at most 8 bits)")
+            job.console.print(
+                "DAQ chose nothing: no attention is quantized (profile full does, with inputs of at most 8 bits)"
+            )
             return
         seen = watch(job, keep=True)
-        law, parts = self.by == "law", {name: f"{name}.processor.softmax" for name in job.plan.attentions}
-        rivals = {name: Rivals(job, name, seen[part], search=not law) for name, part in parts.items()}
-        chosen = {name: self.by_law(each) for name, each in rivals.items()} if law else by_error(job, rivals)
+        law, parts = (
+            self.by == "law",
+            {name: f"{name}.processor.softmax" for name in job.plan.attentions},
+        )
+        rivals = {
+            name: Rivals(job, name, seen[part], search=not law) for name, part in parts.items()
+        }
+        chosen = (
+            {name: self.by_law(each) for name, each in rivals.items()}
+            if law
+            else by_error(job, rivals)
+        )
         for name, log2 in chosen.items():
             rivals[name].settle(job, name, log2)
         job.report["daq"] = {name: float(log2.float().mean()) for name, log2 in chosen.items()}
-        look(job.model, True, True)
+        set_precision(job.model, Precision.FULL)
 
     def by_law(self, rivals: "Rivals") -> Tensor:
         """R_g > 0, at each step."""
-        return torch.tensor([power_law_wins(row.numpy(), self.against, self.share) > 0 for row in rivals.values])
+        return torch.tensor(
+            [power_law_wins(row.numpy(), self.against, self.share) > 0 for row in rivals.values]
+        )
 
 
 class Rivals:
@@ -143,10 +175,15 @@ class Rivals:
 
     def __init__(self, job: Job, name: str, seen: Seen, search: bool):
         self.attention = job.model.get_submodule(name).processor
-        self.form, self.each = Either(job.plan.attentions[name]["softmax"].input.bits), self.attention.softmax.per_step
+        self.form, self.each = (
+            Adaptive(job.plan.attentions[name]["softmax"].input.bits),
+            self.attention.softmax.per_step,
+        )
         seen = seen.filled() if self.each else seen.whole()
         self.values, self.peak = [values.cpu() for values in seen.drawn()], seen.hi.cpu()
-        ends = torch.cat([self.best_end(*row) for row in seen.rows()]).cpu() if search else self.peak
+        ends = (
+            torch.cat([self.best_end(*row) for row in seen.rows()]).cpu() if search else self.peak
+        )
         self.uniform = self.form.params(torch.zeros_like(ends), ends)
         self.lost = torch.zeros(2, len(ends))
 
@@ -159,7 +196,9 @@ class Rivals:
         held: list[Tensor] = []
         return [
             self.attention.softmax.register_forward_pre_hook(lambda _, args: held.append(args[0])),
-            self.attention.v.register_forward_pre_hook(lambda _, args: self.judge(held.pop(), args[0], int(clock.index))),
+            self.attention.v.register_forward_pre_hook(
+                lambda _, args: self.judge(held.pop(), args[0], int(clock.index))
+            ),
         ]
 
     @torch.no_grad()
@@ -167,13 +206,19 @@ class Rivals:
         """What either grid does to softmax v, which is more than to the softmax: errors of a row can point one way and add up."""
         row = step if self.each else 0
         for kind in (0, 1):
-            grid = self.form.choose(self.uniform, self.peak, torch.full_like(self.peak, kind, dtype=torch.bool))
+            grid = self.form.choose(
+                self.uniform, self.peak, torch.full_like(self.peak, kind, dtype=torch.bool)
+            )
             grid = Grid(grid.scale[row].to(softmax.device), grid.zero[row].to(softmax.device))
             rounded = self.form.decode(self.form.encode(softmax, grid), grid)
-            self.lost[kind, row] += ((rounded - softmax).to(value.dtype) @ value).float().square().sum().cpu()
+            self.lost[kind, row] += (
+                ((rounded - softmax).to(value.dtype) @ value).float().square().sum().cpu()
+            )
 
     def settle(self, job: Job, name: str, log2: Tensor) -> None:
-        form = self.form if log2.any() else self.form.uniform  # uniform at every step, it can still be learnt
+        form = (
+            self.form if log2.any() else self.form.uniform
+        )  # uniform at every step, it can still be learnt
         parts = job.plan.attentions[name]
         job.plan.attentions[name] = parts | {"softmax": replace(parts["softmax"], input=form)}
         self.attention.softmax.format = form
@@ -183,7 +228,9 @@ class Rivals:
 def by_error(job: Job, rivals: dict[str, Rivals]) -> dict[str, Tensor]:
     """Let both grids of every softmax answer in one more pass over all calls."""
     clock = find_clock(job.model)
-    hear(job, [hook for each in rivals.values() for hook in each.listen(clock)], "softmax quantizers")
+    hear(
+        job, [hook for each in rivals.values() for hook in each.listen(clock)], "softmax quantizers"
+    )
     return {name: each.lost[1] < each.lost[0] for name, each in rivals.items()}
 
 
@@ -200,7 +247,7 @@ class PAR:
     def run(self, job: Job) -> None:
         float_calls = job.calls
         for k in range(1, self.rounds + 1):
-            look(job.model, True, True)
+            set_precision(job.model, Precision.FULL)
             job.calls = sampled_calls(job)
             Reconstruct(round=k).run(job)
         job.calls = float_calls
@@ -208,5 +255,14 @@ class PAR:
 
 def recipe(settings: Settings) -> Recipe:
     learnt = (LearnRanges(),) if settings.range_iters else ()
-    start = (Collect(), Assign(per_step=True), TCR(), FitWeights("mse"), TIAR(), Reconstruct(), FitRanges("minmax"), DAQ())
+    start = (
+        Collect(),
+        Assign(per_step=True),
+        TCR(),
+        FitWeights("mse"),
+        TIAR(),
+        Reconstruct(),
+        FitRanges("minmax"),
+        DAQ(),
+    )
     return (*start, PAR(), FitRanges("minmax"), DAQ(), *learnt, Pack())

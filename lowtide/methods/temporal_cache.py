@@ -20,7 +20,7 @@ gets a grid for each part. The range that a grid spans is searched as [min, max]
 79 %, not each end on its own. TM is judged with quantized inputs and, as it will run here, without rounding its answer.
 Timesteps that round to one key of the clock share a row: the first that was heard stands for it (stages/features.py).
 With `keep_temporal` every step is cached and the float block stays in the checkpoint, so that a new schedule can rebuild
-the cache (lowtide/schedule.py). Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) no cache made
+the cache (checkpoint/rescheduling.py). Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux) no cache made
 beforehand can be right: there the quantized block answers, once for all steps of a request (nn/temporal.py), never with a
 stale value.
 """
@@ -33,22 +33,24 @@ from torch import Tensor
 
 from lowtide.formats import Affine, Grid, bundle_words, packed_bytes
 from lowtide.models import Unit
-from lowtide.nn.fake import Fake
+from lowtide.nn.feature_cache import gridded
 from lowtide.nn.packed import grid_places, packed_shape
+from lowtide.nn.plan import CachePlan, LayerPlan
+from lowtide.nn.precision import Precision
+from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock
-from lowtide.nn.temporal import gridded
-from lowtide.plan import CachePlan, LayerPlan, Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.features import JobFeatures
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.model_edits import answer_once, blank_layer, cache_layer, leave_float
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
-from lowtide.stages.rewrite import answer_once, blank_layer, cache_layer, leave_float
-from lowtide.stages.temporal import TIAR
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.temporal_features import JobFeatures
+from lowtide.stages.tiar import TIAR
 
 RANGE = 5  # bytes of a scale, float32, and its zero, uint8
 
@@ -60,7 +62,12 @@ class Maintain:
     selection: bool = True
 
     def run(self, job: Job) -> None:
-        seen = job.report["temporal"] = {"features": 0, "cached_share": 0.0, "bytes_before": 0, "bytes_after": 0}
+        seen = job.report["temporal"] = {
+            "features": 0,
+            "cached_share": 0.0,
+            "bytes_before": 0,
+            "bytes_after": 0,
+        }
         for unit in job.adapter.temporal():
             if cacheable(job, unit):
                 self.maintain(job, unit, seen)
@@ -79,7 +86,11 @@ class Maintain:
         for name, float_feature, quantized in zip(unit.features, target, ours, strict=True):
             values, codes, grid, plan = cache_feature(job, name, float_feature)
             loses = disturbance(quantized, float_feature) >= disturbance(values, float_feature)
-            chosen = loses if self.selection and not job.settings.keep_temporal else torch.ones_like(loses)
+            chosen = (
+                loses
+                if self.selection and not job.settings.keep_temporal
+                else torch.ones_like(loses)
+            )
             computed |= not bool(chosen.all())
             put(
                 job,
@@ -110,16 +121,20 @@ def maintained(job: Job, unit: Unit, features: JobFeatures) -> list[Tensor]:
     """The features as TM answers them: rounded weights, and inputs on the ranges of their steps."""
     input_ranges(job, unit, features)
     with torch.no_grad():
-        features.look(True, True)
+        features.set_precision(Precision.FULL)
         ours = features()
-        features.look(True, False)
+        features.set_precision(Precision.WEIGHTS)
     return ours
 
 
 def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
     """FSC for the block alone: all its inputs at step t are one vector, whose ends are the range."""
     layers = [job.model.get_submodule(name) for name in unit.layers]
-    layers = [layer for layer in layers if isinstance(layer, Fake) and layer.input.format is not None]
+    layers = [
+        layer
+        for layer in layers
+        if isinstance(layer, QuantizedLayer) and layer.input.format is not None
+    ]
 
     def fit(quantizer: Quantizer, args: tuple) -> None:
         lo, hi = args[0].flatten(1).aminmax(dim=1)
@@ -138,7 +153,9 @@ def disturbance(ours: Tensor, theirs: Tensor) -> Tensor:
     return (ours - theirs).double().square().sum(1)
 
 
-def cache_feature(job: Job, name: str, feature: Tensor) -> tuple[Tensor, Tensor | None, Grid | None, CachePlan]:
+def cache_feature(
+    job: Job, name: str, feature: Tensor
+) -> tuple[Tensor, Tensor | None, Grid | None, CachePlan]:
     """The float feature, steps x width, on its own grid for each step and part: values, codes, grid, plan."""
     bits, chunks = job.settings.inputs, job.adapter.chunks(name)
     kept = job.settings.keep_temporal
@@ -149,7 +166,9 @@ def cache_feature(job: Job, name: str, feature: Tensor) -> tuple[Tensor, Tensor 
     return plan.format.decode(codes, grid).reshape(feature.shape), codes, grid, plan
 
 
-def put(job: Job, name: str, plan: CachePlan, found: tuple[Tensor, Tensor | None, Grid | None]) -> None:
+def put(
+    job: Job, name: str, plan: CachePlan, found: tuple[Tensor, Tensor | None, Grid | None]
+) -> None:
     """The cache takes the layer's place. Rows stand in the clock's order, which is that of the distinct timesteps."""
     cached, (values, codes, grid) = cache_layer(job, name, plan), found
     if grid is None:
@@ -171,9 +190,13 @@ def checkpoint_bytes(job: Job, unit: Unit) -> int:
     """What the unit takes in the checkpoint as the plan is now: caches, and the layers that stay."""
     steps, table = len(job.plan.timesteps), find_clock(job.model).scale.shape[1]
     caches = {name: job.plan.cached[name] for name in unit.features if name in job.plan.cached}
-    gone = {name for name, cache in caches.items() if not cache.computed and not cache.kept} | job.plan.blank.keys()
+    gone = {
+        name for name, cache in caches.items() if not cache.computed and not cache.kept
+    } | job.plan.blank.keys()
     stay = [name for name in unit.layers if name not in gone]
-    return sum(cache_bytes(cache, steps) for cache in caches.values()) + sum(layer_bytes(job, name, table) for name in stay)
+    return sum(cache_bytes(cache, steps) for cache in caches.values()) + sum(
+        layer_bytes(job, name, table) for name in stay
+    )
 
 
 def layer_bytes(job: Job, name: str, table: int) -> int:
@@ -193,7 +216,10 @@ def cache_bytes(plan: CachePlan, steps: int) -> int:
     marks = steps if plan.computed else 0
     if plan.format is None:
         return 4 * steps * plan.width + marks
-    return steps * plan.chunks * (packed_bytes(plan.width // plan.chunks, plan.format.bits) + RANGE) + marks
+    return (
+        steps * plan.chunks * (packed_bytes(plan.width // plan.chunks, plan.format.bits) + RANGE)
+        + marks
+    )
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -21,16 +21,16 @@ the block are quantized too (profile `full`); dropout is off; attention's q, k, 
 
 from dataclasses import dataclass
 
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.model_edits import range_each_step
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
-from lowtide.stages.rewrite import range_each_step
-from lowtide.stages.temporal import TIAR
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.tiar import TIAR
 
 
 @dataclass(frozen=True)

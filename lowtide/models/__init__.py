@@ -19,7 +19,9 @@ def adapt(model: nn.Module, example: dict[str, Any] | None = None) -> Adapter:
     """The adapter of a model; `example` gives one call's inputs by name, for real shapes or for a model nobody described."""
     if example is not None:
         check_example(model, example)
-    architecture = next((ARCHITECTURES[kind] for kind in type(model).__mro__ if kind in ARCHITECTURES), None)
+    architecture = next(
+        (ARCHITECTURES[kind] for kind in type(model).__mro__ if kind in ARCHITECTURES), None
+    )
     if architecture is None and example is None:
         raise BadInput(
             f"found {type(model).__name__}",

@@ -13,7 +13,15 @@ from lowtide.errors import BadInput
 from lowtide.models.trace import Graph, Node, Param, flat_inputs, leaves_of, on_meta, record
 
 # What a temporal feature passes on its way to being cut: an axis added, a table of its own added.
-PASSED_ON = (Tensor.__getitem__, Tensor.reshape, Tensor.view, Tensor.unsqueeze, Tensor.__add__, Tensor.__radd__, Tensor.add)
+PASSED_ON = (
+    Tensor.__getitem__,
+    Tensor.reshape,
+    Tensor.view,
+    Tensor.unsqueeze,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.add,
+)
 JOINS = (torch.cat, torch.concat)
 Example = Callable[[nn.Module, int], dict[str, Any]]
 
@@ -52,7 +60,11 @@ class Adapter:
 
     @cached_property
     def all_layers(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self.meta.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+        return {
+            name: module
+            for name, module in self.meta.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+        }
 
     def graph(self, batch: int, leaves: dict[str, nn.Module]) -> Graph:
         return record(self.meta, self.architecture.example(self.meta, batch), leaves)
@@ -78,7 +90,11 @@ class Adapter:
     def content(self) -> frozenset[str]:
         """The sample, and inputs of three or more axes, like a text. The rest are conditions, like the timestep."""
         values, inputs = self._layer_graph.values, self._layer_graph.inputs
-        return frozenset(name for name, id in inputs.items() if name == self.parameters[0] or len(values[id].shape) > 2)
+        return frozenset(
+            name
+            for name, id in inputs.items()
+            if name == self.parameters[0] or len(values[id].shape) > 2
+        )
 
     @cached_property
     def feeds(self) -> dict[str, frozenset[str]]:
@@ -93,7 +109,9 @@ class Adapter:
     @cached_property
     def temporal_layers(self) -> frozenset[str]:
         """Layers that know the timestep and nothing of the picture, and the layers that only serve those."""
-        found = {name for name, dye in self.reads.items() if "timestep" in dye and not dye & self.content}
+        found = {
+            name for name, dye in self.reads.items() if "timestep" in dye and not dye & self.content
+        }
         waiting = list(found)
         while waiting:
             new = self.feeds[waiting.pop()] - found
@@ -114,7 +132,13 @@ class Adapter:
 
     def temporal_unit(self, layers: list[str]) -> Unit:
         reads = frozenset().union(*(self.reads[name] for name in layers))
-        return Unit(f"temporal:{layers[0]}", "temporal", tuple(layers), tuple(sorted(reads)), self.features(layers))
+        return Unit(
+            f"temporal:{layers[0]}",
+            "temporal",
+            tuple(layers),
+            tuple(sorted(reads)),
+            self.features(layers),
+        )
 
     def features(self, layers: list[str]) -> tuple[str, ...]:
         """Those of the layers whose output meets the picture with no other layer in between."""
@@ -122,12 +146,16 @@ class Adapter:
         for node in self._layer_graph.nodes:
             used = [values[id] for id in node.uses()]
             if any(value.dye & self.content for value in used):
-                met |= {name for value in used if not value.dye & self.content for name in value.near}
+                met |= {
+                    name for value in used if not value.dye & self.content for name in value.near
+                }
         return tuple(name for name in layers if name in met)
 
     def chunks(self, layer: str) -> int:
         """Into how many parts of alike meaning the rest of the network cuts this temporal layer's answer (scale and shift: 2)."""
-        followed = {id for node in self._layer_graph.nodes if node.target == layer for id in node.gives()}
+        followed = {
+            id for node in self._layer_graph.nodes if node.target == layer for id in node.gives()
+        }
         for node in self._layer_graph.nodes:
             if not node.is_leaf and followed.intersection(node.uses()):
                 if node.target in (torch.chunk, Tensor.chunk):
@@ -137,14 +165,22 @@ class Adapter:
 
     def norm_before(self, layer: str) -> str | None:
         """The group norm whose answer this layer reads as it is, and nobody else does."""
-        nodes, values = self._layer_graph.nodes, {id: node for node in self._layer_graph.nodes for id in node.gives()}
+        nodes, values = (
+            self._layer_graph.nodes,
+            {id: node for node in self._layer_graph.nodes for id in node.gives()},
+        )
         (reads,) = [node.uses() for node in nodes if node.target == layer][:1]
         source = values.get(reads[0])
         listeners = sum(reads[0] in node.uses() for node in nodes)
         if source is None or source.target is not torch.nn.functional.group_norm or listeners != 1:
             return None
         return next(
-            (arg.name.rpartition(".")[0] for arg in leaves_of((source.args, source.kwargs)) if isinstance(arg, Param)), None
+            (
+                arg.name.rpartition(".")[0]
+                for arg in leaves_of((source.args, source.kwargs))
+                if isinstance(arg, Param)
+            ),
+            None,
         )
 
     def temporal(self) -> list[Unit]:
@@ -164,7 +200,9 @@ class Adapter:
     def _units(self) -> tuple[Unit, ...]:
         plain = self.homes(name for name in self.reads if name not in self.temporal_layers)
         order = list(self.reads)
-        return tuple(sorted([*self._temporal, *plain], key=lambda unit: order.index(unit.layers[0])))
+        return tuple(
+            sorted([*self._temporal, *plain], key=lambda unit: order.index(unit.layers[0]))
+        )
 
     def homes(self, layers: Iterable[str]) -> list[Unit]:
         """These layers by the block they lie in; one outside of blocks is a unit of its own."""
@@ -176,7 +214,9 @@ class Adapter:
 
     def plain_unit(self, name: str, layers: list[str]) -> Unit:
         reads = frozenset().union(*(self.reads[layer] for layer in layers))
-        return Unit(name, "layer" if layers == [name] else "block", tuple(layers), tuple(sorted(reads)))
+        return Unit(
+            name, "layer" if layers == [name] else "block", tuple(layers), tuple(sorted(reads))
+        )
 
     def units(self) -> list[Unit]:
         """A partition of the layers, in forward order."""
@@ -197,7 +237,9 @@ class Adapter:
         """Layers that read two tensors laid side by side along their input channels: how many come from the first."""
         nodes, found = {id: node for node in self._layer_graph.nodes for id in node.gives()}, {}
         for node in self._layer_graph.nodes:
-            if node.is_leaf and (width := self.first_width(self.all_layers[node.target], nodes.get(node.uses()[0]))):
+            if node.is_leaf and (
+                width := self.first_width(self.all_layers[node.target], nodes.get(node.uses()[0]))
+            ):
                 found[node.target] = width
         return found
 
@@ -215,7 +257,11 @@ class Adapter:
 
     def attentions(self) -> list[str]:
         """Modules that hand their work to a diffusers attention processor."""
-        return [name for name, module in self.meta.named_modules() if callable(getattr(module, "set_processor", None))]
+        return [
+            name
+            for name, module in self.meta.named_modules()
+            if callable(getattr(module, "set_processor", None))
+        ]
 
     @lru_cache(maxsize=4)  # noqa: B019 - DiT asks once for each of its temporal units
     def layer_graph(self, batch: int) -> Graph:
@@ -226,7 +272,9 @@ class Adapter:
     def block_graph(self, batch: int) -> Graph:
         """The whole forward pass with each block, and each layer outside of blocks, as one node."""
         leaves = {name: self.meta.get_submodule(name) for name in self.block_names}
-        outside = [name for name in self.reads if not any(name.startswith(f"{block}.") for block in leaves)]
+        outside = [
+            name for name in self.reads if not any(name.startswith(f"{block}.") for block in leaves)
+        ]
         return self.graph(batch, leaves | {name: self.all_layers[name] for name in outside})
 
     def temporal_graph(self, unit: Unit, batch: int) -> Graph:
@@ -242,7 +290,9 @@ class Adapter:
 
 def check_example(model: nn.Module, example: dict[str, Any]) -> None:
     """An example must name the timestep, and hold tensors only."""
-    if "timestep" not in example or not all(isinstance(value, Tensor) for value in flat_inputs(example).values()):
+    if "timestep" not in example or not all(
+        isinstance(value, Tensor) for value in flat_inputs(example).values()
+    ):
         raise BadInput(
             f"found {type(model).__name__} with inputs {', '.join(example)}", "a denoiser called (sample, timestep, ...)",
             "write an Architecture with the classes of its blocks and an example input, see docs/architecture.md",

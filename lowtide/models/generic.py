@@ -13,7 +13,9 @@ def block_classes(model: nn.Module) -> tuple[str, ...]:
     """Class names found in the outermost lists of modules."""
     lists: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+        if isinstance(module, nn.ModuleList) and not any(
+            name.startswith(f"{outer}.") for outer in lists
+        ):
             lists.append(name)
     classes = {type(child).__name__ for name in lists for child in model.get_submodule(name)}
     return tuple(sorted(classes - {"Linear", "Conv2d"}))
@@ -21,7 +23,9 @@ def block_classes(model: nn.Module) -> tuple[str, ...]:
 
 def like(example: dict[str, Any], shared: tuple[str, ...] = ()) -> Example:
     """Inputs shaped like an example call's, for any batch; `shared` ones have no batch axis."""
-    size = next(len(value) for value in example.values() if isinstance(value, Tensor) and value.dim())
+    size = next(
+        len(value) for value in example.values() if isinstance(value, Tensor) and value.dim()
+    )
 
     def resized(model: nn.Module, batch: int) -> dict[str, Any]:
         device = next(model.parameters()).device
@@ -30,9 +34,14 @@ def like(example: dict[str, Any], shared: tuple[str, ...] = ()) -> Example:
             if not isinstance(leaf, Tensor):
                 return leaf
             grows = leaf.dim() and len(leaf) == size and name not in shared
-            return torch.zeros((batch, *leaf.shape[1:]) if grows else leaf.shape, dtype=leaf.dtype, device=device)
+            return torch.zeros(
+                (batch, *leaf.shape[1:]) if grows else leaf.shape, dtype=leaf.dtype, device=device
+            )
 
-        return {name: mapped(value, lambda leaf, name=name: fit(leaf, name)) for name, value in example.items()}
+        return {
+            name: mapped(value, lambda leaf, name=name: fit(leaf, name))
+            for name, value in example.items()
+        }
 
     return resized
 

@@ -93,7 +93,9 @@ class Graph:
         return finished(nodes[::-1], inputs, [Ref(id) for id in outputs], self.values)
 
 
-def run_node(node: Node, model: nn.Module, value: Callable[[int], Any], device: torch.device) -> dict[int, Any]:
+def run_node(
+    node: Node, model: nn.Module, value: Callable[[int], Any], device: torch.device
+) -> dict[int, Any]:
     """Run one node; the values it gives, by number."""
 
     def real(leaf: Any) -> Any:
@@ -145,7 +147,11 @@ def refs(tree: Any) -> list[int]:
 
 def paired(pattern: Any, result: Any) -> Iterable[tuple[int, Any]]:
     values = leaves_of(result)
-    return ((leaf.id, value) for leaf, value in zip(leaves_of(pattern), values, strict=True) if isinstance(leaf, Ref))
+    return (
+        (leaf.id, value)
+        for leaf, value in zip(leaves_of(pattern), values, strict=True)
+        if isinstance(leaf, Ref)
+    )
 
 
 def flat_inputs(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -159,7 +165,9 @@ def flat_inputs(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def finished(nodes: list[Node], inputs: dict[str, int], output: Any, values: dict[int, Value]) -> Graph:
+def finished(
+    nodes: list[Node], inputs: dict[str, int], output: Any, values: dict[int, Value]
+) -> Graph:
     """Say for each node which values nobody needs after it."""
     last: dict[int, int] = {}
     for place, node in enumerate(nodes):
@@ -178,7 +186,9 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, leaves: Mapping[str, nn.Module]):
         super().__init__()
-        self.names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        self.names = {
+            id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        }
         self.leaves, self.inside = leaves, 0
         self.nodes: list[Node] = []
         self.numbers: dict[int, int] = {}
@@ -204,24 +214,38 @@ class Recorder(TorchFunctionMode):
         if id(leaf) in self.names:
             return Param(self.names[id(leaf)])
         if leaf.is_meta:
-            raise BadInput("found a tensor made outside torch's functions", "a forward pass in plain torch", "write an adapter")
+            raise BadInput(
+                "found a tensor made outside torch's functions",
+                "a forward pass in plain torch",
+                "write an adapter",
+            )
         return leaf
 
     def note(self, target: Callable | str, args: Any, kwargs: Any, result: Any) -> None:
         args, kwargs = mapped(args, self.known), mapped(kwargs, self.known)
         used = [self.values[id] for id in refs((args, kwargs))]
         dye = frozenset().union(*(value.dye for value in used))
-        near = frozenset().union(*(value.near for value in used)) if callable(target) else frozenset([target])
+        near = (
+            frozenset().union(*(value.near for value in used))
+            if callable(target)
+            else frozenset([target])
+        )
         if getattr(target, "__name__", "") == "__setitem__":
             target, result = written, self.alive[args[0].id]
-        given = mapped(result, lambda leaf: self.number(leaf, dye, near) if isinstance(leaf, Tensor) else None)
+        given = mapped(
+            result, lambda leaf: self.number(leaf, dye, near) if isinstance(leaf, Tensor) else None
+        )
         self.nodes.append(Node(target, args, kwargs, given))
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         changes = getattr(func, "__name__", "") == "__setitem__"
-        if not self.inside and (changes or any(isinstance(leaf, Tensor) for leaf in leaves_of(result))):
+        if not self.inside and (
+            changes or any(isinstance(leaf, Tensor) for leaf in leaves_of(result))
+        ):
             self.note(func, args, kwargs, result)
         return result
 
@@ -249,7 +273,10 @@ class Recorder(TorchFunctionMode):
 def record(model: nn.Module, inputs: Mapping[str, Any], leaves: Mapping[str, nn.Module]) -> Graph:
     """Run the model once on these inputs and write down what happens between the leaves."""
     recorder = Recorder(model, leaves)
-    given = {name: recorder.number(tensor, frozenset([name]), frozenset()).id for name, tensor in flat_inputs(inputs).items()}
+    given = {
+        name: recorder.number(tensor, frozenset([name]), frozenset()).id
+        for name, tensor in flat_inputs(inputs).items()
+    }
     hooks = recorder.listen()
     try:
         with recorder:

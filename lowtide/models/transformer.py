@@ -3,7 +3,12 @@
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from torch import nn
 
 from lowtide.models.adapter import Architecture
@@ -19,7 +24,11 @@ def latents(model: nn.Module, batch: int) -> torch.Tensor:
 
 def dit_example(model: nn.Module, batch: int) -> dict[str, Any]:
     labels = timesteps(model, batch) % model.config.num_embeds_ada_norm
-    inputs = {"hidden_states": latents(model, batch), "timestep": timesteps(model, batch), "class_labels": labels}
+    inputs = {
+        "hidden_states": latents(model, batch),
+        "timestep": timesteps(model, batch),
+        "class_labels": labels,
+    }
     return inputs | {"return_dict": False}
 
 
@@ -29,7 +38,9 @@ def pixart_example(model: nn.Module, batch: int) -> dict[str, Any]:
         added = {"resolution": size, "aspect_ratio": size[:, :1].clone()}
     return {
         "hidden_states": latents(model, batch),
-        "encoder_hidden_states": floats(model, batch, TOKENS, model.config.caption_channels or model.inner_dim),
+        "encoder_hidden_states": floats(
+            model, batch, TOKENS, model.config.caption_channels or model.inner_dim
+        ),
         "timestep": timesteps(model, batch),
         "added_cond_kwargs": added,
         "encoder_attention_mask": torch.ones(batch, TOKENS, device=size.device),
@@ -57,7 +68,9 @@ def flux_example(model: nn.Module, batch: int) -> dict[str, Any]:
         "txt_ids": floats(model, TOKENS, 3),
         "return_dict": False,
     }
-    return inputs | ({"guidance": floats(model, batch).abs()} if model.config.guidance_embeds else {})
+    return inputs | (
+        {"guidance": floats(model, batch).abs()} if model.config.guidance_embeds else {}
+    )
 
 
 ARCHITECTURES: dict[type[nn.Module], Architecture] = {
@@ -65,6 +78,9 @@ ARCHITECTURES: dict[type[nn.Module], Architecture] = {
     PixArtTransformer2DModel: Architecture(("BasicTransformerBlock",), pixart_example),
     SD3Transformer2DModel: Architecture(("JointTransformerBlock",), sd3_example),
     FluxTransformer2DModel: Architecture(
-        ("FluxTransformerBlock", "FluxSingleTransformerBlock"), flux_example, 1000, ("img_ids", "txt_ids")
+        ("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+        flux_example,
+        1000,
+        ("img_ids", "txt_ids"),
     ),
 }

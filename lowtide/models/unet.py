@@ -39,11 +39,16 @@ def condition_example(model: nn.Module, batch: int) -> dict[str, Any]:
     config = model.config
     width = config.cross_attention_dim
     inputs = unet_example(model, batch)
-    inputs["encoder_hidden_states"] = floats(model, batch, 77, width if isinstance(width, int) else width[0])
+    inputs["encoder_hidden_states"] = floats(
+        model, batch, 77, width if isinstance(width, int) else width[0]
+    )
     if config.addition_embed_type == "text_time":
         times = 6
         text = config.projection_class_embeddings_input_dim - times * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": floats(model, batch, text), "time_ids": floats(model, batch, times)}
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": floats(model, batch, text),
+            "time_ids": floats(model, batch, times),
+        }
     if config.time_cond_proj_dim:
         inputs["timestep_cond"] = floats(model, batch, config.time_cond_proj_dim)
     return inputs

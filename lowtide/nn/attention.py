@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 
 
@@ -23,7 +24,9 @@ class QuantAttention(nn.Module):
         self.inner, self.active = inner, False
         # diffusers reads the signature of `processor.__call__` to decide which arguments to pass on: show it the inner one's.
         self.__dict__["__call__"] = inner.__call__
-        self.q, self.k, self.v, self.softmax = (quantizers[name] for name in ("q", "k", "v", "softmax"))
+        self.q, self.k, self.v, self.softmax = (
+            quantizers[name] for name in ("q", "k", "v", "softmax")
+        )
 
     def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.active and not torch.is_autocast_enabled("cpu"):
@@ -34,13 +37,19 @@ class QuantAttention(nn.Module):
     def quantizers(self) -> dict[str, Quantizer]:
         return {"q": self.q, "k": self.k, "v": self.v, "softmax": self.softmax}
 
-    def look(self, quantized: bool, inputs: bool) -> None:
-        self.active = inputs
+    def set_precision(self, precision: Precision) -> None:
+        self.active = precision.inputs
         for quantizer in self.quantizers().values():
-            quantizer.enabled = inputs
+            quantizer.enabled = precision.inputs
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **named: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *rest: Any,
+        **named: Any,
     ) -> Tensor:
         """softmax(q k' * scale + mask) v, with all four tensors on their grids."""
         scale = named.get("scale") or 1 / math.sqrt(query.shape[-1])
@@ -53,11 +62,20 @@ class QuantAttention(nn.Module):
         return self.softmax(scores.float().softmax(-1).to(value.dtype)) @ self.v(value)
 
 
-def in_float32(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
+def in_float32(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> Tensor:
     """Attention as torch has it, where products are taken in bf16 on a CPU: its kernel there is two to three times as slow."""
     mask = attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, *rest, **named)
+        return F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), mask, *rest, **named
+        )
 
 
 def causal_mask(scores: Tensor) -> Tensor:
@@ -71,5 +89,9 @@ class StandIn(TorchFunctionMode):
         super().__init__()
         self.answer = answer
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return (self.answer if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return (self.answer if func is F.scaled_dot_product_attention else func)(
+            *args, **(kwargs or {})
+        )

@@ -18,7 +18,12 @@ class Clock(nn.Module):
     """Calibrated timesteps (as integers, `ticks` to a unit), the table of ranges, and the index of the running step."""
 
     def __init__(
-        self, timesteps: tuple[int, ...], ticks: int = 1, rows: int = 0, per_step: bool = False, keyed: bool | None = None
+        self,
+        timesteps: tuple[int, ...],
+        ticks: int = 1,
+        rows: int = 0,
+        per_step: bool = False,
+        keyed: bool | None = None,
     ):
         """`keyed`: something depends on the timestep, so that an unknown one is an error (so it is if ranges do)."""
         super().__init__()
@@ -36,7 +41,9 @@ class Clock(nn.Module):
         """A column for each step, all of them as the first is."""
         if not len(self.scale):
             return
-        self.scale, self.zero = (table[:, :1].repeat(1, len(self.known)) for table in (self.scale, self.zero))
+        self.scale, self.zero = (
+            table[:, :1].repeat(1, len(self.known)) for table in (self.scale, self.zero)
+        )
         self.keyed = True
 
     def set(self, timestep: Tensor | float | int) -> None:
@@ -46,7 +53,10 @@ class Clock(nn.Module):
         values = torch.as_tensor(timestep)
         exact = values.dtype not in (torch.bfloat16, torch.float16)
         slack = 0.5 if exact else 0.5 + 1000 * 2.0**-8
-        found = [self.lookup(value * self.ticks, slack) for value in values.detach().flatten().double().tolist()]
+        found = [
+            self.lookup(value * self.ticks, slack)
+            for value in values.detach().flatten().double().tolist()
+        ]
         index = torch.tensor(found, device=self.timesteps.device)
         self.index = index[0] if len(set(found)) == 1 else index
 
@@ -67,14 +77,19 @@ class Clock(nn.Module):
         self.known = {timestep: index for index, timestep in enumerate(timesteps)}
         self.index = torch.zeros((), dtype=torch.long)
         if per_step:
-            self.scale, self.zero = self.scale[:, nearest.to(device)], self.zero[:, nearest.to(device)]
+            self.scale, self.zero = (
+                self.scale[:, nearest.to(device)],
+                self.zero[:, nearest.to(device)],
+            )
 
     def attach(self, root: nn.Module) -> None:
         """Listen at the denoiser's own calls."""
         position = list(inspect.signature(root.forward).parameters).index("timestep")
 
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            module.get_submodule(CLOCK).set(kwargs["timestep"] if "timestep" in kwargs else args[position])
+            module.get_submodule(CLOCK).set(
+                kwargs["timestep"] if "timestep" in kwargs else args[position]
+            )
 
         root.register_forward_pre_hook(listen, with_kwargs=True)
 

@@ -2,7 +2,7 @@
 
 eps' = (eps - bias) / (1 + slope), per step, bias per channel. Guidance mixes answers with weights that sum to one, so
 correcting each branch is the same as correcting their mixture. What remains after that is noise; how much of it there is at each
-step goes along, so that a sampler that adds noise of its own can add less (lowtide/absorb.py).
+step goes along, so that a sampler that adds noise of its own can add less (lowtide/sampling/variance_calibration.py).
 """
 
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.absorb import CORRECTION
 from lowtide.nn.clock import CLOCK, Clock
+
+CORRECTION = "lowtide_correction"
 
 
 class Correction(nn.Module):
@@ -43,7 +44,11 @@ class Correction(nn.Module):
     def reschedule(self, nearest: Tensor) -> None:
         """Each new step takes what is known of the old step that `nearest` names."""
         nearest = nearest.to(self.slope.device)
-        self.slope, self.bias, self.noise = self.slope[nearest], self.bias[nearest], self.noise[nearest]
+        self.slope, self.bias, self.noise = (
+            self.slope[nearest],
+            self.bias[nearest],
+            self.noise[nearest],
+        )
 
     def remaining(self) -> float:
         """Standard deviation of the noise in the answer that was just given; nothing is claimed of mixed steps."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, Mixed
-from lowtide.nn.straight import straight
+from lowtide.nn.lsq import lsq_round
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class LoRA(nn.Module):
 
     def step(self) -> float:
         """The mean distance of two neighbours on the grid, where learning starts."""
-        return self.lattice.format.steps(self.lattice.grid, self.weight.shape[1]).scale.mean().item()
+        return (
+            self.lattice.format.steps(self.lattice.grid, self.weight.shape[1]).scale.mean().item()
+        )
 
     def moved(self) -> Tensor:
         """W + B A."""
@@ -52,7 +54,7 @@ class LoRA(nn.Module):
     def values(self) -> Tensor:
         """The rounded weight, which is what merged() gives, bit for bit unless groups multiply in between."""
         steps = self.lattice.format.steps(self.grid(), self.weight.shape[1])
-        return straight(self.moved(), steps.scale, steps.zero, self.lattice.top)
+        return lsq_round(self.moved(), steps.scale, steps.zero, self.lattice.top)
 
     @torch.no_grad()
     def merged(self) -> tuple[Tensor, Grid]:

@@ -6,9 +6,19 @@ They are nn.Linear and nn.Conv2d to whoever asks (diffusers, peft), with `weight
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Mixed, Table, bundle_words, bundled, pack, pack_mixed, packed_bytes, unbundled
+from lowtide.formats import (
+    Affine,
+    Mixed,
+    Table,
+    bundle_words,
+    bundled,
+    pack,
+    pack_mixed,
+    packed_bytes,
+    unbundled,
+)
 from lowtide.kernels import Spec, conv2d, linear
-from lowtide.nn.fake import QuantConv2d, QuantLinear
+from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
 
 
@@ -22,7 +32,9 @@ class Packed:
         """Room for rows x columns of codes in this format, and for `smooth` input channels to be divided."""
         rows, self.format, self.input = self.weight.shape[0], format, inputs
         self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
-        self.weight = nn.Parameter(torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8), requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8), requires_grad=False
+        )
         self.places = grid_places(rows, columns, format, smooth)
         self.register_buffer("grid", torch.empty(bundle_words(self.places), dtype=torch.int32))
 
@@ -34,7 +46,10 @@ class Packed:
         self.weight = nn.Parameter(packed, requires_grad=False)
         found = (grid.scale, grid.zero, grid.factor, layer.smooth)
         none = grid.scale.new_empty(0)
-        self.grid = bundled([part if place.count else none for part, place in zip(found, self.places, strict=True)], self.places)
+        self.grid = bundled(
+            [part if place.count else none for part, place in zip(found, self.places, strict=True)],
+            self.places,
+        )
         self.bias = layer.bias
 
     def tables(self) -> list[Tensor]:
@@ -64,7 +79,9 @@ class PackedLinear(Packed, nn.Linear):
     """A linear layer on packed codes."""
 
     def __init__(self, layer: nn.Linear, format: Affine | Mixed, inputs: Quantizer, smooth: bool):
-        nn.Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        nn.Linear.__init__(
+            self, layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
         self.lay_out(layer.in_features, format, inputs, layer.in_features if smooth else 0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +92,14 @@ class PackedConv2d(Packed, nn.Conv2d):
     """A convolution on packed codes."""
 
     def __init__(self, layer: nn.Conv2d, format: Affine | Mixed, inputs: Quantizer, smooth: bool):
-        shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        shape = (
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+        )
         nn.Conv2d.__init__(self, *shape, layer.groups, layer.bias is not None, device="meta")
         self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
         columns = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
@@ -85,9 +109,13 @@ class PackedConv2d(Packed, nn.Conv2d):
         return conv2d(x, self.weight, self.tables(), self.step(), self.spec, self.bias, self.shape)
 
 
-def packed_layer(layer: nn.Module, format: Affine | Mixed, inputs: Quantizer, smooth: bool) -> PackedLinear | PackedConv2d:
+def packed_layer(
+    layer: nn.Module, format: Affine | Mixed, inputs: Quantizer, smooth: bool
+) -> PackedLinear | PackedConv2d:
     """An empty packed twin of a Linear or Conv2d."""
-    return (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer, format, inputs, smooth)
+    return (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(
+        layer, format, inputs, smooth
+    )
 
 
 def packed_twin(layer: QuantLinear | QuantConv2d) -> PackedLinear | PackedConv2d:

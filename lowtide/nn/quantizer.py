@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lowtide.formats import Affine, Format, Grid
 from lowtide.kernels import per_sample, quantize_input
 from lowtide.nn.clock import Clock
-from lowtide.nn.straight import straight
+from lowtide.nn.lsq import lsq_round
 
 
 class Drop:
@@ -57,7 +57,9 @@ class Quantizer(nn.Module):
         if self.drop:
             return self.drop(x, rounded)
         # What cannot learn, a log2 grid, still lets what comes before it learn; the value is the rounded one to the last bit.
-        return rounded + (x - x.detach()) if x.requires_grad and torch.is_grad_enabled() else rounded
+        return (
+            rounded + (x - x.detach()) if x.requires_grad and torch.is_grad_enabled() else rounded
+        )
 
     def rounded(self, x: Tensor) -> Tensor:
         scale, zero = self.step()
@@ -74,7 +76,9 @@ class Quantizer(nn.Module):
     def learning_forward(self, x: Tensor) -> Tensor:
         """The same rounding, with the gradient passed straight through it."""
         scale, zero = self.learnt[self.index()].exp(), self.step()[1]
-        return straight(x.float(), per_sample(scale, x), per_sample(zero, x).float(), self.format.top).to(x.dtype)
+        return lsq_round(
+            x.float(), per_sample(scale, x), per_sample(zero, x).float(), self.format.top
+        ).to(x.dtype)
 
     @torch.no_grad()
     def finish_learning(self) -> None:

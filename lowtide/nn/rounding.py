@@ -15,7 +15,9 @@ from torch import Tensor, nn
 LOW, HIGH = -0.1, 1.1
 WIDTH = HIGH - LOW
 LEAST, MOST = -LOW / WIDTH, (1 - LOW) / WIDTH  # of the sigmoid, where soft() reaches its ends
-PIECE = 1 << 19  # weights worked on at once: too few, and calls and waiting threads count; too many, and no cache holds them
+PIECE = (
+    1 << 19
+)  # weights worked on at once: too few, and calls and waiting threads count; too many, and no cache holds them
 SMALL = PIECE >> 2  # layers are worked on together up to here
 
 
@@ -25,7 +27,9 @@ class AdaRound(nn.Module):
     A module without parameters, because a layer keeps it where it keeps a LoRA.
     """
 
-    def __init__(self, position: Tensor, decode: Callable[[Tensor], Tensor], up: Tensor | None = None):
+    def __init__(
+        self, position: Tensor, decode: Callable[[Tensor], Tensor], up: Tensor | None = None
+    ):
         """`position`: each weight in units of its step; soft() starts at its fraction, so nothing moves at first.
 
         `decode` makes weights of codes. With `up`, decisions made before, soft() starts half-way from there to these: a warm
@@ -59,7 +63,11 @@ class AdaRound(nn.Module):
     def take_gradient(self) -> Tensor:
         """What came to the weights since it was last taken."""
         found, self.weight.grad = self.weight.grad, None
-        return torch.zeros(self.weight.numel(), device=self.weight.device) if found is None else found.reshape(-1)
+        return (
+            torch.zeros(self.weight.numel(), device=self.weight.device)
+            if found is None
+            else found.reshape(-1)
+        )
 
 
 def soft(alpha: Tensor) -> Tensor:
@@ -82,7 +90,10 @@ class Lot:
         size = len(self.alpha)
         if self.alpha.device.type == "cpu":
             size = math.ceil(size / math.ceil(size / PIECE))
-        return [Lot(*parts) for parts in zip(*(each.split(size) for each in vars(self).values()), strict=True)]
+        return [
+            Lot(*parts)
+            for parts in zip(*(each.split(size) for each in vars(self).values()), strict=True)
+        ]
 
 
 class Roundings:
@@ -108,7 +119,9 @@ class Roundings:
                     pull(share, penalty, sharpness, gap, out=slope).addcmul_(gradient, lot.span)
                 else:
                     torch.mul(gradient, lot.span, out=slope)
-                torch.ops.aten.hardtanh_backward.grad_input(slope, share, LEAST, MOST, grad_input=slope)
+                torch.ops.aten.hardtanh_backward.grad_input(
+                    slope, share, LEAST, MOST, grad_input=slope
+                )
                 torch.ops.aten.sigmoid_backward.grad_input(slope, share, grad_input=slope)
                 adam(lot, slope, self.steps, self.rate)
                 torch.sigmoid(lot.alpha, out=share).clamp_(LEAST, MOST)
@@ -117,7 +130,11 @@ class Roundings:
     def gradients(self, group: Sequence[AdaRound], size: int) -> Sequence[Tensor]:
         """Of each of the group's lots."""
         found = [rounding.take_gradient() for rounding in group]
-        return found[0].split(size) if len(found) == 1 else [torch.cat(found, out=self.room[-1][:size])]
+        return (
+            found[0].split(size)
+            if len(found) == 1
+            else [torch.cat(found, out=self.room[-1][:size])]
+        )
 
     def settled(self) -> bool:
         """Every weight has made up its mind, or nearly so."""
@@ -145,7 +162,9 @@ def together(group: Sequence[AdaRound]) -> Lot:
             setattr(rounding, name, part.view(rounding.alpha.shape))
     for rounding in group:
         rounding.weight.requires_grad_()
-    return Lot(**found, first=torch.zeros_like(found["alpha"]), second=torch.zeros_like(found["alpha"]))
+    return Lot(
+        **found, first=torch.zeros_like(found["alpha"]), second=torch.zeros_like(found["alpha"])
+    )
 
 
 def pull(share: Tensor, penalty: float, sharpness: float, gap: Tensor, out: Tensor) -> Tensor:
@@ -164,5 +183,12 @@ def pull(share: Tensor, penalty: float, sharpness: float, gap: Tensor, out: Tens
 def adam(lot: Lot, gradient: Tensor, steps: Tensor, rate: float) -> None:
     """A step of torch.optim.Adam(fused=True) without what it does around it, which takes longer than a small layer does."""
     state = [[each] for each in (lot.alpha, gradient, lot.first, lot.second)]
-    fixed = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False}
+    fixed = {
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "weight_decay": 0.0,
+        "eps": 1e-8,
+        "amsgrad": False,
+        "maximize": False,
+    }
     torch._fused_adam_(*state, [], [steps], lr=rate, **fixed)

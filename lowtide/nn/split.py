@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 
-class Split(nn.Module):
+class SplitLayer(nn.Module):
     """`first` reads the first `width` channels, `second` the rest; the bias stays with the first. Exact."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, width: int):
@@ -18,10 +18,19 @@ class Split(nn.Module):
         return self.first(first) + self.second(second)
 
 
-def part(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: nn.Parameter | None) -> nn.Linear | nn.Conv2d:
+def part(
+    layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: nn.Parameter | None
+) -> nn.Linear | nn.Conv2d:
     """The same kind of layer on fewer input channels."""
     if isinstance(layer, nn.Conv2d):
-        shape = (weight.shape[1], layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        shape = (
+            weight.shape[1],
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+        )
         twin = nn.Conv2d(*shape, bias=bias is not None, device="meta")
     else:
         twin = nn.Linear(weight.shape[1], layer.out_features, bias is not None, device="meta")
@@ -33,4 +42,4 @@ def split_modules(root: nn.Module, splits: dict[str, int]) -> None:
     """Rewrite these layers, each at its width."""
     for name, width in splits.items():
         parent, _, leaf = name.rpartition(".")
-        root.get_submodule(parent)._modules[leaf] = Split(root.get_submodule(name), width)
+        root.get_submodule(parent)._modules[leaf] = SplitLayer(root.get_submodule(name), width)

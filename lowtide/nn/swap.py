@@ -8,13 +8,14 @@ from torch import nn
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import CLOCK, Clock
 from lowtide.nn.correction import add_correction
-from lowtide.nn.fake import QuantConv2d, QuantLinear, quantized_layer
+from lowtide.nn.feature_cache import Blank, Cached
 from lowtide.nn.packed import PackedConv2d, PackedLinear, packed_layer, packed_twin
+from lowtide.nn.plan import LayerPlan, Plan
+from lowtide.nn.precision import Precision
+from lowtide.nn.quantized import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.quantizer import Quantizer
-from lowtide.nn.request import answer_by_request
+from lowtide.nn.request_cache import answer_by_request
 from lowtide.nn.split import split_modules
-from lowtide.nn.temporal import Blank, Cached
-from lowtide.plan import LayerPlan, Plan
 
 QuantLayer = QuantLinear | QuantConv2d
 PackedLayer = PackedLinear | PackedConv2d
@@ -30,9 +31,14 @@ class Builder:
     """Hands out quantizers, each with the next row of the clock's table, in the plan's order."""
 
     def __init__(self, root: nn.Module, plan: Plan):
-        plans = [*plan.layers.values(), *(part for parts in plan.attentions.values() for part in parts.values())]
+        plans = [
+            *plan.layers.values(),
+            *(part for parts in plan.attentions.values() for part in parts.values()),
+        ]
         used = [each for each in plans if each.input is not None]
-        self.clock = Clock(plan.timesteps, plan.ticks, len(used), any(each.per_step for each in used), plan.keyed)
+        self.clock = Clock(
+            plan.timesteps, plan.ticks, len(used), any(each.per_step for each in used), plan.keyed
+        )
         self.rows = 0
         self.clock.attach(root)
         root.add_module(CLOCK, self.clock)
@@ -47,7 +53,11 @@ def quantize_modules(root: nn.Module, plan: Plan) -> None:
     """Swap in simulated layers and attention; nothing is rounded until their grids are set."""
     builder = Builder(root, plan)
     for name, layer in plan.layers.items():
-        replace_module(root, name, quantized_layer(root.get_submodule(name), layer.weight, builder.quantizer(layer)))
+        replace_module(
+            root,
+            name,
+            quantized_layer(root.get_submodule(name), layer.weight, builder.quantizer(layer)),
+        )
     add_attention(root, plan, builder)
 
 
@@ -63,11 +73,19 @@ def skeleton(root: nn.Module, plan: Plan) -> None:
     split_modules(root, plan.splits)
     builder = Builder(root, plan)
     for name, layer in plan.layers.items():
-        replace_module(root, name, empty_layer(root.get_submodule(name), layer, builder.quantizer(layer)))
+        replace_module(
+            root, name, empty_layer(root.get_submodule(name), layer, builder.quantizer(layer))
+        )
     add_attention(root, plan, builder)
     for name, cache in plan.cached.items():
         replace_module(
-            root, name, Cached(cache, builder.clock, root.get_submodule(name) if cache.computed or cache.kept else None)
+            root,
+            name,
+            Cached(
+                cache,
+                builder.clock,
+                root.get_submodule(name) if cache.computed or cache.kept else None,
+            ),
         )
     for name, width in plan.blank.items():
         replace_module(root, name, Blank(width))
@@ -101,10 +119,19 @@ def pack_modules(root: nn.Module) -> None:
 def plain(layer: QuantLayer) -> nn.Linear | nn.Conv2d:
     """The ordinary layer with the same parameters."""
     if isinstance(layer, nn.Conv2d):
-        shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        shape = (
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+        )
         twin = nn.Conv2d(*shape, layer.groups, layer.bias is not None, device="meta")
     else:
-        twin = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        twin = nn.Linear(
+            layer.in_features, layer.out_features, layer.bias is not None, device="meta"
+        )
     twin.weight, twin.bias = layer.weight, layer.bias
     return twin.train(layer.training)
 
@@ -118,18 +145,22 @@ def enable_inputs(root: nn.Module) -> None:
 
 
 def quant_layers(root: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
-    return ((name, module) for name, module in root.named_modules() if isinstance(module, QuantLayer))
+    return (
+        (name, module) for name, module in root.named_modules() if isinstance(module, QuantLayer)
+    )
 
 
 def packed_layers(root: nn.Module) -> Iterator[tuple[str, PackedLayer]]:
-    return ((name, module) for name, module in root.named_modules() if isinstance(module, PackedLayer))
+    return (
+        (name, module) for name, module in root.named_modules() if isinstance(module, PackedLayer)
+    )
 
 
-def look(root: nn.Module, quantized: bool, inputs: bool) -> None:
+def set_precision(root: nn.Module, precision: Precision) -> None:
     """Make every quantized part below `root` behave as float, weights only, or weights and inputs."""
     for module in root.modules():
         if isinstance(module, QuantLayer | QuantAttention | Cached):
-            module.look(quantized, inputs)
+            module.set_precision(precision)
 
 
 def find_clock(root: nn.Module) -> Clock:
@@ -137,13 +168,18 @@ def find_clock(root: nn.Module) -> Clock:
 
 
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, Quantizer))
+    found = (
+        (name, module) for name, module in model.named_modules() if isinstance(module, Quantizer)
+    )
     return {name: module for name, module in found if module.format is not None}
 
 
 def drop_unused_rows(model: nn.Module) -> None:
     """Close the gaps in the table of ranges, so that a skeleton built from the plan has the same rows."""
-    clock, used = find_clock(model), sorted(quantizers(model).values(), key=lambda quantizer: quantizer.row)
+    clock, used = (
+        find_clock(model),
+        sorted(quantizers(model).values(), key=lambda quantizer: quantizer.row),
+    )
     rows = [quantizer.row for quantizer in used]
     clock.scale, clock.zero = clock.scale[rows], clock.zero[rows]
     for row, quantizer in enumerate(used):

@@ -7,9 +7,10 @@ from torch import nn
 
 from lowtide.formats import Affine
 from lowtide.models import Adapter
+from lowtide.nn.plan import LayerPlan
 from lowtide.nn.quantizer import input_format
 from lowtide.nn.swap import quantize_modules
-from lowtide.plan import LayerPlan, Settings
+from lowtide.settings import Settings
 from lowtide.stages.base import Job
 
 END_BITS = 8
@@ -40,7 +41,9 @@ class Assign:
         job.plan = replace(
             job.plan,
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
-            attentions={} if job.settings.profile == "paper" else attention_plans(job, self.per_step),
+            attentions={}
+            if job.settings.profile == "paper"
+            else attention_plans(job, self.per_step),
             timesteps=timesteps,
             times=exact_times(job),
             ticks=job.adapter.ticks,
@@ -52,7 +55,10 @@ class Assign:
 
 def exact_times(job: Job) -> tuple[float, ...]:
     """The timesteps as the denoiser heard them, in the order of their rounded keys."""
-    heard = {call.timestep: float(call.arguments["timestep"].flatten()[0]) for call in reversed(job.calls)}
+    heard = {
+        call.timestep: float(call.arguments["timestep"].flatten()[0])
+        for call in reversed(job.calls)
+    }
     return tuple(heard[timestep] for timestep in dict.fromkeys(call.timestep for call in job.calls))
 
 
@@ -63,18 +69,26 @@ def weight_format(bits: int, group: int | None) -> Affine | None:
     return Affine(bits, bits in (1, 8) or group is not None, 0, group)
 
 
-def full_profile(adapter: Adapter, settings: Settings) -> tuple[dict[str, LayerPlan], dict[str, str]]:
-    inner = LayerPlan(weight_format(settings.weights, settings.group), input_format(settings.inputs))
+def full_profile(
+    adapter: Adapter, settings: Settings
+) -> tuple[dict[str, LayerPlan], dict[str, str]]:
+    inner = LayerPlan(
+        weight_format(settings.weights, settings.group), input_format(settings.inputs)
+    )
     end = LayerPlan(inner.weight and weight_format(END_BITS, None), None)
     ends = adapter.ends()
     left = {f"input of {name}": ENDS for name in ends if inner.input}
     return {name: end if name in ends else inner for name in adapter.layers()}, left
 
 
-def paper_profile(adapter: Adapter, layers: dict[str, LayerPlan]) -> tuple[dict[str, LayerPlan], dict[str, str]]:
+def paper_profile(
+    adapter: Adapter, layers: dict[str, LayerPlan]
+) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     """The released code's choices: ends, shortcuts, downsampling and the first temporal layer in float, two inputs in float."""
     reasons = dict.fromkeys(adapter.ends(), "first or last layer")
-    reasons |= dict.fromkeys([*adapter.shortcuts(), *adapter.downsamplers()], "shortcut or downsampling")
+    reasons |= dict.fromkeys(
+        [*adapter.shortcuts(), *adapter.downsamplers()], "shortcut or downsampling"
+    )
     temporal = [name for unit in adapter.temporal() for name in unit.layers]
     reasons |= dict.fromkeys(temporal[:1], "first temporal layer")
     first_inner = next(name for unit in adapter.blocks() for name in unit.layers)
@@ -83,7 +97,9 @@ def paper_profile(adapter: Adapter, layers: dict[str, LayerPlan]) -> tuple[dict[
     layers |= {name: replace(layers[name], input=None) for name in floating}
     left = {name: f"{why} (paper profile)" for name, why in reasons.items()}
     left |= {f"input of {name}": "near the input (paper profile)" for name in floating}
-    return layers, left | {"attention": "q, k, v and softmax stay in float in the released code (paper profile)"}
+    return layers, left | {
+        "attention": "q, k, v and softmax stay in float in the released code (paper profile)"
+    }
 
 
 def attention_plans(job: Job, per_step: bool) -> dict[str, dict[str, LayerPlan]]:

@@ -16,11 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowtide.checks import check, listed
 from lowtide.errors import BadInput
 from lowtide.models import Adapter
 from lowtide.models.trace import mapped
-from lowtide.plan import Plan, Settings
+from lowtide.nn.plan import Plan
+from lowtide.settings import Settings
+from lowtide.validation import check, listed
 
 
 @runtime_checkable
@@ -88,8 +89,15 @@ class Job:
 
     def track(self, things: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
         """The things, behind a bar with the time left."""
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as progress:
             yield from progress.track(things, total=total, description=title)
 
 
@@ -119,11 +127,21 @@ def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
     known = {name.lower(): name for name in spare}
     for name in without:
         if name.lower() not in known:
-            raise BadInput(f"found no stage {name!r}", f"one of {', '.join(spare)}", "check --without")
+            raise BadInput(
+                f"found no stage {name!r}", f"one of {', '.join(spare)}", "check --without"
+            )
         if not spare[known[name.lower()]]:
             others = " or ".join(other for other in spare if spare[other])
-            way_out = f"leave out {others}" if others else "change --without: this method has no stage to spare"
-            raise BadInput(f"found --without {known[name.lower()]}", "a stage that the others can do without", way_out)
+            way_out = (
+                f"leave out {others}"
+                if others
+                else "change --without: this method has no stage to spare"
+            )
+            raise BadInput(
+                f"found --without {known[name.lower()]}",
+                "a stage that the others can do without",
+                way_out,
+            )
     left = {known[name.lower()] for name in without}
     return tuple(stage for stage in recipe if type(stage).__name__ not in left)
 
@@ -140,17 +158,29 @@ def tuned(recipe: Recipe, asked: Mapping[str, Mapping[str, Any]]) -> Recipe:
     known = {type(stage).__name__.lower(): stage for stage in recipe if fields(stage)}
     for name in asked:
         if name.lower() not in known:
-            there = "; ".join(f"{type(stage).__name__}: {option_names(stage)}" for stage in known.values())
-            raise BadInput(f"found no stage {name!r} that takes options", f"one of {there}", "check --set and [stages]")
+            there = "; ".join(
+                f"{type(stage).__name__}: {option_names(stage)}" for stage in known.values()
+            )
+            raise BadInput(
+                f"found no stage {name!r} that takes options",
+                f"one of {there}",
+                "check --set and [stages]",
+            )
     given = {name.lower(): options for name, options in asked.items()}
-    return tuple(with_options(stage, given.get(type(stage).__name__.lower(), {})) for stage in recipe)
+    return tuple(
+        with_options(stage, given.get(type(stage).__name__.lower(), {})) for stage in recipe
+    )
 
 
 def with_options(stage: Stage, options: Mapping[str, Any]) -> Stage:
     """The stage with these fields, checked for name, kind and bounds."""
     title, known = type(stage).__name__, {each.name for each in fields(stage)}
     if unknown := [name for name in options if name not in known]:
-        raise BadInput(f"found no option {unknown[0]!r} of {title}", f"one of {option_names(stage)}", "check the spelling")
+        raise BadInput(
+            f"found no option {unknown[0]!r} of {title}",
+            f"one of {option_names(stage)}",
+            "check the spelling",
+        )
     given = {name: listed(value) for name, value in options.items()}
     check(type(stage), given, f"{title} ")
     return replace(stage, **given)
@@ -163,7 +193,9 @@ def option_names(stage: Stage) -> str:
 def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:
     """What a resumable run must agree on: stages and their numbers, settings, the model's weights, and what worked on them."""
     stages = [(type(stage).__name__, asdict(stage)) for stage in recipe]
-    text = json.dumps([stages, asdict(settings), fingerprint, source()], sort_keys=True, default=str)
+    text = json.dumps(
+        [stages, asdict(settings), fingerprint, source()], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowtide.errors import BadInput
 from lowtide.models import adapt
-from lowtide.sample import Request, trajectory
+from lowtide.sampling import Request, trajectory
 from lowtide.stages.base import Call, Job
 
 LARGEST_BATCH = 16
@@ -16,7 +16,7 @@ LARGEST_BATCH = 16
 
 @dataclass(frozen=True)
 class Collect:
-    """Record the denoiser's inputs at every step; `settings.kept` of the steps, evenly spread, serve reconstruction."""
+    """Record the denoiser's inputs at every step; `settings.calibration_steps` of the steps, evenly spread, serve reconstruction."""
 
     essential: ClassVar[bool] = True
 
@@ -36,7 +36,7 @@ def sampled_calls(job: Job) -> list[Call]:
         timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
         arguments = previous = share(moment.arguments, previous)
         calls.append((moment.index, Call(timestep, arguments, False)))
-    kept = keep_some(calls, job.settings.kept)
+    kept = keep_some(calls, job.settings.calibration_steps)
     check_finite(kept)
     return kept
 
@@ -65,7 +65,11 @@ def share(arguments: dict[str, Any], previous: dict[str, Any]) -> dict[str, Any]
 
 def shared(value: Any, before: Any) -> Any:
     if isinstance(value, Tensor):
-        same = isinstance(before, Tensor) and before.shape == value.shape and torch.equal(before, value)
+        same = (
+            isinstance(before, Tensor)
+            and before.shape == value.shape
+            and torch.equal(before, value)
+        )
         return before if same else value
     if isinstance(value, dict):
         return share(value, before if isinstance(before, dict) else {})
@@ -75,14 +79,21 @@ def shared(value: Any, before: Any) -> Any:
 def keep_some(calls: list[tuple[int, Call]], kept: int) -> list[Call]:
     """Mark every call of `kept` evenly spread steps."""
     indices = sorted({index for index, _ in calls})
-    spread = {indices[round(place * (len(indices) - 1) / max(1, kept - 1))] for place in range(min(kept, len(indices)))}
+    spread = {
+        indices[round(place * (len(indices) - 1) / max(1, kept - 1))]
+        for place in range(min(kept, len(indices)))
+    }
     return [Call(call.timestep, call.arguments, index in spread) for index, call in calls]
 
 
 def check_finite(calls: list[Call]) -> None:
     for call in calls:
         for name, value in call.arguments.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            if (
+                isinstance(value, Tensor)
+                and value.is_floating_point()
+                and not value.isfinite().all()
+            ):
                 raise BadInput(
                     f"found NaN or infinity in {name} at timestep {call.timestep}",
                     "a float model that samples finite images",

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowtide.checks import Count, NotNegative
 from lowtide.formats import Affine
-from lowtide.nn.fake import Fake
+from lowtide.nn.precision import Precision
+from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Quantizer
-from lowtide.nn.swap import find_clock, look, quant_layers, quantizers
+from lowtide.nn.swap import find_clock, quant_layers, quantizers, set_precision
 from lowtide.stages.base import Job
-from lowtide.stages.lessons import Lessons, answer_of, features
+from lowtide.stages.batches import CalibrationBatches, answer_of, features
+from lowtide.validation import Count, NotNegative
 
 PAPER_ITERS, JUDGES, LEG = 16_000, 4, 250
 MOST = 0.02  # the share of itself that a scale moves by in one step, at most
@@ -43,10 +44,10 @@ class Distill:
         if student.layers or student.inputs:
             found = job.recorded(STAGE, NETWORK)
             if found is None:
-                found = Course(job, student).search()
+                found = DistillLoop(job, student).search()
                 job.record(STAGE, NETWORK, found)
             student.take(found)
-        look(job.model, True, True)
+        set_precision(job.model, Precision.FULL)
 
 
 class Student:
@@ -54,20 +55,32 @@ class Student:
 
     def __init__(self, job: Job, options: Distill):
         self.job, self.options = job, options
-        self.layers: dict[str, Fake] = {name: layer for name, layer in quant_layers(job.model) if layer.format is not None}
+        self.layers: dict[str, QuantizedLayer] = {
+            name: layer for name, layer in quant_layers(job.model) if layer.format is not None
+        }
         found = quantizers(job.model)
-        self.inputs: dict[str, Quantizer] = {name: each for name, each in found.items() if isinstance(each.format, Affine)}
+        self.inputs: dict[str, Quantizer] = {
+            name: each for name, each in found.items() if isinstance(each.format, Affine)
+        }
 
     def start(self) -> list[dict]:
         """Groups of parameters, each with the rate it starts at."""
         options, hurry = self.options, max(1.0, PAPER_ITERS / self.job.settings.iters) ** 0.75
-        loras = [layer.start_lora(options.rank, self.job.generator(STAGE, name)) for name, layer in self.layers.items()]
+        loras = [
+            layer.start_lora(options.rank, self.job.generator(STAGE, name))
+            for name, layer in self.layers.items()
+        ]
         rates = [options.weight_rate * hurry * lora.step() for lora in loras]
-        groups = [group([lora.down, lora.up], rate) for lora, rate in zip(loras, rates, strict=True)]
+        groups = [
+            group([lora.down, lora.up], rate) for lora, rate in zip(loras, rates, strict=True)
+        ]
         # All of them learn: one that does not passes gradients on beyond its last code too. Left out, they learn at no rate.
         learnt = [quantizer.start_learning() for quantizer in self.inputs.values()]
         groups.append(group(learnt, min(MOST, options.range_rate * hurry) * options.ranges))
-        return [*groups, group([lora.log_scale for lora in loras], min(MOST, options.scale_rate * hurry))]
+        return [
+            *groups,
+            group([lora.log_scale for lora in loras], min(MOST, options.scale_rate * hurry)),
+        ]
 
     def finish(self) -> None:
         """Merge: codes and tables are all that is left."""
@@ -92,11 +105,11 @@ def group(parameters: list[nn.Parameter], rate: float) -> dict:
     return {"params": parameters, "lr": rate, "first": rate}
 
 
-class Course:
+class DistillLoop:
     """The loop. It is recorded in legs, so that an interrupted run goes on from the last one, to the same bits."""
 
     def __init__(self, job: Job, student: Student):
-        self.job, self.student, self.lessons = job, student, Lessons(job)
+        self.job, self.student, self.lessons = job, student, CalibrationBatches(job)
 
     def search(self) -> dict[str, Tensor]:
         """What was learnt, or what was there before, whichever is nearer to the float model on held-out images."""
@@ -110,10 +123,13 @@ class Course:
     @torch.no_grad()
     def judge(self) -> float:
         """The distance to the float model on the same few held-out batches before and after."""
-        look(self.job.model, True, True)
+        set_precision(self.job.model, Precision.FULL)
         generator, lessons = self.job.generator(STAGE, "judge"), self.lessons
         batches = [lessons.some(lessons.held_out, generator) for _ in range(JUDGES)]
-        return sum(distance(self.answer(batch), lessons.targets(batch)).item() for batch in batches) / JUDGES
+        return (
+            sum(distance(self.answer(batch), lessons.targets(batch)).item() for batch in batches)
+            / JUDGES
+        )
 
     def learn(self) -> None:
         iters, generator = self.job.settings.iters, self.job.generator(STAGE)
@@ -139,12 +155,14 @@ class Course:
         """Both steps of a pair lie in one graph, so a term's gradient reaches the student through each of them."""
         with features(self.job) as heard:
             with torch.no_grad():
-                look(self.job.model, False, False)
+                set_precision(self.job.model, Precision.FLOAT)
                 self.answer(batch)
-            look(self.job.model, True, True)
+            set_precision(self.job.model, Precision.FULL)
             answer = self.answer(batch)
         theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in heard)
-        return distance(answer, self.lessons.targets(batch)) + sum(term(ours, theirs) for term in self.job.terms)
+        return distance(answer, self.lessons.targets(batch)) + sum(
+            term(ours, theirs) for term in self.job.terms
+        )
 
     def answer(self, batch: list[tuple[int, int]]) -> Tensor:
         return answer_of(self.job.model(**self.lessons.arguments(batch)))
@@ -159,7 +177,9 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for each in optimizer.param_groups for parameter in each["params"]]
 
 
-def written(optimizer: torch.optim.Optimizer, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+def written(
+    optimizer: torch.optim.Optimizer, generator: torch.Generator, step: int
+) -> dict[str, Tensor]:
     """Everything that the rest of the loop depends on."""
     found = {"step": torch.tensor(step), "generator": generator.get_state()}
     for place, parameter in enumerate(parameters(optimizer)):
@@ -169,7 +189,9 @@ def written(optimizer: torch.optim.Optimizer, generator: torch.Generator, step: 
 
 
 @torch.no_grad()
-def resume(optimizer: torch.optim.Optimizer, generator: torch.Generator, found: dict[str, Tensor] | None) -> int:
+def resume(
+    optimizer: torch.optim.Optimizer, generator: torch.Generator, found: dict[str, Tensor] | None
+) -> int:
     """Go on from where a leg ended; at which step that is."""
     if found is None:
         return 0
@@ -179,5 +201,7 @@ def resume(optimizer: torch.optim.Optimizer, generator: torch.Generator, found: 
         for name in ("step", "exp_avg", "exp_avg_sq"):
             if f"{place}.{name}" in found:
                 value = found[f"{place}.{name}"]
-                optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+                optimizer.state[parameter][name] = (
+                    value if name == "step" else value.to(parameter.device)
+                )
     return int(found["step"])

@@ -7,10 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lowtide.capture import Tape
 from lowtide.models import Unit
-from lowtide.nn.swap import look
+from lowtide.nn.precision import Precision
+from lowtide.nn.swap import set_precision
 from lowtide.stages.stream import Scene
+from lowtide.stages.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,16 @@ class LayerScene:
             for call in range(len(self.scene.calls)):
                 inputs.append(self.heard(call, True)[0])
                 answers.append(self.heard(call, False)[1])
-        look(self.scene.module, True, False)
+        set_precision(self.scene.module, Precision.WEIGHTS)
         return inputs, answers
 
     def heard(self, call: int, quantized: bool) -> tuple[Tensor, Tensor]:
         """What the layer reads and answers as the block runs on one call, quantized or in float on float inputs."""
         found: list[tuple[Tensor, Tensor]] = []
-        look(self.scene.module, quantized, False)
-        hook = self.layer.register_forward_hook(lambda layer, args, answer: found.append((args[0], answer)))
+        set_precision(self.scene.module, Precision.of(weights=quantized, inputs=False))
+        hook = self.layer.register_forward_hook(
+            lambda layer, args, answer: found.append((args[0], answer))
+        )
         try:
             self.scene.whole(call, quantized)
         finally:
@@ -52,7 +55,12 @@ class LayerScene:
         chosen = self.scene.choose(generator)
         self.scene.set_clock(chosen)
         x, answer = (self.scene.taken(tape, chosen) for tape in self.pairs)
-        return (self.layer(x).float() - answer.float()).square().sum(1 if isinstance(self.layer, nn.Conv2d) else -1).mean()
+        return (
+            (self.layer(x).float() - answer.float())
+            .square()
+            .sum(1 if isinstance(self.layer, nn.Conv2d) else -1)
+            .mean()
+        )
 
 
 def layers_of(scene: Scene) -> Iterator[LayerScene]:

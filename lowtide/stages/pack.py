@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lowtide.nn.request import answer_by_request
+from lowtide.nn.feature_cache import Blank
+from lowtide.nn.request_cache import answer_by_request
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
-from lowtide.nn.temporal import Blank
 from lowtide.stages.base import Job
-from lowtide.stages.rewrite import forget
+from lowtide.stages.model_edits import forget
 
 
 @dataclass(frozen=True)

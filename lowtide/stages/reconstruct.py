@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowtide.checks import Count, Within
 from lowtide.formats import Affine
+from lowtide.machine.bf16 import bf16_products, words
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
-from lowtide.nn.fake import Fake
-from lowtide.nn.low import low_products, words
+from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Drop, Quantizer
 from lowtide.nn.rounding import Roundings
 from lowtide.nn.swap import find_clock
 from lowtide.stages.base import Job
+from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.layerwise import layers_of
-from lowtide.stages.ranges import FitRanges
 from lowtide.stages.stream import Stream
+from lowtide.validation import Count, Within
 
 PAPER_ITERS, PAPER_RATE = 20_000, 1e-3
 PENALTY, WARM_UP, SHARP_FIRST, SHARP_LAST = 0.01, 0.2, 20.0, 2.0
@@ -54,7 +54,9 @@ class Reconstruct:
         stream = Stream(job, inputs_quantized=drops, temporal=not job.maintained)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
-            job.report["largest_block_bytes"] = max(job.report.get("largest_block_bytes", 0), scene.bytes())
+            job.report["largest_block_bytes"] = max(
+                job.report.get("largest_block_bytes", 0), scene.bytes()
+            )
             iters = max(1, job.settings.iters >> self.round)
             for part in layers_of(scene) if job.settings.scope == "layer" else (scene,):
                 Learner(job, name, part.unit, iters, warm=self.round > 0).learn(part.loss)
@@ -84,14 +86,18 @@ class Learner:
     def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False):
         self.job, self.stage, self.unit, self.iters, self.warm = job, stage, unit, iters, warm
         modules = {name: job.model.get_submodule(name) for name in unit.layers}
-        self.layers: dict[str, Fake] = {
-            name: layer for name, layer in modules.items() if isinstance(layer, Fake) and layer.format
+        self.layers: dict[str, QuantizedLayer] = {
+            name: layer
+            for name, layer in modules.items()
+            if isinstance(layer, QuantizedLayer) and layer.format
         }
 
     @property
     def low(self) -> bool:
         """Whether bf16 will do: not for time, whose precision is the point; a model that came in fewer bits has its own."""
-        return self.unit.kind != "temporal" and all(layer.weight.dtype == torch.float32 for layer in self.layers.values())
+        return self.unit.kind != "temporal" and all(
+            layer.weight.dtype == torch.float32 for layer in self.layers.values()
+        )
 
     def learn(self, loss: Loss) -> None:
         """`loss(generator)` is the unit's distance from the float model on a random batch; `loss(generator, drop)` drops."""
@@ -106,7 +112,9 @@ class Learner:
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         nearest, before = self.codes(), self.judge(loss)
-        roundings = Roundings([layer.start_rounding(self.warm) for layer in self.layers.values()], rate(self.iters))
+        roundings = Roundings(
+            [layer.start_rounding(self.warm) for layer in self.layers.values()], rate(self.iters)
+        )
         self.minimise(loss, roundings)
         for layer in self.layers.values():
             layer.finish_rounding()
@@ -127,18 +135,29 @@ class Learner:
         iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
         # Dropped only in blocks: a temporal unit is learnt on its own few inputs as they are.
         chance = None if self.unit.kind == "temporal" else self.job.settings.drop
-        drop = () if chance is None else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
+        drop = (
+            ()
+            if chance is None
+            else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
+        )
         history: list[float] = []
         for step in range(iters):
             penalty = PENALTY if step >= WARM_UP * iters else 0.0
-            distance = self.iterate(lambda: loss(generator, *drop), roundings, penalty, sharpness(step / iters, self.warm))
+            distance = self.iterate(
+                lambda: loss(generator, *drop),
+                roundings,
+                penalty,
+                sharpness(step / iters, self.warm),
+            )
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
                 break
 
-    def iterate(self, loss: Callable[[], Tensor], roundings: Roundings, penalty: float, sharpness: float) -> Tensor:
+    def iterate(
+        self, loss: Callable[[], Tensor], roundings: Roundings, penalty: float, sharpness: float
+    ) -> Tensor:
         """One iteration; the loss before it."""
-        with low_products(roundings.device, self.low):
+        with bf16_products(roundings.device, self.low):
             distance = loss()
         distance.backward()
         roundings.step(penalty, sharpness)
@@ -169,10 +188,20 @@ class RangeLearner:
 
     def __init__(self, job: Job, unit: Unit, iters: int):
         self.job, self.unit, self.iters = job, unit, iters
-        layers = [job.model.get_submodule(name).input for name in unit.layers if isinstance(job.model.get_submodule(name), Fake)]
-        attentions = [module for module in job.model.get_submodule(unit.name).modules() if isinstance(module, QuantAttention)]
+        layers = [
+            job.model.get_submodule(name).input
+            for name in unit.layers
+            if isinstance(job.model.get_submodule(name), QuantizedLayer)
+        ]
+        attentions = [
+            module
+            for module in job.model.get_submodule(unit.name).modules()
+            if isinstance(module, QuantAttention)
+        ]
         parts = [part for attention in attentions for part in attention.quantizers().values()]
-        self.quantizers: list[Quantizer] = [each for each in (*layers, *parts) if isinstance(each.format, Affine)]
+        self.quantizers: list[Quantizer] = [
+            each for each in (*layers, *parts) if isinstance(each.format, Affine)
+        ]
 
     def learn(self, loss: Loss) -> None:
         if not self.quantizers:
@@ -180,7 +209,11 @@ class RangeLearner:
         found = self.job.recorded("LearnRanges", self.unit.name)
         if found is None:
             self.search(loss)
-            self.job.record("LearnRanges", self.unit.name, {str(row): each.scale for row, each in enumerate(self.quantizers)})
+            self.job.record(
+                "LearnRanges",
+                self.unit.name,
+                {str(row): each.scale for row, each in enumerate(self.quantizers)},
+            )
         else:
             self.take([found[str(row)] for row in range(len(self.quantizers))])
 
@@ -189,7 +222,9 @@ class RangeLearner:
         generator = self.job.generator("LearnRanges", self.unit.name)
         before = [quantizer.scale.clone() for quantizer in self.quantizers]
         start = self.judge(loss)
-        optimizer = torch.optim.Adam([quantizer.start_learning() for quantizer in self.quantizers], 1e-2)
+        optimizer = torch.optim.Adam(
+            [quantizer.start_learning() for quantizer in self.quantizers], 1e-2
+        )
         for _ in range(self.iters):
             optimizer.zero_grad()
             loss(generator).backward()

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.capture import Store, Tape
-from lowtide.memory import give_back
+from lowtide.machine.peak_memory import give_back
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
+from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Drop, dropping
-from lowtide.nn.swap import find_clock, look
+from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
+from lowtide.stages.tape import Store, Tape
 
 Value = Tape | list[Any]
 
@@ -44,18 +45,31 @@ class Scene:
         chosen = self.choose(generator)
         with dropping(self.module, drop):
             answer = self.answer(chosen, drop)
-        pairs = [(leaf, ref.id) for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True) if ref]
-        apart = [leaf.float() - self.rows(self.targets[id], id, chosen).float() for leaf, id in pairs]
+        pairs = [
+            (leaf, ref.id)
+            for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True)
+            if ref
+        ]
+        apart = [
+            leaf.float() - self.rows(self.targets[id], id, chosen).float() for leaf, id in pairs
+        ]
         return sum(each.square().sum(-1 if each.dim() == 3 else 1).mean() for each in apart)
 
     def bytes(self) -> int:
         """What the unit's inputs and answers take."""
         values = [*self.inputs.values(), *self.targets.values()]
-        return sum(part.numel() * part.element_size() for tape in values if isinstance(tape, Tape) for part in tape.batches)
+        return sum(
+            part.numel() * part.element_size()
+            for tape in values
+            if isinstance(tape, Tape)
+            for part in tape.batches
+        )
 
     def choose(self, generator: torch.Generator) -> list[int]:
         samples = sum(len(call.arguments["timestep"]) for call in self.calls)
-        return torch.randint(samples, (min(self.job.settings.batch, samples),), generator=generator).tolist()
+        return torch.randint(
+            samples, (min(self.job.settings.batch, samples),), generator=generator
+        ).tolist()
 
     def answer(self, chosen: list[int], drop: Drop | None = None) -> Any:
         """The unit's own answer on these samples, whatever timesteps they have."""
@@ -95,7 +109,9 @@ class Scene:
 
     def taken(self, value: Value, chosen: list[int]) -> Tensor:
         size = len(value[0])
-        return torch.stack([value[number // size][number % size] for number in chosen]).to(self.device)
+        return torch.stack([value[number // size][number % size] for number in chosen]).to(
+            self.device
+        )
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +130,10 @@ class Stream:
         self.floating: dict[int, Value] = {}
         self.quantized: dict[int, Value] = {}
         apart = [unit for unit in job.adapter.units() if unit.kind != "temporal"]
-        self.units = {unit.name: unit for unit in (job.adapter.homes(job.adapter.reads) if temporal else apart)}
+        self.units = {
+            unit.name: unit
+            for unit in (job.adapter.homes(job.adapter.reads) if temporal else apart)
+        }
 
     def scenes(self) -> Iterator[Scene]:
         """Each unit in forward order; going on to the next runs both streams through it."""
@@ -123,9 +142,22 @@ class Stream:
             unit = self.units.get(node.target) if node.is_leaf else None
             answers = self.run(node, self.floating, (False, False))
             if unit:
-                inputs, floating = ({id: values[id] for id in node.uses()} for values in (self.quantized, self.floating))
+                inputs, floating = (
+                    {id: values[id] for id in node.uses()}
+                    for values in (self.quantized, self.floating)
+                )
                 self.show(node.target, True, self.inputs_quantized)
-                yield Scene(unit, node, self.job, self.calls, self.batched, inputs, floating, answers, self.store)
+                yield Scene(
+                    unit,
+                    node,
+                    self.job,
+                    self.calls,
+                    self.batched,
+                    inputs,
+                    floating,
+                    answers,
+                    self.store,
+                )
             self.floating |= answers
             self.quantized |= self.run(node, self.quantized, (True, self.inputs_quantized))
             for id in node.frees:
@@ -144,10 +176,14 @@ class Stream:
 
     def show(self, target: Any, quantized: bool, inputs: bool) -> None:
         if isinstance(target, str):
-            look(self.job.model.get_submodule(target), quantized, inputs)
+            set_precision(
+                self.job.model.get_submodule(target), Precision.of(weights=quantized, inputs=inputs)
+            )
 
     @torch.no_grad()
-    def run(self, node: Node, values: dict[int, Value], state: tuple[bool, bool]) -> dict[int, Value]:
+    def run(
+        self, node: Node, values: dict[int, Value], state: tuple[bool, bool]
+    ) -> dict[int, Value]:
         """Run one node on every call of one stream."""
         self.show(node.target, *state)
         given: dict[int, Value] = {}
@@ -155,9 +191,13 @@ class Stream:
         clock = find_clock(self.job.model)
         for place, call in enumerate(self.calls):
             clock.set(call.timestep / clock.ticks)
-            results = run_node(node, self.job.model, lambda id, place=place: on(device, values[id][place]), device)
+            results = run_node(
+                node, self.job.model, lambda id, place=place: on(device, values[id][place]), device
+            )
             for id, result in results.items():
-                given.setdefault(id, Tape(self.store) if isinstance(result, Tensor) else []).append(result)
+                given.setdefault(id, Tape(self.store) if isinstance(result, Tensor) else []).append(
+                    result
+                )
         return given
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowtide import zoo
 from lowtide.errors import BadInput
-from lowtide.labelled import LabelledPipeline
+from lowtide.sampling.pipelines import ClassConditionalPipeline
 from lowtide.zoo.noise import Leg, chosen, device, happens, noise_loss, typical_first
 
 MNIST = "MNIST (CC BY-SA 3.0), 60,000 images padded to 32 x 32"
@@ -145,12 +145,12 @@ class LabelledDigits:
 
         return noise_loss(predict, clean, draw, self.noising, leg)
 
-    def pipeline(self, parts: nn.ModuleDict) -> LabelledPipeline:
+    def pipeline(self, parts: nn.ModuleDict) -> ClassConditionalPipeline:
         """Unclipped: clipping a guided estimate while the noise keeps its guidance drives pictures away from their label."""
         scheduler = DDIMScheduler(num_train_timesteps=1000, clip_sample=False)
-        return LabelledPipeline(parts["unet"], scheduler, null_label=NO_LABEL)
+        return ClassConditionalPipeline(parts["unet"], scheduler, null_label=NO_LABEL)
 
-    def samples(self, pipe: LabelledPipeline) -> np.ndarray:
+    def samples(self, pipe: ClassConditionalPipeline) -> np.ndarray:
         return drawn(pipe, 80, class_labels=[place // 8 for place in range(80)], guidance_scale=2.0)
 
 

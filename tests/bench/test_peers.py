@@ -25,17 +25,31 @@ def peers() -> ModuleType:
 def cell(recipe: str, psnr: float, low: float, **more: object) -> dict:
     share = {"weights": {"4": low, "32": 1 - low}, "inputs": {"8": low, "32": 1 - low}}
     speed = {"seconds_per_step": {"seconds": 0.1}, "float_seconds_per_step": {"seconds": 0.25}}
-    named = {"peer": "quanto", "bits": "w4a8", "recipe": recipe, "psnr": psnr, "finite": True, "share": share}
+    named = {
+        "peer": "quanto",
+        "bits": "w4a8",
+        "recipe": recipe,
+        "psnr": psnr,
+        "finite": True,
+        "share": share,
+    }
     return named | speed | {"bytes": 900_000, "left": ["a"], "layers": 3, "note": ""} | more
 
 
 def test_the_recipe_that_quantizes_most_speaks() -> None:
-    linears, everything, worse = cell("linears", 40, 0.15), cell("all", 20, 1.0), cell("other", 19, 0.998)
+    linears, everything, worse = (
+        cell("linears", 40, 0.15),
+        cell("all", 20, 1.0),
+        cell("other", 19, 0.998),
+    )
     assert best([linears, everything, worse]) is everything
 
 
 def test_among_equals_the_nearest_speaks_and_a_failure_never() -> None:
-    failed, broken = {"recipe": "x", "bits": "w4a8", "cannot": "why"}, cell("nan", 90, 1.0, finite=False)
+    failed, broken = (
+        {"recipe": "x", "bits": "w4a8", "cannot": "why"},
+        cell("nan", 90, 1.0, finite=False),
+    )
     assert best([failed, cell("a", 20, 0.999), cell("b", 21, 0.997), broken])["recipe"] == "b"
 
 
@@ -52,17 +66,27 @@ def test_channels_of_mixed_bits_count_as_their_average() -> None:
 def test_a_row_says_speed_size_shares_and_failures(peers: ModuleType) -> None:
     failed = {"recipe": "convolutions", "cannot": "only 2-d"}
     row = peers.line(cell("linears", 26.789, 0.25), [failed])
-    assert row[2:7] == ["26.79", "0.100 (2.50x)", "0.90", "4: 25 %, float: 75 %", "8: 25 %, float: 75 %"]
+    assert row[2:7] == [
+        "26.79",
+        "0.100 (2.50x)",
+        "0.90",
+        "4: 25 %, float: 75 %",
+        "8: 25 %, float: 75 %",
+    ]
     assert row[7] == "1 of 3 layers' weights in float; convolutions: only 2-d"
 
 
 def test_weights_kept_in_more_bits_are_named(peers: ModuleType) -> None:
-    mixed = cell("compressed", 27, 1.0, left=[]) | {"share": {"weights": {"4": 0.15, "8": 0.85}, "inputs": {"8": 1.0}}}
+    mixed = cell("compressed", 27, 1.0, left=[]) | {
+        "share": {"weights": {"4": 0.15, "8": 0.85}, "inputs": {"8": 1.0}}
+    }
     assert "85 % of weights in more bits than asked" in peers.line(mixed, [])[7]
 
 
 def test_a_cell_that_cannot_gives_its_reason(peers: ModuleType) -> None:
-    row = peers.line({"peer": "quanto", "bits": "w3a16", "recipe": "default", "cannot": "no qint3"}, [])
+    row = peers.line(
+        {"peer": "quanto", "bits": "w3a16", "recipe": "default", "cannot": "no qint3"}, []
+    )
     assert row == ["optimum-quanto", "default", "cannot", "", "", "", "", "no qint3"]
 
 
@@ -74,7 +98,11 @@ def asked(*options: str) -> dict[str, int]:
 
 def test_quick_fills_in_what_was_not_asked_for() -> None:
     assert asked() == {"seeds": 64, "images": 32, "steps": 50}
-    assert asked("--quick", "--seeds", "32") == {"seeds": 32, "images": QUICK["images"], "steps": QUICK["steps"]}
+    assert asked("--quick", "--seeds", "32") == {
+        "seeds": 32,
+        "images": QUICK["images"],
+        "steps": QUICK["steps"],
+    }
     assert asked("--steps", "0")["steps"] == 0
 
 

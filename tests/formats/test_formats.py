@@ -4,11 +4,22 @@ import pytest
 import torch
 
 from lowtide.errors import BadInput
-from lowtide.formats import Affine, Log2, Mixed, check_bits, format_from_json, format_to_json, minmax
+from lowtide.formats import (
+    Affine,
+    Log2,
+    Mixed,
+    check_bits,
+    format_from_json,
+    format_to_json,
+    minmax,
+)
 
 
 def weight(rows: int = 6, columns: int = 70) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * torch.arange(1, rows + 1)[:, None]
+    return (
+        torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+        * torch.arange(1, rows + 1)[:, None]
+    )
 
 
 def fitted(format, x):
@@ -30,7 +41,10 @@ def test_rounding_is_within_half_a_step(form):
     assert ((decoded - x).abs() <= bound * steps + 1e-6).all()
 
 
-@pytest.mark.parametrize("form", [Affine(b, b in (1, 8), 0) for b in range(1, 9)] + [Affine(b, True, 0, 8) for b in range(2, 9)])
+@pytest.mark.parametrize(
+    "form",
+    [Affine(b, b in (1, 8), 0) for b in range(1, 9)] + [Affine(b, True, 0, 8) for b in range(2, 9)],
+)
 def test_every_weight_is_an_int8_times_a_channel_scale(form):
     x = weight()
     grid = fitted(form, x)
@@ -49,7 +63,10 @@ def test_one_bit_signed_is_plus_and_minus():
     assert torch.equal(values, x.abs().amax(1, keepdim=True) * torch.where(x < 0, -1.0, 1.0))
 
 
-@pytest.mark.parametrize("form", [Affine(4, False, 0), Affine(4, True, 0), Affine(4, True, 0, 8), Mixed((2, 3, 4, 4, 5, 8))])
+@pytest.mark.parametrize(
+    "form",
+    [Affine(4, False, 0), Affine(4, True, 0), Affine(4, True, 0, 8), Mixed((2, 3, 4, 4, 5, 8))],
+)
 def test_an_all_zero_channel_stays_zero(form):
     x = weight()
     x[2] = 0
@@ -68,14 +85,18 @@ def test_mixed_is_affine_row_by_row():
     for row, width in enumerate(bits):
         form = Affine(width, True, 0)
         alone = fitted(form, x[row : row + 1])
-        assert torch.equal(decoded[row], form.decode(form.encode(x[row : row + 1], alone), alone)[0])
+        assert torch.equal(
+            decoded[row], form.decode(form.encode(x[row : row + 1], alone), alone)[0]
+        )
 
 
 def test_log2_halves_and_holds_zero():
     form = Log2(4)
     grid = form.params(torch.zeros(1), torch.ones(1))
     x = torch.tensor([1.0, 0.5, 0.25, 2.0**-14, 2.0**-20, 0.0])
-    assert torch.equal(form.decode(form.encode(x, grid), grid), torch.tensor([1.0, 0.5, 0.25, 2.0**-14, 0.0, 0.0]))
+    assert torch.equal(
+        form.decode(form.encode(x, grid), grid), torch.tensor([1.0, 0.5, 0.25, 2.0**-14, 0.0, 0.0])
+    )
 
 
 @pytest.mark.parametrize("bits", [0, 9, 17, -1, True, 4.0])
@@ -91,4 +112,6 @@ def test_json_round_trip(form):
 
 def test_bits_by_channel_are_a_string_and_a_list_of_before_is_read():
     assert format_to_json(Mixed((1, 2, 3)))["bits"] == "123"
-    assert format_from_json(format_to_json(Mixed((1, 2, 3))) | {"bits": [1, 2, 3]}) == Mixed((1, 2, 3))
+    assert format_from_json(format_to_json(Mixed((1, 2, 3))) | {"bits": [1, 2, 3]}) == Mixed(
+        (1, 2, 3)
+    )

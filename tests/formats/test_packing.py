@@ -7,7 +7,9 @@ from lowtide.formats import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 
 
 def codes(rows: int, columns: int, bits: int) -> torch.Tensor:
-    return torch.randint(2**bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+    return torch.randint(
+        2**bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits)
+    )
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -19,14 +19,21 @@ def weights(rows: int = 32, columns: int = 300) -> torch.Tensor:
 def test_mse_loses_no_more_than_one_percent_over_trying_all(bits):
     x, form = weights(), Affine(bits, bits == 8, 0)
     lo, hi = minmax(x, form)
-    every = torch.stack([loss_of(x, form, (lo * share, hi * share), NORM) for share in torch.arange(100, 20, -1) / 100])
+    every = torch.stack(
+        [
+            loss_of(x, form, (lo * share, hi * share), NORM)
+            for share in torch.arange(100, 20, -1) / 100
+        ]
+    )
     found = loss_of(x, form, mse(x, form), NORM)
     assert (found <= 1.01 * every.amin(0)).all()
 
 
 def test_mse_beats_minmax_at_four_bits():
     x, form = weights(), Affine(4, axis=0)
-    assert (loss_of(x, form, mse(x, form), NORM).sum() / loss_of(x, form, minmax(x, form), NORM).sum()) < 0.9
+    assert (
+        loss_of(x, form, mse(x, form), NORM).sum() / loss_of(x, form, minmax(x, form), NORM).sum()
+    ) < 0.9
 
 
 def test_rows_do_not_feel_each_other():

@@ -26,28 +26,46 @@ print(kernels.linear(torch.randn(2, 8), torch.zeros(3, 4, dtype=torch.uint8), gr
 
 
 def arguments(form, rows=6, columns=18):
-    codes = torch.randint(2 if isinstance(form, Mixed) else 2**form.bits, (rows, columns), dtype=torch.uint8)
+    codes = torch.randint(
+        2 if isinstance(form, Mixed) else 2**form.bits, (rows, columns), dtype=torch.uint8
+    )
     packed = pack_mixed(codes, form.bits) if isinstance(form, Mixed) else pack(codes, form.bits)
     zero = torch.empty(0) if form.signed else torch.full((rows, 1), 3, dtype=torch.uint8)
-    factor = torch.full((rows, -(-columns // form.group)), 2, dtype=torch.uint8) if form.group else torch.empty(0)
+    factor = (
+        torch.full((rows, -(-columns // form.group)), 2, dtype=torch.uint8)
+        if form.group
+        else torch.empty(0)
+    )
     step = [torch.tensor(0.1), torch.tensor(7, dtype=torch.uint8)]
     grid = [torch.rand(rows, 1) + 0.5, zero, factor, torch.empty(0)]
     return packed, grid, step, Spec(columns, form, 8).flat(), torch.randn(rows)
 
 
 @pytest.mark.parametrize(
-    "form", [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 1, 2, 8))], ids=str
+    "form",
+    [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 1, 2, 8))],
+    ids=str,
 )
 def test_torch_accepts_schema_and_shapes(form):
     packed, *rest = arguments(form)
-    torch.library.opcheck(kernels.linear, (torch.randn(5, 18), packed, *rest), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        kernels.linear,
+        (torch.randn(5, 18), packed, *rest),
+        test_utils=("test_schema", "test_faketensor"),
+    )
     geometry = [3, 3, 2, 2, 1, 1, 1, 1, 1]
     image = torch.randn(2, 2, 7, 6)
-    torch.library.opcheck(kernels.conv2d, (image, packed, *rest, geometry), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        kernels.conv2d,
+        (image, packed, *rest, geometry),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 @pytest.mark.parametrize(
-    "form", [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 4, 2, 8))], ids=str
+    "form",
+    [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 4, 2, 8))],
+    ids=str,
 )
 def test_a_spec_survives_being_integers(form):
     assert Spec.of(Spec(18, form, 8).flat()) == Spec(18, form, 8)
@@ -71,5 +89,7 @@ def test_one_range_for_each_sample():
 
 
 def test_a_faster_twin_takes_over():
-    answer = subprocess.run([sys.executable, "-c", TWIN], capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(
+        [sys.executable, "-c", TWIN], capture_output=True, text=True, check=True
+    ).stdout
     assert answer.strip() == "[7.0]"

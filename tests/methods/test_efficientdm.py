@@ -8,37 +8,56 @@ import torch
 from diffusers import DiffusionPipeline
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.methods import METHODS, efficientdm
 from lowtide.nn.swap import find_clock
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.distill import Distill
 
-OPTIONS = {"weights": 3, "inputs": 6, "steps": 4, "images": 4, "kept": 2, "iters": 20, "batch": 8}
-REQUEST = sample.Request(steps=4, seeds=(0, 1, 2, 3))
+OPTIONS = {
+    "weights": 3,
+    "inputs": 6,
+    "steps": 4,
+    "images": 4,
+    "calibration_steps": 2,
+    "iters": 20,
+    "batch": 8,
+}
+REQUEST = sampling.Request(steps=4, seeds=(0, 1, 2, 3))
 
 
 def error(recipe, monkeypatch, **options) -> float:
     """How far the quantized model's answers are on the float trajectory of images that served no calibration."""
-    original, pipe = sample.as_pipeline(tiny.model("unet2d")), sample.as_pipeline(tiny.model("unet2d"))
+    original, pipe = (
+        sampling.as_pipeline(tiny.model("unet2d")),
+        sampling.as_pipeline(tiny.model("unet2d")),
+    )
     monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
     lowtide.quantize(pipe, method="this", **OPTIONS | options)
-    moments = list(sample.trajectory(original, REQUEST))
+    moments = list(sampling.trajectory(original, REQUEST))
     with torch.no_grad():
-        apart = [pipe.unet(moment.arguments["sample"], moment.t)[0] - moment.eps for moment in moments]
-    return (torch.stack(apart).norm() / torch.stack([moment.eps for moment in moments]).norm()).item()
+        apart = [
+            pipe.unet(moment.arguments["sample"], moment.t)[0] - moment.eps for moment in moments
+        ]
+    return (
+        torch.stack(apart).norm() / torch.stack([moment.eps for moment in moments]).norm()
+    ).item()
 
 
 def test_distilling_helps_on_fresh_images_and_left_out_is_the_ablation(monkeypatch):
     recipe = efficientdm.recipe(Settings())
     without = tuple(stage for stage in recipe if not isinstance(stage, Distill))
-    assert error(recipe, monkeypatch, iters=60, images=8) < 0.93 * error(without, monkeypatch, images=8)
+    assert error(recipe, monkeypatch, iters=60, images=8) < 0.93 * error(
+        without, monkeypatch, images=8
+    )
 
 
 def test_sixteen_bits_change_nothing():
     original = tiny.model("unet2d")
     result = lowtide.quantize(
-        sample.as_pipeline(tiny.model("unet2d")), method="efficientdm", **OPTIONS | {"weights": 16, "inputs": 32}
+        sampling.as_pipeline(tiny.model("unet2d")),
+        method="efficientdm",
+        **OPTIONS | {"weights": 16, "inputs": 32},
     )
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(result.model(x, 750)[0], original(x, 750)[0])
@@ -49,6 +68,11 @@ def test_end_to_end_through_the_checkpoint(name, tmp_path):
     pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
     result = lowtide.quantize(pipe, method="efficientdm", **OPTIONS | {"iters": 2}, **asked)
     assert find_clock(result.model).scale.shape[1] == len(result.plan.timesteps) == 4
-    request = sample.Request(steps=4, seeds=(5, 6), batch=2, **asked)
-    ours = sample.images(pipe, request)
-    assert np.array_equal(sample.images(DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request), ours)
+    request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **asked)
+    ours = sampling.images(pipe, request)
+    assert np.array_equal(
+        sampling.images(
+            DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request
+        ),
+        ours,
+    )

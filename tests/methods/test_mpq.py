@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.estimate.stages import patches
 from lowtide.formats import SEARCHES, Mixed
@@ -17,21 +17,30 @@ from lowtide.methods.mpq import OMQ, PATCHES, TRD, best_groups, divisors, errors
 from lowtide.models import adapt
 from lowtide.nn.lora import LoRA
 from lowtide.nn.packed import Packed
-from lowtide.nn.swap import look, packed_layers, quant_layers
-from lowtide.plan import Settings
+from lowtide.nn.precision import Precision
+from lowtide.nn.swap import packed_layers, quant_layers, set_precision
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.distill import Course, Distill, Student
-from lowtide.stages.products import rounded_rows, watched
-from lowtide.stages.ranges import FitRanges, run_call
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.distill import Distill, DistillLoop, Student
+from lowtide.stages.fit_ranges import FitRanges, run_call
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.layer_error import rounded_rows, watched
 
-OPTIONS = {"weights": 2, "inputs": 6, "steps": 4, "images": 4, "kept": 2, "iters": 4, "batch": 8}
+OPTIONS = {
+    "weights": 2,
+    "inputs": 6,
+    "steps": 4,
+    "images": 4,
+    "calibration_steps": 2,
+    "iters": 4,
+    "batch": 8,
+}
 
 
 def prepared(*stages, **settings) -> Job:
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     pipe.unet.requires_grad_(False)
     job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | settings), "test")
     run_recipe((Collect(), Assign(True), *stages), job)
@@ -39,13 +48,17 @@ def prepared(*stages, **settings) -> Job:
 
 
 def quantized(recipe, monkeypatch, **options):
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
     return lowtide.quantize(pipe, method="this", **OPTIONS | options)
 
 
 def mixed(job: Job) -> dict[str, Mixed]:
-    return {name: layer.format for name, layer in quant_layers(job.model) if isinstance(layer.format, Mixed)}
+    return {
+        name: layer.format
+        for name, layer in quant_layers(job.model)
+        if isinstance(layer.format, Mixed)
+    }
 
 
 def test_kurtosis_is_three_for_a_gaussian_and_higher_with_outliers():
@@ -64,7 +77,9 @@ def test_bits_average_exactly_n_in_every_layer(search, weights):
     job = prepared(OMQ(search), weights=weights)
     layers, groups = mixed(job), job.report["mpq"]["groups"]
     assert len(groups) > 20
-    assert set(layers) == {name for name in groups if groups[name]}  # where nothing is gained all rows keep one width
+    assert set(layers) == {
+        name for name in groups if groups[name]
+    }  # where nothing is gained all rows keep one width
     assert all(sum(form.bits) == weights * len(form.bits) for form in layers.values())
     assert all(set(form.bits) <= {weights - 1, weights, weights + 1} for form in layers.values())
     assert job.report["mpq"]["average_bits"] == weights
@@ -76,7 +91,9 @@ def test_bits_average_exactly_n_in_every_layer(search, weights):
 def test_plus_raises_a_tenth_and_lowers_none():
     job = prepared(OMQ(plus=True))
     for form in mixed(job).values():
-        assert sorted(form.bits) == [2] * (len(form.bits) - len(form.bits) // 10) + [3] * (len(form.bits) // 10)
+        assert sorted(form.bits) == [2] * (len(form.bits) - len(form.bits) // 10) + [3] * (
+            len(form.bits) // 10
+        )
     assert 2 < job.report["mpq"]["average_bits"] < 2.1
 
 
@@ -87,7 +104,11 @@ def test_an_unknown_search_is_refused(search):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"plus": True, "mix": False}, "plus without mix"), ({"smooth": False, "mix": False}, "neither")]
+    ("options", "said"),
+    [
+        ({"plus": True, "mix": False}, "plus without mix"),
+        ({"smooth": False, "mix": False}, "neither"),
+    ],
 )
 def test_options_that_would_do_nothing_are_refused(options, said):
     with pytest.raises(BadInput, match=said):
@@ -98,14 +119,25 @@ def test_channels_with_heavier_tails_get_the_bits():
     job = prepared(OMQ())
     seen = 0
     for name, form in mixed(job).items():
-        found, bits = kurtosis(job.model.get_submodule(name).whole_weight().flatten(1)), torch.tensor(form.bits)
+        found, bits = (
+            kurtosis(job.model.get_submodule(name).whole_weight().flatten(1)),
+            torch.tensor(form.bits),
+        )
         if job.report["mpq"]["groups"][name]:
             seen += 1
-            assert found[bits == 3].min() >= found[bits == 2].max() >= found[bits == 2].min() >= found[bits == 1].max()
+            assert (
+                found[bits == 3].min()
+                >= found[bits == 2].max()
+                >= found[bits == 2].min()
+                >= found[bits == 1].max()
+            )
     assert seen > 3
 
 
-@pytest.mark.parametrize("name", ["mid_block.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "time_embedding.linear_2"])
+@pytest.mark.parametrize(
+    "name",
+    ["mid_block.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "time_embedding.linear_2"],
+)
 def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
     job = prepared()
     layer = job.model.get_submodule(name)
@@ -121,7 +153,12 @@ def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
         bits[order[len(order) - groups * size :]] -= 1
         form = Mixed(tuple(bits.tolist()), signed=False)
         grid = form.params(*SEARCHES["mse"](weight, form))
-        whole.append((exact @ weight.T - rounded @ form.decode(form.encode(weight, grid), grid).T).square().sum().item())
+        whole.append(
+            (exact @ weight.T - rounded @ form.decode(form.encode(weight, grid), grid).T)
+            .square()
+            .sum()
+            .item()
+        )
     assert whole[best_groups(lost, order, 5)] == pytest.approx(min(whole), rel=1e-5)
     assert lost[:, 1].sum().item() == pytest.approx(whole[0], rel=1e-4)
     assert weight_format(1, None).signed
@@ -130,20 +167,35 @@ def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
 def test_patches_are_rows_of_the_layers_own_product():
     job = prepared()
     layers = dict(quant_layers(job.model))
-    for name in ("mid_block.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "mid_block.attentions.0.to_q"):
+    for name in (
+        "mid_block.resnets.0.conv1",
+        "down_blocks.0.downsamplers.0.conv",
+        "mid_block.attentions.0.to_q",
+    ):
         layer, heard = layers[name], []
-        hook = layer.register_forward_hook(lambda module, args, answer, heard=heard: heard.append(answer.detach()))
+        hook = layer.register_forward_hook(
+            lambda module, args, answer, heard=heard: heard.append(answer.detach())
+        )
         seen = watched(job, {name: layer}, PATCHES)[name]
         hook.remove()
-        answers = torch.cat([each.flatten(2).mT.flatten(0, 1) if each.dim() == 4 else each.flatten(0, 1) for each in heard])
+        answers = torch.cat(
+            [
+                each.flatten(2).mT.flatten(0, 1) if each.dim() == 4 else each.flatten(0, 1)
+                for each in heard
+            ]
+        )
         ours = torch.cat(seen.patches) @ layer.weight.flatten(1).T + layer.bias
-        apart = torch.cdist(ours[::37], answers, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        apart = torch.cdist(ours[::37], answers, compute_mode="donot_use_mm_for_euclid_dist").amin(
+            1
+        )
         assert apart.max() / answers.norm(dim=1).mean() < 1e-4
 
 
 def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
     job = prepared()
-    layers = {name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()}
+    layers = {
+        name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()
+    }
     one, whole = next(iter(layers)), watched(job, layers, PATCHES)
     some = watched(job, layers, PATCHES, [one])
     assert [name for name in some if some[name].patches] == [one]
@@ -162,7 +214,7 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     peaks = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.smooth
     weights = layer.whole_weight().abs().amax((0, 2, 3))
     assert torch.allclose(peaks, weights, rtol=1e-4)
-    look(job.model, False, False)
+    set_precision(job.model, Precision.FLOAT)
     assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5
     assert not any(layer.smooth for layer in prepared(OMQ(smooth=False)).plan.layers.values())
 
@@ -172,7 +224,10 @@ def test_without_mixing_it_only_smooths():
     whole = prepared(OMQ())
     assert not mixed(job) and mixed(whole)
     smoothed = [name for name, layer in job.plan.layers.items() if layer.smooth]
-    assert smoothed == [name for name, layer in whole.plan.layers.items() if layer.smooth] and len(smoothed) > 20
+    assert (
+        smoothed == [name for name, layer in whole.plan.layers.items() if layer.smooth]
+        and len(smoothed) > 20
+    )
 
 
 def test_layers_too_narrow_or_in_groups_are_not_mixed():
@@ -205,10 +260,10 @@ def test_relations_of_a_half_precision_model_are_those_of_float32():
     assert TRD().loss(ours, theirs).item() == pytest.approx(whole.item(), rel=1e-3)
 
 
-def course(**settings) -> tuple[Course, Student]:
+def course(**settings) -> tuple[DistillLoop, Student]:
     job = prepared(OMQ(), FitWeights("mse"), FitRanges("mse"), **settings)
     student = Student(job, Distill())
-    return Course(job, student), student
+    return DistillLoop(job, student), student
 
 
 def test_the_relation_loss_reaches_the_factors_through_both_steps():
@@ -220,7 +275,9 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
     for step in (0, 1):
         # Only the feature of one of the two steps keeps its graph.
         def term(ours, theirs, step=step):
-            kept = torch.stack([each if place == step else each.detach() for place, each in enumerate(ours)])
+            kept = torch.stack(
+                [each if place == step else each.detach() for place, each in enumerate(ours)]
+            )
             return 1e6 * TRD().loss(kept, theirs)
 
         found.job.terms[:] = [term]
@@ -228,8 +285,12 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
         for lora in loras:
             lora.zero_grad()
         found.paired_loss(batch).backward()
-        gradients[step] = torch.cat([lora.up.grad.flatten() for lora in loras[:-1] if lora.up.grad is not None])
-        assert sum(lora.up.grad is not None and lora.up.grad.abs().sum() > 0 for lora in loras) > 0.9 * len(loras)
+        gradients[step] = torch.cat(
+            [lora.up.grad.flatten() for lora in loras[:-1] if lora.up.grad is not None]
+        )
+        assert sum(
+            lora.up.grad is not None and lora.up.grad.abs().sum() > 0 for lora in loras
+        ) > 0.9 * len(loras)
     found.job.terms[:] = [lambda ours, theirs: 0.0]
     for lora in loras:
         lora.zero_grad()
@@ -243,14 +304,17 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
 def test_the_total_and_the_relation_fall():
     found, _ = course(iters=30)
     relation, totals = [], []
-    trd, loss = TRD(), Course.loss
+    trd, loss = TRD(), DistillLoop.loss
 
     def term(ours, theirs):
         relation.append(trd.loss(ours, theirs))
         return relation[-1]
 
     found.job.terms.append(term)
-    found.loss = lambda generator: (totals.append(loss(found, torch.Generator().manual_seed(len(totals) % 3))), totals[-1])[1]
+    found.loss = lambda generator: (
+        totals.append(loss(found, torch.Generator().manual_seed(len(totals) % 3))),
+        totals[-1],
+    )[1]
     found.learn()
     first, last = slice(0, 3), slice(-3, None)
     assert sum(totals[last]).item() < 0.7 * sum(totals[first]).item()
@@ -261,11 +325,15 @@ def test_leaving_a_stage_out_is_the_ablation(monkeypatch):
     recipe = mpq.recipe(Settings())
     whole = quantized(recipe, monkeypatch)
     for stage in (OMQ, TRD, Distill):
-        other = quantized(tuple(each for each in recipe if not isinstance(each, stage)), monkeypatch)
+        other = quantized(
+            tuple(each for each in recipe if not isinstance(each, stage)), monkeypatch
+        )
         assert ("mpq" in other.report) == (stage is not OMQ)
         assert ("Distill network" in other.report.get("losses", {})) == (stage is not Distill)
         ours, theirs = whole.model.state_dict(), other.model.state_dict()
-        assert ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours)
+        assert ours.keys() != theirs.keys() or any(
+            not torch.equal(ours[name], theirs[name]) for name in ours
+        )
 
 
 def test_sixteen_bits_change_nothing(monkeypatch):
@@ -277,21 +345,29 @@ def test_sixteen_bits_change_nothing(monkeypatch):
 
 def test_equal_seeds_give_equal_bits(monkeypatch):
     recipe = mpq.recipe(Settings())
-    first, same, other = (quantized(recipe, monkeypatch, seed=seed).model.state_dict() for seed in (0, 0, 1))
+    first, same, other = (
+        quantized(recipe, monkeypatch, seed=seed).model.state_dict() for seed in (0, 0, 1)
+    )
     assert first.keys() == same.keys()
     assert all(torch.equal(first[name], same[name]) for name in first)
-    assert any(first[name].shape != other[name].shape or not torch.equal(first[name], other[name]) for name in first)
+    assert any(
+        first[name].shape != other[name].shape or not torch.equal(first[name], other[name])
+        for name in first
+    )
 
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_end_to_end_through_the_checkpoint(monkeypatch, tmp_path, plus):
-    recipe = tuple(replace(stage, plus=plus) if isinstance(stage, OMQ) else stage for stage in mpq.recipe(Settings()))
+    recipe = tuple(
+        replace(stage, plus=plus) if isinstance(stage, OMQ) else stage
+        for stage in mpq.recipe(Settings())
+    )
     result = quantized(recipe, monkeypatch)
     packed: dict[str, Packed] = dict(packed_layers(result.model))
     two = packed["mid_block.resnets.0.conv1"]
     assert isinstance(two.format, Mixed)
     assert two.weight.numel() == sum(-(-two.spec[0] * bits // 8) for bits in two.format.bits)
-    request = sample.Request(steps=4, seeds=(0, 1))
-    before = sample.images(result.pipe, request)
+    request = sampling.Request(steps=4, seeds=(0, 1))
+    before = sampling.images(result.pipe, request)
     result.save(tmp_path / "mixed")
-    assert (sample.images(lowtide.load(tmp_path / "mixed"), request) == before).all()
+    assert (sampling.images(lowtide.load(tmp_path / "mixed"), request) == before).all()

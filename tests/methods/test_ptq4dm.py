@@ -10,18 +10,26 @@ import torch
 from diffusers import DiffusionPipeline, HeunDiscreteScheduler
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.methods.ptq4dm import NDTC
 from lowtide.models import adapt
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.base import Job
 from lowtide.stages.collect import Collect
 
-OPTIONS = {"weights": 4, "inputs": 8, "steps": 6, "images": 4, "kept": 3, "iters": 2, "batch": 8}
+OPTIONS = {
+    "weights": 4,
+    "inputs": 8,
+    "steps": 6,
+    "images": 4,
+    "calibration_steps": 3,
+    "iters": 2,
+    "batch": 8,
+}
 
 
 def collected(**options) -> Job:
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | options), "ptq4dm")
     Collect().run(job)
     return job
@@ -42,14 +50,20 @@ def test_only_drawn_calls_serve_each_with_its_own_timestep():
     job = collected()
     recorded = {id(call.arguments): call.timestep for call in job.calls}
     NDTC().run(job)
-    assert len(job.calls) == sum(job.report["ndtc"].values()) == OPTIONS["kept"]
+    assert len(job.calls) == sum(job.report["ndtc"].values()) == OPTIONS["calibration_steps"]
     assert all(recorded[id(call.arguments)] == call.timestep and call.kept for call in job.calls)
 
 
 def test_a_solver_that_calls_some_timesteps_twice():
     """Heun calls every timestep but the first two times: 17 calls at one, 34 at the others, for 17 batches of 2 images."""
-    pipe = sample.ModulePipeline(tiny.model("unet2d"), HeunDiscreteScheduler(), (3, 8, 8))
-    job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | {"images": 34, "kept": 6}), "ptq4dm")
+    pipe = sampling.ModulePipeline(tiny.model("unet2d"), HeunDiscreteScheduler(), (3, 8, 8))
+    job = Job(
+        pipe,
+        pipe.unet,
+        adapt(pipe.unet),
+        Settings(**OPTIONS | {"images": 34, "calibration_steps": 6}),
+        "ptq4dm",
+    )
     Collect().run(job)
     counts = Counter(call.timestep for call in job.calls)
     assert sorted(counts.values()) == [17, 34, 34, 34, 34, 34]
@@ -61,19 +75,20 @@ def test_a_solver_that_calls_some_timesteps_twice():
 
 
 def test_a_range_for_each_step_has_one_for_those_that_were_not_drawn():
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     asked = OPTIONS | {"stages": {"assign": {"per_step": True}}}
     result = lowtide.quantize(pipe, method="ptq4dm", **asked)
     assert len(result.report["ndtc"]) < OPTIONS["steps"]
     assert result.model.lowtide_clock.scale.isfinite().all()
     with torch.no_grad():
         assert all(
-            result.model(torch.randn(1, 3, 8, 8), timestep)[0].isfinite().all() for timestep in (0, 166, 332, 498, 664, 830)
+            result.model(torch.randn(1, 3, 8, 8), timestep)[0].isfinite().all()
+            for timestep in (0, 166, 332, 498, 664, 830)
         )
 
 
 def test_what_leans_towards_the_image_reads_early_timesteps():
-    job = collected(steps=20, kept=20)
+    job = collected(steps=20, calibration_steps=20)
     every = sorted({call.timestep for call in job.calls})
     NDTC(mean=0.1, std=0.05).run(job)
     assert max(job.report["ndtc"]) <= every[len(every) // 2]
@@ -82,7 +97,9 @@ def test_what_leans_towards_the_image_reads_early_timesteps():
 def test_sixteen_bits_change_nothing():
     original = tiny.model("unet2d")
     options = OPTIONS | {"weights": 16, "inputs": 32}
-    result = lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="ptq4dm", **options)
+    result = lowtide.quantize(
+        sampling.as_pipeline(tiny.model("unet2d")), method="ptq4dm", **options
+    )
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(result.model(x, 750)[0], original(x, 750)[0])
 
@@ -91,6 +108,11 @@ def test_sixteen_bits_change_nothing():
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
     pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
     result = lowtide.quantize(pipe, method="ptq4dm", **OPTIONS | {"steps": 4}, **asked)
-    request = sample.Request(steps=4, seeds=(5, 6), batch=2, **asked)
-    ours = sample.images(pipe, request)
-    assert np.array_equal(sample.images(DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request), ours)
+    request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **asked)
+    ours = sampling.images(pipe, request)
+    assert np.array_equal(
+        sampling.images(
+            DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request
+        ),
+        ours,
+    )

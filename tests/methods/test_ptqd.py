@@ -10,17 +10,27 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 
 import lowtide
-from lowtide import absorb, sample
+from lowtide import sampling
 from lowtide.methods import METHODS, ptqd
 from lowtide.methods.ptqd import CNC, VSC, Bias, Moments, StepAware
-from lowtide.plan import Settings
+from lowtide.sampling import variance_calibration
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.collect import Collect
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
-from lowtide.stages.weights import FitWeights
 
-OPTIONS = {"weights": 4, "inputs": 8, "steps": 4, "images": 4, "kept": 2, "iters": 4, "range_iters": 2, "batch": 8}
+OPTIONS = {
+    "weights": 4,
+    "inputs": 8,
+    "steps": 4,
+    "images": 4,
+    "calibration_steps": 2,
+    "iters": 4,
+    "range_iters": 2,
+    "batch": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,15 @@ class Louder:
 def louder(monkeypatch):
     """PTQD on the plainest base, made louder: a random model by itself errs without any slope."""
     base = (Collect(), Assign(), FitWeights("minmax"), FitRanges("minmax"), Louder())
-    monkeypatch.setitem(METHODS, "louder", lambda settings: (*base, StepAware(), CNC(), Bias(), VSC(), Pack()))
+    monkeypatch.setitem(
+        METHODS, "louder", lambda settings: (*base, StepAware(), CNC(), Bias(), VSC(), Pack())
+    )
 
 
 def quantized(method="ptqd", **options):
-    return lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method=method, **OPTIONS | options)
+    return lowtide.quantize(
+        sampling.as_pipeline(tiny.model("unet2d")), method=method, **OPTIONS | options
+    )
 
 
 def moments_of(eps: torch.Tensor, noise: torch.Tensor) -> Moments:
@@ -51,7 +65,10 @@ def moments_of(eps: torch.Tensor, noise: torch.Tensor) -> Moments:
 def test_moments_find_slope_bias_and_what_remains():
     draw = torch.Generator().manual_seed(0)
     eps, rest = (torch.randn(2, 3, 50_000, generator=draw, dtype=torch.double) for _ in range(2))
-    slope, bias = torch.tensor([0.2, -0.1]).reshape(2, 1, 1), torch.tensor([0.3, 0.0, -0.3]).reshape(1, 3, 1)
+    slope, bias = (
+        torch.tensor([0.2, -0.1]).reshape(2, 1, 1),
+        torch.tensor([0.3, 0.0, -0.3]).reshape(1, 3, 1),
+    )
     found = moments_of(eps + 0.5, slope * (eps + 0.5) + bias + 0.05 * rest)
     assert torch.allclose(found.slope(), slope.flatten().double(), atol=0.005)
     assert torch.allclose(found.sigma(), torch.tensor([0.05, 0.05]).double(), atol=0.001)
@@ -73,7 +90,9 @@ def test_the_mean_error_of_each_channel_is_gone_after_bias(monkeypatch):
             super().run(job)
             seen.append(ptqd.measure(job).noise)
 
-    recipe = [Watched() if isinstance(stage, Bias) else stage for stage in METHODS["louder"](Settings())]
+    recipe = [
+        Watched() if isinstance(stage, Bias) else stage for stage in METHODS["louder"](Settings())
+    ]
     monkeypatch.setitem(METHODS, "watched", lambda settings: tuple(recipe))
     quantized("watched")
     assert seen[0].abs().max() < 1e-5
@@ -81,8 +100,10 @@ def test_the_mean_error_of_each_channel_is_gone_after_bias(monkeypatch):
 
 def test_left_out_is_the_ablation():
     bare = quantized("louder", without=("cnc", "bias", "vsc"))
-    assert bare.plan.corrected == 0 and not hasattr(bare.model, absorb.CORRECTION)
-    only = quantized("louder", without=("bias", "vsc")).model.get_submodule(absorb.CORRECTION)
+    assert bare.plan.corrected == 0 and not hasattr(bare.model, variance_calibration.CORRECTION)
+    only = quantized("louder", without=("bias", "vsc")).model.get_submodule(
+        variance_calibration.CORRECTION
+    )
     assert only.slope.all() and not only.bias.any() and not only.noise.any()
 
 
@@ -107,7 +128,9 @@ def answers(scheduler, spread: float, draws: int = 4000) -> torch.Tensor:
     x = torch.zeros(draws, 1, 4, 4)
     eps = 0.1 + spread * torch.randn(x.shape, generator=draw)
     options = {"eta": 1.0} if isinstance(scheduler, DDIMScheduler) else {}
-    return scheduler.step(eps, t, x, generator=torch.Generator().manual_seed(1), **options).prev_sample.var()
+    return scheduler.step(
+        eps, t, x, generator=torch.Generator().manual_seed(1), **options
+    ).prev_sample.var()
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
@@ -123,8 +146,8 @@ def test_with_noise_absorbed_a_step_is_as_noisy_as_the_sampler_asked(kind):
             return spread
 
     model, scheduler = torch.nn.Module(), kind(clip_sample=False)
-    model.add_module(absorb.CORRECTION, Known())
-    with absorb.absorbing(scheduler, model):
+    model.add_module(variance_calibration.CORRECTION, Known())
+    with variance_calibration.absorbing(scheduler, model):
         mended = answers(scheduler, spread)
     assert noisy / asked > 1.001
     assert abs(mended / asked - 1) < 0.2 * abs(noisy / asked - 1)
@@ -134,24 +157,31 @@ def test_with_noise_absorbed_a_step_is_as_noisy_as_the_sampler_asked(kind):
 def test_a_sampler_without_noise_is_left_alone():
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(10)
-    assert absorb.stochastic_part(scheduler, int(scheduler.timesteps[3]), 0.0)[0] == 0
-    assert absorb.kept_share(0.0, 1.0, 0.5) == 1
+    assert variance_calibration.stochastic_part(scheduler, int(scheduler.timesteps[3]), 0.0)[0] == 0
+    assert variance_calibration.kept_share(0.0, 1.0, 0.5) == 1
 
 
 def test_ddims_own_noise_absorbs_some_at_eta_1(tmp_path):
     result = quantized("louder", eta=1.0)
     told = result.report["ptqd"]["absorbed"]
-    assert len(told) == OPTIONS["steps"] - 1 and all(0 < share <= 1 for share in told.values())  # the last step adds no noise
-    request = sample.Request(steps=4, seeds=(5, 6), batch=2, eta=1.0)
-    ours, correction = sample.images(result.pipe, request), result.model.get_submodule(absorb.CORRECTION)
+    assert len(told) == OPTIONS["steps"] - 1 and all(
+        0 < share <= 1 for share in told.values()
+    )  # the last step adds no noise
+    request = sampling.Request(steps=4, seeds=(5, 6), batch=2, eta=1.0)
+    ours, correction = (
+        sampling.images(result.pipe, request),
+        result.model.get_submodule(variance_calibration.CORRECTION),
+    )
     loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
-    assert np.array_equal(sample.images(loaded, request), ours)
-    call = sample.call_arguments(loaded, request)
-    with absorb.absorbing(loaded.scheduler, loaded.unet):
+    assert np.array_equal(sampling.images(loaded, request), ours)
+    call = sampling.call_arguments(loaded, request)
+    with variance_calibration.absorbing(loaded.scheduler, loaded.unet):
         assert np.array_equal(loaded(**call).images, ours)
-    plain = loaded(**sample.call_arguments(loaded, request)).images
+    plain = loaded(**sampling.call_arguments(loaded, request)).images
     correction.noise.zero_()
-    assert np.array_equal(sample.images(result.pipe, request), plain)  # diffusers alone absorbs nothing
+    assert np.array_equal(
+        sampling.images(result.pipe, request), plain
+    )  # diffusers alone absorbs nothing
     assert np.abs(plain - ours).max() > 1e-3
     assert quantized("louder").report["ptqd"]["absorbed"] == {}
 
@@ -160,8 +190,8 @@ def test_ddims_own_noise_absorbs_some_at_eta_1(tmp_path):
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
     pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
     result = lowtide.quantize(pipe, method="ptqd", **OPTIONS | {"iters": 2}, **asked)
-    request = sample.Request(steps=4, seeds=(5, 6), batch=2, **asked)
-    ours = sample.images(pipe, request)
+    request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **asked)
+    ours = sampling.images(pipe, request)
     loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
-    assert loaded.unet.get_submodule(absorb.CORRECTION).noise.any()
-    assert np.array_equal(sample.images(loaded, request), ours)
+    assert loaded.unet.get_submodule(variance_calibration.CORRECTION).noise.any()
+    assert np.array_equal(sampling.images(loaded, request), ours)

@@ -8,19 +8,28 @@ import torch
 from diffusers import DiffusionPipeline
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.methods.qdiffusion import Split
 from lowtide.models import adapt
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.base import Job
 from lowtide.stages.collect import Collect
-from lowtide.stages.ranges import run_call
+from lowtide.stages.fit_ranges import run_call
 
-OPTIONS = {"weights": 4, "inputs": 8, "steps": 4, "images": 4, "kept": 2, "iters": 10, "range_iters": 4, "batch": 8}
+OPTIONS = {
+    "weights": 4,
+    "inputs": 8,
+    "steps": 4,
+    "images": 4,
+    "calibration_steps": 2,
+    "iters": 10,
+    "range_iters": 4,
+    "batch": 8,
+}
 
 
 def collected(**options) -> Job:
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | options), "qdiffusion")
     Collect().run(job)
     return job
@@ -28,11 +37,19 @@ def collected(**options) -> Job:
 
 def test_every_shortcut_over_two_tensors_is_split_where_they_meet():
     job = collected()
-    joined = {name: width for name, width in job.adapter.concatenations().items() if "conv_shortcut" in name}
+    joined = {
+        name: width
+        for name, width in job.adapter.concatenations().items()
+        if "conv_shortcut" in name
+    }
     before = run_call(job, job.calls[1])[0]
     Split().run(job)
-    assert job.report["split"] == list(joined) and all(name.startswith("up_blocks.") for name in joined)
-    halves = [job.model.get_submodule(f"{name}.{half}") for name in joined for half in ("first", "second")]
+    assert job.report["split"] == list(joined) and all(
+        name.startswith("up_blocks.") for name in joined
+    )
+    halves = [
+        job.model.get_submodule(f"{name}.{half}") for name in joined for half in ("first", "second")
+    ]
     assert [half.in_channels for half in halves[::2]] == list(joined.values())
     after = run_call(job, job.calls[1])[0]
     assert (after - before).norm() / before.norm() < 1e-6
@@ -48,20 +65,36 @@ def test_splitting_helps_where_the_two_halves_are_far_apart():
             for name, width in adapter.concatenations().items():
                 if "conv_shortcut" in name:
                     unet.get_submodule(name).weight.data[:, width:] *= 0.02
-        pipe = sample.as_pipeline(model)
-        lowtide.quantize(pipe, method="qdiffusion", without=(*without, "reconstruct", "learnranges"), **OPTIONS)
-        moments = list(sample.trajectory(sample.as_pipeline(original), sample.Request(steps=4, seeds=(0, 1))))
+        pipe = sampling.as_pipeline(model)
+        lowtide.quantize(
+            pipe, method="qdiffusion", without=(*without, "reconstruct", "learnranges"), **OPTIONS
+        )
+        moments = list(
+            sampling.trajectory(
+                sampling.as_pipeline(original), sampling.Request(steps=4, seeds=(0, 1))
+            )
+        )
         with torch.no_grad():
-            apart = [pipe.unet(moment.arguments["sample"], moment.t)[0] - moment.eps for moment in moments]
-        return float(torch.stack(apart).norm() / torch.stack([moment.eps for moment in moments]).norm())
+            apart = [
+                pipe.unet(moment.arguments["sample"], moment.t)[0] - moment.eps
+                for moment in moments
+            ]
+        return float(
+            torch.stack(apart).norm() / torch.stack([moment.eps for moment in moments]).norm()
+        )
 
     assert error(()) < error(("split",))
 
 
 def test_both_halves_decide_their_rounding():
-    result = lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="qdiffusion", **OPTIONS | {"iters": 60})
+    result = lowtide.quantize(
+        sampling.as_pipeline(tiny.model("unet2d")), method="qdiffusion", **OPTIONS | {"iters": 60}
+    )
     plain = lowtide.quantize(
-        sample.as_pipeline(tiny.model("unet2d")), method="qdiffusion", without=("reconstruct", "learnranges"), **OPTIONS
+        sampling.as_pipeline(tiny.model("unet2d")),
+        method="qdiffusion",
+        without=("reconstruct", "learnranges"),
+        **OPTIONS,
     )
     for name in result.report["split"]:
         for half in ("first", "second"):
@@ -72,7 +105,9 @@ def test_both_halves_decide_their_rounding():
 @pytest.mark.parametrize("options", [{"profile": "paper"}, {"weights": 16, "inputs": 32}])
 def test_nothing_is_split_where_shortcuts_stay_in_float(options):
     original = tiny.model("unet2d")
-    result = lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="qdiffusion", **OPTIONS | options)
+    result = lowtide.quantize(
+        sampling.as_pipeline(tiny.model("unet2d")), method="qdiffusion", **OPTIONS | options
+    )
     assert result.report["split"] == []
     if options.get("weights") == 16:
         x = torch.randn(2, 3, 8, 8)
@@ -81,7 +116,12 @@ def test_nothing_is_split_where_shortcuts_stay_in_float(options):
 
 def test_a_transformer_has_no_shortcut_to_split(tmp_path):
     pipe, asked = tiny_pipelines.PIPELINES["dit"](tmp_path), tiny_pipelines.asked("dit")
-    assert lowtide.quantize(pipe, method="qdiffusion", **OPTIONS | {"iters": 2}, **asked).report["split"] == []
+    assert (
+        lowtide.quantize(pipe, method="qdiffusion", **OPTIONS | {"iters": 2}, **asked).report[
+            "split"
+        ]
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", ["ddim", "sdxl"])
@@ -89,6 +129,11 @@ def test_end_to_end_through_the_checkpoint(name, tmp_path):
     pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
     result = lowtide.quantize(pipe, method="qdiffusion", **OPTIONS | {"iters": 2}, **asked)
     assert result.report["split"]
-    request = sample.Request(steps=4, seeds=(5, 6), batch=2, **asked)
-    ours = sample.images(pipe, request)
-    assert np.array_equal(sample.images(DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request), ours)
+    request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **asked)
+    ours = sampling.images(pipe, request)
+    assert np.array_equal(
+        sampling.images(
+            DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed")), request
+        ),
+        ours,
+    )

@@ -9,30 +9,31 @@ import torch
 from diffusers import DDPMPipeline, EulerDiscreteScheduler
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.methods import METHODS, temporal_cache, tfmq
 from lowtide.methods.temporal_cache import Maintain, maintained
 from lowtide.models import adapt
-from lowtide.nn.swap import look
-from lowtide.nn.temporal import Blank, Cached
-from lowtide.plan import Settings
+from lowtide.nn.feature_cache import Blank, Cached
+from lowtide.nn.precision import Precision
+from lowtide.nn.swap import set_precision
 from lowtide.report import text
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.features import JobFeatures, temporal_errors
+from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.model_edits import smooth_layer
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges
-from lowtide.stages.rewrite import smooth_layer
-from lowtide.stages.weights import FitWeights
+from lowtide.stages.temporal_features import JobFeatures, temporal_errors
 
-OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 20, "batch": 2}
+OPTIONS = {"steps": 8, "images": 2, "calibration_steps": 1, "iters": 20, "batch": 2}
 
 
 def quantized(recipe, monkeypatch, model=None, **options):
     """A quantized pipeline, and the temporal features' error at each step and feature."""
     original = model or tiny.model("unet2d")
-    pipe = sample.as_pipeline(type(original).from_config(original.config))
+    pipe = sampling.as_pipeline(type(original).from_config(original.config))
     pipe.unet.load_state_dict(original.state_dict())
     monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
     result = lowtide.quantize(pipe, method="this", **OPTIONS | options)
@@ -48,7 +49,9 @@ def test_selection_is_never_worse_than_cache_or_block_alone(monkeypatch):
     recipe = temporal_cache.recipe(Settings())
     selected, error = quantized(recipe, monkeypatch, **options)
     _, cache = quantized(changed(recipe, Maintain, selection=False), monkeypatch, **options)
-    _, block = quantized(tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options)
+    _, block = quantized(
+        tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options
+    )
     assert (error <= torch.minimum(cache, block) * 1.0001).all()
     assert 0.05 < selected.report["temporal"]["cached_share"] < 0.95
     assert error.sum() < 0.95 * min(cache.sum(), block.sum())
@@ -74,14 +77,24 @@ def test_selection_judges_smoothed_layers_as_they_will_run(monkeypatch):
                 features.floating()
                 judged.extend(maintained(job, unit, features))
                 run_recipe((FitRanges("minmax"),), job)
-                features.look(True, True)
+                features.set_precision(Precision.FULL)
                 with torch.no_grad():
                     real.extend(features())
 
-    start = (Collect(), Assign(per_step=True), Smooth(), FitWeights("mse"), Look(), FitRanges("minmax"), Pack())
+    start = (
+        Collect(),
+        Assign(per_step=True),
+        Smooth(),
+        FitWeights("mse"),
+        Look(),
+        FitRanges("minmax"),
+        Pack(),
+    )
     quantized(start, monkeypatch, weights=4, inputs=4)
     assert len(judged) > 3
-    assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(judged, real, strict=True))
+    assert all(
+        torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(judged, real, strict=True)
+    )
 
 
 def test_the_cache_beats_tfmq_at_four_bits(monkeypatch):
@@ -91,19 +104,23 @@ def test_the_cache_beats_tfmq_at_four_bits(monkeypatch):
 
 
 def test_a_block_cached_at_every_step_leaves_the_checkpoint(monkeypatch, tmp_path):
-    result, error = quantized(changed(temporal_cache.recipe(Settings()), Maintain, selection=False), monkeypatch)
+    result, error = quantized(
+        changed(temporal_cache.recipe(Settings()), Maintain, selection=False), monkeypatch
+    )
     names = set(result.model.state_dict())
-    assert not any(name.startswith("time_embedding") or ".time_emb_proj.layer" in name for name in names)
+    assert not any(
+        name.startswith("time_embedding") or ".time_emb_proj.layer" in name for name in names
+    )
     assert isinstance(result.model.time_embedding.linear_1, Blank)
     assert isinstance(result.model.mid_block.resnets[0].time_emb_proj, Cached)
     told = result.report["temporal"]
     assert told["cached_share"] == 1.0
     assert told["bytes_after"] < told["bytes_before"]
     assert error.mean() < 1e-3
-    request = sample.Request(steps=8, seeds=(0, 1))
-    before = sample.images(result.pipe, request)
+    request = sampling.Request(steps=8, seeds=(0, 1))
+    before = sampling.images(result.pipe, request)
     result.save(tmp_path / "cached")
-    assert (sample.images(lowtide.load(tmp_path / "cached"), request) == before).all()
+    assert (sampling.images(lowtide.load(tmp_path / "cached"), request) == before).all()
 
 
 def test_scale_and_shift_have_grids_of_their_own(monkeypatch):
@@ -135,19 +152,28 @@ def test_a_kept_block_stays_in_float(monkeypatch, tmp_path):
     original = tiny.model("unet2d")
     kept = result.model.mid_block.resnets[0].time_emb_proj.layer
     assert torch.equal(kept.weight, original.mid_block.resnets[0].time_emb_proj.weight)
-    assert torch.equal(result.model.time_embedding.linear_1.weight, original.time_embedding.linear_1.weight)
+    assert torch.equal(
+        result.model.time_embedding.linear_1.weight, original.time_embedding.linear_1.weight
+    )
     assert error.mean() < 1e-3
     result.save(tmp_path / "kept")
-    request = sample.Request(steps=8, seeds=(0,))
-    assert (sample.images(lowtide.load(tmp_path / "kept"), request) == sample.images(result.pipe, request)).all()
+    request = sampling.Request(steps=8, seeds=(0,))
+    assert (
+        sampling.images(lowtide.load(tmp_path / "kept"), request)
+        == sampling.images(result.pipe, request)
+    ).all()
 
 
 def test_a_block_that_reads_a_label_is_not_cached_beforehand(tmp_path):
-    result = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **OPTIONS)
+    result = lowtide.quantize(
+        tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **OPTIONS
+    )
     assert result.plan.cached == {}
     told = result.report["temporal"]
     assert told["features"] == 0 and told["by_request"] == len(result.plan.requests) > 0
-    assert text.temporal(told) == [f"temporal features computed once a request, not cached: {told['by_request']}"]
+    assert text.temporal(told) == [
+        f"temporal features computed once a request, not cached: {told['by_request']}"
+    ]
 
 
 @dataclass(frozen=True)
@@ -155,7 +181,7 @@ class Simulate:
     """The answers of the model before it is packed, at every step."""
 
     def run(self, job: Job) -> None:
-        look(job.model, True, True)
+        set_precision(job.model, Precision.FULL)
         job.report["simulated"] = answers(job.model, job.plan.timesteps)
 
 
@@ -174,20 +200,33 @@ def answers(model, timesteps) -> torch.Tensor:
         ("best", {}, {}),
     ],
 )
-def test_a_block_whose_first_layer_stays_in_float_is_cached(method, fields, options, monkeypatch, tmp_path):
+def test_a_block_whose_first_layer_stays_in_float_is_cached(
+    method, fields, options, monkeypatch, tmp_path
+):
     recipe = changed(METHODS[method](Settings()), Maintain, **fields)
-    recipe = tuple(each for stage in recipe for each in ((Simulate(), stage) if isinstance(stage, Pack) else (stage,)))
+    recipe = tuple(
+        each
+        for stage in recipe
+        for each in ((Simulate(), stage) if isinstance(stage, Pack) else (stage,))
+    )
     result, error = quantized(recipe, monkeypatch, profile="paper", **options)
     told, first = result.report["temporal"], result.model.time_embedding.linear_1
     assert set(result.plan.cached) == set(adapt(tiny.model("unet2d")).temporal()[0].features)
     assert error.mean() < 2e-3
     if any(cache.computed for cache in result.plan.cached.values()):
         assert 0 < told["cached_share"] < 1
-        assert type(first) is torch.nn.Linear and "first temporal layer" in result.plan.left["time_embedding.linear_1"]
+        assert (
+            type(first) is torch.nn.Linear
+            and "first temporal layer" in result.plan.left["time_embedding.linear_1"]
+        )
     else:
         assert told["cached_share"] == 1
         kept = result.plan.left.get("time_embedding.linear_1")
-        assert kept == "kept to rebuild the cache (keep_temporal)" if options else isinstance(first, Blank) and kept is None
+        assert (
+            kept == "kept to rebuild the cache (keep_temporal)"
+            if options
+            else isinstance(first, Blank) and kept is None
+        )
         assert "input of time_embedding.linear_2" not in result.plan.left
     assert torch.equal(answers(result.model, result.plan.timesteps), result.report["simulated"])
     result.save(tmp_path / "paper")
@@ -207,11 +246,18 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(method, fields, opti
 )
 def test_bytes_are_those_of_the_checkpoints_tensors(fields, options, sign, monkeypatch):
     """Before and after differ by what checkpoints with and without caches differ by, to the byte."""
-    recipe, options = changed(temporal_cache.recipe(Settings()), Maintain, **fields), options | {"iters": 2}
+    recipe, options = (
+        changed(temporal_cache.recipe(Settings()), Maintain, **fields),
+        options | {"iters": 2},
+    )
     ours, _ = quantized(recipe, monkeypatch, **options)
-    theirs, _ = quantized(tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options)
+    theirs, _ = quantized(
+        tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options
+    )
     told = ours.report["temporal"]
-    assert (told["cached_share"] == 1) == (fields != {} or "keep_temporal" in options or options["inputs"] == 16)
+    assert (told["cached_share"] == 1) == (
+        fields != {} or "keep_temporal" in options or options["inputs"] == 16
+    )
     saved = told["bytes_before"] - told["bytes_after"]
     assert saved == theirs.report["account"]["total"] - ours.report["account"]["total"]
     assert saved * sign > 0
@@ -224,19 +270,38 @@ def test_bytes_are_those_of_the_checkpoints_tensors(fields, options, sign, monke
 def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
     """Karras' sigmas end in timesteps less than one apart: 50 calls of the denoiser, 49 steps of the clock."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    original, scheduler = tiny.model("unet2d"), EulerDiscreteScheduler(use_karras_sigmas=True, **betas)
+    original, scheduler = (
+        tiny.model("unet2d"),
+        EulerDiscreteScheduler(use_karras_sigmas=True, **betas),
+    )
     pipe = DDPMPipeline(tiny.model("unet2d"), scheduler)
-    options = {"steps": 50, "inputs": inputs, "images": 1, "kept": 1, "iters": 2, "batch": 1}
+    options = {
+        "steps": 50,
+        "inputs": inputs,
+        "images": 1,
+        "calibration_steps": 1,
+        "iters": 2,
+        "batch": 1,
+    }
     result = lowtide.quantize(pipe, method="temporal_cache", **options)
-    heard = [float(moment.t[0]) for moment in sample.trajectory(result.pipe, sample.Request(steps=50, seeds=(0,)))]
+    heard = [
+        float(moment.t[0])
+        for moment in sampling.trajectory(result.pipe, sampling.Request(steps=50, seeds=(0,)))
+    ]
     assert len(heard) == 50 and len({round(t) for t in heard}) == 49
-    assert result.plan.times == tuple(t for place, t in enumerate(heard) if round(t) not in map(round, heard[:place]))
+    assert result.plan.times == tuple(
+        t for place, t in enumerate(heard) if round(t) not in map(round, heard[:place])
+    )
     assert 0.5 < result.report["temporal"]["cached_share"] <= 1
     cached = result.model.mid_block.resnets[0].time_emb_proj
-    assert len(cached.cached(torch.arange(49))) == len(cached.values if inputs == 16 else cached.scale) == 49
+    assert (
+        len(cached.cached(torch.arange(49)))
+        == len(cached.values if inputs == 16 else cached.scale)
+        == 49
+    )
     error = temporal_errors(adapt(original), original, pipe.unet, result.plan.times)
     assert error.max() < (1e-10 if inputs == 16 else 1e-2)
-    request = sample.Request(steps=50, seeds=(0,))
-    before = sample.images(result.pipe, request)
+    request = sampling.Request(steps=50, seeds=(0,))
+    before = sampling.images(result.pipe, request)
     result.save(tmp_path / "cached")
-    assert (sample.images(lowtide.load(tmp_path / "cached"), request) == before).all()
+    assert (sampling.images(lowtide.load(tmp_path / "cached"), request) == before).all()

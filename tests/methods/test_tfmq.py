@@ -5,19 +5,19 @@ import tiny
 import torch
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.methods import METHODS, minmax, tfmq
 from lowtide.models import adapt
 from lowtide.nn.swap import find_clock
-from lowtide.plan import Settings
-from lowtide.stages.features import temporal_errors
+from lowtide.settings import Settings
+from lowtide.stages.temporal_features import temporal_errors
 
-OPTIONS = {"steps": 8, "images": 2, "kept": 1, "iters": 60, "batch": 2}
+OPTIONS = {"steps": 8, "images": 2, "calibration_steps": 1, "iters": 60, "batch": 2}
 
 
 def error(recipe, monkeypatch, name="unet2d") -> float:
     """The temporal features' error of a model quantized by a recipe."""
-    original, pipe = tiny.model(name), sample.as_pipeline(tiny.model(name))
+    original, pipe = tiny.model(name), sampling.as_pipeline(tiny.model(name))
     monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
     lowtide.quantize(pipe, method="this", **OPTIONS)
     return temporal_errors(adapt(original), original, pipe.unet).sum().item()
@@ -40,18 +40,23 @@ def test_ranges_per_step_cut_it_further(monkeypatch):
 
 
 def test_without_fsc_there_is_one_range_for_all_steps():
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
-    assert find_clock(lowtide.quantize(pipe, method="tfmq", without=("fsc",), **OPTIONS).model).scale.shape[1] == 1
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
+    assert (
+        find_clock(
+            lowtide.quantize(pipe, method="tfmq", without=("fsc",), **OPTIONS).model
+        ).scale.shape[1]
+        == 1
+    )
 
 
 def test_errors_are_zero_where_nothing_is_quantized():
-    original, pipe = tiny.model("unet2d"), sample.as_pipeline(tiny.model("unet2d"))
+    original, pipe = tiny.model("unet2d"), sampling.as_pipeline(tiny.model("unet2d"))
     lowtide.quantize(pipe, method="tfmq", weights=32, inputs=32, **OPTIONS)
     assert temporal_errors(adapt(original), original, pipe.unet).abs().max() == 0
 
 
 def test_ranges_follow_the_timestep():
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     result = lowtide.quantize(pipe, method="tfmq", **OPTIONS)
     clock = find_clock(result.model)
     assert clock.scale.shape[1] == 8
@@ -60,13 +65,15 @@ def test_ranges_follow_the_timestep():
 
 
 def test_minmax_has_one_range():
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     assert find_clock(lowtide.quantize(pipe, method="minmax", **OPTIONS).model).scale.shape[1] == 1
 
 
 def test_reconstruction_never_does_worse_than_nearest():
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
-    report = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"iters": 200, "images": 4, "kept": 4}).report
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
+    report = lowtide.quantize(
+        pipe, method="tfmq", **OPTIONS | {"iters": 200, "images": 4, "calibration_steps": 4}
+    ).report
     gains = [after / before for before, after in report["losses"].values()]
     assert sum(gain < 1 for gain in gains) >= 0.8 * len(gains)
     assert torch.tensor(gains).median() < 0.8
@@ -74,7 +81,7 @@ def test_reconstruction_never_does_worse_than_nearest():
 
 @pytest.mark.parametrize("name", ["minmax", "tfmq"])
 def test_random_numbers_depend_on_seed_stage_and_unit(name):
-    pipes = [sample.as_pipeline(tiny.model("unet2d")) for _ in range(3)]
+    pipes = [sampling.as_pipeline(tiny.model("unet2d")) for _ in range(3)]
     for pipe, seed in zip(pipes, (0, 0, 1), strict=True):
         torch.manual_seed(len(pipes) + seed)  # the global state must not matter
         torch.rand(seed + 1)
@@ -85,7 +92,9 @@ def test_random_numbers_depend_on_seed_stage_and_unit(name):
 
 
 @pytest.mark.parametrize(("left_out", "blocks"), [((), False), (("tiar",), True)])
-def test_temporal_layers_are_rounded_for_themselves_or_else_with_their_blocks(monkeypatch, left_out, blocks):
+def test_temporal_layers_are_rounded_for_themselves_or_else_with_their_blocks(
+    monkeypatch, left_out, blocks
+):
     from lowtide.stages.reconstruct import Learner
 
     rounded: dict[str, set[str]] = {}
@@ -96,7 +105,7 @@ def test_temporal_layers_are_rounded_for_themselves_or_else_with_their_blocks(mo
         return search(self, loss)
 
     monkeypatch.setattr(Learner, "search", listening)
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     (unit,) = adapt(pipe.unet).temporal()
     lowtide.quantize(pipe, method="tfmq", without=left_out, **OPTIONS | {"iters": 1})
     assert ("TIAR" in rounded) is not blocks

@@ -35,7 +35,11 @@ def heard(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: found.setdefault(name, []).append(args[0])))
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, name=name: found.setdefault(name, []).append(args[0])
+                )
+            )
     model(**inputs)
     for hook in hooks:
         hook.remove()
@@ -79,7 +83,9 @@ def test_reads_are_the_inputs_that_change_what_a_layer_hears(name: str) -> None:
 def test_units_partition_the_layers(name: str) -> None:
     model, adapter = subject(name)
     listed = [layer for unit in adapter.units() for layer in unit.layers]
-    everything = [key for key, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    everything = [
+        key for key, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
     assert sorted([*listed, *adapter.uncalled()]) == sorted(everything)
 
 
@@ -93,7 +99,9 @@ def spoken(model: nn.Module, names: list[str], inputs: dict[str, Any]) -> list[T
     """What these layers answer within a whole forward pass."""
     found: dict[str, Tensor] = {}
     hooks = [
-        model.get_submodule(name).register_forward_hook(lambda _, args, result, name=name: found.update({name: result}))
+        model.get_submodule(name).register_forward_hook(
+            lambda _, args, result, name=name: found.update({name: result})
+        )
         for name in names
     ]
     model(**inputs)
@@ -125,7 +133,10 @@ def test_features_are_all_that_the_picture_learns_of_time(name: str) -> None:
     features = [feature for unit in adapter.temporal() for feature in unit.features]
     given = dict(zip(features, spoken(model, features, late), strict=True))
     hooks = [
-        model.get_submodule(feature).register_forward_hook(lambda *_, feature=feature: given[feature]) for feature in features
+        model.get_submodule(feature).register_forward_hook(
+            lambda *_, feature=feature: given[feature]
+        )
+        for feature in features
     ]
     with torch.no_grad():
         spoofed = model(**early)[0]
@@ -171,7 +182,15 @@ def test_adapting_leaves_the_model_as_it_was(name: str) -> None:
 
 def test_an_example_gives_the_real_shapes() -> None:
     model, _ = subject("unet-text")
-    inputs = {"sample": torch.zeros(1, 4, 16, 8), "timestep": torch.zeros(1), "encoder_hidden_states": torch.zeros(1, 5, 32)}
+    inputs = {
+        "sample": torch.zeros(1, 4, 16, 8),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 5, 32),
+    }
     graph = adapt(model, inputs).block_graph(3)
     shapes = mapped(graph.inputs, lambda id: graph.values[id].shape)
-    assert shapes == {"sample": (3, 4, 16, 8), "timestep": (3,), "encoder_hidden_states": (3, 5, 32)}
+    assert shapes == {
+        "sample": (3, 4, 16, 8),
+        "timestep": (3,),
+        "encoder_hidden_states": (3, 5, 32),
+    }

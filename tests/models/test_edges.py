@@ -35,7 +35,11 @@ def test_replay_equals_forward_with_gradients(name: str) -> None:
 def gradients(model: nn.Module, answer: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     answer.square().mean().backward()
-    return {key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        key: parameter.grad.clone()
+        for key, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @every
@@ -76,7 +80,9 @@ def test_writes_in_place_are_replayed_and_dyed() -> None:
     model = InPlace()
     inputs = {"sample": torch.randn(2, 4), "timestep": torch.randn(2)}
     meta = on_meta(model)
-    graph = record(meta, {key: value.to("meta") for key, value in inputs.items()}, {"layer": meta.layer})
+    graph = record(
+        meta, {key: value.to("meta") for key, value in inputs.items()}, {"layer": meta.layer}
+    )
     assert torch.equal(graph.replay(model, inputs), model(**inputs))
     (layer,) = [node for node in graph.nodes if node.is_leaf]
     assert graph.values[layer.uses()[0]].dye == {"sample", "timestep"}

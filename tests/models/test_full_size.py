@@ -14,7 +14,13 @@ EXPECTED = {
     "ldm-4": (("conv_in", "conv_out"), {"timestep"}, 1, 22, 274.1),
     "sd-1.5": (("conv_in", "conv_out"), {"timestep"}, 1, 22, 859.5),
     "sd-2.1": (("conv_in", "conv_out"), {"timestep"}, 1, 22, 865.9),
-    "sdxl": (("conv_in", "conv_out"), {"timestep", TEXT, "added_cond_kwargs.time_ids"}, 1, 17, 2567.5),
+    "sdxl": (
+        ("conv_in", "conv_out"),
+        {"timestep", TEXT, "added_cond_kwargs.time_ids"},
+        1,
+        17,
+        2567.5,
+    ),
     "dit-xl-2": (("pos_embed.proj", "proj_out_2"), {"timestep", "class_labels"}, 28, 29, 749.8),
     "pixart-512": (("pos_embed.proj", "proj_out"), {"timestep"}, 1, 2, 610.9),
     "pixart-1024": (
@@ -39,15 +45,22 @@ def case(request):
 
 def test_units_partition_every_linear_and_convolution(case):
     _, model, adapter = case
-    every = sorted(name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d))
-    assert sorted([name for unit in adapter.units() for name in unit.layers] + adapter.uncalled()) == every
+    every = sorted(
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    )
+    assert (
+        sorted([name for unit in adapter.units() for name in unit.layers] + adapter.uncalled())
+        == every
+    )
     assert len(adapter.uncalled()) == 0 or case[0] == "sd3-medium"
 
 
 def test_ends_and_temporal_block(case):
     name, model, adapter = case
     ends, reads, units, features, millions = EXPECTED[name]
-    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(
+        millions, rel=1e-3
+    )
     assert adapter.ends() == ends
     temporal = adapter.temporal()
     assert len(temporal) == units
@@ -68,7 +81,9 @@ def test_blocks_stand_in_forward_order(case):
 
 def test_every_attention_is_found(case):
     name, model, adapter = case
-    assert len(adapter.attentions()) == sum(type(module).__name__ in ("Attention", "FluxAttention") for module in model.modules())
+    assert len(adapter.attentions()) == sum(
+        type(module).__name__ in ("Attention", "FluxAttention") for module in model.modules()
+    )
     assert len(adapter.attentions()) >= (6 if name == "ddpm-cifar10" else 14)
 
 
@@ -76,5 +91,7 @@ def test_shortcuts_and_downsamplers():
     kind, config = CONFIGS["ddpm-cifar10"]
     with torch.device("meta"):
         adapter = adapt(kind(**config))
-    assert len(adapter.shortcuts()) == 13  # the released TFMQ code leaves 13 nin_shortcuts and 3 downsamplers in float
+    assert (
+        len(adapter.shortcuts()) == 13
+    )  # the released TFMQ code leaves 13 nin_shortcuts and 3 downsamplers in float
     assert len(adapter.downsamplers()) == 3

@@ -75,7 +75,9 @@ def test_units_of_a_small_denoiser() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_replay_of_a_small_denoiser(batch: int) -> None:
     model, inputs = Small(), picture(batch)
-    assert torch.equal(adapt(model, picture()).block_graph(batch).replay(model, inputs), model(**inputs))
+    assert torch.equal(
+        adapt(model, picture()).block_graph(batch).replay(model, inputs), model(**inputs)
+    )
 
 
 def test_a_sample_of_two_axes_is_no_condition() -> None:
@@ -95,12 +97,17 @@ def test_a_subclass_of_a_known_model_is_known() -> None:
 
 
 def test_an_unknown_model_without_an_example_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"found Small; expected one of UNet2DModel, .*; pass example="):
+    with pytest.raises(
+        BadInput, match=r"found Small; expected one of UNet2DModel, .*; pass example="
+    ):
         adapt(Small())
 
 
 def test_an_example_without_a_timestep_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"found Small with inputs sample; expected a denoiser called \(sample, timestep"):
+    with pytest.raises(
+        BadInput,
+        match=r"found Small with inputs sample; expected a denoiser called \(sample, timestep",
+    ):
         adapt(Small(), {"sample": torch.zeros(1, 3, 8, 8)})
 
 

@@ -31,12 +31,17 @@ def test_the_temporal_part_alone_gives_what_its_layers_give(case):
     inputs = adapter.architecture.example(model, 3)
     for unit in adapter.temporal():
         heard: dict[str, torch.Tensor] = {}
-        hooks = [model.get_submodule(name).register_forward_hook(hearing(heard, name)) for name in unit.features]
+        hooks = [
+            model.get_submodule(name).register_forward_hook(hearing(heard, name))
+            for name in unit.features
+        ]
         with torch.no_grad():
             model(**inputs)
             graph = adapter.temporal_graph(unit, 3)
             assert set(graph.inputs) == set(unit.reads)
-            found = graph.replay(model, {name: part for name, part in flat(inputs).items() if name in unit.reads})
+            found = graph.replay(
+                model, {name: part for name, part in flat(inputs).items() if name in unit.reads}
+            )
         for hook in hooks:
             hook.remove()
         assert len(found) == len(unit.features) > 0
@@ -51,7 +56,9 @@ def hearing(heard: dict[str, torch.Tensor], name: str):
 def flat(inputs: dict, prefix: str = "") -> dict:
     found = {}
     for name, value in inputs.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return found
 
 
@@ -70,7 +77,9 @@ def test_many_timesteps_at_once_equal_one_by_one():
     adapter = adapt(model)
     (unit,) = adapter.temporal()
     with torch.no_grad():
-        together = adapter.temporal_graph(unit, 5).replay(model, {"timestep": torch.arange(5) * 200})
+        together = adapter.temporal_graph(unit, 5).replay(
+            model, {"timestep": torch.arange(5) * 200}
+        )
         alone = adapter.temporal_graph(unit, 1).replay(model, {"timestep": torch.tensor([600])})
     for many, one in zip(together, alone, strict=True):
         assert (many[3] - one[0]).norm() / one.norm() < 1e-6
@@ -90,14 +99,19 @@ def test_recording_touches_no_data():
     model = tiny.model("unet2d")
     meta = on_meta(model)
     assert all(parameter.is_meta for parameter in meta.parameters())
-    inputs = {"sample": torch.randn(2, 3, 8, 8, device="meta"), "timestep": torch.arange(2, device="meta")}
+    inputs = {
+        "sample": torch.randn(2, 3, 8, 8, device="meta"),
+        "timestep": torch.arange(2, device="meta"),
+    }
     graph = record(meta, inputs, {})
     assert all(value.shape is not None for value in graph.values.values())
     assert not next(model.parameters()).is_meta
 
 
 def test_a_model_nobody_described_says_what_to_do():
-    with pytest.raises(BadInput, match=r"found Linear; expected one of UNet2DModel, .* write an Architecture"):
+    with pytest.raises(
+        BadInput, match=r"found Linear; expected one of UNet2DModel, .* write an Architecture"
+    ):
         adapt(torch.nn.Linear(2, 2))
 
 

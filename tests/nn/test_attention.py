@@ -9,6 +9,7 @@ from lowtide.formats import Affine
 from lowtide.models import adapt
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import Clock
+from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 
 
@@ -21,7 +22,9 @@ class Plain:
 
 def quantized(format=None, active=True) -> QuantAttention:
     clock = Clock((0,), rows=4)
-    quantizers = {part: Quantizer(format, clock, row) for row, part in enumerate(("q", "k", "v", "softmax"))}
+    quantizers = {
+        part: Quantizer(format, clock, row) for row, part in enumerate(("q", "k", "v", "softmax"))
+    }
     attention = QuantAttention(Plain(), quantizers)
     for part, quantizer in quantizers.items():
         if format is not None:
@@ -29,17 +32,24 @@ def quantized(format=None, active=True) -> QuantAttention:
                 torch.zeros(1) if part == "softmax" else -torch.full((1,), 4.0),
                 torch.full((1,), 1.0 if part == "softmax" else 4.0),
             )
-    attention.look(True, active)
+    attention.set_precision(Precision.of(weights=True, inputs=active))
     return attention
 
 
 def qkv() -> tuple[torch.Tensor, ...]:
-    return tuple(torch.randn(2, 3, 10, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    return tuple(
+        torch.randn(2, 3, 10, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    )
 
 
 MASKS = pytest.mark.parametrize(
     "named",
-    [{}, {"causal": True}, {"mask": torch.rand(2, 1, 10, 10) > 0.3}, {"mask": torch.randn(2, 1, 10, 10)}],
+    [
+        {},
+        {"causal": True},
+        {"mask": torch.rand(2, 1, 10, 10) > 0.3},
+        {"mask": torch.randn(2, 1, 10, 10)},
+    ],
     ids=["plain", "causal", "bool", "additive"],
 )
 
@@ -101,11 +111,13 @@ class Spy(Quantizer):
 
 def wrapped(model, name: str) -> list[Spy]:
     clock = Clock((0,), rows=4)
-    parts = {part: Spy(Affine(2), clock, row) for row, part in enumerate(("q", "k", "v", "softmax"))}
+    parts = {
+        part: Spy(Affine(2), clock, row) for row, part in enumerate(("q", "k", "v", "softmax"))
+    }
     for spy in parts.values():
         spy.fit(-torch.ones(1), torch.ones(1))
     module = model.get_submodule(name)
     attention = QuantAttention(module.processor, parts)
-    attention.look(True, True)
+    attention.set_precision(Precision.FULL)
     module.set_processor(attention)
     return list(parts.values())

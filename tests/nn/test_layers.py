@@ -7,8 +7,9 @@ from torch import nn
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Mixed, minmax, mse
 from lowtide.nn.clock import Clock
-from lowtide.nn.fake import quantized_layer
 from lowtide.nn.packed import packed_twin
+from lowtide.nn.precision import Precision
+from lowtide.nn.quantized import quantized_layer
 from lowtide.nn.quantizer import Quantizer, input_format
 
 LAYERS = {
@@ -35,13 +36,20 @@ def built(kind: str, form, inputs=8, per_step=True):
     fake = quantized_layer(layer, form, quantizer)
     if inputs <= 8:
         steps = 3 if per_step else 1
-        quantizer.fit(x.amin() * torch.arange(1, steps + 1) / steps, x.amax() * torch.arange(1, steps + 1) / steps)
+        quantizer.fit(
+            x.amin() * torch.arange(1, steps + 1) / steps,
+            x.amax() * torch.arange(1, steps + 1) / steps,
+        )
     clock.set(500)
     return layer, fake, x, clock
 
 
 def fit(fake, search=minmax):
-    fake.set_grid(fake.format.params(*search(fake.format.rows(fake.weight.detach()), fake.format), fake.weight.shape[0]))
+    fake.set_grid(
+        fake.format.params(
+            *search(fake.format.rows(fake.weight.detach()), fake.format), fake.weight.shape[0]
+        )
+    )
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -49,17 +57,19 @@ def fit(fake, search=minmax):
 def test_packed_equals_simulated_bit_for_bit(kind, form):
     _, fake, x, _ = built(kind, form)
     fit(fake, mse)
-    fake.look(True, True)
+    fake.set_precision(Precision.FULL)
     simulated = fake(x)
     packed = packed_twin(fake)
     assert torch.equal(packed(x), simulated)
     assert packed.weight.dtype == torch.uint8
-    assert isinstance(packed, nn.Conv2d if "weight" in dir(fake) and fake.weight.dim() == 4 else nn.Linear)
+    assert isinstance(
+        packed, nn.Conv2d if "weight" in dir(fake) and fake.weight.dim() == 4 else nn.Linear
+    )
 
 
 def test_sixteen_bits_changes_nothing():
     layer, fake, x, _ = built("conv", None, inputs=16)
-    fake.look(True, True)
+    fake.set_precision(Precision.FULL)
     assert torch.equal(fake(x), layer(x))
 
 
@@ -72,7 +82,9 @@ def test_adaround_starts_at_nearest(form):
     soft = fake.effective_weight()
     flat = fake.weight.detach()
     inside = (fake.position() > 0) & (fake.position() < fake.top(flat))
-    assert (soft - flat)[inside].abs().max() < 1e-5  # soft decisions start at the float weight itself
+    assert (soft - flat)[
+        inside
+    ].abs().max() < 1e-5  # soft decisions start at the float weight itself
     assert torch.equal(fake.finish_rounding(), nearest)
     assert torch.equal(fake.effective_weight(), values)
 
@@ -89,7 +101,7 @@ def test_rounding_receives_a_gradient_and_the_weight_none():
 def test_mixed_steps_in_a_batch_equal_single_steps():
     _, fake, x, clock = built("conv", Affine(4, axis=0))
     fit(fake)
-    fake.look(True, True)
+    fake.set_precision(Precision.FULL)
     times = [900, 100, 500, 100]
     alone = []
     for place, timestep in enumerate(times):
@@ -103,7 +115,7 @@ def test_mixed_steps_in_a_batch_equal_single_steps():
 def test_ranges_differ_by_step():
     _, fake, x, clock = built("linear", Affine(4, axis=0))
     fit(fake)
-    fake.look(True, True)
+    fake.set_precision(Precision.FULL)
     clock.set(900)
     narrow = fake(x)
     clock.set(100)
@@ -112,7 +124,9 @@ def test_ranges_differ_by_step():
 
 def test_unknown_timestep_names_the_known():
     clock = Clock((900, 500, 100), rows=1, per_step=True)
-    with pytest.raises(BadInput, match=r"found timestep 321; expected one of the 3 .*900, 500, 100"):
+    with pytest.raises(
+        BadInput, match=r"found timestep 321; expected one of the 3 .*900, 500, 100"
+    ):
         clock.set(321)
 
 
@@ -125,7 +139,7 @@ def test_half_precision_timesteps_are_recognised():
 def test_batch_of_one():
     _, fake, x, _ = built("conv", Affine(4, axis=0))
     fit(fake)
-    fake.look(True, True)
+    fake.set_precision(Precision.FULL)
     assert torch.allclose(fake(x[:1]), fake(x)[:1], atol=1e-5)
 
 

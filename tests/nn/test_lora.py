@@ -6,13 +6,21 @@ from torch import nn
 
 from lowtide.formats import Affine, Mixed, mse
 from lowtide.nn.clock import Clock
-from lowtide.nn.fake import quantized_layer
 from lowtide.nn.lora import Lattice, LoRA
 from lowtide.nn.packed import packed_twin
+from lowtide.nn.quantized import quantized_layer
 from lowtide.nn.quantizer import Quantizer
 
-FORMATS = [Affine(2, False, 0), Affine(4, False, 0), Affine(8, True, 0), Mixed((1, 2, 3) * 4, signed=False)]
-LAYERS = {"linear": (lambda: nn.Linear(40, 12), (16, 40)), "conv": (lambda: nn.Conv2d(8, 12, 3, padding=1), (4, 8, 6, 6))}
+FORMATS = [
+    Affine(2, False, 0),
+    Affine(4, False, 0),
+    Affine(8, True, 0),
+    Mixed((1, 2, 3) * 4, signed=False),
+]
+LAYERS = {
+    "linear": (lambda: nn.Linear(40, 12), (16, 40)),
+    "conv": (lambda: nn.Conv2d(8, 12, 3, padding=1), (4, 8, 6, 6)),
+}
 
 
 def built(kind: str, form):
@@ -27,12 +35,18 @@ def built(kind: str, form):
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_it_starts_at_codes_chosen_before(form):
     layer, x = built("conv", form)
-    shifted = (layer.codes.float() + torch.randint(-1, 2, layer.codes.shape)).clamp(min=0).minimum(layer.top(layer.codes))
+    shifted = (
+        (layer.codes.float() + torch.randint(-1, 2, layer.codes.shape))
+        .clamp(min=0)
+        .minimum(layer.top(layer.codes))
+    )
     layer.set_codes(shifted.to(torch.uint8))
     chosen = layer(x)
     lora = layer.start_lora(4, generator())
     assert (layer(x) - chosen).norm() / chosen.norm() < 1e-6
-    assert ((lora.weight - layer.weight.flatten(1)).abs() <= 1.5 * layer.grid.scale).float().mean() > 0.8
+    assert (
+        (lora.weight - layer.weight.flatten(1)).abs() <= 1.5 * layer.grid.scale
+    ).float().mean() > 0.8
 
 
 def test_groups_merge_to_what_was_used_but_for_the_order_of_products():
@@ -68,7 +82,9 @@ def test_it_starts_at_nearest_and_merges_to_what_it_used(kind, form):
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_learning_beats_nearest(form):
     layer, x = built("conv", form)
-    x = x.clamp(min=0)  # like most inputs of a network: their mean is what rounding can be made to agree with
+    x = x.clamp(
+        min=0
+    )  # like most inputs of a network: their mean is what rounding can be made to agree with
     target = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
     before = (layer(x) - target).square().mean().item()
     lora = layer.start_lora(8, generator())
@@ -101,7 +117,9 @@ def test_its_step_is_that_of_the_grid_with_groups_too():
         weight = torch.randn(8, 64, generator=generator())
         grid = form.params(*mse(form.rows(weight), form), len(weight))
         lora = LoRA(weight, Lattice(form, grid, torch.tensor(7.0)), 4, generator())
-        apart = form.decode(form.encode(weight, grid) + 1, grid) - form.decode(form.encode(weight, grid), grid)
+        apart = form.decode(form.encode(weight, grid) + 1, grid) - form.decode(
+            form.encode(weight, grid), grid
+        )
         assert lora.step() == pytest.approx(apart.mean().item(), rel=1e-4)
 
 

@@ -14,7 +14,10 @@ def spread(rows: int = 32) -> AdaRound:
     """Decisions of every kind: open, nearly made, at both ends of the stretch and beyond them."""
     generator = torch.Generator().manual_seed(rows)
     scale = torch.rand(rows, 1, generator=generator) + 0.1
-    rounding = AdaRound(30 * torch.rand(rows, 48, generator=generator) - 7, lambda codes: (codes.clamp(0, 15) - 6) * scale)
+    rounding = AdaRound(
+        30 * torch.rand(rows, 48, generator=generator) - 7,
+        lambda codes: (codes.clamp(0, 15) - 6) * scale,
+    )
     rounding.alpha.copy_(4 * torch.randn(rows, 48, generator=generator))
     rounding.alpha[0, :3] = torch.tensor([0.0, 40.0, -40.0])
     return rounding
@@ -55,13 +58,20 @@ def test_the_pull_is_the_gradient_of_the_penalty(sharpness: float) -> None:
     share = torch.sigmoid(rounding.alpha)
     (theirs,) = torch.autograd.grad(0.01 * twin.penalty(sharpness), twin.alpha)
     inside = (rounding.soft() > 0) & (rounding.soft() < 1)
-    ours = pull(share, 0.01, sharpness, torch.empty_like(share), torch.empty_like(share)) * share * (1 - share) * inside
+    ours = (
+        pull(share, 0.01, sharpness, torch.empty_like(share), torch.empty_like(share))
+        * share
+        * (1 - share)
+        * inside
+    )
     assert ours.isfinite().all() and away(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("piece", [module.PIECE, 1900], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("sharpness", SHARPNESS)
-def test_steps_are_those_of_the_formulas(sharpness: float, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_those_of_the_formulas(
+    sharpness: float, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Small layers share a walk and a large one takes several, in one unit; each goes as it would alone."""
     monkeypatch.setattr(module, "PIECE", piece)
     monkeypatch.setattr(module, "SMALL", 1900)
@@ -74,7 +84,9 @@ def test_steps_are_those_of_the_formulas(sharpness: float, piece: int, monkeypat
     for step in range(20):
         penalty = 0.01 if step >= 5 else 0.0
         pulls = [torch.randn(rounding.alpha.shape, generator=generator) for rounding in each]
-        sum((rounding.values() * pulled).sum() for rounding, pulled in zip(each, pulls, strict=True)).backward()
+        sum(
+            (rounding.values() * pulled).sum() for rounding, pulled in zip(each, pulls, strict=True)
+        ).backward()
         roundings.step(penalty, sharpness)
         for twin, pulled in zip(twins, pulls, strict=True):
             twin.follow((twin.values() * pulled).sum() + penalty * twin.penalty(sharpness))

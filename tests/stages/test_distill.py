@@ -8,25 +8,34 @@ import tiny_pipelines
 import torch
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.models import adapt
-from lowtide.nn.swap import find_clock, look, quant_layers
-from lowtide.plan import Settings
+from lowtide.nn.precision import Precision
+from lowtide.nn.swap import find_clock, quant_layers, set_precision
+from lowtide.settings import Settings
 from lowtide.stages import distill
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.batches import CalibrationBatches
 from lowtide.stages.collect import Collect
-from lowtide.stages.distill import Course, Distill, Student, answer_of
-from lowtide.stages.lessons import Lessons
+from lowtide.stages.distill import Distill, DistillLoop, Student, answer_of
+from lowtide.stages.fit_ranges import FitRanges, run_call
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.pack import Pack
-from lowtide.stages.ranges import FitRanges, run_call
-from lowtide.stages.weights import FitWeights
 
-OPTIONS = {"weights": 3, "inputs": 6, "steps": 4, "images": 8, "kept": 2, "iters": 40, "batch": 8}
+OPTIONS = {
+    "weights": 3,
+    "inputs": 6,
+    "steps": 4,
+    "images": 8,
+    "calibration_steps": 2,
+    "iters": 40,
+    "batch": 8,
+}
 
 
 def prepared(folder=None, **settings) -> Job:
-    pipe = sample.as_pipeline(tiny.model("unet2d"))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     pipe.unet.requires_grad_(False)
     job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | settings), "test", folder)
     run_recipe((Collect(), Assign(True), FitWeights("mse"), FitRanges("mse")), job)
@@ -39,7 +48,9 @@ def state(job: Job) -> dict[str, torch.Tensor]:
 
 
 def same(ours: dict, theirs: dict) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def test_it_comes_nearer_on_images_it_was_not_taught():
@@ -81,7 +92,7 @@ def test_equal_seeds_give_equal_bits_whatever_ran_before():
 
 def test_an_interrupted_run_goes_on_from_its_last_leg_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "LEG", 3)
-    whole, loss, count = state(prepared(iters=8)), Course.loss, []
+    whole, loss, count = state(prepared(iters=8)), DistillLoop.loss, []
 
     def dying(self, generator):
         count.append(1)
@@ -89,7 +100,7 @@ def test_an_interrupted_run_goes_on_from_its_last_leg_to_the_same_bits(tmp_path,
             raise KeyboardInterrupt
         return loss(self, generator)
 
-    monkeypatch.setattr(Course, "loss", dying)
+    monkeypatch.setattr(DistillLoop, "loss", dying)
     with pytest.raises(KeyboardInterrupt):
         state(prepared(tmp_path, iters=8))
     assert same(state(prepared(tmp_path, iters=8)), whole)
@@ -106,7 +117,11 @@ def test_nothing_but_integers_and_tables_remains_and_packed_equals_simulated():
     assert all(layer.rounding is None for _, layer in quant_layers(job.model))
     Pack().run(job)
     assert torch.equal(job.model(**call.arguments)[0], simulated)
-    assert not any(part in name for name in job.model.state_dict() for part in ("down.", "rounding", "log_scale", "learnt"))
+    assert not any(
+        part in name
+        for name in job.model.state_dict()
+        for part in ("down.", "rounding", "log_scale", "learnt")
+    )
     dtypes = {name: tensor.dtype for name, tensor in job.model.state_dict().items()}
     assert all(dtypes[f"{name}.weight"] == torch.uint8 for name in job.plan.layers)
 
@@ -122,14 +137,16 @@ def test_nothing_quantized_is_left_alone():
 @pytest.mark.parametrize("name", ["ddim", "sdxl", "dit", "pixart", "flux"])
 def test_a_batch_of_mixed_timesteps_answers_as_its_calls_did(name, tmp_path):
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    settings = Settings(**{"steps": 3, "images": 4, "kept": 1, "batch": 6} | tiny_pipelines.asked(name))
-    model = sample.denoiser(pipe)
+    settings = Settings(
+        **{"steps": 3, "images": 4, "calibration_steps": 1, "batch": 6} | tiny_pipelines.asked(name)
+    )
+    model = sampling.denoiser(pipe)
     job = Job(pipe, model, adapt(model), settings, "test")
     run_recipe((Collect(), Assign(True), FitWeights(), FitRanges()), job)
-    lessons = Lessons(job)
+    lessons = CalibrationBatches(job)
     assert {lessons.image(place) for place in lessons.held_out} == {3}
     assert {lessons.image(place) for place in lessons.taught} == {0, 1, 2}
-    look(job.model, False, False)
+    set_precision(job.model, Precision.FLOAT)
     chosen = lessons.some(lessons.taught, torch.Generator().manual_seed(0))
     assert len({call for call, _ in chosen}) > 1
     ours, theirs = answer_of(job.model(**lessons.arguments(chosen))), lessons.targets(chosen)
@@ -137,7 +154,7 @@ def test_a_batch_of_mixed_timesteps_answers_as_its_calls_did(name, tmp_path):
 
 
 def test_pairs_are_the_same_images_one_step_later():
-    lessons = Lessons(prepared(steps=3))
+    lessons = CalibrationBatches(prepared(steps=3))
     batch = lessons.pairs(torch.Generator().manual_seed(0))
     first, second = batch[: len(batch) // 2], batch[len(batch) // 2 :]
     assert len(first) == len(second) == 4
@@ -145,12 +162,15 @@ def test_pairs_are_the_same_images_one_step_later():
         assert lessons.image(now) == lessons.image(later)
         assert lessons.calls[now[0]].timestep > lessons.calls[later[0]].timestep
     with pytest.raises(lowtide.errors.BadInput, match="found one step"):
-        Lessons(prepared(steps=1)).pairs(torch.Generator())
+        CalibrationBatches(prepared(steps=1)).pairs(torch.Generator())
 
 
 def test_guidance_branches_are_held_out_together():
     job = prepared(steps=2)
-    doubled = {"sample": torch.cat([job.calls[0].arguments["sample"]] * 2), "timestep": torch.zeros(16)}
+    doubled = {
+        "sample": torch.cat([job.calls[0].arguments["sample"]] * 2),
+        "timestep": torch.zeros(16),
+    }
     job.calls = [replace(call, arguments=job.calls[0].arguments | doubled) for call in job.calls]
-    lessons = Lessons(job)
+    lessons = CalibrationBatches(job)
     assert {row for _, row in lessons.held_out} == {7, 15}

@@ -7,20 +7,22 @@ import tiny
 import torch
 
 import lowtide
-from lowtide import sample
+from lowtide import sampling
 from lowtide.errors import BadInput
-from lowtide.nn import low
+from lowtide.machine import bf16
 from lowtide.nn.quantizer import Drop
 from lowtide.nn.rounding import AdaRound, Roundings
 from lowtide.nn.swap import find_clock
-from lowtide.plan import Settings
+from lowtide.settings import Settings
 from lowtide.stages.reconstruct import Learner, RangeLearner, carried, rate, settled, sharpness
 
-OPTIONS = {"steps": 4, "images": 4, "kept": 4, "iters": 100, "batch": 8}
+OPTIONS = {"steps": 4, "images": 4, "calibration_steps": 4, "iters": 100, "batch": 8}
 
 
 def report(**changes) -> dict:
-    return lowtide.quantize(sample.as_pipeline(tiny.model("unet2d")), method="tfmq", **OPTIONS | changes).report
+    return lowtide.quantize(
+        sampling.as_pipeline(tiny.model("unet2d")), method="tfmq", **OPTIONS | changes
+    ).report
 
 
 def test_the_schedule_is_the_papers():
@@ -47,10 +49,14 @@ def test_ranges_that_learning_made_worse_are_taken_back(monkeypatch):
     for name, judged in {"kept": (1.0, 0.5), "taken back": (1.0, 2.0), "not learnt": None}.items():
         if judged:
             answers = itertools.cycle(judged)
-            monkeypatch.setattr(RangeLearner, "judge", lambda self, loss, answers=answers: next(answers))
+            monkeypatch.setattr(
+                RangeLearner, "judge", lambda self, loss, answers=answers: next(answers)
+            )
         asked = {"range_iters": 3} if judged else {}
-        pipe = sample.as_pipeline(tiny.model("unet2d"))
-        result = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"inputs": 4, "iters": 2} | asked)
+        pipe = sampling.as_pipeline(tiny.model("unet2d"))
+        result = lowtide.quantize(
+            pipe, method="tfmq", **OPTIONS | {"inputs": 4, "iters": 2} | asked
+        )
         scales[name] = result.model.lowtide_clock.scale.clone()
     assert torch.equal(scales["taken back"], scales["not learnt"])
     assert not torch.equal(scales["kept"], scales["not learnt"])
@@ -66,8 +72,14 @@ def test_what_ranges_learn_reaches_the_steps_between_those_that_were_seen():
 
 def test_every_step_s_range_is_learnt_though_some_are_kept():
     def scales(range_iters: int) -> torch.Tensor:
-        asked = OPTIONS | {"steps": 8, "kept": 3, "iters": 2, "inputs": 4, "range_iters": range_iters}
-        pipe = sample.as_pipeline(tiny.model("unet2d"))
+        asked = OPTIONS | {
+            "steps": 8,
+            "calibration_steps": 3,
+            "iters": 2,
+            "inputs": 4,
+            "range_iters": range_iters,
+        }
+        pipe = sampling.as_pipeline(tiny.model("unet2d"))
         return find_clock(lowtide.quantize(pipe, method="tfmq", **asked).model).scale
 
     moved = (scales(20) / scales(0) - 1).abs() > 1e-4
@@ -90,7 +102,9 @@ def test_settled_is_flat_and_decided():
 
 
 def test_early_stop_stops_only_when_asked(monkeypatch):
-    monkeypatch.setattr("lowtide.stages.reconstruct.settled", lambda history, roundings: len(history) == 3)
+    monkeypatch.setattr(
+        "lowtide.stages.reconstruct.settled", lambda history, roundings: len(history) == 3
+    )
     steps: list[int] = []
     minimise = Learner.minimise
 
@@ -108,14 +122,23 @@ def test_early_stop_stops_only_when_asked(monkeypatch):
 
 
 @pytest.mark.parametrize("pays", [True, False])
-def test_learning_takes_bf16_products_where_they_pay_and_neither_judging_nor_time_does(monkeypatch, pays):
-    monkeypatch.setattr(low, "time_in_bf16", lambda kind: 0.5 if pays else 1.9)
+def test_learning_takes_bf16_products_where_they_pay_and_neither_judging_nor_time_does(
+    monkeypatch, pays
+):
+    monkeypatch.setattr(bf16, "time_in_bf16", lambda kind: 0.5 if pays else 1.9)
     seen: dict[str, set[bool]] = {"minimise": set(), "judge": set(), "temporal": set()}
 
     def watched(kind, inner):
         def listening(self, loss, *rest):
             name = "temporal" if self.unit.kind == "temporal" else kind
-            return inner(self, lambda generator: (seen[name].add(torch.is_autocast_enabled("cpu")), loss(generator))[1], *rest)
+            return inner(
+                self,
+                lambda generator: (
+                    seen[name].add(torch.is_autocast_enabled("cpu")),
+                    loss(generator),
+                )[1],
+                *rest,
+            )
 
         return listening
 
@@ -123,18 +146,30 @@ def test_learning_takes_bf16_products_where_they_pay_and_neither_judging_nor_tim
         monkeypatch.setattr(Learner, kind, watched(kind, getattr(Learner, kind)))
     told = report(iters=2)["products"]
     assert seen == {"minimise": {pays}, "judge": {False}, "temporal": {False}}
-    assert told == ("products in bf16" if pays else "products in float32: bf16 takes 1.9 x as long here")
+    assert told == (
+        "products in bf16" if pays else "products in float32: bf16 takes 1.9 x as long here"
+    )
 
 
 def test_qdrop_and_adaround_are_options_of_the_one_loop():
     """Each learns: its own loss falls; and each ends at other codes than the other."""
     found = {}
-    for name, asked in {"brecq": {}, "qdrop": {"drop": 0.5}, "adaround": {"scope": "layer"}}.items():
-        pipe = sample.as_pipeline(tiny.model("unet2d"))
+    for name, asked in {
+        "brecq": {},
+        "qdrop": {"drop": 0.5},
+        "adaround": {"scope": "layer"},
+    }.items():
+        pipe = sampling.as_pipeline(tiny.model("unet2d"))
         result = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"inputs": 4} | asked)
-        losses = {stage: pair for stage, pair in result.report["losses"].items() if stage.startswith("Reconstruct ")}
+        losses = {
+            stage: pair
+            for stage, pair in result.report["losses"].items()
+            if stage.startswith("Reconstruct ")
+        }
         found[name] = result.model.state_dict(), losses
-        assert sum(after for _, after in losses.values()) < 0.8 * sum(before for before, _ in losses.values())
+        assert sum(after for _, after in losses.values()) < 0.8 * sum(
+            before for before, _ in losses.values()
+        )
     blocks, layers = (set(found[name][1]) for name in ("brecq", "adaround"))
     assert blocks == set(found["qdrop"][1])
     assert "Reconstruct mid_block.resnets.0.conv2" in layers - blocks
@@ -155,7 +190,9 @@ def test_drop_takes_values_by_chance_and_gradients_straight_through():
     assert torch.equal(x.grad, torch.ones_like(x))
 
 
-@pytest.mark.parametrize("asked", [{"drop": 1.5}, {"scope": "network"}, {"drop": 0.5, "scope": "layer"}])
+@pytest.mark.parametrize(
+    "asked", [{"drop": 1.5}, {"scope": "network"}, {"drop": 0.5, "scope": "layer"}]
+)
 def test_scopes_and_chances_that_do_not_exist_are_one_sentence(asked):
     with pytest.raises(BadInput, match=r"found (drop|scope)"):
         Settings(**asked)

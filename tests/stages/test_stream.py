@@ -5,22 +5,23 @@ import tiny
 import tiny_pipelines
 import torch
 
-from lowtide import sample
+from lowtide import sampling
 from lowtide.models import adapt
-from lowtide.nn.swap import find_clock, look
-from lowtide.plan import Settings
+from lowtide.nn.precision import Precision
+from lowtide.nn.swap import find_clock, set_precision
+from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.ranges import run_call
+from lowtide.stages.fit_ranges import run_call
+from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.reconstruct import Learner
 from lowtide.stages.stream import Stream
-from lowtide.stages.weights import FitWeights
 
 
 def started(dtype: torch.dtype = torch.float32, **settings) -> Job:
-    pipe = sample.as_pipeline(tiny.model("unet2d").to(dtype))
-    options = Settings(**{"steps": 3, "images": 4, "kept": 2, "batch": 4} | settings)
+    pipe = sampling.as_pipeline(tiny.model("unet2d").to(dtype))
+    options = Settings(**{"steps": 3, "images": 4, "calibration_steps": 2, "batch": 4} | settings)
     job = Job(pipe, pipe.unet, adapt(pipe.unet), options, "test")
     run_recipe((Collect(), Assign(per_step=True), FitWeights("minmax")), job)
     return job
@@ -28,9 +29,11 @@ def started(dtype: torch.dtype = torch.float32, **settings) -> Job:
 
 def heard(job: Job, name: str, quantized: bool) -> torch.Tensor:
     """A module's outputs in whole forward passes over the kept calls."""
-    look(job.model, quantized, False)
+    set_precision(job.model, Precision.of(weights=quantized, inputs=False))
     outputs: list[torch.Tensor] = []
-    hook = job.model.get_submodule(name).register_forward_hook(lambda module, args, output: outputs.append(output))
+    hook = job.model.get_submodule(name).register_forward_hook(
+        lambda module, args, output: outputs.append(output)
+    )
     for call in job.calls:
         if call.kept:
             run_call(job, call)
@@ -44,21 +47,30 @@ def test_a_units_answers_and_inputs_are_those_of_whole_passes(memory):
     floats, inputs = {}, {}
     for scene in Stream(job).scenes():
         (answers,) = scene.targets.values()
-        floats[scene.unit.name] = torch.cat([answers[place].clone() for place in range(len(answers))])
+        floats[scene.unit.name] = torch.cat(
+            [answers[place].clone() for place in range(len(answers))]
+        )
         first = scene.node.uses()[0]
-        inputs[scene.unit.name] = torch.cat([batch.clone() for batch in scene.inputs[first].batches])
+        inputs[scene.unit.name] = torch.cat(
+            [batch.clone() for batch in scene.inputs[first].batches]
+        )
     for name, answer in floats.items():
         assert far(answer, heard(job, name, quantized=False)) < 1e-6, name
     assert far(inputs["down_blocks.0.resnets.0"], heard(job, "conv_in", quantized=True)) < 1e-6
-    assert far(inputs["mid_block.resnets.1"], heard(job, "mid_block.attentions.0", quantized=True)) < 1e-6
+    assert (
+        far(inputs["mid_block.resnets.1"], heard(job, "mid_block.attentions.0", quantized=True))
+        < 1e-6
+    )
 
 
 def test_the_loss_is_taken_in_float32_whatever_the_model_is_in():
     """Halves would lose what is small: squared and averaged, most of a gradient is zero there."""
     job = started(torch.float16)
-    scene = next(scene for scene in Stream(job).scenes() if scene.unit.name == "mid_block.resnets.1")
+    scene = next(
+        scene for scene in Stream(job).scenes() if scene.unit.name == "mid_block.resnets.1"
+    )
     learner = Learner(job, "test", scene.unit, 1)
-    look(scene.module, True, False)
+    set_precision(scene.module, Precision.WEIGHTS)
     rounding = [layer.start_rounding() for layer in learner.layers.values()].pop()
     loss = scene.loss(job.generator("test"))
     loss.backward()
@@ -100,7 +112,7 @@ def test_a_units_loss_is_summed_over_channels_wherever_they_are(kind, tmp_path):
     """Last where there are tokens, second in a picture: every value off by a half is a quarter for each channel."""
     if kind == "dit":
         pipe = tiny_pipelines.dit(tmp_path)
-        options = Settings(steps=3, images=4, kept=2, batch=4, labels=(1, 2))
+        options = Settings(steps=3, images=4, calibration_steps=2, batch=4, labels=(1, 2))
         job = Job(pipe, pipe.transformer, adapt(pipe.transformer), options, "test")
         run_recipe((Collect(), Assign(per_step=True), FitWeights("minmax")), job)
     else:
@@ -110,7 +122,11 @@ def test_a_units_loss_is_summed_over_channels_wherever_they_are(kind, tmp_path):
         (answer,) = scene.targets
         shape = scene.targets[answer][0].shape
         channels = shape[-1] if len(shape) == 3 else shape[1]
-        scene.answer = lambda chosen, drop=None, scene=scene, id=answer: scene.rows(scene.targets[id], id, chosen) + 0.5
-        assert scene.loss(torch.Generator().manual_seed(0)).item() == pytest.approx(channels / 4, rel=1e-4)
+        scene.answer = lambda chosen, drop=None, scene=scene, id=answer: (
+            scene.rows(scene.targets[id], id, chosen) + 0.5
+        )
+        assert scene.loss(torch.Generator().manual_seed(0)).item() == pytest.approx(
+            channels / 4, rel=1e-4
+        )
         seen.add((len(shape), shape[1] == channels))
     assert (3, False) in seen if kind == "dit" else (4, True) in seen

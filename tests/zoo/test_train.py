@@ -18,7 +18,7 @@ from lowtide.zoo.specs import SPECS
 from lowtide.zoo.trainer import Trainer
 
 LABELS = {"digits-cond": (3, 7), "dit": (3, 7)}
-KINDS = {"emoji": "StableDiffusionPipeline", "dit": "DiTPipeline", "digits-cond": "LabelledPipeline"}
+KINDS = {"emoji": "StableDiffusionPipeline", "dit": "DiTPipeline", "digits-cond": "ClassConditionalPipeline"}
 
 
 @pytest.fixture

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import tiny
 import torch
-from diffusers import AutoencoderTiny, DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    AutoencoderTiny,
+    DDIMPipeline,
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    UNet2DModel,
+)
 from PIL import Image
 
 from lowtide import zoo

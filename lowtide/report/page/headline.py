@@ -3,7 +3,19 @@
 from datetime import datetime
 
 from lowtide.report.page.evidence import Evidence, Gate, Measure, Model
-from lowtide.report.page.markup import NOTHING, Html, brief, counted, figures, join, percent, seconds, size, tag, times
+from lowtide.report.page.markup import (
+    NOTHING,
+    Html,
+    brief,
+    counted,
+    figures,
+    join,
+    percent,
+    seconds,
+    size,
+    tag,
+    times,
+)
 from lowtide.report.page.plot import percentage, swatch
 
 SAME = 0.03

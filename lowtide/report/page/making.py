@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 
 from lowtide.report.page.evidence import Bits, Evidence, Model
 from lowtide.report.page.heat import picker, place_name, spans, stages
-from lowtide.report.page.markup import NOTHING, Html, counted, figures, join, lasting, percent, size, tag
+from lowtide.report.page.markup import (
+    NOTHING,
+    Html,
+    counted,
+    figures,
+    join,
+    lasting,
+    percent,
+    size,
+    tag,
+)
 from lowtide.report.page.plot import percentage
 
 LEAST_WIDTH = 0.004

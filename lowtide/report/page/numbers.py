@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowtide.report.page.evidence import Evidence, Measure, Model
-from lowtide.report.page.markup import NOTHING, Html, brief, counted, figures, join, size, tag, unseen
+from lowtide.report.page.markup import (
+    NOTHING,
+    Html,
+    brief,
+    counted,
+    figures,
+    join,
+    size,
+    tag,
+    unseen,
+)
 from lowtide.report.page.plot import FIELD, Axis, down, frame, percentage, scale, swatch
 
 NAMES = {

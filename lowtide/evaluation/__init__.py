@@ -1,0 +1,1 @@
+"""What quantization lost: float and packed models draw the same seeds, and the difference is measured."""

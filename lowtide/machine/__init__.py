@@ -1,0 +1,1 @@
+"""What this computer does: peak memory, and whether bf16 products pay."""

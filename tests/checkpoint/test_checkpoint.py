@@ -1,0 +1,114 @@
+"""What can go wrong with a file on the way from one machine to another is an error, never a blurred picture."""
+
+import json
+import struct
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+import lowtide
+from lowtide import sampling
+from lowtide.checkpoint.file_format import PLAN, read_metadata
+from lowtide.errors import BadInput
+from lowtide.nn.plan import Plan
+
+FILE = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
+    result = lowtide.quantize(pipe, method="minmax", steps=3, images=2, calibration_steps=1)
+    return result.save(tmp_path_factory.mktemp("packed") / "x")
+
+
+@pytest.fixture
+def copy(packed, tmp_path):
+    import shutil
+
+    return shutil.copytree(packed, tmp_path / "copy")
+
+
+def rewritten(folder, change):
+    """The file with its tensors changed and its header as it was."""
+    path = folder / FILE
+    header = read_metadata(path)
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, header)
+
+
+def test_flipped_bytes(copy):
+    path = copy / FILE
+    raw = bytearray(path.read_bytes())
+    raw[-200] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(BadInput, match="altered since it was saved"):
+        lowtide.load(copy)
+
+
+def test_truncated(copy):
+    path = copy / FILE
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(BadInput, match="unreadable"):
+        lowtide.load(copy)
+
+
+def test_nan_scale(copy):
+    rewritten(copy, lambda tensors: tensors["conv_in.grid"].view(torch.float32).fill_(float("nan")))
+    with pytest.raises(BadInput, match=r"conv_in\.grid altered"):
+        lowtide.load(copy)
+
+
+def test_missing_tensor(copy):
+    rewritten(copy, lambda tensors: tensors.pop("conv_in.grid"))
+    with pytest.raises(BadInput, match=r"conv_in\.grid, missing"):
+        lowtide.load(copy)
+
+
+def test_unknown_tensor(copy):
+    rewritten(copy, lambda tensors: tensors.update(stranger=torch.zeros(1)))
+    with pytest.raises(BadInput, match="stranger, unknown"):
+        lowtide.load(copy)
+
+
+def test_a_file_of_another_library(copy):
+    save_file(load_file(copy / FILE), copy / FILE)
+    with pytest.raises(BadInput, match="no lowtide plan"):
+        lowtide.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("version", "way_out"), [(99, "upgrade lowtide"), (1, "quantize the float model again")]
+)
+def test_another_format(copy, version, way_out):
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    config["quantization_config"]["format_version"] = version
+    (copy / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=way_out):
+        lowtide.load(copy)
+
+
+def test_config_says_what_it_is_and_stays_small(packed):
+    config = json.loads((packed / "unet" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "lowtide"
+    assert (config["summary"]["weights"], config["summary"]["inputs"]) == (4, 8)
+    assert len(json.dumps(config)) < 2048
+
+
+def test_the_plan_in_the_header_is_the_plan_of_the_model(packed):
+    plan = Plan.from_json(read_metadata(packed / FILE)[PLAN])
+    assert plan == lowtide.load(packed).unet.hf_quantizer.plan
+    assert Plan.from_json(plan.to_json()) == plan
+    with open(packed / FILE, "rb") as file:
+        assert struct.unpack("<Q", file.read(8))[0] < 40_000
+
+
+def test_sharded_saves_load_the_same(packed, tmp_path):
+    model = lowtide.load(packed).unet
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    again = type(model).from_pretrained(tmp_path / "sharded").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())

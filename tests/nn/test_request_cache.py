@@ -1,0 +1,130 @@
+"""Features once for a request: the same pictures, one run of the temporal block, and never a stale value."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+from torch import nn
+
+import lowtide
+from lowtide import sampling
+from lowtide.nn.request_cache import PerRequest, same
+
+STEPS = 4
+
+
+@pytest.fixture(params=["dit", "sdxl", "sd3", "flux"])
+def quantized(request, tmp_path):
+    pipe = tiny_pipelines.PIPELINES[request.param](tmp_path)
+    asked = tiny_pipelines.asked(request.param)
+    options = {"steps": STEPS, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
+    return lowtide.quantize(pipe, method="temporal_cache", **options, **asked), sampling.Request(
+        steps=STEPS, seeds=(0, 1), **asked
+    )
+
+
+def wrapped(model: nn.Module) -> list[PerRequest]:
+    return [module for module in model.modules() if isinstance(module, PerRequest)]
+
+
+def counted(result, request) -> tuple[np.ndarray, int]:
+    """Images, and how often the first wrapped layer ran."""
+    calls: list[int] = []
+    hook = wrapped(result.model)[0].layer.register_forward_hook(
+        lambda module, args, answer: calls.append(len(args[0]))
+    )
+    images = sampling.images(result.pipe, request)
+    hook.remove()
+    return images, len(calls)
+
+
+def without_desk(result, request) -> np.ndarray:
+    for module in wrapped(result.model):
+        module.desk.working = True
+    images = sampling.images(result.pipe, request)
+    for module in wrapped(result.model):
+        module.desk.working = False
+    return images
+
+
+def test_the_block_runs_once_and_pictures_stay(quantized, tmp_path):
+    result, request = quantized
+    assert wrapped(result.model)
+    images, runs = counted(result, request)
+    assert runs == 1
+    plain = without_desk(result, request)
+    assert np.linalg.norm(images - plain) / np.linalg.norm(plain) < 1e-4
+    again, runs = counted(result, request)
+    assert runs == 0  # the same request
+    assert (again == images).all()
+    other = replace(request, seeds=(1, 2))
+    assert counted(result, other)[1] == 1  # other labels or prompts: another request
+    result.save(tmp_path / "packed")
+    loaded = sampling.images(lowtide.load(tmp_path / "packed"), request)
+    assert (loaded == images).all()
+
+
+def test_an_unknown_value_is_computed(quantized):
+    result, request = quantized
+    sampling.images(result.pipe, request)
+    desk = wrapped(result.model)[0].desk
+    first, second = list(desk.steps)[:2]
+    assert desk.step_of([second, second]) == 1
+    assert desk.step_of([second + 0.1]) is None
+    assert desk.step_of([first, second]) is None
+
+
+def test_a_request_on_another_device_is_another_request():
+    """A pipeline that moved keeps its desk's conditions where they were."""
+    here = {"text": torch.ones(2, 3), "label": torch.tensor([1, 2])}
+    away = here | {"text": torch.ones(2, 3, device="meta")}
+    assert same(here, {name: value.clone() for name, value in here.items()})
+    assert not same(here, away) and not same(away, here)
+    assert not same(here, here | {"text": torch.ones(2, 3, dtype=torch.float64)})
+    assert not same(here, here | {"label": torch.tensor([1, 3])})
+
+
+def test_conditions_left_behind_on_another_device_are_computed_anew(tmp_path):
+    options = {"steps": STEPS, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
+    result = lowtide.quantize(
+        tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options
+    )
+    request = sampling.Request(steps=STEPS, seeds=(0, 1), labels=(1, 2))
+    before, desk = sampling.images(result.pipe, request), wrapped(result.model)[0].desk
+    (known,) = desk.requests
+    desk.requests = [
+        known._replace(
+            conditions={name: value.to("meta") for name, value in known.conditions.items()}
+        )
+    ]
+    images, runs = counted(result, request)
+    assert runs == 1
+    assert (images == before).all()
+
+
+def test_branches_that_take_turns_are_each_built_once(tmp_path):
+    """A pipeline may call its denoiser once for each branch of guidance; a third request drops the one that waited longest."""
+    options = {"steps": STEPS, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
+    result = lowtide.quantize(
+        tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options
+    )
+    desk, built = wrapped(result.model)[0].desk, []
+    build = desk.build
+    desk.build = lambda conditions, timestep: (built.append(1), build(conditions, timestep))[1]
+    x = torch.randn(1, result.model.config.in_channels, *[result.model.config.sample_size] * 2)
+
+    def answer(label: int, step: float) -> torch.Tensor:
+        with torch.no_grad():
+            return result.model(
+                x, timestep=torch.tensor([step]), class_labels=torch.tensor([label])
+            )[0]
+
+    first = {(label, step): answer(label, step) for step in desk.steps for label in (1, 2)}
+    assert len(built) == 2
+    assert all(torch.equal(answer(*key), found) for key, found in first.items()) and len(built) == 2
+    step = next(iter(desk.steps))
+    answer(2, step), answer(3, step), answer(2, step)
+    assert len(built) == 3
+    assert torch.equal(answer(1, step), first[1, step]) and len(built) == 4

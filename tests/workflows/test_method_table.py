@@ -1,0 +1,183 @@
+"""The bench of methods: cells are kept, a killed bench goes on, the table says what was measured."""
+
+import pytest
+import tiny
+
+from lowtide import quantization, sampling
+from lowtide.errors import BadInput
+from lowtide.workflows import method_table
+from lowtide.workflows.method_table import Cell
+
+OPTIONS = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch": 2}
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(
+        sampling, "load_pipeline", lambda source: sampling.as_pipeline(tiny.model("unet2d"))
+    )
+
+
+def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
+    cells = method_table.grid("minmax,tfmq-tiar", "W8A8,W3A6", (0, 1))
+    assert [cell.key for cell in cells[1:3]] == [("minmax", "W8A8", 1), ("tfmq -tiar", "W8A8", 0)]
+    found = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+    assert len(found) == 8
+    by_width = {
+        width: [one["psnr"] for one in found if one["width"] == width] for width in ("W8A8", "W3A6")
+    }
+    assert min(by_width["W8A8"]) > max(by_width["W3A6"])
+    errors = {one["width"]: one["trajectory_error"] for one in found}
+    assert 0 < errors["W8A8"] < errors["W3A6"] < 1
+    assert found[0]["bytes"] > found[-1]["bytes"]
+    steps = {one["width"]: one["step_error"] for one in found}
+    assert 0 < steps["W8A8"] < steps["W3A6"] < 1
+
+    def forbidden(*args, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(quantization, "quantize", forbidden)
+    assert method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4) == found
+    assert len(method_table.kept(tmp_path, found[0])) == 8
+    with pytest.raises(AssertionError, match="measured again"):
+        method_table.quality("tiny", tmp_path, cells, OPTIONS | {"iters": 3}, images=4)
+    ledger = tmp_path / "tiny.jsonl"
+    whole = ledger.read_text()
+    ledger.write_text(whole[: len(whole) // 2])
+    with pytest.raises(AssertionError, match="measured again"):
+        method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+    method_table.note(tmp_path, found[-1])
+    assert found[-1] in method_table.kept(tmp_path, found[0]), (
+        "a line written after a torn one was lost"
+    )
+
+
+def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
+    """A bench whose model was replaced under it would otherwise mix two models in one table."""
+    seeds, cells = [], method_table.grid("minmax", "W8A8", (0,))
+    for seed in (0, 0, 1):
+        monkeypatch.setattr(
+            sampling,
+            "load_pipeline",
+            lambda source, seed=seed: sampling.as_pipeline(tiny.model("unet2d", seed)),
+        )
+        (found,) = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
+        seeds.append((found["weights"], found["psnr"]))
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert len(method_table.kept(tmp_path, found)) == 1
+
+
+def test_the_float_model_against_itself_has_no_error(model, tmp_path):
+    (found,) = method_table.quality(
+        "tiny", tmp_path, [Cell("minmax", "W32A32", 0)], OPTIONS, images=2
+    )
+    assert found["psnr"] == 100
+    assert found["trajectory_error"] == found["step_error"] == 0
+
+
+def test_the_table_sorts_by_quality_and_states_the_spread():
+    shared = {"width": "W4A8", "step_error": 0.3, "code": "c0de"}
+    cells = [
+        shared
+        | {
+            "method": "a",
+            "seed": 0,
+            "psnr": 20.0,
+            "trajectory_error": 0.2,
+            "bytes": 1000,
+            "minutes": 1.0,
+        },
+        shared
+        | {
+            "method": "a",
+            "seed": 1,
+            "psnr": 22.0,
+            "trajectory_error": 0.1,
+            "bytes": 1000,
+            "minutes": 3.0,
+        },
+        shared
+        | {
+            "method": "b",
+            "seed": 0,
+            "psnr": 25.0,
+            "trajectory_error": 0.1,
+            "bytes": 2000,
+            "minutes": 1.0,
+        },
+    ]
+    assert method_table.rows(cells) == [
+        ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0", "c0de"],
+        [
+            "W4A8",
+            "a",
+            "2",
+            "21.00 ± 1.41",
+            "0.1500 ± 0.0707",
+            "0.3000 ± 0.0000",
+            "1,000",
+            "2.0",
+            "c0de",
+        ],
+    ]
+
+
+def test_the_page_keeps_a_section_for_each_model():
+    made = {
+        "options": {"iters": 5, "labels": [0, 1]},
+        "images": 4,
+        "weights": "abc",
+        "width": "W4A8",
+        "seed": 0,
+        "code": "c0de",
+    }
+    figures = {
+        "psnr": 25.0,
+        "trajectory_error": 0.1,
+        "step_error": 0.3,
+        "bytes": 2000,
+        "minutes": 1.0,
+    }
+    first, other = (
+        [made | figures | {"method": name, "model": model}]
+        for name, model in (("a", "zoo:one"), ("b", "zoo:two"))
+    )
+    both = method_table.page(other, method_table.page(first))
+    assert "settings: iters 5, labels (2 of them)" in both
+    assert both.index("| W4A8 | a |") < both.index("| W4A8 | b |")
+    assert "float weights abc." in both
+    better = method_table.page([first[0] | {"psnr": 26.0}], both)
+    assert better == both.replace("25.00", "26.00", 1)
+
+
+def test_a_table_of_two_codes_says_so(tmp_path):
+    """A cell that is made again replaces the older one; the others keep the code that made them."""
+    shared = {
+        "model": "m",
+        "options": {},
+        "images": 4,
+        "weights": "abc",
+        "format": 2,
+        "width": "W4A8",
+        "seed": 0,
+    }
+    figures = {
+        "psnr": 25.0,
+        "trajectory_error": 0.1,
+        "step_error": 0.3,
+        "bytes": 2000,
+        "minutes": 1.0,
+    }
+    for method, code in (("a", "old"), ("b", "old"), ("a", "new")):
+        method_table.note(tmp_path, shared | figures | {"method": method, "code": code})
+    cells = method_table.kept(tmp_path, shared)
+    assert {cell["method"]: cell["code"] for cell in cells} == {"a": "new", "b": "old"}
+    assert [row[-1] for row in method_table.rows(cells)] == ["new", "old"]
+    assert method_table.rows([*cells, cells[0] | {"seed": 1, "code": "old"}])[0][-1] == "new, old"
+
+
+@pytest.mark.parametrize("asked", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])
+def test_mistakes_are_one_sentence(asked, model, tmp_path):
+    with pytest.raises(BadInput, match="found"):
+        cells = method_table.grid(asked.get("methods", "minmax"), asked.get("widths", "W4A8"), (0,))
+        method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
