@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,28 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
+
+
+class Scheduler(Protocol):
+    """What lowtide uses of a diffusers scheduler."""
+
+    config: Any
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, *args: Any, **options: Any) -> None: ...
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
+    ) -> Any: ...
+
+
+class Pipeline(Protocol):
+    """What lowtide uses of a diffusers pipeline; its components are found by name."""
+
+    scheduler: Any
+
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
+
 
 GUIDANCE = 2.0
 
