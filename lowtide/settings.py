@@ -10,6 +10,7 @@ from lowtide.validation import Count, Share, Within, check, check_eta, listed
 
 PROFILES = ("full", "paper")
 SCOPES = ("block", "layer")
+LARGEST_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class Settings:
                 "leave one of them away",
             )
         check_eta(self.eta)
+
+    @property
+    def calibration_batch(self) -> int:
+        """Images of one calibration batch: as many as divide all images evenly, at most 16.
+
+        Batches have one size, because graphs are recorded for one.
+        """
+        return max(size for size in range(1, LARGEST_BATCH + 1) if self.images % size == 0)
 
 
 def settings_from(options: dict[str, object]) -> Settings:

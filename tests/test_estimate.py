@@ -20,10 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import lowtide
 from lowtide import estimate, sampling
 from lowtide.checkpoint import facts
+from lowtide.costs import speed, work
 from lowtide.errors import BadInput
-from lowtide.estimate import blueprint, size, speed, stages, work
+from lowtide.estimate import blueprint, size
 from lowtide.methods import METHODS
 from lowtide.models import ARCHITECTURES, adapt
+from lowtide.models.trace import flat_inputs
 from lowtide.settings import Settings, settings_from
 
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
@@ -124,10 +126,10 @@ def test_calls_are_those_of_the_real_trajectory(name: str, tmp_path: Path) -> No
         4, (1, 2, 3), settings.prompts, settings.labels, batch=3, size=settings.size
     )
     moments = list(sampling.trajectory(pipe, request))
-    load = stages.Workload(found, work.Network(found.adapter(settings)), settings, QUIET_SPEED)
+    load = estimate.workload(found, work.Network(found.adapter(settings)), settings, QUIET_SPEED)
     assert load.calls == len(moments)
     assert load.batch == len(moments[0].t)
-    ours = {key: value.shape for key, value in work_inputs(load).items()}
+    ours = {key: value.shape for key, value in blueprint_inputs(found.example(settings)).items()}
     theirs = {
         key: value.shape
         for key, value in blueprint_inputs(moments[0].arguments).items()
@@ -138,13 +140,9 @@ def test_calls_are_those_of_the_real_trajectory(name: str, tmp_path: Path) -> No
     }
 
 
-def work_inputs(load: stages.Workload) -> dict[str, torch.Tensor]:
-    return blueprint_inputs(load.blueprint.example(load.settings))
-
-
 def blueprint_inputs(arguments: dict) -> dict[str, torch.Tensor]:
     """Tensors by dotted name, those without a batch axis aside."""
-    found = stages.flat_inputs(arguments)
+    found = flat_inputs(arguments)
     return {
         name: value
         for name, value in found.items()

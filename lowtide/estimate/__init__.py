@@ -15,16 +15,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lowtide.costs import FLOAT, Cost, Network, Speed, Workload, measured
 from lowtide.errors import BadInput
 from lowtide.estimate.blueprint import Blueprint, read
 from lowtide.estimate.size import checkpoint_bytes, planned
-from lowtide.estimate.speed import measured
-from lowtide.estimate.stages import COSTS, WARM, Cost, Workload
-from lowtide.estimate.work import FLOAT, Network
 from lowtide.methods import recipe_of
 from lowtide.settings import Settings, settings_from
 from lowtide.stages.base import Recipe
 
+WARM = 32 << 20  # bytes of torch's own buffers, once a network has run
 FITTING = (8, 6, 4, 3, 2)
 UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -56,7 +55,7 @@ def predict(
     sizes = checkpoint_bytes(
         blueprint, planned(blueprint, network.adapter, recipe, settings, method)
     )
-    load = Workload(blueprint, network, settings, measured(network))
+    load = workload(blueprint, network, settings, measured(network))
     named = {
         "model": source,
         "method": method,
@@ -69,9 +68,15 @@ def predict(
         named
         | found
         | {"size": sizes, "float_bytes": denoiser_bytes(network)}
-        | priced(recipe, load)
+        | priced(recipe, load, blueprint.others)
         | spent
     )
+
+
+def workload(blueprint: Blueprint, network: Network, settings: Settings, speed: Speed) -> Workload:
+    """What quantizing this pipeline has to do."""
+    steps = len(blueprint.timesteps(settings))
+    return Workload(network, settings, speed, steps=steps, branches=blueprint.branches(settings))
 
 
 def fitted(
@@ -95,14 +100,13 @@ def fitted(
     )
 
 
-def priced(recipe: Recipe, load: Workload) -> dict[str, Any]:
+def priced(recipe: Recipe, load: Workload, others: dict[str, int]) -> dict[str, Any]:
     """Each stage's seconds and peak, and those of the whole."""
-    others = sum(load.blueprint.others.values())
-    weights = denoiser_bytes(load.network) + others
-    held = weights + load.recorded() + load.network.whole.weights + WARM
-    costs = [
-        (type(stage).__name__, COSTS.get(type(stage), unknown)(stage, load)) for stage in recipe
-    ]
+    weights = denoiser_bytes(load.network) + sum(others.values())
+    recorded = load.recorded_bytes()
+    held = weights + recorded + load.network.whole.weights + WARM
+    prices = [(type(stage).__name__, stage.cost(load)) for stage in recipe]
+    costs = [(name, cost or Cost()) for name, cost in prices]
     stages = [
         {"name": name, "seconds": round(cost.seconds, 6), "peak_bytes": round(held + cost.bytes)}
         for name, cost in costs
@@ -111,13 +115,9 @@ def priced(recipe: Recipe, load: Workload) -> dict[str, Any]:
         "stages": stages,
         "seconds": round(sum(cost.seconds for _, cost in costs), 1),
         "peak_bytes": max(stage["peak_bytes"] for stage in stages),
-        "memory": {
-            "weights": weights,
-            "calls": round(load.recorded()),
-            "tape": load.settings.memory,
-        },
-        "others": load.blueprint.others,
-        "unpriced": [type(stage).__name__ for stage in recipe if type(stage) not in COSTS],
+        "memory": {"weights": weights, "calls": round(recorded), "tape": load.settings.memory},
+        "others": others,
+        "unpriced": [name for name, cost in prices if cost is None],
     }
 
 
@@ -130,11 +130,6 @@ def totals(found: dict[str, Any]) -> dict[str, float]:
         "minutes": round(found["seconds"] / 60, 2),
     }
     return whole | {"seconds": stages}
-
-
-def unknown(stage: object, load: Workload) -> Cost:
-    """A stage nobody priced is said to be so, see `unpriced`."""
-    return Cost()
 
 
 def denoiser_bytes(network: Network) -> int:

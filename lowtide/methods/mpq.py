@@ -22,19 +22,22 @@ search tries two candidates with unrounded inputs (search "fast" tries the two);
 other zero point is an integer, and no channel holds a placeholder. Bits per channel are a vector, not three masked quantizers.
 """
 
+import random
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowtide.costs import Cost, Work, Workload
+from lowtide.costs.workload import WATCH, patch_bytes
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, Mixed
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import quant_layers
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign, weight_format
-from lowtide.stages.base import Job, Recipe
+from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.fit_ranges import FitRanges
@@ -49,7 +52,7 @@ SEARCHED = {"full": MOST_GROUPS, "fast": 1}
 
 
 @dataclass(frozen=True)
-class OMQ:
+class OMQ(Stage):
     """Outlier-driven mixed quantization: smooth each inner layer, then deal its bits out by kurtosis.
 
     Without `smooth` or `mix` only the other of the two is done.
@@ -120,10 +123,40 @@ class OMQ:
         job.plan.layers[name] = replace(job.plan.layers[name], weight=layer.format)
         return groups
 
+    def cost(self, load: Workload) -> Cost:
+        """One pass, and each weight that may take another width is searched at three."""
+        watched = Work(values=WATCH * load.batch * load.network.whole.reads)
+        form = weight_format(load.settings.weights, load.settings.group)
+        layers = load.network.adapter.layers().values()
+        mixing = [layer for layer in layers if self.mix and mixes(form, len(layer.weight))]
+        searched = 3 * sum(layer.weight.numel() for layer in mixing)
+        seconds = load.passes(load.kept_calls, watched) + searched * load.speed.search
+        return Cost(seconds, load.alive_bytes(load.batch) + patch_bytes(mixing, PATCHES))
+
+    def foresee(self, job: Job) -> None:
+        """No channel's bits move, which is how most layers end; MPQ-DM+ moves a tenth in each."""
+        for name, layer in quant_layers(job.model):
+            plain = not isinstance(layer, nn.Conv2d) or layer.groups == 1
+            if not (layer.format and plain) or name in job.adapter.ends():
+                continue
+            job.plan.layers[name] = replace(job.plan.layers[name], smooth=self.smooth)
+            if self.mix and self.plus and mixes(layer.format, len(layer.weight)):
+                raised = _raised_bits(name, layer)
+                job.plan.layers[name] = replace(job.plan.layers[name], weight=raised)
+
 
 def mixes(form: Format | None, rows: int) -> bool:
     """Whether a layer can spare a bit and take one: integers of 1 to 8 bits, one grid a channel, ten channels at least."""
     return isinstance(form, Affine) and form.group is None and 2 <= form.bits <= 7 and rows >= SHARE
+
+
+def _raised_bits(name: str, layer: QuantizedLayer) -> Mixed:
+    """A tenth of the channels one bit up. Which tenth it is differs by layer, as in a real plan."""
+    rows = len(layer.weight)
+    bits = layer.format.bits
+    widths = [bits + 1] * (rows // SHARE) + [bits] * (rows - rows // SHARE)
+    random.Random(name).shuffle(widths)
+    return Mixed(tuple(widths), signed=False)
 
 
 def average_bits(layers: object) -> float:
@@ -168,7 +201,7 @@ def best_groups(lost: Tensor, order: Tensor, most: int) -> int:
 
 
 @dataclass(frozen=True)
-class TRD:
+class TRD(Stage):
     """Time-smoothed relation distillation: announce the relation loss to the distillation that follows."""
 
     weight: NotNegative = 10.0
@@ -194,6 +227,10 @@ class TRD:
         """log softmax(f' f / T): positions x positions, of the mean over both steps with channels of length one."""
         smoothed = F.normalize(features.float().mean(0), dim=1)
         return (smoothed.transpose(1, 2) @ smoothed / self.temperature).log_softmax(-1)
+
+    def cost(self, load: Workload) -> Cost:
+        """Next to nothing."""
+        return Cost()
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lowtide.costs import Cost, Workload
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Call, Job, Recipe
+from lowtide.stages.base import Call, Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -33,7 +34,7 @@ from lowtide.validation import Positive
 
 
 @dataclass(frozen=True)
-class NDTC:
+class NDTC(Stage):
     """Normally distributed time calibration: from here on, only recorded calls at drawn timesteps serve."""
 
     mean: float = 0.4
@@ -56,6 +57,10 @@ class NDTC:
         """So many t_i, as places on a schedule of `steps` that begins at the image."""
         normal = self.mean + self.std * torch.randn(count, generator=generator)
         return (normal * steps).floor().long().clamp(0, steps - 1)
+
+    def cost(self, load: Workload) -> Cost:
+        """Next to nothing."""
+        return Cost()
 
 
 def recipe(settings: Settings) -> Recipe:

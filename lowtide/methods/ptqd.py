@@ -5,8 +5,8 @@ answer itself, part is a constant, and both can be taken off again. The rest is 
 of its own can count it as some of that. What is known of D, step by step, travels with the checkpoint.
 
     D = eps^ - eps on the float trajectory                 measure, Moments
-    D = k_t eps + D',  k_t by linear regression, k_t > 0   class CNC: eps^ / (1 + k_t)
-    bias of D', by channel                                 class Bias: (eps^ - bias) / (1 + k_t)
+    D = k_t eps + D',  k_t by linear regression, k_t > 0   class CNC(Stage): eps^ / (1 + k_t)
+    bias of D', by channel                                 class Bias(Stage): (eps^ - bias) / (1 + k_t)
     sigma'^2 = sigma^2 - c^2 sigma_q^2, or 0               class VSC; sampling/variance_calibration.py at each step of the sampler
     lowest bits with SNR^Q(t) > SNR^F(t)                   class StepAware
     the base: BRECQ                                        Reconstruct(), LearnRanges(temporal=True)
@@ -32,6 +32,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from lowtide.costs import Cost, Workload
 from lowtide.formats import Affine
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
 from lowtide.nn.precision import Precision
@@ -39,10 +40,10 @@ from lowtide.nn.swap import find_clock, quantizers, set_precision
 from lowtide.sampling.variance_calibration import kept_share, signal_to_noise, stochastic_part
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Call, Job, Recipe
+from lowtide.stages.base import Call, Job, Recipe, Stage
 from lowtide.stages.batches import answer_of
 from lowtide.stages.collect import Collect
-from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, watch
+from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, watch, watching_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
@@ -118,8 +119,14 @@ def told(job: Job) -> dict[str, Any]:
     return job.report.setdefault("ptqd", {})
 
 
+def _foresee_correction(job: Job) -> None:
+    """A table row for each channel of the noise, which are those of the sample."""
+    sample = job.calls[0].arguments[job.adapter.parameters[0]]
+    job.plan = replace(job.plan, corrected=sample.shape[channel_axis(sample)])
+
+
 @dataclass(frozen=True)
-class CNC:
+class CNC(Stage):
     """Correlated noise correction: D is measured anew and regressed on eps; only k_t > 0 is taken off."""
 
     def run(self, job: Job) -> None:
@@ -129,9 +136,17 @@ class CNC:
             correction(job, moments).slope.copy_(slope)
         told(job).update({"error before CNC": moments.error(), "slope": rounded(slope)})
 
+    def cost(self, load: Workload) -> Cost:
+        """Every recorded call in float, and again quantized."""
+        return load.comparison(load.calls)
+
+    def foresee(self, job: Job) -> None:
+        """A correction for each channel of the answered noise."""
+        _foresee_correction(job)
+
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Stage):
     """Bias correction: the mean, by channel, of the noise that is left; after CNC that is the mean of D' / (1 + k_t)."""
 
     def run(self, job: Job) -> None:
@@ -141,9 +156,17 @@ class Bias:
             found.bias += (moments.noise * (1 + found.slope[:, None])).to(found.bias)
         told(job)["error before Bias"] = moments.error()
 
+    def cost(self, load: Workload) -> Cost:
+        """Every recorded call in float, and again quantized."""
+        return load.comparison(load.calls)
+
+    def foresee(self, job: Job) -> None:
+        """A correction for each channel of the answered noise."""
+        _foresee_correction(job)
+
 
 @dataclass(frozen=True)
-class VSC:
+class VSC(Stage):
     """Variance schedule calibration: how much noise is left, for the sampler to count as its own."""
 
     def run(self, job: Job) -> None:
@@ -158,6 +181,14 @@ class VSC:
                 "absorbed": absorbed(job, sigma),
             }
         )
+
+    def cost(self, load: Workload) -> Cost:
+        """Every recorded call in float, and again quantized."""
+        return load.comparison(load.calls)
+
+    def foresee(self, job: Job) -> None:
+        """A correction for each channel of the answered noise."""
+        _foresee_correction(job)
 
 
 def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
@@ -175,7 +206,7 @@ def absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
 
 
 @dataclass(frozen=True)
-class StepAware:
+class StepAware(Stage):
     """Step-aware precision: for each step the lowest of the candidates' bits for inputs that keeps SNR^Q above SNR^F."""
 
     candidates: tuple[Annotated[int, Within(1, 8)], ...] = (4, 6, 8)
@@ -204,6 +235,16 @@ class StepAware:
             t: signal_to_noise(job.pipe.scheduler, round(t / ticks))
             for t in find_clock(job.model).known
         }
+
+    def cost(self, load: Workload) -> Cost:
+        """One call of each step, watched once and compared at each candidate's bits and its own."""
+        if load.settings.inputs > 8:
+            return Cost()
+        fewer = [bits for bits in self.candidates if bits < load.settings.inputs]
+        compared = load.comparison(load.steps)
+        watched = watching_cost(load, search=True)
+        seconds = (len(fewer) + 1) * compared.seconds + watched.seconds * load.steps / load.calls
+        return Cost(seconds, max(compared.bytes, watched.bytes))
 
 
 def at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:

@@ -22,9 +22,10 @@ it never decided; here halves are layers like any other. Softmax has an unsigned
 
 from dataclasses import dataclass
 
+from lowtide.costs import Cost, Workload
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, Recipe
+from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -34,7 +35,7 @@ from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Stage):
     """Shortcut-splitting: a shortcut over two concatenated tensors becomes the sum of two layers."""
 
     def run(self, job: Job) -> None:
@@ -47,6 +48,14 @@ class Split:
     def serves(self, settings: Settings) -> bool:
         """Whether shortcuts will be quantized at all."""
         return settings.profile == "full" and min(settings.weights, settings.inputs) <= 8
+
+    def cost(self, load: Workload) -> Cost:
+        """Next to nothing."""
+        return Cost()
+
+    def foresee(self, job: Job) -> None:
+        """The plan depends on shapes alone."""
+        self.run(job)
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lowtide.costs import Cost, Work, Workload
+from lowtide.costs.workload import WATCH, patch_bytes, rounding_inputs
 from lowtide.errors import BadInput
 from lowtide.formats import SEARCHES, Adaptive, Grid
 from lowtide.nn.clock import Clock
@@ -34,9 +36,9 @@ from lowtide.nn.quantized import QuantConv2d
 from lowtide.nn.swap import find_clock, quant_layers, set_precision
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, Recipe
+from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect, sampled_calls
-from lowtide.stages.fit_ranges import FitRanges, Seen, hear, watch
+from lowtide.stages.fit_ranges import FitRanges, Seen, hear, watch, watching_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.layer_error import Watched, lost, watched
 from lowtide.stages.model_edits import fold_into_norm, smooth_layer
@@ -51,7 +53,7 @@ ROWS = 512
 
 
 @dataclass(frozen=True)
-class TCR:
+class TCR(Stage):
     """Timestep-channel reparameterization of every convolution's input; `most` is R, and None lets each layer choose it."""
 
     most: Positive | None = None
@@ -80,6 +82,21 @@ class TCR:
             and layer.input.format is not None
         )
         return quantized and layer.groups == 1 and layer.in_channels > 1
+
+    def cost(self, load: Workload) -> Cost:
+        """One pass that watches the inputs of convolutions and keeps patches of them."""
+        each = Work(values=WATCH * load.batch * load.network.whole.reads)
+        layers = load.network.adapter.layers().values()
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        patches = patch_bytes(convolutions, ROWS)
+        return Cost(load.passes(load.kept_calls, each), load.alive_bytes(load.batch) + patches)
+
+    def foresee(self, job: Job) -> None:
+        """Every convolution keeps its divisors, unless a norm in front takes them: the most there is."""
+        for name, layer in quant_layers(job.model):
+            reads = name in job.adapter.reads and job.adapter.norm_before(name) is None
+            if self.suits(layer) and reads:
+                job.plan.layers[name] = replace(job.plan.layers[name], smooth=True)
 
 
 def best_cut(layer: QuantConv2d, seen: Watched, r: Tensor) -> float:
@@ -115,7 +132,7 @@ def reparameterization(peaks: Tensor, lowest: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DAQ:
+class DAQ(Stage):
     """Dynamically adaptive quantizer: log2 where a softmax falls off like a power law at that step, uniform elsewhere.
 
     `by` "error" takes instead what changes the attention's answer less, log2 or uniform on its best range.
@@ -165,6 +182,20 @@ class DAQ:
         return torch.tensor(
             [power_law_wins(row.numpy(), self.against, self.share) > 0 for row in rivals.values]
         )
+
+    def cost(self, load: Workload) -> Cost:
+        """One pass that watches all inputs, and one more where both quantizers are tried."""
+        watched = watching_cost(load, search=True)
+        if self.by == "law":
+            return watched
+        tried = watching_cost(load, search=False)
+        return replace(watched, seconds=watched.seconds + tried.seconds)
+
+    def foresee(self, job: Job) -> None:
+        """Every softmax may choose at some step."""
+        for name, parts in job.plan.attentions.items():
+            softmax = replace(parts["softmax"], input=Adaptive(job.settings.inputs))
+            job.plan.attentions[name] = parts | {"softmax": softmax}
 
 
 class Rivals:
@@ -235,7 +266,7 @@ def by_error(job: Job, rivals: dict[str, Rivals]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class PAR:
+class PAR(Stage):
     """Progressively aligned reconstruction: K rounds on the quantized model's own trajectory, float answers on the same x_t.
 
     What ranges are fitted to stays the float model's trajectory: on the wider one of a model that drifts they are coarser.
@@ -251,6 +282,14 @@ class PAR:
             job.calls = sampled_calls(job)
             Reconstruct(round=k).run(job)
         job.calls = float_calls
+
+    def cost(self, load: Workload) -> Cost:
+        """Each round samples with the quantized model and reconstructs."""
+        rounds = [Reconstruct(round=k).cost(load) for k in range(1, self.rounds + 1)]
+        each = load.decoding() + rounding_inputs(load.network.whole, load.batch)
+        sampling = self.rounds * load.passes(load.calls, each)
+        largest = max((cost.bytes for cost in rounds), default=0)
+        return Cost(sampling + sum(cost.seconds for cost in rounds), largest)
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -31,6 +31,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lowtide.costs import FLOAT, Cost, Workload
 from lowtide.formats import Affine, Grid, bundle_words, packed_bytes
 from lowtide.models import Unit
 from lowtide.nn.feature_cache import gridded
@@ -42,7 +43,7 @@ from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, Recipe
+from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -56,7 +57,7 @@ RANGE = 5  # bytes of a scale, float32, and its zero, uint8
 
 
 @dataclass(frozen=True)
-class Maintain:
+class Maintain(Stage):
     """Cache-based maintenance of every temporal feature; with `selection` only at the steps where it disturbs less."""
 
     selection: bool = True
@@ -104,6 +105,34 @@ class Maintain:
             seen["cached_share"] += float(chosen.sum())
         silence(job, unit, computed)
         seen["bytes_after"] += checkpoint_bytes(job, unit)
+
+    def cost(self, load: Workload) -> Cost:
+        """The features run a few times, and each is searched for its grid."""
+        units = [unit for unit in load.network.temporal if unit.reads == ("timestep",)]
+        layers = load.network.adapter.all_layers
+        features = [name for unit in units for name in unit.features]
+        values = sum(load.steps * layers[name].out_features for name in features)
+        parts = [load.network.temporal_part(unit) for unit in units]
+        passes = sum(4 * load.forward(part, load.steps) for part in parts)
+        return Cost(passes + values * load.speed.search, 4 * FLOAT * values)
+
+    def foresee(self, job: Job) -> None:
+        """Every feature is cached at every step, which is how it mostly ends."""
+        for unit in job.adapter.temporal():
+            if cacheable(job, unit):
+                _foresee_cache(job, unit)
+            elif unit.reads != ("timestep",) and unit.features:
+                answer_once(job, unit)
+
+
+def _foresee_cache(job: Job, unit: Unit) -> None:
+    bits = job.settings.inputs
+    form = Affine(bits, signed=False, axis=0) if bits <= 8 else None
+    for name in unit.features:
+        width = job.adapter.all_layers[name].out_features
+        chunks = job.adapter.chunks(name) if form else 1
+        cache_layer(job, name, CachePlan(width, form, chunks, kept=job.settings.keep_temporal))
+    silence(job, unit, computed=False)
 
 
 def cacheable(job: Job, unit: Unit) -> bool:

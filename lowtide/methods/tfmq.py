@@ -21,9 +21,10 @@ the block are quantized too (profile `full`); dropout is off; attention's q, k, 
 
 from dataclasses import dataclass
 
+from lowtide.costs import Cost, Workload
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, Recipe
+from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -34,11 +35,19 @@ from lowtide.stages.tiar import TIAR
 
 
 @dataclass(frozen=True)
-class FSC:
+class FSC(Stage):
     """Finite set calibration: the inputs of a layer at step t form a small set of their own; give it its own range."""
 
     def run(self, job: Job) -> None:
         range_each_step(job)
+
+    def cost(self, load: Workload) -> Cost:
+        """Next to nothing."""
+        return Cost()
+
+    def foresee(self, job: Job) -> None:
+        """The plan depends on shapes alone."""
+        self.run(job)
 
 
 def recipe(settings: Settings) -> Recipe:

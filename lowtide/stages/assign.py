@@ -5,13 +5,14 @@ from typing import ClassVar
 
 from torch import nn
 
+from lowtide.costs import Cost, Workload
 from lowtide.formats import Affine
 from lowtide.models import Adapter
 from lowtide.nn.plan import LayerPlan
 from lowtide.nn.quantizer import input_format
 from lowtide.nn.swap import quantize_modules
 from lowtide.settings import Settings
-from lowtide.stages.base import Job
+from lowtide.stages.base import Job, Stage
 
 END_BITS = 8
 # The sample that a sampler hands in and the answer it takes: an error there stays on the path, and what is clipped there
@@ -21,7 +22,7 @@ ATTENTION_PARTS = ("q", "k", "v", "softmax")
 
 
 @dataclass(frozen=True)
-class Assign:
+class Assign(Stage):
     """Swap in quantized layers. `full`: everything, but of the first and the last layer the weights alone, at 8 bits;
     `paper`: what the papers' code quantizes.
 
@@ -51,6 +52,14 @@ class Assign:
             left=left | uncalled(job.adapter) | other_parameters(job.model),
         )
         quantize_modules(job.model, job.plan)
+
+    def cost(self, load: Workload) -> Cost:
+        """Next to nothing."""
+        return Cost()
+
+    def foresee(self, job: Job) -> None:
+        """The plan depends on shapes alone."""
+        self.run(job)
 
 
 def exact_times(job: Job) -> tuple[float, ...]:

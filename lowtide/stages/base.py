@@ -4,11 +4,12 @@ import hashlib
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lowtide.costs import Cost, Workload
 from lowtide.errors import BadInput
 from lowtide.models import Adapter
 from lowtide.models.trace import mapped
@@ -24,15 +26,27 @@ from lowtide.settings import Settings
 from lowtide.validation import check, listed
 
 
-@runtime_checkable
-class Stage(Protocol):
-    """One step of a recipe.
+class Stage(ABC):
+    """One step of a recipe; a frozen dataclass whose fields are its options.
 
-    It may say `essential = True`, where no recipe is whole without it, and have `check(settings)`, which raises before anything
-    runs where the stage could not do its work.
+    `essential`: no recipe is whole without it.
     """
 
-    def run(self, job: "Job") -> None: ...
+    essential: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, job: "Job") -> None:
+        """Do the work."""
+
+    def check(self, settings: Settings) -> None:  # noqa: B027 - most stages have nothing to check
+        """Raise, before anything runs, where the stage could not do its work."""
+
+    def cost(self, load: Workload) -> Cost | None:
+        """Seconds and bytes of `run`. None where no price is known, and `lowtide plan` says so."""
+        return None
+
+    def foresee(self, job: "Job") -> None:  # noqa: B027 - most stages leave the plan alone
+        """Change the plan as `run` will, on a model of shapes; what only data decides is guessed."""
 
 
 Recipe = tuple[Stage, ...]
@@ -123,7 +137,7 @@ def run_recipe(recipe: Recipe, job: Job) -> None:
 
 def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
     """The recipe without the stages of these names, whatever their case."""
-    spare = {type(stage).__name__: not getattr(stage, "essential", False) for stage in recipe}
+    spare = {type(stage).__name__: not stage.essential for stage in recipe}
     known = {name.lower(): name for name in spare}
     for name in without:
         if name.lower() not in known:
@@ -149,7 +163,7 @@ def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
 def checked(recipe: Recipe, settings: Settings) -> Recipe:
     """The recipe, once every stage has looked at the settings."""
     for stage in recipe:
-        getattr(stage, "check", lambda settings: None)(settings)
+        stage.check(settings)
     return recipe
 
 

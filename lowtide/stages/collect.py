@@ -6,16 +6,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lowtide.costs import Cost, Workload
 from lowtide.errors import BadInput
 from lowtide.models import adapt
 from lowtide.sampling import Request, trajectory
-from lowtide.stages.base import Call, Job
-
-LARGEST_BATCH = 16
+from lowtide.stages.base import Call, Job, Stage
 
 
 @dataclass(frozen=True)
-class Collect:
+class Collect(Stage):
     """Record the denoiser's inputs at every step; `settings.calibration_steps` of the steps, evenly spread, serve reconstruction."""
 
     essential: ClassVar[bool] = True
@@ -24,6 +23,12 @@ class Collect:
         job.calls = sampled_calls(job)
         job.adapter = adapt(job.model, job.calls[0].arguments)
         job.report["timesteps"] = len({call.timestep for call in job.calls})
+
+    def cost(self, load: Workload) -> Cost:
+        """While a batch is drawn, every argument of all its calls is held, and every answer."""
+        changing, whole = load.input_bytes
+        held = load.steps * load.batch * (whole + changing)
+        return Cost(load.passes(load.calls), load.alive_bytes(load.batch) + held)
 
 
 def sampled_calls(job: Job) -> list[Call]:
@@ -44,7 +49,6 @@ def sampled_calls(job: Job) -> list[Call]:
 def calibration_request(job: Job) -> Request:
     """Seeds of their own, far from those a user samples with; batches of one size, because graphs are recorded for one."""
     settings = job.settings
-    batch = max(size for size in range(1, LARGEST_BATCH + 1) if settings.images % size == 0)
     first = 1_000_000_007 * (settings.seed + 1)
     return Request(
         steps=settings.steps,
@@ -54,7 +58,7 @@ def calibration_request(job: Job) -> Request:
         guidance=settings.guidance,
         eta=settings.eta,
         size=settings.size,
-        batch=batch,
+        batch=settings.calibration_batch,
     )
 
 

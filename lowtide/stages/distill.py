@@ -11,22 +11,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowtide.costs import FLOAT, Cost, Work, Workload
+from lowtide.costs.workload import ATTENTION_COPIES, BACKWARD_COPIES, ROUND, SLACK, rounding_inputs
 from lowtide.formats import Affine
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock, quant_layers, quantizers, set_precision
-from lowtide.stages.base import Job
+from lowtide.stages.base import Job, Stage
 from lowtide.stages.batches import CalibrationBatches, answer_of, features
 from lowtide.validation import Count, NotNegative
 
 PAPER_ITERS, JUDGES, LEG = 16_000, 4, 250
 MOST = 0.02  # the share of itself that a scale moves by in one step, at most
 STAGE, NETWORK = "Distill", "network"
+MERGED_CALLS = 20  # small calls that a layer adds to an iteration while its change is learnt
+STUDENT_BYTES = 40  # bytes of one weight while its change is learnt
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Stage):
     """LoRA factors, weight scales and input scales under Adam with a rate that falls to zero; kept if held-out images agree.
 
     Rates are those at the paper's 16,000 iterations. A factor's is a share of its layer's mean scale: Adam does not see how a
@@ -48,6 +52,25 @@ class Distill:
                 job.record(STAGE, NETWORK, found)
             student.take(found)
         set_precision(job.model, Precision.FULL)
+
+    def cost(self, load: Workload) -> Cost:
+        """Float answers to every call, then the whole network forward and backward.
+
+        The low-rank changes are merged in each iteration.
+        """
+        whole = load.network.whole
+        samples = min(load.settings.batch, load.calls * load.batch)
+        products = self.rank * whole.weights
+        merged = Work(
+            product=products, values=ROUND * whole.weights, calls=MERGED_CALLS * whole.layers
+        )
+        work = whole.forward.of(samples) + rounding_inputs(whole, samples) + merged
+        forward = load.speed.forward(work)
+        kept = whole.kept + whole.reads + ATTENTION_COPIES * whole.scores
+        student = BACKWARD_COPIES * FLOAT * samples * kept + STUDENT_BYTES * whole.weights
+        answers = load.passes(load.calls) + 2 * JUDGES * forward
+        seconds = answers + load.settings.iters * (forward + load.speed.backward(work))
+        return Cost(seconds, SLACK * student + load.calls * load.batch * load.input_bytes[0])
 
 
 class Student:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lowtide.costs import FLOAT, Cost, Work, Workload
+from lowtide.costs.workload import SLACK, WATCH, WATCHED_COPIES
 from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
-from lowtide.stages.base import Call, Job
+from lowtide.stages.base import Call, Job, Stage
 
 KEPT_VALUES, TAILS = 2048, 64
 
@@ -99,7 +101,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class FitRanges:
+class FitRanges(Stage):
     """Run the model with its quantized weights over every collected call and fit every input quantizer."""
 
     essential: ClassVar[bool] = True
@@ -116,6 +118,10 @@ class FitRanges:
                 quantizer.fit(*ranges(seen[name], quantizer, self.search))
         leave_unseen_attention(job, {name for name, what in seen.items() if not what.called})
         set_precision(job.model, Precision.FULL)
+
+    def cost(self, load: Workload) -> Cost:
+        """Every recorded call with quantized weights; a search also draws a sample of all values."""
+        return watching_cost(load, search=self.search != "minmax")
 
 
 def watch(job: Job, keep: bool) -> dict[str, Seen]:
@@ -185,3 +191,15 @@ def leave_unseen_attention(job: Job, unseen: set[str]) -> None:
                 "its processor does not call scaled_dot_product_attention"
             )
     drop_unused_rows(job.model)
+
+
+def watching_cost(load: Workload, *, search: bool) -> Cost:
+    """What `watch` costs; with `search`, the values that are kept and searched too."""
+    whole = load.network.whole
+    watched = load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores)
+    work = load.decoding() + Work(values=watched, calls=5 * whole.layers)
+    quantizers = whole.layers + 4 * len(load.network.adapter.attentions())
+    values = (KEPT_VALUES + 2 * TAILS) * load.calls * quantizers if search else 0
+    attention = SLACK * FLOAT * WATCHED_COPIES * load.batch * load.network.largest_scores
+    seconds = load.passes(load.calls, work) + values * load.speed.search
+    return Cost(seconds, load.alive_bytes(load.batch) + attention + FLOAT * values)

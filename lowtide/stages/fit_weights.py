@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lowtide.costs import FLOAT, Cost, Workload
+from lowtide.costs.workload import WATCH
 from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import quant_layers
-from lowtide.stages.base import Job
+from lowtide.stages.base import Job, Stage
 
 
 @dataclass(frozen=True)
-class FitWeights:
+class FitWeights(Stage):
     """One range per output channel (or group), found by `search`."""
 
     essential: ClassVar[bool] = True
@@ -26,6 +28,12 @@ class FitWeights:
         for layer in job.track(layers, "weight ranges"):
             fit_weight(layer, self.search)
             layer.set_precision(Precision.FLOAT)
+
+    def cost(self, load: Workload) -> Cost:
+        """Every weight is searched, or its ends are read."""
+        whole = load.network.whole
+        each = load.speed.search if self.search == "mse" else WATCH * load.speed.value
+        return Cost(whole.weights * each, 4 * FLOAT * whole.largest)
 
 
 def fit_weight(layer: QuantizedLayer, search: str) -> None:

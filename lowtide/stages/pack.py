@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lowtide.costs import Cost, Workload
+from lowtide.costs.workload import ROUND
 from lowtide.nn.feature_cache import Blank
 from lowtide.nn.request_cache import answer_by_request
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
-from lowtide.stages.base import Job
+from lowtide.stages.base import Job, Stage
 from lowtide.stages.model_edits import forget
 
 
 @dataclass(frozen=True)
-class Pack:
+class Pack(Stage):
     """Replace every quantized layer by its packed twin; outputs stay the same bit for bit."""
 
     essential: ClassVar[bool] = True
@@ -22,6 +24,16 @@ class Pack:
         if job.plan.requests:
             answer_by_request(job.model, job.plan)
         job.calls = []
+
+    def cost(self, load: Workload) -> Cost:
+        """Each code is packed bit by bit."""
+        bits = min(load.settings.weights, 8)
+        whole = load.network.whole
+        return Cost(ROUND * bits * whole.weights * load.speed.value, (bits + 2) * whole.largest)
+
+    def foresee(self, job: Job) -> None:
+        """Layers that a cache takes the place of leave the plan."""
+        drop_silent(job)
 
 
 def drop_silent(job: Job) -> None:

@@ -14,6 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowtide.costs import FLOAT, Cost, Work, Workload
+from lowtide.costs.workload import (
+    ATTENTION_COPIES,
+    BACKWARD_COPIES,
+    DECODE,
+    SLACK,
+    rounding_bytes,
+    rounding_inputs,
+    rounding_work,
+)
 from lowtide.formats import Affine
 from lowtide.machine.bf16 import bf16_products, words
 from lowtide.models import Unit
@@ -22,8 +32,8 @@ from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Drop, Quantizer
 from lowtide.nn.rounding import Roundings
 from lowtide.nn.swap import find_clock
-from lowtide.stages.base import Job
-from lowtide.stages.fit_ranges import FitRanges
+from lowtide.stages.base import Job, Stage
+from lowtide.stages.fit_ranges import FitRanges, watching_cost
 from lowtide.stages.layerwise import layers_of
 from lowtide.stages.stream import Stream
 from lowtide.validation import Count, Within
@@ -36,7 +46,7 @@ Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Stage):
     """Round every unit in forward order; temporal layers with their blocks, unless a stage before maintained them.
 
     A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
@@ -61,9 +71,20 @@ class Reconstruct:
             for part in layers_of(scene) if job.settings.scope == "layer" else (scene,):
                 Learner(job, name, part.unit, iters, warm=self.round > 0).learn(part.loss)
 
+    def cost(self, load: Workload) -> Cost:
+        """Both streams run through the network once; each unit learns, judged before and after."""
+        iters = max(1, load.settings.iters >> self.round)
+        units = load.network.by_unit.values()
+        samples = load.samples
+        learning = sum(iters * load.speed.learning(rounding_work(part, samples)) for part in units)
+        judging = sum(2 * JUDGES * load.forward(part, samples) for part in units)
+        largest = max(rounding_bytes(part, samples) for part in units)
+        ranges = 0 if load.settings.drop is None else watching_cost(load, search=False).seconds
+        return Cost(ranges + learning + judging + load.streams(), largest + load.tape_bytes())
+
 
 @dataclass(frozen=True)
-class LearnRanges:
+class LearnRanges(Stage):
     """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
 
     iters: Count | None = None
@@ -73,6 +94,23 @@ class LearnRanges:
         stream = Stream(job, inputs_quantized=True, temporal=self.temporal)
         for scene in job.track(stream.scenes(), "learning input ranges", len(stream.units)):
             RangeLearner(job, scene.unit, self.iters or job.settings.range_iters).learn(scene.loss)
+
+    def cost(self, load: Workload) -> Cost:
+        """As Reconstruct, with rounded inputs."""
+        iters = self.iters or load.settings.range_iters
+        samples = load.samples
+        seconds = 0.0
+        largest = 0.0
+        for part in load.network.by_unit.values():
+            work = part.forward.of(samples) + rounding_inputs(part, samples)
+            work += Work(values=DECODE * part.weights)
+            forward = load.speed.forward(work)
+            seconds += iters * (forward + load.speed.backward(work)) + 2 * JUDGES * forward
+            kept = part.kept + 3 * part.reads + 2 * ATTENTION_COPIES * part.scores
+            values = BACKWARD_COPIES * samples * kept + DECODE * part.weights
+            largest = max(largest, SLACK * FLOAT * values)
+        streams = load.streams(rounding_inputs(load.network.whole, load.batch))
+        return Cost(seconds + streams, largest + load.tape_bytes())
 
 
 def rate(iters: int) -> float:

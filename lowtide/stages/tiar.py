@@ -4,16 +4,18 @@ from dataclasses import dataclass
 
 import torch
 
+from lowtide.costs import Cost, Workload
+from lowtide.costs.workload import rounding_bytes, rounding_work
 from lowtide.errors import BadInput
 from lowtide.models import Unit
-from lowtide.stages.base import Job
+from lowtide.stages.base import Job, Stage
 from lowtide.stages.reconstruct import Learner
-from lowtide.stages.temporal_features import JobFeatures
+from lowtide.stages.temporal_features import MOST_ROWS, JobFeatures
 from lowtide.validation import Count
 
 
 @dataclass(frozen=True)
-class TIAR:
+class TIAR(Stage):
     """Temporal information aware reconstruction: round the temporal block so that its features stay put.
 
     minimise over the rounding of h and all g_i:   sum_i || g_i(h(t)) - g^_i(h^(t)) ||^2,   t in {1..T}
@@ -45,3 +47,21 @@ class TIAR:
             )
 
         Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
+
+    def cost(self, load: Workload) -> Cost:
+        """Every temporal unit on all its rows, over and over."""
+        iters = self.times * load.settings.iters
+        parts = [
+            (load.network.temporal_part(unit), _rows(unit, load)) for unit in load.network.temporal
+        ]
+        seconds = sum(
+            iters * load.speed.learning(rounding_work(part, rows)) for part, rows in parts
+        )
+        return Cost(seconds, max((rounding_bytes(part, rows) for part, rows in parts), default=0))
+
+
+def _rows(unit: Unit, load: Workload) -> int:
+    """Timesteps, or (timestep, condition) pairs, that a temporal unit is run on."""
+    if unit.reads == ("timestep",):
+        return load.steps
+    return min(MOST_ROWS, load.steps * load.settings.images * load.branches)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import lowtide
 from lowtide import sampling
+from lowtide.costs.workload import patch_bytes
 from lowtide.errors import BadInput
-from lowtide.estimate.stages import patches
 from lowtide.formats import SEARCHES, Mixed
 from lowtide.methods import METHODS, mpq
 from lowtide.methods.mpq import OMQ, PATCHES, TRD, best_groups, divisors, errors, kurtosis
@@ -201,7 +201,7 @@ def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
     assert [name for name in some if some[name].patches] == [one]
     assert all(torch.equal(some[name].hi, whole[name].hi) for name in layers)
     held = sum(patch.nbytes for seen in whole.values() for patch in seen.patches)
-    assert patches(layers.values(), PATCHES) == pytest.approx(held, rel=0.01)
+    assert patch_bytes(layers.values(), PATCHES) == pytest.approx(held, rel=0.01)
 
 
 def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():

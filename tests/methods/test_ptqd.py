@@ -16,6 +16,7 @@ from lowtide.methods.ptqd import CNC, VSC, Bias, Moments, StepAware
 from lowtide.sampling import variance_calibration
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
+from lowtide.stages.base import Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -34,7 +35,7 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Louder:
+class Louder(Stage):
     """The last layer answers a tenth louder than it should: noise that is correlated with the answer."""
 
     def run(self, job):

@@ -19,7 +19,7 @@ from lowtide.nn.swap import set_precision
 from lowtide.report import text
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.base import Job, Stage, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -62,7 +62,7 @@ def test_selection_judges_smoothed_layers_as_they_will_run(monkeypatch):
     judged, real = [], []
 
     @dataclass(frozen=True)
-    class Smooth:
+    class Smooth(Stage):
         def run(self, job: Job) -> None:
             for unit in job.adapter.temporal():
                 for name in unit.layers:
@@ -70,7 +70,7 @@ def test_selection_judges_smoothed_layers_as_they_will_run(monkeypatch):
                     smooth_layer(job, name, torch.linspace(0.3, 6.0, width))
 
     @dataclass(frozen=True)
-    class Look:
+    class Look(Stage):
         def run(self, job: Job) -> None:
             for unit in job.adapter.temporal():
                 features = JobFeatures(job, unit)
@@ -177,7 +177,7 @@ def test_a_block_that_reads_a_label_is_not_cached_beforehand(tmp_path):
 
 
 @dataclass(frozen=True)
-class Simulate:
+class Simulate(Stage):
     """The answers of the model before it is packed, at every step."""
 
     def run(self, job: Job) -> None:

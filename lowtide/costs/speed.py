@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowtide.estimate.work import Network, Work
+from lowtide.costs.work import Network, Work
 from lowtide.formats import SEARCHES, Affine
 from lowtide.machine.bf16 import bf16_products
 from lowtide.models.trace import Node

@@ -1,0 +1,154 @@
+"""Workload: how much a recipe has to do on a network. A stage computes its own cost from it.
+
+A cost is seconds on this machine, and the most bytes a stage holds beside weights and recorded
+calls. The constants say how many passes over weights or inputs an operation amounts to.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from lowtide.costs.speed import Speed
+from lowtide.costs.work import FLOAT, Network, Part, Work
+from lowtide.models.trace import flat_inputs
+from lowtide.settings import Settings
+
+# Passes over a weight to decode it, over an input to round it, over an input to see its ends.
+DECODE = 3
+ROUND = 8
+WATCH = 2
+# Small calls that a layer adds to an iteration while its rounding is learnt.
+ROUNDING_CALLS = 5
+# Bytes of one weight while its rounding is learnt.
+ROUNDING_BYTES = 60
+# Copies of a softmax where attention is computed step by step: to round its parts, to watch them.
+ATTENTION_COPIES = 3
+WATCHED_COPIES = 2
+# Copies of a unit's values: kept for the backward pass, and the few gradients alive at a time.
+BACKWARD_COPIES = 1.25
+# What the allocator holds above what is requested.
+SLACK = 1.25
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and bytes while a stage runs."""
+
+    seconds: float = 0
+    bytes: float = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The network's work, the settings, and the calls of the denoiser that calibration makes.
+
+    `steps`: calls of the denoiser for one image. `branches`: samples of a call that belong to
+    one image, two with classifier-free guidance.
+    """
+
+    network: Network
+    settings: Settings
+    speed: Speed
+    steps: int
+    branches: int
+
+    @property
+    def batch(self) -> int:
+        """Samples of one call of the denoiser."""
+        return self.settings.calibration_batch * self.branches
+
+    @property
+    def batches(self) -> int:
+        """Batches of calibration images."""
+        return self.settings.images * self.branches // self.batch
+
+    @property
+    def calls(self) -> int:
+        """Calls of the denoiser that calibration records."""
+        return self.steps * self.batches
+
+    @property
+    def kept_calls(self) -> int:
+        """Recorded calls whose inputs serve reconstruction."""
+        return min(self.settings.calibration_steps, self.steps) * self.batches
+
+    @property
+    def samples(self) -> int:
+        """Samples of one learning iteration."""
+        return min(self.settings.batch, self.kept_calls * self.batch)
+
+    @cached_property
+    def input_bytes(self) -> tuple[float, float]:
+        """Bytes of one sample's inputs: the part that changes with the step, and all of it."""
+        adapter = self.network.adapter
+        inputs = flat_inputs(adapter.architecture.example(adapter.meta, 2))
+        shared = adapter.architecture.shared
+        sizes = {
+            name: value.numel() * FLOAT / (1 if name in shared else 2)
+            for name, value in inputs.items()
+        }
+        return sizes[adapter.parameters[0]], sum(sizes.values())
+
+    def forward(self, part: Part, samples: float) -> float:
+        """Seconds of a forward pass of one part."""
+        return self.speed.forward(part.forward.of(samples))
+
+    def alive_bytes(self, samples: float) -> float:
+        """Bytes of the values alive in a forward pass of the network."""
+        return SLACK * FLOAT * samples * self.network.alive
+
+    def passes(self, calls: int, extra: Work | None = None) -> float:
+        """Seconds of the whole network over so many calls, with extra work in each."""
+        work = self.network.whole.forward.of(self.batch) + (extra or Work())
+        return calls * self.speed.forward(work)
+
+    def decoding(self) -> Work:
+        """What quantized weights add to a call."""
+        whole = self.network.whole
+        return Work(values=DECODE * whole.weights, calls=DECODE * whole.layers)
+
+    def recorded_bytes(self) -> float:
+        """Bytes of the calls that are kept until the end."""
+        changing, whole = self.input_bytes
+        return self.batch * (self.calls * changing + self.batches * (whole - changing))
+
+    def streams(self, rounded: Work | None = None) -> float:
+        """Seconds of the float and the quantized stream over the kept calls."""
+        quantized = self.decoding() + (rounded or Work())
+        return self.passes(self.kept_calls) + self.passes(self.kept_calls, quantized)
+
+    def tape_bytes(self) -> float:
+        """Bytes of both streams in memory; the rest goes to disk."""
+        streamed = 2 * FLOAT * self.kept_calls * self.batch * self.network.streamed
+        return min(self.settings.memory, streamed)
+
+    def comparison(self, calls: int) -> Cost:
+        """So many calls in float, and again quantized."""
+        rounded = self.decoding() + rounding_inputs(self.network.whole, self.batch)
+        attention = SLACK * FLOAT * ATTENTION_COPIES * self.batch * self.network.largest_scores
+        seconds = self.passes(calls) + self.passes(calls, rounded)
+        return Cost(seconds, self.alive_bytes(self.batch) + attention)
+
+
+def rounding_work(part: Part, samples: float) -> Work:
+    """One iteration of learning a unit's rounding."""
+    return part.forward.of(samples) + Work(weights=part.weights, calls=ROUNDING_CALLS * part.layers)
+
+
+def rounding_bytes(part: Part, samples: float) -> float:
+    """Bytes held while a unit's rounding is learnt."""
+    values = BACKWARD_COPIES * samples * part.kept
+    return SLACK * (FLOAT * values + ROUNDING_BYTES * part.weights)
+
+
+def rounding_inputs(part: Part, samples: float) -> Work:
+    """Every input is put on its grid, and attention runs step by step."""
+    values = samples * (ROUND * part.reads + 2 * ROUND * part.scores)
+    return Work(values=values, calls=ROUND * part.layers)
+
+
+def patch_bytes(layers: Iterable[nn.Module], rows: int) -> float:
+    """Bytes of so many rows of each layer's matrix product."""
+    return FLOAT * rows * sum(layer.weight[0].numel() for layer in layers)
