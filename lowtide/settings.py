@@ -1,65 +1,147 @@
-"""Settings: what to quantize to, and how much to spend on it."""
+"""Every option of lowtide, spelled once: of a quantization, of a request, of an evaluation.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+The annotations say type, bounds, help text and help panel. Python, the command line, recipe files
+and the JSON beside a checkpoint all read them from here.
+"""
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from msgspec import Meta
 
 from lowtide.errors import BadInput
-from lowtide.formats import check_bits
-from lowtide.validation import Count, Share, Within, check, check_eta, listed
+from lowtide.validation import as_tuple, check
 
-PROFILES = ("full", "paper")
-SCOPES = ("block", "layer")
+MethodName = Literal[
+    "best", "minmax", "ptq4dm", "qdiffusion", "ptqd", "tfmq", "temporal_cache", "tcaq",
+    "efficientdm", "mpq",
+]  # fmt: skip
 LARGEST_BATCH = 16
+
+
+def _help(text: str, panel: str, **bounds: float) -> Meta:
+    """Help text and panel of an option, and its bounds."""
+    return Meta(description=text, extra={"panel": panel}, **bounds)
+
+
+BITS = "Bits"
+CALIBRATION = "Calibration"
+LEARNING = "Learning"
+IMAGES = "Images"
+MEASURES = "Measures and gates"
+
+Bits = Annotated[
+    Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32],
+    Meta(title="1 to 8, or 16 or 32 to leave them in float"),
+]
+# What a request for images and a calibration have in common.
+Steps = Annotated[int, _help("Sampling steps.", CALIBRATION, ge=1)]
+OptionalSteps = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    _help("Sampling steps; those of the calibration if not given.", IMAGES),
+]
+Prompts = Annotated[
+    tuple[str, ...], _help("Prompts to draw; without any, a built-in list.", CALIBRATION)
+]
+Labels = Annotated[
+    tuple[Annotated[int, Meta(ge=0)], ...],
+    _help("Classes to draw, such as 0-9 or 1,5.", CALIBRATION),
+]
+Guidance = Annotated[
+    float | None, _help("Guidance scale; the pipeline's own if not given.", CALIBRATION)
+]
+Eta = Annotated[
+    Annotated[float, Meta(ge=0, le=1)] | None,
+    _help("Noise that DDIM adds, 0 to 1; the pipeline's own, 0, if not given.", CALIBRATION),
+]
+Size = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
+]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to quantize to, and how much to spend on it.
+    """What to quantize to, and how much to spend on it; the option's help texts explain each.
 
-    `scope`: roundings are learnt block by block (BRECQ) or layer by layer (AdaRound). `drop`: None learns them on inputs in
-    float (BRECQ), 0.5 on inputs of which each value is rounded or, with this chance, as it was (QDrop). `stages`: options of the
-    method's stages by name, such as {"omq": {"plus": True}}; for which there are, see the stage's fields.
+    `stages` sets options of single stages by name, such as {"omq": {"plus": True}}.
     """
 
-    weights: int = 4
-    inputs: int = 8
-    steps: Count = 50
-    profile: str = "full"
-    group: Count | None = None
-    images: Count = 32
-    calibration_steps: Count = 25
-    iters: Count = 1000
-    batch: Count = 16
-    scope: str = "block"
-    drop: Share | None = None
-    range_iters: Annotated[int, Within(0)] = 0
-    early_stop: bool = False
-    keep_temporal: bool = False
-    memory: Annotated[int, Within(0)] = 128 << 20
-    guidance: float | None = None
-    eta: float | None = None
-    size: Count | None = None
-    prompts: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-    seed: int = 0
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weights: Annotated[Bits, _help("Bits per weight: 1 to 8, 16 or 32 for float.", BITS)] = 4
+    inputs: Annotated[Bits, _help("Bits per input: 1 to 8, 16 or 32 for float.", BITS)] = 8
+    group: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        _help("Number of weights that share a scale factor, such as 64.", BITS),
+    ] = None
+    profile: Annotated[
+        Literal["full", "paper"],
+        _help("full: every layer; paper: what the papers' released code quantizes.", BITS),
+    ] = "full"
+    steps: Steps = 50
+    images: Annotated[int, _help("Calibration images.", CALIBRATION, ge=1, le=1_000_000)] = 32
+    calibration_steps: Annotated[
+        int, _help("Timesteps whose inputs serve reconstruction, evenly spread.", CALIBRATION, ge=1)
+    ] = 25
+    prompts: Prompts = ()
+    labels: Labels = ()
+    guidance: Guidance = None
+    eta: Eta = None
+    size: Size = None
+    seed: Annotated[
+        int,
+        _help(
+            "What calibration and learning draw from; the same seed, the same codes.", CALIBRATION
+        ),
+    ] = 0
+    memory: Annotated[
+        int,
+        _help(
+            "Bytes of calibration data to hold in memory; the rest goes to disk.", CALIBRATION, ge=0
+        ),
+    ] = 128 << 20
+    iters: Annotated[
+        int, _help("Rounding iterations per block; the papers use 20000.", LEARNING, ge=1)
+    ] = 1000
+    batch: Annotated[
+        int, _help("Samples of one learning iteration.", LEARNING, ge=1, le=1_000_000)
+    ] = 16
+    scope: Annotated[
+        Literal["block", "layer"],
+        _help("What is rounded together: block (BRECQ) or layer (AdaRound).", LEARNING),
+    ] = "block"
+    drop: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        _help("Chance that an input is not rounded while a block learns, 0.5 for QDrop.", LEARNING),
+    ] = None
+    range_iters: Annotated[
+        int,
+        _help(
+            "Iterations that learn the input ranges of each block; 0: the method's own.",
+            LEARNING,
+            ge=0,
+        ),
+    ] = 0
+    early_stop: Annotated[
+        bool, _help("Stop a block when its loss is flat and its roundings are decided.", LEARNING)
+    ] = False
+    keep_temporal: Annotated[
+        bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
+    ] = False
+    stages: Annotated[
+        Mapping[str, Mapping[str, Any]], _help("Options of single stages, by name.", LEARNING)
+    ] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(Settings, vars(self))
-        check_bits(self.weights, "weights")
-        check_bits(self.inputs, "inputs")
-        if self.profile not in PROFILES:
-            raise BadInput(f"found profile {self.profile!r}", " or ".join(PROFILES), "choose one")
-        if self.scope not in SCOPES:
-            raise BadInput(f"found scope {self.scope!r}", " or ".join(SCOPES), "choose one")
         if self.drop is not None and self.scope == "layer":
             raise BadInput(
                 "found drop with scope layer",
                 "blocks, which QDrop is about",
-                "leave one of them away",
+                "leave one of them out",
             )
-        check_eta(self.eta)
 
     @property
     def calibration_batch(self) -> int:
@@ -70,11 +152,132 @@ class Settings:
         return max(size for size in range(1, LARGEST_BATCH + 1) if self.images % size == 0)
 
 
-def settings_from(options: dict[str, object]) -> Settings:
+def settings_from(options: Mapping[str, object]) -> Settings:
     """Settings from keywords, with an error that names what exists."""
     names = [known.name for known in fields(Settings)]
     if unknown := sorted(set(options) - set(names)):
         raise BadInput(
             f"found setting {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    return Settings(**{name: listed(value) for name, value in options.items()})
+    return Settings(**{name: as_tuple(value) for name, value in options.items()})
+
+
+T = TypeVar("T")
+Seeds = Annotated[
+    tuple[Annotated[int, Meta(ge=0, lt=2**63)], ...],
+    _help("One image per seed, such as 0-63.", IMAGES),
+]
+Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images to draw: one per seed. Prompts and labels are assigned to images by seed."""
+
+    steps: Steps = 50
+    seeds: Seeds = (0,)
+    prompts: Prompts = ()
+    labels: Labels = ()
+    guidance: Guidance = None
+    batch: Batch = 16
+    size: Size = None
+    eta: Eta = None
+
+    def __post_init__(self) -> None:
+        check(Request, vars(self))
+        check_seeds(self.seeds)
+
+    def batches(self) -> Iterator["Request"]:
+        """The same request in parts of `batch` images."""
+        for start in range(0, len(self.seeds), self.batch):
+            yield replace(self, seeds=self.seeds[start : start + self.batch])
+
+    def by_seed(self, items: tuple[T, ...]) -> list[T]:
+        """For each seed the prompt or label that is assigned to it."""
+        return [items[seed % len(items)] for seed in self.seeds]
+
+
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """At least one seed, and none twice."""
+    if not seeds:
+        raise BadInput("found no seeds", "at least one", "give --seeds, such as --seeds 0-63")
+    repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if repeated:
+        raise BadInput(f"found seed {repeated[0]} twice", "each seed once", "give each seed once")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What `evaluate` and `compare` draw and measure; what is not given is as it was quantized."""
+
+    seeds: Seeds = tuple(range(64))
+    steps: OptionalSteps = None
+    batch: Batch = 16
+    prompts: Prompts = ()
+    labels: Labels = ()
+    guidance: Guidance = None
+    eta: Eta = None
+    size: Size = None
+    metrics: Annotated[
+        tuple[str, ...] | None,
+        _help(
+            "Such as psnr,ssim,lpips,latent_mse,clip; with --dataset also fd,fid,sfid,kid,"
+            "precision,recall.",
+            MEASURES,
+        ),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        _help("What good images look like: a folder of them, or statistics in an .npz.", MEASURES),
+    ] = None
+    min_psnr: Annotated[
+        float | None, _help("Gate: the least PSNR to the reference, in dB.", MEASURES)
+    ] = None
+    max_lpips: Annotated[
+        float | None, _help("Gate: the largest LPIPS to the reference.", MEASURES)
+    ] = None
+    max_fd_increase: Annotated[
+        float | None,
+        _help("Gate: how much farther from --dataset than the reference.", MEASURES),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check(EvaluationSettings, vars(self))
+        check_seeds(self.seeds)
+
+
+def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """Settings with `name=value` or `stage.option=value` changes.
+
+    A value reads as TOML does, or as plain text.
+    """
+    result = dict(settings)
+    for change in changes:
+        name, equals, text = change.partition("=")
+        stage, dot, option = name.partition(".")
+        if not equals or not (dot or name in {each.name for each in fields(Settings)}):
+            raise BadInput(
+                f"found --set {change}",
+                "a setting and its value, such as iters=500, or a stage's option, omq.plus=true",
+                "see `lowtide quantize --help`",
+            )
+        if dot:
+            result["stages"] = _with_option(result.get("stages", {}), stage, {option: _value(text)})
+        else:
+            result[name] = _value(text)
+    return result
+
+
+def _with_option(
+    stages: Mapping[str, Mapping[str, Any]], stage: str, option: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """One more option of a stage, or another value of it; a stage's name has any case."""
+    name = next((known for known in stages if known.lower() == stage.lower()), stage)
+    return {**stages, name: {**stages.get(name, {}), **option}}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

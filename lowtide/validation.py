@@ -1,92 +1,101 @@
-"""Whether what somebody gave is of the kind that a dataclass declares, and within its bounds; else one sentence."""
+"""Check a value against an annotated type; what does not fit is one plain sentence.
+
+Types and bounds are msgspec's: `Annotated[int, Meta(ge=1)]`. The same annotations check options
+that a user passes and the JSON and TOML files that lowtide reads.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from lowtide.errors import BadInput
 
-
-@dataclass(frozen=True)
-class Within:
-    """The bounds of a number, both included unless it is to be `above` the lower one: `Annotated[int, Within(1)]`."""
-
-    least: float
-    most: float = math.inf
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        return self.least <= value <= self.most and not (self.above and value == self.least)
-
-    def __str__(self) -> str:
-        if self.above:
-            return f"above {self.least}"
-        return (
-            f"at least {self.least}"
-            if math.isinf(self.most)
-            else f"from {self.least} to {self.most}"
-        )
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
 
 
-Count = Annotated[int, Within(1)]
-Share = Annotated[float, Within(0, 1)]
-Positive = Annotated[float, Within(0, above=True)]
-NotNegative = Annotated[float, Within(0)]
+def Within(least: float, most: float | None = None) -> Meta:
+    """Bounds of a number, both included."""
+    return Meta(ge=least, le=most)
 
 
-def check(thing: type, given: Mapping[str, Any], title: str = "") -> None:
-    """Values for fields of this dataclass; `title` comes before a field's name where it says little alone."""
-    kinds = get_type_hints(thing, include_extras=True)
-    for name, value in given.items():
-        if not fits(value, kinds[name]):
+def check(thing: type, values: Mapping[str, Any], title: str = "") -> None:
+    """Check values for fields of a dataclass; `title` comes before a field's name in the message."""
+    hints = get_type_hints(thing, include_extras=True)
+    for name, value in values.items():
+        if not fits(value, hints[name]):
             raise BadInput(
-                f"found {title}{name} {value!r}", words(kinds[name]), f"give another {name}"
+                f"found {title}{name} {value!r}", words(hints[name]), f"give another {name}"
             )
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether the value is of an annotated kind; true and false are no numbers here, whole numbers do for others."""
-    if get_origin(kind) is Annotated:
-        plain, *rules = get_args(kind)
-        return fits(value, plain) and all(rule.holds(value) for rule in rules)
-    if isinstance(kind, UnionType) or type(None) in get_args(kind):
-        return any(fits(value, each) for each in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(fits(each, get_args(kind)[0]) for each in value)
-    if get_origin(kind) is Mapping:
-        return isinstance(value, Mapping) and all(
-            fits(each, get_args(kind)[1]) for each in value.values()
-        )
-    if kind in (int, float):
-        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    return kind is Any or isinstance(value, kind)
+    """Whether the value is of an annotated type. NaN and infinity are no numbers here."""
+    try:
+        plain = _plain(value)
+        msgspec.convert(plain, kind)
+    except (msgspec.ValidationError, ValueError, OverflowError):
+        return False
+    return not isinstance(plain, list)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of other libraries as Python's own."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise ValueError("not a finite number")
+        return float(value)
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value
 
 
 def words(kind: Any) -> str:
-    """An annotated kind as a user reads it."""
-    if get_origin(kind) is Annotated:
+    """An annotated type as a user reads it."""
+    origin = get_origin(kind)
+    if origin is Annotated:
         plain, *rules = get_args(kind)
-        return " ".join([words(plain), *map(str, rules)])
+        if titles := [rule.title for rule in rules if rule.title]:
+            return titles[0]
+        bounds = [bounds for rule in rules if (bounds := _bounds(rule))]
+        return " ".join([words(plain), *bounds])
     if isinstance(kind, UnionType) or type(None) in get_args(kind):
-        return (
-            " or ".join(words(each) for each in get_args(kind) if each is not type(None))
-            + ", or nothing"
-        )
-    if get_origin(kind) is tuple:
+        parts = [words(part) for part in get_args(kind) if part is not type(None)]
+        return " or ".join(parts) + ", or nothing"
+    if origin is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if origin is tuple:
         return f"a list, each {words(get_args(kind)[0])}"
-    known = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return known.get(kind, "options by name, such as {'omq': {'plus': True}}")
+    plain_words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return plain_words.get(kind, "options by name, such as {'omq': {'plus': True}}")
 
 
-def listed(value: Any) -> Any:
+def _bounds(rule: Meta) -> str:
+    if rule.gt is not None:
+        return f"above {rule.gt:g}"
+    if rule.ge is None:
+        return ""
+    return f"at least {rule.ge:g}" if rule.le is None else f"from {rule.ge:g} to {rule.le:g}"
+
+
+def as_tuple(value: Any) -> Any:
     """Lists and ranges as tuples, which is what fields hold."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def check_eta(eta: float | None) -> None:
+    """The share of DDPM's noise that DDIM adds."""
     if eta is not None and not 0 <= eta <= 1:
         raise BadInput(
             f"found eta {eta}",

@@ -23,7 +23,7 @@ from lowtide.models import Adapter
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.settings import Settings
-from lowtide.validation import check, listed
+from lowtide.validation import as_tuple, check
 
 
 class Stage(ABC):
@@ -195,7 +195,7 @@ def with_options(stage: Stage, options: Mapping[str, Any]) -> Stage:
             f"one of {option_names(stage)}",
             "check the spelling",
         )
-    given = {name: listed(value) for name, value in options.items()}
+    given = {name: as_tuple(value) for name, value in options.items()}
     check(type(stage), given, f"{title} ")
     return replace(stage, **given)
 

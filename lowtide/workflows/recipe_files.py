@@ -1,102 +1,118 @@
-"""Recipes: a run written down, `lowtide run recipes/x.toml`: model, method, settings, and the published row they stand for."""
+"""Recipe files: runs written down, one file a model and data set, one row a published result.
+
+    model = "CompVis/stable-diffusion-v1-4"
+
+    [settings]                  what all rows share
+    steps = 50
+
+    [rows.w4a8-tfmq]            `lowtide run recipes/sd14.toml w4a8-tfmq --out DIR`
+    method = "tfmq"
+    published = "FID 13.21"     the paper's number
+    ours = "not run here"       ours
+    settings = { weights = 4 }  what this row alone sets
+    stages.omq.plus = true      options of stages
+
+A file of one run may leave the table of rows out, and say method and settings at the top.
+"""
 
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lowtide.errors import BadInput
 from lowtide.methods import recipe_of
-from lowtide.settings import Settings, settings_from
+from lowtide.settings import changed, settings_from
 from lowtide.workflows import to_folder
 
+Stages = dict[str, dict[str, Any]]
 
-@dataclass(frozen=True)
-class Recipe:
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One run: a method, its settings, and the published result it stands for."""
+
+    method: str
+    settings: dict[str, Any] = {}
+    without: tuple[str, ...] = ()
+    stages: Stages = {}
+    published: str = ""
+    ours: str = ""
+    note: str = ""
+
+
+class RecipeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a recipe file says."""
 
     model: str
-    method: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = {}
+    rows: dict[str, Row] = {}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The settings as `quantize` takes them."""
-        return self.settings | ({"stages": self.stages} if self.stages else {})
+    def options(self, row: Row) -> dict[str, Any]:
+        """The settings of a row as `quantize` takes them."""
+        stages = {"stages": row.stages} if row.stages else {}
+        return {**self.settings, **row.settings, **stages}
+
+    def row(self, name: str | None) -> Row:
+        """The row of that name, or the only one."""
+        if name is None and len(self.rows) == 1:
+            return next(iter(self.rows.values()))
+        if name is None or name not in self.rows:
+            found = f"found no row {name!r}" if name else f"found {len(self.rows)} rows"
+            raise BadInput(found, f"one of {', '.join(self.rows)}", "name it after the file")
+        return self.rows[name]
 
 
-def read(path: str | Path) -> Recipe:
-    """The recipe of a file; every key, setting and option of a stage must be known."""
+def read(path: str | Path) -> RecipeFile:
+    """The recipe file of that path; every key, setting and option of a stage must be known."""
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(
-            f"found no file {path}",
-            "a recipe such as recipes/sd14-w4a8-tfmq.toml",
-            "check the path",
-        )
-    try:
-        found = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"found {path.name} unreadable ({error})", "TOML", "mend it") from error
-    known = {each.name for each in fields(Recipe)}
-    if unknown := sorted(set(found) - known):
-        raise BadInput(
-            f"found {unknown[0]!r} in {path.name}",
-            f"one of {', '.join(sorted(known))}",
-            "check the spelling",
-        )
-    if missing := [name for name in ("model", "method") if name not in found]:
-        raise BadInput(f"found no {missing[0]} in {path.name}", "a model and a method", "add it")
-    recipe = Recipe(**found | {"without": tuple(found.get("without", ()))})
-    recipe_of(recipe.method, settings_from(recipe.options), recipe.without)
+    recipe = _recipe(path, _table(path))
+    for row in recipe.rows.values():
+        recipe_of(row.method, settings_from(recipe.options(row)), row.without)
     return recipe
 
 
-def changed(settings: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Settings with `name=value` or `stage.option=value` changes; a value reads as TOML does, or as plain text."""
-    settings = dict(settings)
-    for change in changes:
-        name, equals, value = change.partition("=")
-        stage, dot, option = name.partition(".")
-        if not equals or not (dot or name in {each.name for each in fields(Settings)}):
-            right = "a setting and its value, such as iters=500, or a stage's option, such as omq.plus=true"
-            raise BadInput(f"found --set {change}", right, "see `lowtide quantize --help`")
-        if dot:
-            settings["stages"] = with_option(
-                settings.get("stages", {}), stage, option, plain(value)
-            )
-        else:
-            settings[name] = plain(value)
-    return settings
-
-
-def with_option(
-    stages: dict[str, dict[str, Any]], stage: str, option: str, value: Any
-) -> dict[str, dict[str, Any]]:
-    """One option more, or another value of it; a stage is called by its name in any case."""
-    called = next((name for name in stages if name.lower() == stage.lower()), stage)
-    return stages | {called: stages.get(called, {}) | {option: value}}
-
-
-def plain(text: str) -> Any:
+def _table(path: Path) -> dict[str, Any]:
+    """The TOML of a file."""
+    if not path.is_file():
+        raise BadInput(
+            f"found no file {path}", "a recipe such as recipes/sd14.toml", "check the path"
+        )
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"found {path.name} unreadable ({error})", "TOML", "correct it") from error
 
 
-def cook(
+def _recipe(path: Path, table: Mapping[str, Any]) -> RecipeFile:
+    """The table as a recipe file; a single run at the top is one row."""
+    whole = dict(table)
+    if "rows" not in whole:
+        top = {name: whole.pop(name) for name in list(whole) if name != "model"}
+        whole["rows"] = {path.stem: top}
+    try:
+        return msgspec.convert(whole, RecipeFile)
+    except msgspec.ValidationError as error:
+        reason = str(error).replace("`", "'")
+        raise BadInput(
+            f"found {path.name} with a mistake ({reason})",
+            "model, settings and rows, each row with a method",
+            "compare it with recipes/sd14.toml",
+        ) from error
+
+
+def run_row(
     path: str | Path,
+    row: str | None,
     out: str | Path,
     *,
     changes: Sequence[str] = (),
     without: Sequence[str] = (),
     model: str | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe, with changes, without some stages, or on another model."""
+    """Run a row of a recipe file, with changes, without some stages, or on another model."""
     recipe = read(path)
-    options = changed(recipe.options, changes) | {"without": (*recipe.without, *without)}
-    return to_folder.quantize_to_folder(model or recipe.model, out, recipe.method, options)
+    chosen = recipe.row(row)
+    options = changed(recipe.options(chosen), changes) | {"without": (*chosen.without, *without)}
+    return to_folder.quantize_to_folder(model or recipe.model, out, chosen.method, options)

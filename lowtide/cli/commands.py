@@ -1,0 +1,309 @@
+"""The commands: each is one call. Results go to stdout, progress and complaints to stderr.
+
+What needs torch or diffusers is imported inside a command: both take seconds, and --help must not
+wait for them.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lowtide import __version__
+from lowtide.cli.options import numbers, options_of, values
+from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
+
+app = typer.Typer(
+    help="Quantize diffusion models and keep their sense of time.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+bench = typer.Typer(help="Measure methods against each other.", no_args_is_help=True)
+app.add_typer(bench, name="bench", rich_help_panel="Develop")
+
+MAKE = "Quantize"
+USE = "Use"
+MEASURE = "Measure"
+DEVELOP = "Develop"
+OUTPUT = "Output"
+GATES = ("min_psnr", "max_lpips", "max_fd_increase")
+MODEL = "Model"
+
+Model = Annotated[str, typer.Argument(help="A hub id, a local diffusers folder, or zoo:NAME.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT),
+]
+Method = Annotated[MethodName, typer.Option(help="See `lowtide methods`.", rich_help_panel=MODEL)]
+Without = Annotated[
+    list[str],
+    typer.Option(
+        help="A stage to leave out, such as tiar; give it once for each.", rich_help_panel=MODEL
+    ),
+]
+Change = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        help="Change a setting, iters=500, or a stage's option, omq.plus=true; once for each.",
+        rich_help_panel=MODEL,
+    ),
+]
+Reference = Annotated[
+    str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
+]
+
+
+def _show(result: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
+    print(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lowtide {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Quantize diffusion models and keep their sense of time."""
+
+
+@app.command(rich_help_panel=MAKE)
+@options_of(Settings)
+def quantize(
+    model: Model,
+    out: Out,
+    method: Method = "best",
+    without: Without = [],  # noqa: B006 - typer copies it
+    change: Change = [],  # noqa: B006
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Quantize a model and save it as a diffusers folder."""
+    from lowtide.report import text
+    from lowtide.workflows.to_folder import quantize_to_folder
+
+    settings = changed(values(options), change)
+    result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
+    _show(result, as_json, text.quantized(result))
+
+
+@app.command(rich_help_panel=MAKE)
+@options_of(Settings)
+def plan(
+    model: Model,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="The most bits per weight, of 8,6,4,3,2, within this size, such as 4GiB.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    method: Method = "best",
+    without: Without = [],  # noqa: B006
+    change: Change = [],  # noqa: B006
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Say before anything runs what quantize would take: size, memory and time by stage."""
+    from lowtide.estimate import predict
+    from lowtide.report import text
+
+    settings = changed(values(options), change)
+    result = predict(model, method=method, fit=fit, without=tuple(without), **settings)
+    _show(result, as_json, text.estimated(result))
+
+
+@app.command(rich_help_panel=MAKE)
+def reschedule(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder that lowtide quantize wrote, with --keep-temporal if it has a cache."
+        ),
+    ],
+    out: Out,
+    steps: Annotated[int, typer.Option("--steps", help="Sampling steps of the new schedule.")],
+    as_json: Json = False,
+) -> None:
+    """Make a packed model fit another number of steps, without quantizing again."""
+    from lowtide.checkpoint.rescheduling import reschedule_to_folder
+    from lowtide.report import text
+
+    result = reschedule_to_folder(model, out, steps)
+    _show(result, as_json, text.rescheduled(result))
+
+
+@app.command(rich_help_panel=USE)
+@options_of(Request, seeds="0-15")
+def sample(model: Model, out: Out, as_json: Json = False, **options: Any) -> None:
+    """Draw images from a float or packed model, one PNG per seed and a grid."""
+    from lowtide.report import text
+    from lowtide.workflows.to_folder import sample_to_folder
+
+    result = sample_to_folder(model, out, Request(**values(options)), text.track)
+    line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
+    _show(result, as_json, [line])
+
+
+def _verdict(evidence: dict[str, Any], as_json: bool) -> None:
+    """Print what was measured; a gate that failed is a line on stderr and exit code 1."""
+    from lowtide.report import verdict
+
+    _show(evidence, as_json, verdict.lines(evidence))
+    failures = verdict.failures(evidence)
+    for line in failures:
+        print(line, file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _evaluation(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of evaluate and compare as Python has them, checked."""
+    given = values(options)
+    EvaluationSettings(**given)
+    gates = {name.replace("_", "-"): given.pop(name) for name in GATES}
+    return given | {"gates": {name: limit for name, limit in gates.items() if limit is not None}}
+
+
+@app.command(rich_help_panel=MEASURE)
+@options_of(EvaluationSettings)
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A folder that lowtide quantize wrote.")],
+    reference: Reference = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where the evidence goes; RUN/evidence if not given.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Measure a quantized model against the float model: metrics, errors, report.html."""
+    from lowtide.evaluation import comparison
+
+    evidence = comparison.evaluate(run, reference=reference, out=out, **_evaluation(options))
+    _verdict(evidence, as_json)
+
+
+@app.command(rich_help_panel=MEASURE)
+@options_of(EvaluationSettings)
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Any mix of float models, lowtide's and other checkpoints."),
+    ],
+    reference: Reference = None,
+    out: Out = Path("evidence"),
+    as_json: Json = False,
+    **options: Any,
+) -> None:
+    """Measure any models side by side, with the same evidence and gates as evaluate."""
+    from lowtide.evaluation import comparison
+
+    evidence = comparison.compare(*models, reference=reference, out=out, **_evaluation(options))
+    _verdict(evidence, as_json)
+
+
+@app.command(rich_help_panel=USE)
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show units, the temporal block, layers, bits and bytes."""
+    from lowtide.checkpoint import facts
+    from lowtide.report import text
+
+    result = facts.inspect(model)
+    _show(result, as_json, text.inspected(result))
+
+
+@app.command(rich_help_panel=MAKE)
+def methods(as_json: Json = False) -> None:
+    """List the methods and the papers behind them."""
+    from lowtide.methods import methods as all_methods
+
+    rows = all_methods()
+    _show({"methods": rows}, as_json, [f"{row['name']:<14} {row['what']}" for row in rows])
+
+
+@app.command("run", rich_help_panel=MAKE)
+def run_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/sd14.toml.")],
+    row: Annotated[
+        str | None, typer.Argument(help="A row of it, such as w4a8-tfmq; not needed if it has one.")
+    ] = None,
+    *,
+    out: Out,
+    change: Change = [],  # noqa: B006
+    without: Without = [],  # noqa: B006
+    model: Annotated[
+        str | None, typer.Option(help="Another model than the recipe names.", rich_help_panel=MODEL)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a row of a recipe file: a model, a method and settings, written down."""
+    from lowtide.report import text
+    from lowtide.workflows.recipe_files import run_row
+
+    result = run_row(recipe, row, out, changes=change, without=without, model=model)
+    _show(result, as_json, text.quantized(result))
+
+
+@bench.command("quality")
+def bench_quality(
+    model: Model,
+    out: Annotated[
+        Path, typer.Option("--out", help="Where finished cells are kept; run again to go on.")
+    ] = Path("runs/quality"),
+    methods: Annotated[
+        str,
+        typer.Option(help="Methods with commas between; tcaq-par leaves PAR out. Default: all."),
+    ] = "",
+    widths: Annotated[
+        str, typer.Option(help="Such as W4A8,W4A4; default: the papers' seven.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="Calibration seeds, such as 0-2.")] = "0",
+    samples: Annotated[
+        int, typer.Option(help="Images that are compared with the float model's.")
+    ] = 64,
+    change: Change = [],  # noqa: B006
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Write all kept cells of this model to its section of this file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every method at every width on one model: PSNR to float, errors, size, minutes."""
+    from lowtide.report import text
+    from lowtide.workflows import method_table
+
+    cells = method_table.grid(methods, widths, numbers(seeds))
+    results = method_table.quality(model, out, cells, changed({}, change), samples)
+    if markdown:
+        method_table.write_page(markdown, out, results[0])
+    _show({"cells": results}, as_json, text.table(method_table.HEAD, method_table.rows(results)))
+
+
+@app.command(rich_help_panel=USE)
+def demo(
+    out: Out = Path("demo"),
+    iters: Annotated[int, typer.Option(help="Rounding iterations per block.", min=1)] = 120,
+    as_json: Json = False,
+) -> None:
+    """Quantize the zoo's digits and emoji with minmax, tfmq and best, and draw what was lost."""
+    from lowtide.report import text
+    from lowtide.workflows.demo import demo as run_demo
+
+    result = run_demo(out, iters=iters)
+    _show(result, as_json, text.demonstrated(result))

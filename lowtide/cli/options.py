@@ -1,0 +1,149 @@
+"""Options of the command line, made from the typed settings: names, types, defaults, help, panels.
+
+What a terminal writes differently from Python stands in `_TEXTS`: lists, files and mebibytes.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+from msgspec import Meta
+
+from lowtide.errors import BadInput
+
+MOST_NUMBERS = 100_000
+_SHORT = {"weights": "-w", "inputs": "-a"}
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """'0-3,8' -> 0, 1, 2, 3, 8."""
+    values: list[int] = []
+    for part in filter(None, text.replace(" ", "").split(",")):
+        match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
+        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not 0 < len(span) <= MOST_NUMBERS:
+            raise BadInput(
+                f"found {part!r}",
+                f"numbers and ranges such as 0-9,12, at most {MOST_NUMBERS} long",
+                "correct it",
+            )
+        values += span
+    return tuple(values)
+
+
+def names(text: str) -> tuple[str, ...] | None:
+    """'psnr, ssim' -> psnr, ssim; nothing where nothing is written."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) or None
+
+
+def prompts(path: Path | None) -> tuple[str, ...]:
+    """The prompts of a file, one a line."""
+    if path is None:
+        return ()
+    from lowtide.sampling import read_prompts  # torch comes with it: only where a file is named
+
+    return read_prompts(path)
+
+
+def mebibytes(count: int) -> int:
+    """MiB as bytes."""
+    return count << 20
+
+
+@dataclass(frozen=True)
+class _Text:
+    """How a field is written on the command line, and how that becomes its value."""
+
+    type: Any
+    default: Any
+    value: Callable[[Any], Any]
+    help: str | None = None
+
+
+_TEXTS = {
+    "prompts": _Text(
+        Path | None, None, prompts, "A file with one prompt a line; without it, a built-in list."
+    ),
+    "labels": _Text(str, "", numbers),
+    "seeds": _Text(str, "0-63", numbers),
+    "metrics": _Text(str, "", names),
+    "dataset": _Text(Path | None, None, lambda path: None if path is None else str(path)),
+    "memory": _Text(
+        int, 128, mebibytes, "MiB of calibration data to hold in memory; the rest goes to disk."
+    ),
+}
+# `--set stage.option=value` sets these.
+_NOT_ON_THE_COMMAND_LINE = ("stages",)
+
+
+def _plain(kind: Any) -> Any:
+    """The type that typer reads: without bounds, whole numbers for a choice of numbers."""
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0])
+    if isinstance(kind, UnionType) or type(None) in get_args(kind):
+        return _plain(next(part for part in get_args(kind) if part is not type(None))) | None
+    if get_origin(kind) is Literal and isinstance(get_args(kind)[0], int):
+        return int
+    return kind
+
+
+def _metas(kind: Any) -> list[Meta]:
+    return [part for part in get_args(kind)[1:] if isinstance(part, Meta)]
+
+
+def _parameter(option: Field[Any], kind: Any, default: Any) -> Parameter:
+    """One option of a command."""
+    text = _TEXTS.get(option.name)
+    meta = next(meta for meta in _metas(kind) if meta.description)
+    flags = [f"--{option.name.replace('_', '-')}"]
+    if option.name in _SHORT:
+        flags.insert(0, _SHORT[option.name])
+    about = typer.Option(
+        *flags,
+        help=text.help if text and text.help else meta.description,
+        rich_help_panel=(meta.extra or {}).get("panel"),
+    )
+    plain = text.type if text else _plain(kind)
+    annotation = Annotated[plain, about]
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _default(option: Field[Any], defaults: Mapping[str, Any]) -> Any:
+    if option.name in defaults:
+        return defaults[option.name]
+    if option.name in _TEXTS:
+        return _TEXTS[option.name].default
+    return None if option.default is MISSING else option.default
+
+
+def parameters(model: type, defaults: Mapping[str, Any]) -> list[Parameter]:
+    """An option for each field of a dataclass of settings."""
+    hints = get_type_hints(model, include_extras=True)
+    shown = [each for each in fields(model) if each.name not in _NOT_ON_THE_COMMAND_LINE]
+    return [_parameter(each, hints[each.name], _default(each, defaults)) for each in shown]
+
+
+def options_of(model: type, **defaults: Any) -> Callable[[Callable], Callable]:
+    """Give a command the options of a dataclass in the place of its `**options`."""
+
+    def decorate(command: Callable) -> Callable:
+        *own, _ = signature(command, eval_str=True).parameters.values()
+        keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
+        command.__signature__ = Signature([*keyword, *parameters(model, defaults)])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the command line wrote them -> as Python has them."""
+    return {
+        name: _TEXTS[name].value(value) if name in _TEXTS else value
+        for name, value in options.items()
+    }
+
