@@ -164,7 +164,7 @@ def settings_from(options: Mapping[str, object]) -> Settings:
 
 T = TypeVar("T")
 Seeds = Annotated[
-    tuple[Annotated[int, Meta(ge=0, lt=2**63)], ...],
+    tuple[Annotated[int, Meta(ge=0, le=2**63 - 1)], ...],
     _help("One image per seed, such as 0-63.", IMAGES),
 ]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]

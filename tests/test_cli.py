@@ -3,8 +3,8 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from lowtide import cli
+from lowtide.cli import options
 from lowtide.errors import BadInput
 from lowtide.workflows.to_folder import quantize_to_folder
 
@@ -63,7 +64,7 @@ def assert_one_sentence(ended: Ended, *words: str) -> None:
     ],
 )
 def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
-    assert cli.numbers(text) == numbers
+    assert options.numbers(text) == numbers
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_numbers(text: str, numbers: tuple[int, ...]) -> None:
 )
 def test_numbers_that_are_none(text: str) -> None:
     with pytest.raises(BadInput, match="expected"):
-        cli.numbers(text)
+        options.numbers(text)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +164,11 @@ def test_folder_with_other_files_is_left_alone(lowtide, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def broken(error: BaseException) -> SimpleNamespace:
+def broken(error: BaseException) -> Callable[[], None]:
     def methods() -> None:
         raise error
 
-    return SimpleNamespace(methods=methods)
+    return methods
 
 
 @pytest.mark.parametrize(
@@ -179,19 +180,19 @@ def broken(error: BaseException) -> SimpleNamespace:
     ],
 )
 def test_full_disk(lowtide, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(cli, "late", lambda name: broken(error))
+    monkeypatch.setattr("lowtide.methods.methods", broken(error))
     assert_one_sentence(lowtide("methods"), "full")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "late", lambda name: broken(ZeroDivisionError("a bug")))
+    monkeypatch.setattr("lowtide.methods.methods", broken(ZeroDivisionError("a bug")))
     monkeypatch.setattr("sys.argv", ["lowtide", "methods"])
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main()
 
 
 def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "late", lambda name: broken(KeyboardInterrupt()))
+    monkeypatch.setattr("lowtide.methods.methods", broken(KeyboardInterrupt()))
     assert lowtide("methods").code == 130
 
 

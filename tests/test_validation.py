@@ -60,9 +60,12 @@ def test_what_does_not(value, kind, said):
         ),
         ({"iters": True}, "found iters True; expected a whole number"),
         ({"drop": 2}, "found drop 2; expected a number from 0 to 1, or nothing"),
-        ({"labels": ["a"]}, r"found labels \('a',\); expected a list, each a whole number"),
+        (
+            {"labels": ["a"]},
+            r"found labels \('a',\); expected a list, each a whole number at least 0",
+        ),
         ({"prompts": "a cat"}, "found prompts 'a cat'; expected a list, each a text"),
-        ({"weights": "4"}, "found weights '4'; expected a whole number"),
+        ({"weights": "4"}, "found weights '4'; expected 1 to 8, or 16 or 32"),
         ({"stages": 3}, "found stages 3; expected options by name"),
     ],
 )

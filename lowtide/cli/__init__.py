@@ -2,34 +2,58 @@
 
 import errno
 import sys
+from typing import Any
 
 from lowtide.errors import BadInput
+
+INTERRUPTED = 130
+WRONG = 2
 
 
 def main() -> None:
     """Run the command that the arguments name."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run it; the exit code."""
+    import typer  # with the commands, so that `import lowtide` needs neither
+
     from lowtide.cli.commands import app
 
+    usage_error = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it
     try:
-        app(standalone_mode=True)
+        return app(standalone_mode=False) or 0
     except BadInput as error:
-        sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return _fail(str(error))
+    except usage_error as error:
+        return _wrong_usage(error)
+    except typer.Abort as error:
+        if isinstance(error.__cause__, EOFError):
+            raise error.__cause__ from None
+        return INTERRUPTED
     except Exception as error:
         if not _disk_is_full(error):
             raise
-        sys.exit(
-            _fail(
-                "found the disk full; expected room for the result; "
-                "free some space, nothing was changed"
-            )
+        return _fail(
+            "found the disk full; expected room for the result; "
+            "free some space, nothing was changed"
         )
+
+
+def _wrong_usage(error: Any) -> int:
+    """A command line that no command takes; without any arguments, the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return WRONG
+    command = error.ctx.command_path if error.ctx else "lowtide"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return _fail(f"found {message}; expected a command and its options; see `{command} --help`")
 
 
 def _fail(message: str) -> int:
     print(f"error: {message}.", file=sys.stderr)
-    return 2
+    return WRONG
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -4,7 +4,7 @@ What a terminal writes differently from Python stands in `_TEXTS`: lists, files 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -146,4 +146,3 @@ def values(options: Mapping[str, Any]) -> dict[str, Any]:
         name: _TEXTS[name].value(value) if name in _TEXTS else value
         for name, value in options.items()
     }
-

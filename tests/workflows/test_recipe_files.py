@@ -15,62 +15,70 @@ from lowtide.methods.mpq import OMQ, TRD
 from lowtide.methods.tcaq import DAQ, TCR
 from lowtide.models import adapt
 from lowtide.report.text import quantized
-from lowtide.settings import Settings, settings_from
+from lowtide.settings import Settings, changed, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, recipe_digest
 from lowtide.workflows import recipe_files, to_folder
 
-FILES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+ROWS = [
+    pytest.param(path, name, id=f"{path.stem}-{name}")
+    for path in FILES
+    for name in recipe_files.read(path).rows
+]
+
+
+def test_there_are_few_files_and_many_rows():
+    assert len(FILES) <= 12
+    assert len(ROWS) == 95
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_recipe_opens_with_its_command_the_papers_number_and_ours(path):
+def test_a_recipe_opens_with_a_command_that_names_one_of_its_rows(path):
     lines = path.read_text().splitlines()
-    assert lines[0] == f"# lowtide run recipes/{path.name} --out {path.stem}"
-    assert any(line.startswith("# Here: ") for line in lines[:5])
-    found = recipe_files.read(path)
-    width = f"w{found.settings['weights']}a{found.settings['inputs']}"
-    assert width in path.stem
-    assert path.stem.endswith(found.method.replace("_", "-"))
+    command = re.fullmatch(r"# {5}lowtide run recipes/(\S+) (\S+) --out DIR", lines[2])
+    assert command[1] == path.name
+    assert command[2] in recipe_files.read(path).rows
 
 
-TCAQ = [path for path in FILES if path.stem.endswith("tcaq")]
+@pytest.mark.parametrize(("path", "name"), ROWS)
+def test_a_row_says_the_papers_number_and_ours_and_is_called_by_bits_and_method(path, name):
+    recipe = recipe_files.read(path)
+    row = recipe.rows[name]
+    assert row.published
+    assert row.ours
+    settings = recipe.options(row)
+    assert name.startswith(f"w{settings['weights']}a{settings['inputs']}-")
+    assert name.endswith(row.method.replace("_", "-"))
 
 
-@pytest.mark.parametrize("path", TCAQ, ids=lambda path: path.stem)
-def test_where_daq_is_in_the_papers_number_attention_is_quantized(path):
+@pytest.mark.parametrize(("path", "name"), [row for row in ROWS if row.id.endswith("tcaq")])
+def test_where_daq_is_in_the_papers_number_attention_is_quantized(path, name):
     """Profile paper leaves attention in float, and DAQ with nothing to choose."""
-    found = recipe_files.read(path)
-    pipe, settings = sampling.as_pipeline(tiny.model("unet2d")), settings_from(found.options)
-    job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, found.method)
+    recipe = recipe_files.read(path)
+    row = recipe.rows[name]
+    settings = settings_from(recipe.options(row))
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
+    job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, row.method)
     job.calls = [Call(500, {"timestep": torch.tensor([500])}, True)]
     Assign(per_step=True).run(job)
-    assert {
-        part.input.bits for parts in job.plan.attentions.values() for part in parts.values()
-    } == {settings.inputs}
-    assert DAQ() in recipe_of(found.method, settings, found.without)
+    parts = [part for plans in job.plan.attentions.values() for part in plans.values()]
+    assert {part.input.bits for part in parts} == {settings.inputs}
+    assert DAQ() in recipe_of(row.method, settings, row.without)
 
 
 def test_eta_is_that_of_the_row():
     noisy = {path.stem for path in FILES if recipe_files.read(path).settings.get("eta") == 1}
-    assert noisy == {path.stem for path in FILES if path.stem.startswith(("bedrooms", "ffhq"))}
+    assert noisy == {"bedrooms-ldm4", "ffhq-ldm4"}
     assert not any("eta 0" in path.read_text() for path in FILES if path.stem in noisy)
 
 
-def test_every_family_of_the_papers_has_one():
-    stems = " ".join(path.stem for path in FILES)
-    for family in (
-        "cifar10",
-        "bedrooms",
-        "churches",
-        "celebahq",
-        "ffhq",
-        "imagenet",
-        "dit-xl2",
-        "sd14",
-        "sdxl",
-    ):
-        assert family in stems
+@pytest.mark.parametrize(
+    "family",
+    ["cifar10", "bedrooms", "churches", "celebahq", "ffhq", "imagenet", "dit-xl2", "sd14", "sdxl"],
+)
+def test_every_family_of_the_papers_has_one(family):
+    assert any(path.stem.startswith(family) for path in FILES)
 
 
 def test_a_recipe_runs_with_changes(tmp_path, monkeypatch):
@@ -85,8 +93,9 @@ def test_a_recipe_runs_with_changes(tmp_path, monkeypatch):
     path.write_text(
         'model = "zoo:digits"\nmethod = "tfmq"\nwithout = ["FSC"]\n[settings]\nweights = 3\nlabels = [1, 2]\n'
     )
-    recipe_files.cook(
+    recipe_files.run_row(
         path,
+        None,
         tmp_path / "out",
         changes=["iters=7", "profile=paper"],
         without=["tiar"],
@@ -107,14 +116,23 @@ def test_a_recipe_runs_with_changes(tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("model = 3 = 4", "unreadable"),
-        ('model = "x"', "found no method in x.toml"),
+        ('model = "x"', "missing required field 'method'"),
+        ('method = "tfmq"', "missing required field 'model'"),
+        ('model = 5\nmethod = "tfmq"', "Expected 'str', got 'int' - at '\\$.model'"),
+        ('model = "x"\nmethod = "tfmq"\nsettings = 5', "Expected 'object', got 'int'"),
+        ('model = "x"\nmethod = "tfmq"\nwithout = [5]', "Expected 'str', got 'int'"),
+        ('model = "x"\nrows = 5', "Expected 'object', got 'int'"),
+        ('model = "x"\n[rows.a]\nmethod = "tfmq"\nspeed = 1', "unknown field 'speed'"),
         ('model = "x"\nmethod = "magic"', "found method 'magic'"),
         (
             'model = "x"\nmethod = "tfmq"\nspeed = 1',
-            "found 'speed' in x.toml; expected one of method, model",
+            "unknown field 'speed'",
         ),
         ('model = "x"\nmethod = "tfmq"\n[settings]\nbits = 4', "found setting 'bits'"),
-        ('model = "x"\nmethod = "tfmq"\n[settings]\nweights = 9', "found 9 bits for weights"),
+        (
+            'model = "x"\nmethod = "tfmq"\n[settings]\nweights = 9',
+            "found weights 9; expected 1 to 8",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(text, message, tmp_path):
@@ -148,7 +166,7 @@ MIXED = 'model = "x"\nmethod = "mpq"\n'
             '[stages.fitweights]\nsearch = "best"',
             "found search 'best'; expected minmax or mse or percentile",
         ),
-        ("[stages]\nomq = true", "found stages {'omq': True}; expected options by name"),
+        ("[stages]\nomq = true", "Expected 'object', got 'bool'"),
         ("[settings]\nstages = 3", "found stages 3"),
     ],
 )
@@ -168,8 +186,9 @@ def test_options_go_from_the_file_through_changes_to_the_stages(tmp_path, monkey
     path.write_text(
         MIXED + "[stages.OMQ]\nplus = true\n[stages.trd]\nweight = 3\n[settings]\nweights = 3\n"
     )
-    recipe_files.cook(
+    recipe_files.run_row(
         path,
+        None,
         tmp_path / "out",
         changes=["omq.search=fast", "omq.plus=false", "ndtc.std=1"],
         without=["trd"],
@@ -180,8 +199,10 @@ def test_options_go_from_the_file_through_changes_to_the_stages(tmp_path, monkey
         "trd": {"weight": 3},
         "ndtc": {"std": 1},
     }
-    assert recipe_files.read(path).stages == {"OMQ": {"plus": True}, "trd": {"weight": 3}}
-    stages = recipe_of("mpq", settings_from(recipe_files.read(path).options), ("trd",))
+    recipe = recipe_files.read(path)
+    row = recipe.row(None)
+    assert row.stages == {"OMQ": {"plus": True}, "trd": {"weight": 3}}
+    stages = recipe_of("mpq", settings_from(recipe.options(row)), ("trd",))
     assert OMQ(plus=True) in stages and TRD(weight=3) not in stages and len(stages) == 7
 
 
@@ -201,9 +222,27 @@ def test_lists_of_a_file_are_tuples_of_a_stage_and_every_stage_of_a_name_takes_t
 
 def test_a_change_must_be_a_setting():
     with pytest.raises(BadInput, match="found --set itters=5; expected a setting"):
-        recipe_files.changed({}, ["itters=5"])
+        changed({}, ["itters=5"])
     with pytest.raises(BadInput, match="found no file"):
         recipe_files.read("nowhere.toml")
+
+
+def test_a_row_is_chosen_by_name(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text('model = "x"\n[rows.a]\nmethod = "tfmq"\n[rows.b]\nmethod = "minmax"\n')
+    recipe = recipe_files.read(path)
+    assert recipe.row("b").method == "minmax"
+    for name, message in ((None, "found 2 rows; expected one of a, b"), ("c", "found no row 'c'")):
+        with pytest.raises(BadInput, match=message):
+            recipe.row(name)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", "model = 'x'".encode("utf-16"), b"\x00"])
+def test_a_file_that_is_no_text_is_one_sentence(content, tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"found x.toml unreadable"):
+        recipe_files.read(path)
 
 
 def test_stages_can_be_left_out_of_a_run(tmp_path):
