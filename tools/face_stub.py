@@ -1,0 +1,143 @@
+"""Write lowtide/__init__.pyi, the typed face: `python tools/face_stub.py`; with --check, only compare.
+
+Options are spelled once, in the dataclasses of lowtide/settings.py. An editor and a type checker need
+them as keyword parameters, so the stub repeats them, and a test holds the two equal.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from lowtide.settings import EvaluationSettings, MethodName, Settings
+
+STUB = Path(__file__).parents[1] / "lowtide" / "__init__.pyi"
+HEAD = '''"""The typed face of lowtide. Written by tools/face_stub.py; not by hand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
+from lowtide.errors import BadInput as BadInput
+from lowtide.estimate.prediction import Estimate as Estimate
+from lowtide.evaluation.comparison import Evaluation as Evaluation
+from lowtide.methods import METHODS as METHODS
+from lowtide.models import adapt as adapt
+from lowtide.sampling import images as images
+from lowtide.settings import Request as Request
+from lowtide.settings import Settings as Settings
+
+__version__: str
+
+Model = DiffusionPipeline | nn.Module | str | Path
+MethodName = {methods}
+'''
+FUNCTIONS = {
+    "quantize": (
+        ["target: Model"],
+        [
+            'method: MethodName = "best"',
+            "folder: str | Path | None = None",
+            "without: Sequence[str] = ()",
+        ],
+        Settings,
+        "Quantized",
+    ),
+    "plan": (
+        ["source: str | Path"],
+        [
+            'method: MethodName = "best"',
+            "without: Sequence[str] = ()",
+            "fit: str | None = None",
+        ],
+        Settings,
+        "Estimate",
+    ),
+    "evaluate": (
+        ["model: Model | Quantized"],
+        ["reference: Model | None = None", "out: str | Path | None = None"],
+        EvaluationSettings,
+        "Evaluation",
+    ),
+    "compare": (
+        ["*models: Model | Quantized"],
+        ["reference: Model | None = None", 'out: str | Path = "evidence"'],
+        EvaluationSettings,
+        "Evaluation",
+    ),
+    "load": (
+        ["folder: str | Path"],
+        ["dtype: torch.dtype = torch.float32"],
+        None,
+        "DiffusionPipeline",
+    ),
+    "save": (["model: Quantized | DiffusionPipeline", "folder: str | Path"], [], None, "Path"),
+    "reschedule": (
+        ["target: DiffusionPipeline | Quantized | str | Path", "steps: int"],
+        ["size: int | None = None"],
+        None,
+        "Quantized",
+    ),
+}
+
+
+def spelled(kind: Any) -> str:
+    """A field's type as a signature has it: without bounds, a tuple as any sequence."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return spelled(get_args(kind)[0])
+    if isinstance(kind, UnionType) or type(None) in get_args(kind):
+        return " | ".join(spelled(part) for part in get_args(kind))
+    if kind is type(None):
+        return "None"
+    if origin is Literal:
+        return f"Literal[{', '.join(map(literal, get_args(kind)))}]"
+    if origin is tuple:
+        return f"Sequence[{spelled(get_args(kind)[0])}]"
+    if origin is Mapping:
+        return f"Mapping[{', '.join(spelled(part) for part in get_args(kind))}]"
+    return "Any" if kind is Any else kind.__name__
+
+
+def literal(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def options(model: type) -> list[str]:
+    """A keyword parameter for each field; defaults are the dataclass's own."""
+    hints = get_type_hints(model, include_extras=True)
+    return [
+        f"{field.name}: {spelled(hints[field.name])} = {default(field)}" for field in fields(model)
+    ]
+
+
+def default(field: Field[Any]) -> str:
+    """A plain default as it is written; a long or mutable one is left to the dataclass."""
+    plain = field.default is None or isinstance(field.default, int | float | str)
+    return repr(field.default).replace("'", '"') if plain or field.default == () else "..."
+
+
+def function(name: str) -> str:
+    positional, keywords, model, result = FUNCTIONS[name]
+    keywords = [*keywords, *(options(model) if model else [])]
+    star = [] if positional[0].startswith("*") or not keywords else ["*"]
+    lines = "".join(f"    {line},\n" for line in [*positional, *star, *keywords])
+    return f"\ndef {name}(\n{lines}) -> {result}: ...\n"
+
+
+def stub() -> str:
+    methods = f"Literal[{', '.join(map(literal, get_args(MethodName)))}]"
+    return HEAD.replace("{methods}", methods) + "".join(map(function, FUNCTIONS))
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(STUB.read_text() != stub())
+    STUB.write_text(stub())
