@@ -1,4 +1,4 @@
-"""Show the zoo's sample pictures on the site: they lie beside their models, outside docs/."""
+"""Adapt pages to the site: pictures of the zoo, which lie outside docs/, and unbroken numbers."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+NO_BREAK = "\u00a0"
 ROOT = Path(__file__).parents[1]
 # ](../lowtide/zoo/digits/samples.png, as a page of docs/ links it, so that the link also works in the repository.
 SAMPLES = re.compile(r"\]\(\.\./((?:lowtide/)?zoo/([\w-]+)/samples\.png)\)")
@@ -19,4 +20,4 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return SAMPLES.sub(r"](figures/zoo/\2.png)", markdown)
+    return SAMPLES.sub(r"](figures/zoo/\2.png)", markdown).replace(" ± ", f"{NO_BREAK}±{NO_BREAK}")
