@@ -10,7 +10,7 @@ READY := .venv/.ready
 # One OpenMP thread per test process; two processes for two cores.
 WORKERS ?= 2
 
-.PHONY: demo test slow lint peers table clean
+.PHONY: demo test slow lint docs peers table clean
 
 $(READY): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -31,6 +31,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+# The documentation site, in build/site. A broken link or reference is an error.
+docs: $(READY)
+	$(BIN)/pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Other quantizers at the same bits, in an environment of their own (bench/.venv-peers); hours on a slow machine, goes on when interrupted.
 # Minutes instead: make QUICK=--quick peers

@@ -338,7 +338,7 @@ def write(result: Json, out: Path) -> None:
     out.write_text(json.dumps(result, indent=1) + "\n")
     out.with_suffix(".md").write_text(page(result))
     if out == OUT:
-        put_in_readme(result, ROOT / "README.md")
+        put_in_readme(result, ROOT / "docs/measured.md")
 
 
 def arguments() -> argparse.Namespace:

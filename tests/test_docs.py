@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 SPREAD = re.compile(r"\d+\.\d+\s±\s\d+\.\d+")
 
 
@@ -17,3 +18,10 @@ def test_every_spread_in_a_methods_page_is_one_of_the_results(page):
     assert len(results) > 50
     claimed = {re.sub(r"\s", " ", found) for found in SPREAD.findall(page.read_text())}
     assert claimed <= results
+
+
+def test_every_number_in_the_table_of_the_readme_is_measured():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `zoo:")]
+    assert len(rows) == 3
+    measured = set(re.findall(r"\d+\.\d+", (DOCS / "measured.md").read_text()))
+    assert set(re.findall(r"\d+\.\d+", "".join(rows))) <= measured
