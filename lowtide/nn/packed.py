@@ -11,11 +11,11 @@ from lowtide.formats import (
     Mixed,
     Table,
     bundle_words,
-    bundled,
+    pack_tables,
     pack,
     pack_mixed,
     packed_bytes,
-    unbundled,
+    unpack_tables,
 )
 from lowtide.kernels import Spec, conv2d, linear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
@@ -46,7 +46,7 @@ class Packed:
         self.weight = nn.Parameter(packed, requires_grad=False)
         found = (grid.scale, grid.zero, grid.factor, layer.smooth)
         none = grid.scale.new_empty(0)
-        self.grid = bundled(
+        self.grid = pack_tables(
             [part if place.count else none for part, place in zip(found, self.places, strict=True)],
             self.places,
         )
@@ -54,7 +54,7 @@ class Packed:
 
     def tables(self) -> list[Tensor]:
         """scale, zero, factor, smooth; an empty tensor for what is not there."""
-        return unbundled(self.grid, self.places)
+        return unpack_tables(self.grid, self.places)
 
     def step(self) -> list[Tensor]:
         """The input's range at the running step; nothing where inputs stay in float."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowtide.formats import Affine, Mixed, minmax, mse, percentile
-from lowtide.formats.search import Norm, loss_of
+from lowtide.formats.search import Norm, range_error
 
 NORM = Norm(2.4, None)
 
@@ -17,22 +17,23 @@ def weights(rows: int = 32, columns: int = 300) -> torch.Tensor:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_mse_loses_no_more_than_one_percent_over_trying_all(bits):
-    x, form = weights(), Affine(bits, bits == 8, 0)
+    x, form = weights(), Affine(bits, signed=bits == 8, axis=0)
     lo, hi = minmax(x, form)
     every = torch.stack(
         [
-            loss_of(x, form, (lo * share, hi * share), NORM)
+            range_error(x, form, (lo * share, hi * share), NORM)
             for share in torch.arange(100, 20, -1) / 100
         ]
     )
-    found = loss_of(x, form, mse(x, form), NORM)
+    found = range_error(x, form, mse(x, form), NORM)
     assert (found <= 1.01 * every.amin(0)).all()
 
 
 def test_mse_beats_minmax_at_four_bits():
     x, form = weights(), Affine(4, axis=0)
     assert (
-        loss_of(x, form, mse(x, form), NORM).sum() / loss_of(x, form, minmax(x, form), NORM).sum()
+        range_error(x, form, mse(x, form), NORM).sum()
+        / range_error(x, form, minmax(x, form), NORM).sum()
     ) < 0.9
 
 
@@ -47,7 +48,7 @@ def test_rows_do_not_feel_each_other():
 def test_mixed_rows_are_searched_at_their_own_bits():
     x = weights(2)
     mixed = mse(x, Mixed((2, 8)))
-    assert torch.equal(mixed[1][0], mse(x[:1], Affine(2, True, 0))[1][0])
+    assert torch.equal(mixed[1][0], mse(x[:1], Affine(2, signed=True, axis=0))[1][0])
 
 
 def test_percentile_cuts_the_tails():

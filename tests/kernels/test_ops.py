@@ -43,7 +43,12 @@ def arguments(form, rows=6, columns=18):
 
 @pytest.mark.parametrize(
     "form",
-    [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 1, 2, 8))],
+    [
+        Affine(4, axis=0),
+        Affine(3, signed=True, axis=0, group=4),
+        Affine(1, signed=True, axis=0),
+        Mixed((1, 2, 3, 1, 2, 8)),
+    ],
     ids=str,
 )
 def test_torch_accepts_schema_and_shapes(form):
@@ -64,7 +69,12 @@ def test_torch_accepts_schema_and_shapes(form):
 
 @pytest.mark.parametrize(
     "form",
-    [Affine(4, False, 0), Affine(3, True, 0, 4), Affine(1, True, 0), Mixed((1, 2, 3, 4, 2, 8))],
+    [
+        Affine(4, axis=0),
+        Affine(3, signed=True, axis=0, group=4),
+        Affine(1, signed=True, axis=0),
+        Mixed((1, 2, 3, 4, 2, 8)),
+    ],
     ids=str,
 )
 def test_a_spec_survives_being_integers(form):

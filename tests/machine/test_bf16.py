@@ -23,26 +23,29 @@ def forgotten():
 def test_the_race_decides_once(monkeypatch, found, enabled):
     races = iter([found, 1 / found])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(bf16, "raced", lambda: next(races))
+    monkeypatch.setattr(bf16, "measure_time_ratio", lambda: next(races))
     for _ in range(2):
         with bf16.bf16_products(CPU):
             assert torch.is_autocast_enabled("cpu") == enabled
         with bf16.bf16_products(CPU, wanted=False):
             assert not torch.is_autocast_enabled("cpu")
-    assert bf16.words(torch.zeros(1)) == (
+    assert bf16.describe_products(torch.zeros(1)) == (
         "products in bf16"
         if enabled
         else f"products in float32: bf16 takes {found:.1f} x as long here"
     )
-    assert bf16.words(torch.zeros(1, dtype=torch.float16)) == "products in float16, the model's own"
+    assert (
+        bf16.describe_products(torch.zeros(1, dtype=torch.float16))
+        == "products in float16, the model's own"
+    )
 
 
 def test_without_units_nothing_is_raced(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(bf16, "raced", lambda: pytest.fail("raced"))
+    monkeypatch.setattr(bf16, "measure_time_ratio", lambda: pytest.fail("measure_time_ratio"))
     with bf16.bf16_products(CPU):
         assert not torch.is_autocast_enabled("cpu")
-    assert bf16.words(torch.zeros(1)) == "products in float32"
+    assert bf16.describe_products(torch.zeros(1)) == "products in float32"
 
 
 def test_the_race_is_of_bf16_against_float32(monkeypatch):
@@ -57,9 +60,9 @@ def test_the_race_is_of_bf16_against_float32(monkeypatch):
 
     monkeypatch.setattr(bf16.F, "conv2d", slow)
     monkeypatch.setattr(bf16.time, "perf_counter", lambda: clock[0])
-    assert bf16.raced() == 0.25
-    assert next(turns) == 2 * (bf16.TURNS + 1)
+    assert bf16.measure_time_ratio() == 0.25
+    assert next(turns) == 2 * (bf16.REPEATS + 1)
 
 
 def test_this_machine_can_race():
-    assert 0 < bf16.raced() < 100
+    assert 0 < bf16.measure_time_ratio() < 100

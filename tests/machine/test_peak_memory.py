@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowtide.machine import peak_memory
-from lowtide.machine.peak_memory import Peak, forget_high_water
+from lowtide.machine.peak_memory import Peak, reset_high_water
 
 MIB = 1 << 20
 
@@ -28,7 +28,7 @@ def test_nothing_taken_is_little() -> None:
 
 
 @pytest.mark.skipif(
-    not forget_high_water(),
+    not reset_high_water(),
     reason="only Linux keeps a mark that can be set back, and not always lets us",
 )
 def test_a_peak_too_short_for_the_watcher_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from lowtide.nn.feature_cache import gridded
 from lowtide.nn.plan import CachePlan
 
 CHUNKS = 2
-PLAN = CachePlan(512, Affine(3, False, 0), CHUNKS)
+PLAN = CachePlan(512, Affine(3, axis=0), CHUNKS)
 
 
 def lost(rows: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

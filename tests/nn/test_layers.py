@@ -20,9 +20,9 @@ LAYERS = {
     "grouped": (lambda: nn.Conv2d(8, 12, 3, groups=4), (4, 8, 6, 6)),
 }
 FORMATS = [
-    *(Affine(bits, bits in (1, 8), 0) for bits in range(1, 9)),
-    Affine(4, True, 0, 16),
-    Affine(3, True, 0, 7),
+    *(Affine(bits, signed=bits in (1, 8), axis=0) for bits in range(1, 9)),
+    Affine(4, signed=True, axis=0, group=16),
+    Affine(3, signed=True, axis=0, group=7),
     Mixed((2, 3, 4) * 4),
 ]
 

@@ -12,9 +12,9 @@ from lowtide.nn.quantized import quantized_layer
 from lowtide.nn.quantizer import Quantizer
 
 FORMATS = [
-    Affine(2, False, 0),
-    Affine(4, False, 0),
-    Affine(8, True, 0),
+    Affine(2, axis=0),
+    Affine(4, axis=0),
+    Affine(8, signed=True, axis=0),
     Mixed((1, 2, 3) * 4, signed=False),
 ]
 LAYERS = {
@@ -50,7 +50,7 @@ def test_it_starts_at_codes_chosen_before(form):
 
 
 def test_groups_merge_to_what_was_used_but_for_the_order_of_products():
-    layer, x = built("linear", Affine(3, True, 0, 8))
+    layer, x = built("linear", Affine(3, signed=True, axis=0, group=8))
     layer.start_lora(4, generator())
     learnt = layer(x).detach()
     layer.finish_lora()
@@ -100,7 +100,7 @@ def test_learning_beats_nearest(form):
 
 
 def test_the_gradient_goes_straight_through_and_stops_beyond_the_last_code():
-    layer, _ = built("linear", Affine(2, True, 0))
+    layer, _ = built("linear", Affine(2, signed=True, axis=0))
     lora = layer.start_lora(4, generator())
     with torch.no_grad():
         lora.log_scale.sub_(2.0)
@@ -113,7 +113,7 @@ def test_the_gradient_goes_straight_through_and_stops_beyond_the_last_code():
 
 
 def test_its_step_is_that_of_the_grid_with_groups_too():
-    for form in (Affine(3, True, 0), Affine(3, True, 0, 16)):
+    for form in (Affine(3, signed=True, axis=0), Affine(3, signed=True, axis=0, group=16)):
         weight = torch.randn(8, 64, generator=generator())
         grid = form.params(*mse(form.rows(weight), form), len(weight))
         lora = LoRA(weight, Lattice(form, grid, torch.tensor(7.0)), 4, generator())
@@ -124,7 +124,7 @@ def test_its_step_is_that_of_the_grid_with_groups_too():
 
 
 def test_rank_is_at_most_that_of_the_weight():
-    layer, _ = built("linear", Affine(4, False, 0))
+    layer, _ = built("linear", Affine(4, axis=0))
     lora = layer.start_lora(32, generator())
     assert lora.down.shape == (12, 40)
     assert lora.up.shape == (12, 12)

@@ -16,7 +16,9 @@ def spelled_out(x, scale, zero, top):
 
 
 @pytest.mark.parametrize(
-    "form", [Affine(3, False, 0), Affine(4, True, 0), Mixed((1, 2, 3, 4, 5), signed=False)], ids=str
+    "form",
+    [Affine(3, axis=0), Affine(4, signed=True, axis=0), Mixed((1, 2, 3, 4, 5), signed=False)],
+    ids=str,
 )
 def test_values_and_gradients(form):
     generator = torch.Generator().manual_seed(0)
