@@ -6,7 +6,7 @@ from torch import nn
 
 from lowtide.formats import Affine, Mixed, mse
 from lowtide.nn.clock import Clock
-from lowtide.nn.lora import Lattice, LoRA
+from lowtide.nn.lora import LoRA, WeightGrid
 from lowtide.nn.packed import packed_twin
 from lowtide.nn.quantized import quantized_layer
 from lowtide.nn.quantizer import Quantizer
@@ -105,7 +105,7 @@ def test_the_gradient_goes_straight_through_and_stops_beyond_the_last_code():
     with torch.no_grad():
         lora.log_scale.sub_(2.0)
     moved = lora.moved().detach()
-    place = (moved / lora.grid().scale + lora.lattice.grid.zero).round()
+    place = (moved / lora.grid().scale + lora.weight_grid.grid.zero).round()
     inside = (place >= 0) & (place <= 3)
     assert 0.05 < inside.float().mean() < 0.95
     lora.values().sum().backward()
@@ -116,7 +116,7 @@ def test_its_step_is_that_of_the_grid_with_groups_too():
     for form in (Affine(3, signed=True, axis=0), Affine(3, signed=True, axis=0, group=16)):
         weight = torch.randn(8, 64, generator=generator())
         grid = form.params(*mse(form.rows(weight), form), len(weight))
-        lora = LoRA(weight, Lattice(form, grid, torch.tensor(7.0)), 4, generator())
+        lora = LoRA(weight, WeightGrid(form, grid, torch.tensor(7.0)), 4, generator())
         apart = form.decode(form.encode(weight, grid) + 1, grid) - form.decode(
             form.encode(weight, grid), grid
         )

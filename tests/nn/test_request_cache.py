@@ -10,7 +10,7 @@ from torch import nn
 
 import lowtide
 from lowtide import sampling
-from lowtide.nn.request_cache import PerRequest, same
+from lowtide.nn.request_cache import PerRequest, same_conditions
 
 STEPS = 4
 
@@ -40,12 +40,12 @@ def counted(result, request) -> tuple[np.ndarray, int]:
     return images, len(calls)
 
 
-def without_desk(result, request) -> np.ndarray:
+def without_cache(result, request) -> np.ndarray:
     for module in wrapped(result.model):
-        module.desk.working = True
+        module.cache.building = True
     images = sampling.images(result.pipe, request)
     for module in wrapped(result.model):
-        module.desk.working = False
+        module.cache.building = False
     return images
 
 
@@ -54,7 +54,7 @@ def test_the_block_runs_once_and_pictures_stay(quantized, tmp_path):
     assert wrapped(result.model)
     images, runs = counted(result, request)
     assert runs == 1
-    plain = without_desk(result, request)
+    plain = without_cache(result, request)
     assert np.linalg.norm(images - plain) / np.linalg.norm(plain) < 1e-4
     again, runs = counted(result, request)
     assert runs == 0  # the same request
@@ -69,21 +69,21 @@ def test_the_block_runs_once_and_pictures_stay(quantized, tmp_path):
 def test_an_unknown_value_is_computed(quantized):
     result, request = quantized
     sampling.images(result.pipe, request)
-    desk = wrapped(result.model)[0].desk
-    first, second = list(desk.steps)[:2]
-    assert desk.step_of([second, second]) == 1
-    assert desk.step_of([second + 0.1]) is None
-    assert desk.step_of([first, second]) is None
+    cache = wrapped(result.model)[0].cache
+    first, second = list(cache.steps)[:2]
+    assert cache.step_of([second, second]) == 1
+    assert cache.step_of([second + 0.1]) is None
+    assert cache.step_of([first, second]) is None
 
 
 def test_a_request_on_another_device_is_another_request():
-    """A pipeline that moved keeps its desk's conditions where they were."""
+    """A pipeline that moved keeps its cache's conditions where they were."""
     here = {"text": torch.ones(2, 3), "label": torch.tensor([1, 2])}
     away = here | {"text": torch.ones(2, 3, device="meta")}
-    assert same(here, {name: value.clone() for name, value in here.items()})
-    assert not same(here, away) and not same(away, here)
-    assert not same(here, here | {"text": torch.ones(2, 3, dtype=torch.float64)})
-    assert not same(here, here | {"label": torch.tensor([1, 3])})
+    assert same_conditions(here, {name: value.clone() for name, value in here.items()})
+    assert not same_conditions(here, away) and not same_conditions(away, here)
+    assert not same_conditions(here, here | {"text": torch.ones(2, 3, dtype=torch.float64)})
+    assert not same_conditions(here, here | {"label": torch.tensor([1, 3])})
 
 
 def test_conditions_left_behind_on_another_device_are_computed_anew(tmp_path):
@@ -92,9 +92,9 @@ def test_conditions_left_behind_on_another_device_are_computed_anew(tmp_path):
         tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options
     )
     request = sampling.Request(steps=STEPS, seeds=(0, 1), labels=(1, 2))
-    before, desk = sampling.images(result.pipe, request), wrapped(result.model)[0].desk
-    (known,) = desk.requests
-    desk.requests = [
+    before, cache = sampling.images(result.pipe, request), wrapped(result.model)[0].cache
+    (known,) = cache.requests
+    cache.requests = [
         known._replace(
             conditions={name: value.to("meta") for name, value in known.conditions.items()}
         )
@@ -110,9 +110,9 @@ def test_branches_that_take_turns_are_each_built_once(tmp_path):
     result = lowtide.quantize(
         tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options
     )
-    desk, built = wrapped(result.model)[0].desk, []
-    build = desk.build
-    desk.build = lambda conditions, timestep: (built.append(1), build(conditions, timestep))[1]
+    cache, built = wrapped(result.model)[0].cache, []
+    build = cache.build
+    cache.build = lambda conditions, timestep: (built.append(1), build(conditions, timestep))[1]
     x = torch.randn(1, result.model.config.in_channels, *[result.model.config.sample_size] * 2)
 
     def answer(label: int, step: float) -> torch.Tensor:
@@ -121,10 +121,10 @@ def test_branches_that_take_turns_are_each_built_once(tmp_path):
                 x, timestep=torch.tensor([step]), class_labels=torch.tensor([label])
             )[0]
 
-    first = {(label, step): answer(label, step) for step in desk.steps for label in (1, 2)}
+    first = {(label, step): answer(label, step) for step in cache.steps for label in (1, 2)}
     assert len(built) == 2
     assert all(torch.equal(answer(*key), found) for key, found in first.items()) and len(built) == 2
-    step = next(iter(desk.steps))
+    step = next(iter(cache.steps))
     answer(2, step), answer(3, step), answer(2, step)
     assert len(built) == 3
     assert torch.equal(answer(1, step), first[1, step]) and len(built) == 4

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lowtide.nn import rounding as module
-from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, pull
+from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, penalty_gradient
 
 SHARPNESS = (20.0, 11.3, 4.0, 2.0)
 
@@ -59,7 +59,9 @@ def test_the_pull_is_the_gradient_of_the_penalty(sharpness: float) -> None:
     (theirs,) = torch.autograd.grad(0.01 * twin.penalty(sharpness), twin.alpha)
     inside = (rounding.soft() > 0) & (rounding.soft() < 1)
     ours = (
-        pull(share, 0.01, sharpness, torch.empty_like(share), torch.empty_like(share))
+        penalty_gradient(
+            share, 0.01, sharpness, gap=torch.empty_like(share), out=torch.empty_like(share)
+        )
         * share
         * (1 - share)
         * inside
@@ -67,13 +69,13 @@ def test_the_pull_is_the_gradient_of_the_penalty(sharpness: float) -> None:
     assert ours.isfinite().all() and away(ours, theirs) < 1e-5
 
 
-@pytest.mark.parametrize("piece", [module.PIECE, 1900], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("chunk", [module.CHUNK, 1900], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("sharpness", SHARPNESS)
 def test_steps_are_those_of_the_formulas(
-    sharpness: float, piece: int, monkeypatch: pytest.MonkeyPatch
+    sharpness: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small layers share a walk and a large one takes several, in one unit; each goes as it would alone."""
-    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(module, "SMALL", 1900)
     each = [spread(rows) for rows in (32, 7, 100, 16)]
     twins = [Twin(rounding, 1e-2) for rounding in each]
