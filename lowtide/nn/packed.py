@@ -95,7 +95,7 @@ def packed_shape(rows: int, columns: int, format: WeightFormat) -> tuple[int, ..
 class PackedLinear(Packed, nn.Linear):
     """A linear layer on packed codes."""
 
-    def __init__(self, layer: nn.Linear, format: WeightFormat, inputs: Quantizer, smooth: bool):
+    def __init__(self, layer: nn.Linear, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
         nn.Linear.__init__(self, **linear_options(layer))
         columns = self.in_features
         self._allocate(columns, format, inputs, columns if smooth else 0)
@@ -107,7 +107,7 @@ class PackedLinear(Packed, nn.Linear):
 class PackedConv2d(Packed, nn.Conv2d):
     """A convolution on packed codes."""
 
-    def __init__(self, layer: nn.Conv2d, format: WeightFormat, inputs: Quantizer, smooth: bool):
+    def __init__(self, layer: nn.Conv2d, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
         nn.Conv2d.__init__(self, **conv_options(layer))
         self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
         columns = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
@@ -123,8 +123,8 @@ def packed_layer(
 ) -> PackedLinear | PackedConv2d:
     """An empty packed layer in the shape of a Linear or Conv2d."""
     if isinstance(layer, nn.Conv2d):
-        return PackedConv2d(layer, format, inputs, smooth)
-    return PackedLinear(layer, format, inputs, smooth)
+        return PackedConv2d(layer, format, inputs, smooth=smooth)
+    return PackedLinear(layer, format, inputs, smooth=smooth)
 
 
 def packed_twin(layer: QuantLinear | QuantConv2d) -> PackedLinear | PackedConv2d:

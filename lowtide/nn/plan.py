@@ -15,7 +15,7 @@ from lowtide.formats import (
 )
 from lowtide.settings import Settings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # of the checkpoint; a file of another version is refused
 
 
 @dataclass(frozen=True)
@@ -170,4 +170,4 @@ def _layer_from_json(data: dict[str, Any]) -> LayerPlan:
     inputs = format_from_json(data["input"])
     assert isinstance(weight, WeightFormat | None)
     assert not isinstance(inputs, Mixed)
-    return LayerPlan(weight, inputs, data["per_step"], data["smooth"])
+    return LayerPlan(weight, inputs, per_step=data["per_step"], smooth=data["smooth"])

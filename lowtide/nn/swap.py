@@ -49,7 +49,7 @@ class _Quantizers:
     def make(self, plan: LayerPlan) -> Quantizer:
         row = self.rows
         self.rows += plan.input is not None
-        return Quantizer(plan.input, self.clock, row, plan.per_step)
+        return Quantizer(plan.input, self.clock, row, per_step=plan.per_step)
 
 
 def quantize_modules(root: nn.Module, plan: Plan) -> None:

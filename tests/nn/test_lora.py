@@ -1,4 +1,4 @@
-"""LoRA: starts at nearest, learns through the rounding, merges without loss, leaves nothing behind."""
+"""LoRA: it starts at nearest, learns through the rounding, and merges exactly into the codes."""
 
 import pytest
 import torch
@@ -35,21 +35,17 @@ def built(kind: str, form):
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_it_starts_at_codes_chosen_before(form):
     layer, x = built("conv", form)
-    shifted = (
-        (layer.codes.float() + torch.randint(-1, 2, layer.codes.shape))
-        .clamp(min=0)
-        .minimum(layer.top(layer.codes))
-    )
+    shifted = layer.codes.float() + torch.randint(-1, 2, layer.codes.shape)
+    shifted = shifted.clamp(min=0).minimum(layer.top(layer.codes))
     layer.set_codes(shifted.to(torch.uint8))
     chosen = layer(x)
     lora = layer.start_lora(4, generator())
     assert (layer(x) - chosen).norm() / chosen.norm() < 1e-6
-    assert (
-        (lora.weight - layer.weight.flatten(1)).abs() <= 1.5 * layer.grid.scale
-    ).float().mean() > 0.8
+    change = (lora.weight - layer.weight.flatten(1)).abs()
+    assert (change <= 1.5 * layer.grid.scale).float().mean() > 0.8
 
 
-def test_groups_merge_to_what_was_used_but_for_the_order_of_products():
+def test_groups_merge_exactly_up_to_the_order_of_products():
     layer, x = built("linear", Affine(3, signed=True, axis=0, group=8))
     layer.start_lora(4, generator())
     learnt = layer(x).detach()
@@ -82,9 +78,8 @@ def test_it_starts_at_nearest_and_merges_to_what_it_used(kind, form):
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_learning_beats_nearest(form):
     layer, x = built("conv", form)
-    x = x.clamp(
-        min=0
-    )  # like most inputs of a network: their mean is what rounding can be made to agree with
+    # Like most inputs of a network, they have a mean, which the rounding can learn to reproduce.
+    x = x.clamp(min=0)
     target = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
     before = (layer(x) - target).square().mean().item()
     lora = layer.start_lora(8, generator())
