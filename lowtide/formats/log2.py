@@ -1,4 +1,7 @@
-"""Log2 format: powers of two below a scale, for values in [0, scale] that crowd towards zero (softmax outputs)."""
+"""Log2 format: powers of two below a scale, for values in [0, scale] with most of them near zero.
+
+Such values are the outputs of softmax.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +13,7 @@ from lowtide.formats.affine import Grid
 
 @dataclass(frozen=True)
 class Log2:
-    """Code c stands for scale * 2^-c; the last code stands for zero itself."""
+    """Code c stands for scale * 2^-c; the last code stands for zero."""
 
     bits: int
     signed: bool = False
@@ -19,6 +22,7 @@ class Log2:
 
     @property
     def top(self) -> int:
+        """The last code."""
         return 2**self.bits - 1
 
     def rows(self, x: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from lowtide.formats.affine import Grid, affine_encode, affine_grid
 class Mixed:
     """Per-channel affine codes, channel i on bits[i] bits.
 
-    Channels of 1 and 8 bits are symmetric, whatever `signed` says of the rest: two levels that bend would be zero and one
-    more, and 8-bit codes have to fit an int8. A two-level channel's zero lies half-way, which no table of integers can hold.
+    Channels of 1 and 8 bits are symmetric, whatever `signed` says of the others. An asymmetric
+    channel of 1 bit would hold only zero and one other value, and 8-bit codes have to fit an int8.
+    The zero point of a 1-bit channel is 0.5, which a table of integers cannot hold.
     """
 
     bits: tuple[int, ...]
@@ -22,34 +23,31 @@ class Mixed:
     group: None = None
 
     def levels(self, like: Tensor) -> Tensor:
-        return torch.tensor(
-            [2**bits for bits in self.bits], device=like.device, dtype=torch.float32
-        )[:, None]
+        """The number of codes of each channel, channels x 1, on the device of `like`."""
+        counts = [2**bits for bits in self.bits]
+        return torch.tensor(counts, device=like.device, dtype=torch.float32)[:, None]
 
     def rows(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
     def params(self, lo: Tensor, hi: Tensor, channels: int | None = None) -> Grid:
-        symmetric = affine_grid(lo, hi, self.levels(lo), True)
+        levels = self.levels(lo)
+        symmetric = affine_grid(lo, hi, levels, signed=True)
         if self.signed:
             return symmetric
-        bent, levels = affine_grid(lo, hi, self.levels(lo), False), self.levels(lo)
-        chosen = (levels == 2) | (levels == 256)
-        return Grid(
-            *(
-                torch.where(chosen, one, other)
-                for one, other in zip(symmetric[:2], bent[:2], strict=True)
-            )
-        )
+        asymmetric = affine_grid(lo, hi, levels, signed=False)
+        fixed = (levels == 2) | (levels == 256)
+        scale = torch.where(fixed, symmetric.scale, asymmetric.scale)
+        zero = torch.where(fixed, symmetric.zero, asymmetric.zero)
+        return Grid(scale, zero)
 
     def steps(self, grid: Grid, columns: int) -> Grid:
-        """The same grid, with the zeros of two-level channels half-way wherever they came from."""
+        """The same grid, with the zero point of 1-bit channels at 0.5 whatever was stored."""
         return grid._replace(zero=torch.where(self.levels(grid.scale) == 2, 0.5, grid.zero))
 
     def encode(self, x: Tensor, grid: Grid) -> Tensor:
-        return affine_encode(
-            x.flatten(1).float(), self.steps(grid, x[0].numel()), self.levels(x) - 1
-        ).to(torch.uint8)
+        steps = self.steps(grid, x[0].numel())
+        return affine_encode(x.flatten(1).float(), steps, self.levels(x) - 1).to(torch.uint8)
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
         return (codes.float() - self.steps(grid, codes.shape[1]).zero) * grid.scale

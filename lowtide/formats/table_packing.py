@@ -1,4 +1,7 @@
-"""Several small tables as one int32 tensor: fewer names in a file's header, and no cast to another dtype touches them."""
+"""Several small tables in one int32 tensor: fewer names in the header of a file.
+
+A cast of the module to another float dtype does not change an int32 tensor, so the bits stay.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,40 +9,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WORD = 4
+WORD = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Table:
-    """The place of one table in a bundle: float32 or uint8, begun at a whole word."""
+    """The shape and dtype (float32 or uint8) of one table. Each table starts at a whole word."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def count(self) -> int:
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def words(self) -> int:
+        """The number of 4-byte words."""
         return -(-self.count * self.dtype.itemsize // WORD)
 
 
-def bundled(tables: list[Tensor], places: tuple[Table, ...]) -> Tensor:
-    """The tables' own bits, one after the other."""
-    return torch.cat(
-        [words(table.to(place.dtype)) for table, place in zip(tables, places, strict=True)]
-    )
+def pack_tables(tables: list[Tensor], places: tuple[Table, ...]) -> Tensor:
+    """The bits of the tables, one after the other, as int32 words."""
+    pairs = zip(tables, places, strict=True)
+    return torch.cat([_as_words(table.to(place.dtype)) for table, place in pairs])
 
 
-def words(table: Tensor) -> Tensor:
+def _as_words(table: Tensor) -> Tensor:
     flat = table.contiguous().flatten().view(torch.uint8)
     return torch.nn.functional.pad(flat, (0, -len(flat) % WORD)).view(torch.int32)
 
 
-def unbundled(bundle: Tensor, places: tuple[Table, ...]) -> list[Tensor]:
-    """Each table again, as a view."""
-    parts = bundle.split([place.words for place in places])
+def unpack_tables(packed: Tensor, places: tuple[Table, ...]) -> list[Tensor]:
+    """The inverse of pack_tables; each table is a view of the packed tensor."""
+    parts = packed.split([place.words for place in places])
     return [
         part.view(place.dtype)[: place.count].reshape(place.shape)
         for part, place in zip(parts, places, strict=True)
@@ -47,4 +51,5 @@ def unbundled(bundle: Tensor, places: tuple[Table, ...]) -> list[Tensor]:
 
 
 def bundle_words(places: tuple[Table, ...]) -> int:
+    """The number of words of all tables together."""
     return sum(place.words for place in places)

@@ -1,4 +1,4 @@
-"""Operators on packed layers: what they mean, in plain torch, and where faster twins register."""
+"""Operators on packed layers: their reference in plain torch, and where faster kernels register."""
 
 from lowtide.kernels.ops import (
     Spec,

@@ -1,89 +1,105 @@
-"""The operators `lowtide::linear` and `lowtide::conv2d`: schema, and meaning in plain torch.
+"""The operators `lowtide::linear` and `lowtide::conv2d`: schema and reference in plain torch.
 
-A packed layer calls one operator. What is registered here is the reference: unpack the weight, round the input to its
-grid, multiply in the input's own dtype. A faster twin registers itself for a device with
-`kernels.linear.register_kernel("cuda")` and must agree with this one.
+A packed layer calls one operator. The function registered here is the reference: unpack the weight,
+round the input to its grid, multiply in the dtype of the input. A faster kernel registers itself
+for a device with `kernels.linear.register_kernel("cuda")` and must agree with the reference.
 
     x       the float input
     weight  packed codes (uint8), rows x bytes, or flat when bits differ by row
-    grid    [scale, zero, factor] of the weight and [smooth] of the input, what its channels are divided by first;
-            an empty tensor stands for one that is not there
-    step    [scale, zero] of the input at the running timestep, shape () or (batch,); an empty list leaves the input float
-    spec    integers of a Spec, see there
+    grid    [scale, zero, factor] of the weight, and [smooth], the divisors of the input channels;
+            an empty tensor stands for a table that the layer does not have
+    step    [scale, zero] of the input at the running timestep, shape () or (batch,);
+            an empty list leaves the input in float
+    spec    the integers of a Spec
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowtide.formats import Affine, Format, Grid, Mixed, unpack, unpack_mixed
+from lowtide.formats import Affine, Grid, Mixed, WeightFormat, unpack, unpack_mixed
 
 
 @dataclass(frozen=True)
 class Spec:
-    """The integers an operator needs, as one flat list: columns, group, signed, input bits, then the weight's bits."""
+    """The integers that an operator needs.
+
+    As one flat list: columns, group (0 for none), signed, input bits, then the bits of the weight:
+    one number, or one for each row.
+    """
 
     columns: int
-    weight: Affine | Mixed
+    weight: WeightFormat
     input_bits: int
 
     def flat(self) -> list[int]:
         bits = self.weight.bits if isinstance(self.weight, Mixed) else (self.weight.bits,)
-        return [
-            self.columns,
-            self.weight.group or 0,
-            int(self.weight.signed),
-            self.input_bits,
-            *bits,
-        ]
+        group = self.weight.group or 0
+        return [self.columns, group, int(self.weight.signed), self.input_bits, *bits]
 
     @classmethod
     def of(cls, flat: list[int]) -> "Spec":
+        """The inverse of flat."""
         columns, group, signed, input_bits, *bits = flat
         if len(bits) > 1:
-            return cls(columns, Mixed(tuple(bits), bool(signed)), input_bits)
-        return cls(columns, Affine(bits[0], bool(signed), 0, group or None), input_bits)
+            return cls(columns, Mixed(tuple(bits), signed=bool(signed)), input_bits)
+        weight = Affine(bits[0], signed=bool(signed), axis=0, group=group or None)
+        return cls(columns, weight, input_bits)
 
 
 def per_sample(part: Tensor, x: Tensor) -> Tensor:
-    """One number for all of x, or one for each sample of it; attention folds heads into the batch, so a sample may be rows."""
-    return (
-        part.repeat_interleave(x.shape[0] // len(part)).reshape(-1, *[1] * (x.dim() - 1))
-        if part.dim()
-        else part
-    )
+    """One number for the whole of x, or one for each sample, in a shape that broadcasts to x.
+
+    Attention folds its heads into the batch, so a sample may be several rows of x.
+    """
+    if not part.dim():
+        return part
+    repeats = x.shape[0] // len(part)
+    return part.repeat_interleave(repeats).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def quantize_input(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
-    """The input on its grid, computed in float32 and handed back in its own dtype; one range, or one per sample."""
-    scale, zero = per_sample(scale, x), per_sample(zero, x).to(torch.float32)
+    """The input rounded to its grid, with one range for all samples or one for each.
+
+    The arithmetic is in float32, the result has the dtype of x. The last code is `top`.
+    """
+    scale = per_sample(scale, x)
+    zero = per_sample(zero, x).to(torch.float32)
     codes = (x.to(torch.float32) / scale).round_().add_(zero).clamp_(0, top)
     return codes.sub_(zero).mul_(scale).to(x.dtype)
 
 
 def divide(x: Tensor, smooth: Tensor) -> Tensor:
-    """The input with each channel divided, computed in float32; as it is where nothing is to be divided."""
+    """The input with each channel divided in float32, or unchanged where `smooth` is empty."""
     return (x.to(torch.float32) / smooth).to(x.dtype) if smooth.numel() else x
 
 
 def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:
-    """The weight's values in float32, rows x columns."""
+    """The values of the weight in float32, rows x columns."""
     scale, zero, factor, _ = grid
-    form: Format = spec.weight
-    undo = unpack_mixed if isinstance(form, Mixed) else unpack
-    codes = undo(weight, form.bits, spec.columns)
     if zero.numel() == 0:
-        zero = (
-            form.params(-scale, scale).zero
-            if factor.numel() == 0
-            else scale.new_full((1, 1), 2 ** (form.bits - 1))
-        )
-    return form.decode(codes, Grid(scale, zero.float(), factor if factor.numel() else None))
+        zero = _fixed_zero(spec.weight, scale, factor)
+    factors = factor if factor.numel() else None
+    return spec.weight.decode(_unpack_codes(weight, spec), Grid(scale, zero.float(), factors))
 
 
-def on_grid(x: Tensor, smooth: Tensor, step: list[Tensor], spec: Spec) -> Tensor:
+def _unpack_codes(weight: Tensor, spec: Spec) -> Tensor:
+    if isinstance(spec.weight, Mixed):
+        return unpack_mixed(weight, spec.weight.bits, spec.columns)
+    return unpack(weight, spec.weight.bits, spec.columns)
+
+
+def _fixed_zero(format: WeightFormat, scale: Tensor, factor: Tensor) -> Tensor:
+    """The zero point of a signed format, which no table stores."""
+    if isinstance(format, Mixed) or factor.numel() == 0:
+        return format.params(-scale, scale).zero
+    return scale.new_full((1, 1), 2 ** (format.bits - 1))
+
+
+def _round_input(x: Tensor, smooth: Tensor, step: list[Tensor], spec: Spec) -> Tensor:
     x = divide(x, smooth)
     return quantize_input(x, step[0], step[1], 2**spec.input_bits - 1) if step else x
 
@@ -97,13 +113,10 @@ def linear(
     spec: list[int],
     bias: Tensor | None,
 ) -> Tensor:
-    meaning = Spec.of(spec)
-    values = unpack_weight(weight, grid, meaning)
-    return F.linear(
-        on_grid(x, grid[3], step, meaning),
-        values.to(x.dtype),
-        None if bias is None else bias.to(x.dtype),
-    )
+    layer = Spec.of(spec)
+    values = unpack_weight(weight, grid, layer).to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.linear(_round_input(x, grid[3], step, layer), values, bias)
 
 
 @linear.register_fake
@@ -129,15 +142,26 @@ def conv2d(
     shape: list[int],
 ) -> Tensor:
     """`shape`: kernel height and width, then stride, padding and dilation as pairs, then groups."""
-    meaning, (kernel, stride, padding, dilation, groups) = Spec.of(spec), geometry(shape)
-    values = unpack_weight(weight, grid, meaning).reshape(grid[0].shape[0], -1, *kernel)
+    layer = Spec.of(spec)
+    kernel, stride, padding, dilation, groups = _geometry(shape)
+    values = unpack_weight(weight, grid, layer).reshape(grid[0].shape[0], -1, *kernel).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    x = on_grid(x, grid[3].reshape(-1, 1, 1), step, meaning)
-    return F.conv2d(x, values.to(x.dtype), bias, stride, padding, dilation, groups)
+    x = _round_input(x, grid[3].reshape(-1, 1, 1), step, layer)
+    return F.conv2d(x, values, bias, stride, padding, dilation, groups)
 
 
-def geometry(shape: list[int]) -> tuple[list[int], list[int], list[int], list[int], int]:
-    return shape[0:2], shape[2:4], shape[4:6], shape[6:8], shape[8]
+class _Geometry(NamedTuple):
+    """The integers of a convolution; all but the number of groups are (vertical, horizontal)."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def _geometry(shape: list[int]) -> _Geometry:
+    return _Geometry(shape[0:2], shape[2:4], shape[4:6], shape[6:8], shape[8])
 
 
 @conv2d.register_fake
@@ -150,9 +174,9 @@ def _(
     bias: Tensor | None,
     shape: list[int],
 ) -> Tensor:
-    kernel, stride, padding, dilation, _ = geometry(shape)
+    kernel, stride, padding, dilation, _ = _geometry(shape)
+    reach = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
     height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
+        (x.shape[2 + i] + 2 * padding[i] - reach[i]) // stride[i] + 1 for i in range(2)
     )
     return x.new_empty(x.shape[0], grid[0].shape[0], height, width)

@@ -1,1 +1,1 @@
-"""What this computer does: peak memory, and whether bf16 products pay."""
+"""Facts about this computer: peak memory of the process, and whether bf16 products are faster."""

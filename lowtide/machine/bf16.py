@@ -1,7 +1,8 @@
-"""Products in bf16, where this machine takes clearly less time for them than in float32.
+"""Products in bf16, on machines where they take clearly less time than in float32.
 
-Having units for them does not say so: of two kinds of processor with avx512_bf16 one takes half the time, the other twice
-(decision 0007). So a small convolution is raced, once a process, there and back, both taking turns.
+Hardware support for bf16 does not answer the question: of two kinds of processor with avx512_bf16,
+one takes half the time in bf16 and the other takes twice the time (decision 0007). So a small
+convolution is timed once per process, forward and backward, in both precisions by turns.
 """
 
 import statistics
@@ -11,47 +12,55 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-PAYS = 0.8  # of the time in float32. Nearer to it, two runs on a busy machine might choose differently, for little.
-TURNS = 5
+# The largest share of the float32 time at which bf16 is used. Nearer to 1, two runs on a busy
+# machine might choose differently, and the gain would be small.
+MAX_TIME_RATIO = 0.8
+REPEATS = 5
 
 
 def bf16_products(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """bf16 products where they pay."""
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=wanted and time_in_bf16(device.type) < PAYS
-    )
+    """A context that computes products in bf16, where this is wanted and faster on the device."""
+    enabled = wanted and time_in_bf16(device.type) < MAX_TIME_RATIO
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def words(of: torch.Tensor) -> str:
-    """What was chosen for a model with this parameter, and why."""
-    if of.dtype != torch.float32:
-        return f"products in {str(of.dtype).removeprefix('torch.')}, the model's own"
-    found = time_in_bf16(of.device.type)
-    if found < PAYS:
+def describe_products(parameter: torch.Tensor) -> str:
+    """The precision of products for a model with this parameter, and the reason for it."""
+    if parameter.dtype != torch.float32:
+        return f"products in {str(parameter.dtype).removeprefix('torch.')}, the model's own"
+    ratio = time_in_bf16(parameter.device.type)
+    if ratio < MAX_TIME_RATIO:
         return "products in bf16"
-    return "products in float32" + (
-        f": bf16 takes {found:.1f} x as long here" if found < float("inf") else ""
-    )
+    reason = f": bf16 takes {ratio:.1f} x as long here" if ratio < float("inf") else ""
+    return f"products in float32{reason}"
+
+
+words = describe_products  # the former name, which some callers still import
 
 
 @cache
 def time_in_bf16(kind: str) -> float:
-    """In parts of the time in float32, for a convolution's answer and its gradients; a GPU is not raced: its units pay."""
+    """The time in bf16 divided by the time in float32, for this kind of device.
+
+    Infinity where the hardware has no bf16 units. A GPU with such units is not timed: they are
+    always faster, so the answer is 0.
+    """
     if kind == "cuda":
         return 0.0 if torch.cuda.is_bf16_supported(including_emulation=False) else float("inf")
-    return raced() if kind == "cpu" and torch.cpu._is_avx512_bf16_supported() else float("inf")
+    has_units = kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return measure_time_ratio() if has_units else float("inf")
 
 
-def raced() -> float:
-    x, w = (torch.zeros(shape, requires_grad=True) for shape in ((4, 64, 32, 32), (64, 64, 3, 3)))
+def measure_time_ratio() -> float:
+    """The median time of a convolution with gradients on the CPU: bf16 divided by float32."""
+    x = torch.zeros((4, 64, 32, 32), requires_grad=True)
+    weight = torch.zeros((64, 64, 3, 3), requires_grad=True)
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(1 + TURNS):
-        for low, taken in seconds.items():
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                F.conv2d(x, w, padding=1).sum().backward()
-            taken.append(time.perf_counter() - began)
-    slow, fast = (
-        statistics.median(taken[1:]) for taken in seconds.values()
-    )  # the first turn of each warms up
-    return fast / slow
+    for _ in range(1 + REPEATS):
+        for low_precision, times in seconds.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+                F.conv2d(x, weight, padding=1).sum().backward()
+            times.append(time.perf_counter() - start)
+    # The first run of each precision is a warm-up.
+    return statistics.median(seconds[True][1:]) / statistics.median(seconds[False][1:])

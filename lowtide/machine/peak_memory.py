@@ -1,8 +1,11 @@
-"""The highest memory of this process while a block runs, above where it stood before.
+"""The peak memory of this process while a block runs, above its memory at the start of the block.
 
-A watcher looks 250 times a second and misses what is shorter, on a busy machine more of it. The kernel's own high-water mark,
-which can be set back on Linux, misses nothing but counts mapped files too; less the most of these that the watcher saw, it is a
-floor. The peak is the greater of the two.
+Two measurements are combined, and the peak is the greater of the two:
+
+- A thread reads the memory 250 times a second. It misses peaks that are shorter than its interval,
+  and more of them on a busy machine.
+- On Linux, the kernel keeps a high-water mark that can be reset. It misses nothing, but it also
+  counts mapped files. The mark minus the most mapped memory that the thread saw is a lower bound.
 """
 
 import ctypes
@@ -13,42 +16,46 @@ import sys
 import threading
 from pathlib import Path
 
-STATUS, STATM, RESET = (Path("/proc/self") / name for name in ("status", "statm", "clear_refs"))
-EVERY = 0.004
-TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+STATUS = Path("/proc/self/status")
+STATM = Path("/proc/self/statm")
+RESET = Path("/proc/self/clear_refs")
+INTERVAL = 0.004  # seconds
+MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def give_back() -> None:
-    """Hand freed heap pages back to the system. Aligned tensors of one size leave holes that the next just misses, and
-    without this the heap grows by the size of everything that was spilled (measured: 200 MB for 200 MB).
+    """Return freed heap pages to the system.
+
+    Aligned tensors of one size leave holes in the heap that the next tensor just misses. Without
+    this call the heap grows by the size of everything that was spilled to disk (measured: 200 MB
+    for 200 MB).
     """
-    if TRIM is not None:
-        TRIM(0)
+    if MALLOC_TRIM is not None:
+        MALLOC_TRIM(0)
 
 
 def memory() -> tuple[int, int]:
-    """Bytes that belong to this process alone, and those of files mapped into it or shared, such as a tape on disk.
+    """Bytes that only this process uses, and bytes of mapped or shared files (a tape on disk).
 
-    Elsewhere than on Linux the first is the process's high-water mark, the second unknown.
+    On other systems than Linux the first is the high-water mark of the process, and the second is
+    unknown and reported as 0.
     """
     if STATM.exists():
-        _, resident, shared, *_ = (
-            resource.getpagesize() * int(pages) for pages in STATM.read_text().split()
-        )
+        page = resource.getpagesize()
+        _, resident, shared, *_ = (page * int(count) for count in STATM.read_text().split())
         return resident - shared, shared
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    ), 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
 
 
 def high_water() -> int:
-    """The most that was ever resident since the mark was set back, files and all."""
-    found = re.search(r"VmHWM:\s+(\d+)", STATUS.read_text())
-    return 1024 * int(found[1]) if found else 0
+    """The most bytes that were resident since the last reset, mapped files included."""
+    mark = re.search(r"VmHWM:\s+(\d+)", STATUS.read_text())
+    return 1024 * int(mark[1]) if mark else 0
 
 
-def forget_high_water() -> bool:
-    """Set the kernel's mark back to what is there now, where it lets us."""
+def reset_high_water() -> bool:
+    """Reset the kernel's mark to the memory of now. False where the system does not allow it."""
     try:
         RESET.write_text("5")
     except OSError:
@@ -57,34 +64,37 @@ def forget_high_water() -> bool:
 
 
 class Peak:
-    """`with Peak() as peak: ...`, then `peak.above`."""
+    """`with Peak() as peak: ...`; afterwards `peak.above` is the peak in bytes above the start."""
 
     def __enter__(self) -> "Peak":
-        # What was freed before and not handed back would hide as much of what is taken now.
+        # Freed memory that the heap still holds would hide an allocation of the same size.
         gc.collect()
         give_back()
-        self.marked = forget_high_water()
-        self.highest, self.files = memory()
-        self.start = self.highest
+        self.has_mark = reset_high_water()
+        own, mapped = memory()
+        self.start = own
+        self.highest = own
+        self.most_mapped = mapped
         self.done = threading.Event()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
         self.watcher.start()
         return self
 
     def watch(self) -> None:
-        while not self.done.wait(EVERY):
-            self.look()
+        while not self.done.wait(INTERVAL):
+            self.sample()
 
-    def look(self) -> None:
-        own, files = memory()
-        self.highest, self.files = max(self.highest, own), max(self.files, files)
+    def sample(self) -> None:
+        own, mapped = memory()
+        self.highest = max(self.highest, own)
+        self.most_mapped = max(self.most_mapped, mapped)
 
     def __exit__(self, *error: object) -> None:
         self.done.set()
         self.watcher.join()
-        self.look()
-        if self.marked:
-            self.highest = max(self.highest, high_water() - self.files)
+        self.sample()
+        if self.has_mark:
+            self.highest = max(self.highest, high_water() - self.most_mapped)
 
     @property
     def above(self) -> int:

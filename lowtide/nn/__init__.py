@@ -1,1 +1,1 @@
-"""Quantized layers before and after packing, the clock they read, and how they take a float layer's place."""
+"""Quantized layers before and after packing, their clock, and how they replace float layers."""

@@ -1,10 +1,12 @@
-"""Quantized attention: q, k, v and the softmax output pass through quantizers, whatever processor diffusers uses.
+"""Quantized attention: q, k, v and the softmax output are rounded, with any processor of diffusers.
 
-A processor of ours runs the original one and stands in for the single function they all end in,
-`scaled_dot_product_attention`; no attention block's forward is written again. Nothing of diffusers is imported.
+Our processor runs the original one and replaces the one function that all processors end in,
+`scaled_dot_product_attention`. So no forward pass of an attention block is written again. Nothing
+of diffusers is imported.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,21 +19,24 @@ from lowtide.nn.quantizer import Quantizer
 
 
 class QuantAttention(nn.Module):
-    """A diffusers attention processor around another one."""
+    """A diffusers attention processor that runs another one, `inner`."""
 
-    def __init__(self, inner: Any, quantizers: dict[str, Quantizer]):
+    def __init__(self, inner: Callable[..., Any], quantizers: dict[str, Quantizer]):
         super().__init__()
-        self.inner, self.active = inner, False
-        # diffusers reads the signature of `processor.__call__` to decide which arguments to pass on: show it the inner one's.
+        self.inner = inner
+        self.active = False
+        # diffusers reads the signature of `processor.__call__` to choose the arguments it passes.
+        # It has to see the signature of the inner processor.
         self.__dict__["__call__"] = inner.__call__
-        self.q, self.k, self.v, self.softmax = (
-            quantizers[name] for name in ("q", "k", "v", "softmax")
-        )
+        self.q = quantizers["q"]
+        self.k = quantizers["k"]
+        self.v = quantizers["v"]
+        self.softmax = quantizers["softmax"]
 
     def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.active and not torch.is_autocast_enabled("cpu"):
             return self.inner(attn, *args, **kwargs)
-        with StandIn(self.attend if self.active else in_float32):
+        with _ReplacedAttention(self.attend if self.active else _attend_in_float32):
             return self.inner(attn, *args, **kwargs)
 
     def quantizers(self) -> dict[str, Quantizer]:
@@ -51,18 +56,23 @@ class QuantAttention(nn.Module):
         *rest: Any,
         **named: Any,
     ) -> Tensor:
-        """softmax(q k' * scale + mask) v, with all four tensors on their grids."""
+        """softmax(q k' * scale + mask) v, with q, k, v and the softmax output on their grids.
+
+        Shapes are (batch, heads, tokens, width). `rest` is (dropout, is_causal), as in torch.
+        """
         scale = named.get("scale") or 1 / math.sqrt(query.shape[-1])
         scores = self.q(query) @ self.k(key).transpose(-2, -1) * scale
         if named.get("is_causal") or (len(rest) > 1 and rest[1]):
-            scores = scores + causal_mask(scores)
+            scores = scores + _causal_mask(scores)
         if attn_mask is not None:
-            masked = attn_mask.dtype == torch.bool
-            scores = scores.masked_fill(~attn_mask, float("-inf")) if masked else scores + attn_mask
+            boolean = attn_mask.dtype == torch.bool
+            scores = (
+                scores.masked_fill(~attn_mask, float("-inf")) if boolean else scores + attn_mask
+            )
         return self.softmax(scores.float().softmax(-1).to(value.dtype)) @ self.v(value)
 
 
-def in_float32(
+def _attend_in_float32(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -70,7 +80,10 @@ def in_float32(
     *rest: Any,
     **named: Any,
 ) -> Tensor:
-    """Attention as torch has it, where products are taken in bf16 on a CPU: its kernel there is two to three times as slow."""
+    """torch's attention in float32, for a CPU that computes products in bf16.
+
+    There, torch's own kernel for bf16 takes two to three times as long.
+    """
     mask = attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(
@@ -78,20 +91,19 @@ def in_float32(
         )
 
 
-def causal_mask(scores: Tensor) -> Tensor:
+def _causal_mask(scores: Tensor) -> Tensor:
     return torch.full_like(scores[0, 0], float("-inf")).triu(1)
 
 
-class StandIn(TorchFunctionMode):
-    """Answer calls of scaled_dot_product_attention with another function."""
+class _ReplacedAttention(TorchFunctionMode):
+    """Calls of scaled_dot_product_attention run `attend` instead."""
 
-    def __init__(self, answer: Any):
+    def __init__(self, attend: Callable[..., Tensor]):
         super().__init__()
-        self.answer = answer
+        self.attend = attend
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        return (self.answer if func is F.scaled_dot_product_attention else func)(
-            *args, **(kwargs or {})
-        )
+        function = self.attend if func is F.scaled_dot_product_attention else func
+        return function(*args, **(kwargs or {}))

@@ -1,8 +1,10 @@
-"""The clock: which sampling step is running, told by the timestep the denoiser was called with, and each input's range there.
+"""The clock: the running sampling step, found from the timestep, and the input ranges of each step.
 
-Keyed by the timestep's value, never by a loop counter: solvers evaluate twice, users change step counts, and calibration
-batches mix timesteps. A timestep without a calibrated range is an error that names those that have one. All input ranges
-lie in one table, a row for each quantizer and a column for each step, so that a checkpoint holds two tensors of them.
+The key is the value of the timestep that the denoiser is called with, never a loop counter: some
+solvers evaluate a step twice, users change the number of steps, and calibration batches mix
+timesteps. A timestep without calibrated ranges is an error that names the calibrated timesteps.
+All input ranges are in one table, a row for each quantizer and a column for each step, so that a
+checkpoint holds two tensors for all of them.
 """
 
 import inspect
@@ -13,9 +15,18 @@ from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 
+CLOCK = "lowtide_clock"
+
 
 class Clock(nn.Module):
-    """Calibrated timesteps (as integers, `ticks` to a unit), the table of ranges, and the index of the running step."""
+    """The calibrated timesteps, the table of ranges, and the index of the running step.
+
+    Timesteps are integers; `ticks` of them make one unit of the denoiser's own timestep.
+    """
+
+    timesteps: Tensor  # (steps,)
+    scale: Tensor  # rows x steps, or rows x 1 where all steps share a range
+    zero: Tensor
 
     def __init__(
         self,
@@ -25,7 +36,10 @@ class Clock(nn.Module):
         per_step: bool = False,
         keyed: bool | None = None,
     ):
-        """`keyed`: something depends on the timestep, so that an unknown one is an error (so it is if ranges do)."""
+        """`keyed`: something depends on the timestep, so an unknown timestep is an error.
+
+        By default it is so exactly when there is a range for each step.
+        """
         super().__init__()
         self.keyed = per_step if keyed is None else keyed
         columns = len(timesteps) if per_step else 1
@@ -38,69 +52,72 @@ class Clock(nn.Module):
         self.index: Tensor = torch.zeros((), dtype=torch.long)
 
     def widen(self) -> None:
-        """A column for each step, all of them as the first is."""
+        """Give each step its own column, a copy of the first column."""
         if not len(self.scale):
             return
-        self.scale, self.zero = (
-            table[:, :1].repeat(1, len(self.known)) for table in (self.scale, self.zero)
-        )
+        self.scale = self.scale[:, :1].repeat(1, len(self.known))
+        self.zero = self.zero[:, :1].repeat(1, len(self.known))
         self.keyed = True
 
     def set(self, timestep: Tensor | float | int) -> None:
-        """Turn to the timestep of the running call, or to one timestep per sample."""
+        """Set the running step from the timestep of a call, or from one timestep per sample."""
         if not self.keyed:
             return
         values = torch.as_tensor(timestep)
         exact = values.dtype not in (torch.bfloat16, torch.float16)
-        slack = 0.5 if exact else 0.5 + 1000 * 2.0**-8
-        found = [
-            self.lookup(value * self.ticks, slack)
-            for value in values.detach().flatten().double().tolist()
-        ]
-        index = torch.tensor(found, device=self.timesteps.device)
-        self.index = index[0] if len(set(found)) == 1 else index
+        tolerance = 0.5 if exact else 0.5 + 1000 * 2.0**-8
+        flat = values.detach().flatten().double().tolist()
+        indices = [self._lookup(value * self.ticks, tolerance) for value in flat]
+        index = torch.tensor(indices, device=self.timesteps.device)
+        self.index = index[0] if len(set(indices)) == 1 else index
 
-    def lookup(self, value: float, slack: float) -> int:
-        """The calibrated timestep within rounding of the value: half a unit, or what a half-precision float blurs."""
-        key = round(value)
-        if key in self.known:
-            return self.known[key]
+    def _lookup(self, value: float, tolerance: float) -> int:
+        """The step of the calibrated timestep that differs from the value by rounding only.
+
+        The tolerance is half a unit, and more for a timestep that is a half-precision float.
+        """
+        timestep = round(value)
+        if timestep in self.known:
+            return self.known[timestep]
         nearest = min(self.known, key=lambda known: abs(known - value))
-        if abs(nearest - value) > slack:
-            raise unknown_timestep(key, list(self.known))
+        if abs(nearest - value) > tolerance:
+            raise _unknown_timestep(timestep, list(self.known))
         return self.known[nearest]
 
     def reschedule(self, timesteps: tuple[int, ...], nearest: Tensor, per_step: bool) -> None:
-        """Know other timesteps: each takes the ranges of the old step that `nearest` names."""
+        """Replace the timesteps: each new one takes the ranges of the old step `nearest` names."""
         device = self.timesteps.device
         self.timesteps = torch.tensor(timesteps, dtype=torch.int32, device=device)
         self.known = {timestep: index for index, timestep in enumerate(timesteps)}
         self.index = torch.zeros((), dtype=torch.long)
         if per_step:
-            self.scale, self.zero = (
-                self.scale[:, nearest.to(device)],
-                self.zero[:, nearest.to(device)],
-            )
+            columns = nearest.to(device)
+            self.scale = self.scale[:, columns]
+            self.zero = self.zero[:, columns]
 
     def attach(self, root: nn.Module) -> None:
-        """Listen at the denoiser's own calls."""
+        """Set the clock of the denoiser `root` before each of its calls."""
         position = list(inspect.signature(root.forward).parameters).index("timestep")
 
-        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            module.get_submodule(CLOCK).set(
-                kwargs["timestep"] if "timestep" in kwargs else args[position]
-            )
+        def set_clock(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            timestep = kwargs["timestep"] if "timestep" in kwargs else args[position]
+            find_clock(module).set(timestep)
 
-        root.register_forward_pre_hook(listen, with_kwargs=True)
-
-
-CLOCK = "lowtide_clock"
+        root.register_forward_pre_hook(set_clock, with_kwargs=True)
 
 
-def unknown_timestep(found: int, known: list[int]) -> BadInput:
+def find_clock(root: nn.Module) -> Clock:
+    """The clock of a quantized denoiser."""
+    clock = root.get_submodule(CLOCK)
+    assert isinstance(clock, Clock)
+    return clock
+
+
+def _unknown_timestep(timestep: int, known: list[int]) -> BadInput:
     shown = ", ".join(map(str, known[:6])) + (f", ... {known[-1]}" if len(known) > 6 else "")
     return BadInput(
-        f"found timestep {found}",
+        f"found timestep {timestep}",
         f"one of the {len(known)} it was calibrated for ({shown})",
-        f"sample with {len(known)} steps and the scheduler used for quantizing, or see `lowtide reschedule` for others",
+        f"sample with {len(known)} steps and the scheduler used for quantizing, "
+        "or see `lowtide reschedule` for others",
     )

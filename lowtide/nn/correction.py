@@ -1,8 +1,9 @@
-"""Correction: what is known of the quantized denoiser's error at each step, taken off its answer.
+"""Correction: subtract the known part of the quantized denoiser's error from its output.
 
-eps' = (eps - bias) / (1 + slope), per step, bias per channel. Guidance mixes answers with weights that sum to one, so
-correcting each branch is the same as correcting their mixture. What remains after that is noise; how much of it there is at each
-step goes along, so that a sampler that adds noise of its own can add less (lowtide/sampling/variance_calibration.py).
+eps' = (eps - bias) / (1 + slope), per step, with one bias per channel. Guidance mixes outputs with
+weights that sum to one, so a correction of each branch equals a correction of the mixture. The
+error that remains is noise. Its standard deviation at each step is stored too, so that a sampler
+that adds noise of its own can add less (lowtide/sampling/variance_calibration.py).
 """
 
 from typing import Any
@@ -10,71 +11,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.nn.clock import CLOCK, Clock
+from lowtide.nn.clock import Clock, find_clock
 
 CORRECTION = "lowtide_correction"
 
 
 class Correction(nn.Module):
-    """Tables by step: slope, a bias for each of the first `channels` channels (a learned variance follows them), and the
-    standard deviation of the noise that remains."""
+    """Tables by step: slope, bias, and the standard deviation of the remaining noise.
+
+    There is a bias for each of the first `channels` channels. A learned variance may follow them.
+    """
+
+    clock: Clock
+    slope: Tensor  # (steps,)
+    bias: Tensor  # steps x channels
+    noise: Tensor  # (steps,)
 
     def __init__(self, clock: Clock, channels: int):
         super().__init__()
+        # The clock belongs to the denoiser; a plain attribute keeps it out of this module's state.
         object.__setattr__(self, "clock", clock)
         self.active = True
-        self.register_buffer("slope", torch.zeros(len(clock.known)))
-        self.register_buffer("bias", torch.zeros(len(clock.known), channels))
-        self.register_buffer("noise", torch.zeros(len(clock.known)))
+        steps = len(clock.known)
+        self.register_buffer("slope", torch.zeros(steps))
+        self.register_buffer("bias", torch.zeros(steps, channels))
+        self.register_buffer("noise", torch.zeros(steps))
 
     @property
     def index(self) -> Tensor:
         return self.clock.index.to(self.slope.device)
 
     def forward(self, eps: Tensor) -> Tensor:
-        channels, axis = self.bias.shape[1], channel_axis(eps)
+        channels = self.bias.shape[1]
+        axis = channel_axis(eps)
         shape = [1] * eps.dim()
         shape[0] = -1
         slope = self.slope[self.index].reshape(shape)
         shape[axis] = channels
         bias = self.bias[self.index].reshape(shape)
         noise, rest = eps.split([channels, eps.shape[axis] - channels], axis)
-        return torch.cat([((noise.float() - bias) / (1 + slope)).to(eps.dtype), rest], axis)
+        corrected = (noise.float() - bias) / (1 + slope)
+        return torch.cat([corrected.to(eps.dtype), rest], axis)
 
     def reschedule(self, nearest: Tensor) -> None:
-        """Each new step takes what is known of the old step that `nearest` names."""
+        """Replace the steps: each new one takes the tables of the old step `nearest` names."""
         nearest = nearest.to(self.slope.device)
-        self.slope, self.bias, self.noise = (
-            self.slope[nearest],
-            self.bias[nearest],
-            self.noise[nearest],
-        )
+        self.slope = self.slope[nearest]
+        self.bias = self.bias[nearest]
+        self.noise = self.noise[nearest]
 
     def remaining(self) -> float:
-        """Standard deviation of the noise in the answer that was just given; nothing is claimed of mixed steps."""
+        """Standard deviation of the noise in the latest output; 0 if its samples mix steps."""
         return float(self.noise[self.index]) if self.active and not self.index.dim() else 0.0
 
 
 def channel_axis(eps: Tensor) -> int:
-    """Images have channels second, tokens last."""
+    """The axis of the channels: the second of images, the last of tokens."""
     return 2 if eps.dim() == 3 else 1
 
 
 def add_correction(root: nn.Module, channels: int) -> Correction:
-    """Listen at the denoiser's own answers."""
-    correction = Correction(root.get_submodule(CLOCK), channels)
+    """Correct every output of the denoiser `root` from now on."""
+    correction = Correction(find_clock(root), channels)
     root.add_module(CORRECTION, correction)
-    root.register_forward_hook(corrected)
+    root.register_forward_hook(_correct_output)
     return correction
 
 
-def corrected(root: nn.Module, args: tuple, answer: Any) -> Any:
-    """The same kind of answer, with its first part corrected."""
+def _correct_output(root: nn.Module, args: tuple, output: Any) -> Any:
+    """The same kind of output, with its first part corrected."""
     correction = root.get_submodule(CORRECTION)
     if not correction.active:
-        return answer
-    if isinstance(answer, Tensor):
-        return correction(answer)
-    if isinstance(answer, tuple):
-        return (correction(answer[0]), *answer[1:])
-    return type(answer)(sample=correction(answer.sample))
+        return output
+    if isinstance(output, Tensor):
+        return correction(output)
+    if isinstance(output, tuple):
+        return (correction(output[0]), *output[1:])
+    return type(output)(sample=correction(output.sample))

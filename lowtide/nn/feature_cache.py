@@ -1,9 +1,9 @@
-"""Temporal features from a cache: what a temporal layer answers at each calibrated timestep, looked up instead of computed."""
+"""The feature cache: outputs of a temporal layer, stored for each calibrated timestep."""
 
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Grid, mse, pack, packed_bytes, unpack
+from lowtide.formats import Affine, Grid, mse, pack, packed_bytes, unpack
 from lowtide.nn.clock import Clock
 from lowtide.nn.plan import CachePlan
 from lowtide.nn.precision import Precision
@@ -11,80 +11,104 @@ from lowtide.nn.quantized import QuantizedLayer
 
 
 def gridded(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
-    """Codes of float features, steps x width: for each (step, chunk) the range, shrunk from both ends, of least squared error."""
+    """Codes and grid of float features, steps x width, with one row for each (step, chunk).
+
+    The range of a row is the whole range, shrunk from both ends to the least squared error.
+    """
+    assert plan.format is not None, "this cache keeps float32"
     rows = features.float().reshape(len(features) * plan.chunks, -1)
     grid = plan.format.params(*mse(rows, plan.format, power=2.0), len(rows))
     return plan.format.encode(rows, grid), grid
 
 
 class Cached(nn.Module):
-    """Takes a temporal layer's place. It never looks at its input, except at steps where the layer itself was chosen."""
+    """Replaces a temporal layer.
+
+    The output depends on the running step and not on the input, except at steps that still compute
+    the layer itself.
+    """
+
+    clock: Clock
+    values: Tensor  # float32 features, steps x width, where the plan has no format
+    weight: Tensor  # packed codes, (steps * chunks) x bytes, where it has one
+    scale: Tensor  # (steps * chunks) x 1
+    zero: Tensor
+    chosen: Tensor  # whether a step reads the cache, (steps,), where some steps compute the layer
 
     def __init__(self, plan: CachePlan, clock: Clock, layer: nn.Module | None):
         super().__init__()
-        self.plan, self.layer, self.quantized = plan, layer, True
+        self.plan = plan
+        self.layer = layer
+        self.quantized = True
+        # The clock belongs to the denoiser; a plain attribute keeps it out of this module's state.
         object.__setattr__(self, "clock", clock)
         steps = len(clock.known)
         if plan.format is None:
             self.register_buffer("values", torch.empty(steps, plan.width))
         else:
-            rows = steps * plan.chunks
-            self.register_buffer(
-                "weight",
-                torch.empty(rows, packed_bytes(self.columns, plan.format.bits), dtype=torch.uint8),
-            )
-            self.register_buffer("scale", torch.empty(rows, 1))
-            self.register_buffer("zero", torch.empty(rows, 1, dtype=torch.uint8))
+            self._allocate_codes(steps * plan.chunks, plan.format)
         if plan.computed:
             self.register_buffer("chosen", torch.ones(steps, dtype=torch.bool))
 
+    def _allocate_codes(self, rows: int, format: Affine) -> None:
+        width = packed_bytes(self.columns, format.bits)
+        self.register_buffer("weight", torch.empty(rows, width, dtype=torch.uint8))
+        self.register_buffer("scale", torch.empty(rows, 1))
+        self.register_buffer("zero", torch.empty(rows, 1, dtype=torch.uint8))
+
     @property
     def columns(self) -> int:
+        """The number of values in a chunk."""
         return self.plan.width // self.plan.chunks
 
     @torch.no_grad()
     def fill(self, codes: Tensor, grid: Grid) -> None:
-        """Take codes, steps x width, and the grid of their chunks."""
+        """Store codes, steps x width, and the grid of their chunks."""
+        assert self.plan.format is not None, "this cache keeps float32"
         self.weight = pack(codes.reshape(-1, self.columns), self.plan.format.bits)
-        self.scale, self.zero = grid.scale.clone(), grid.zero.to(torch.uint8)
+        self.scale = grid.scale.clone()
+        self.zero = grid.zero.to(torch.uint8)
 
     @torch.no_grad()
     def take(self, features: Tensor) -> None:
-        """Take float features, steps x width, of as many steps as there are."""
+        """Store float features, steps x width. The number of steps may differ from before."""
         if self.plan.format is None:
             self.values = features.float().clone()
         else:
             self.fill(*gridded(features, self.plan))
 
     def cached(self, index: Tensor) -> Tensor:
-        """The features of these steps, in float32: (width,) for one step, rows for several."""
+        """The features of these steps in float32: (width,) for one step, rows for several."""
         if self.plan.format is None:
             return self.values[index]
-        form, chunks = self.plan.format, self.plan.chunks
-        rows = (index.reshape(-1, 1) * chunks + torch.arange(chunks, device=index.device)).flatten()
-        codes = unpack(self.weight[rows], form.bits, self.columns)
-        return form.decode(codes, Grid(self.scale[rows], self.zero[rows].float())).reshape(
-            *index.shape, self.plan.width
-        )
+        chunks = torch.arange(self.plan.chunks, device=index.device)
+        rows = (index.reshape(-1, 1) * self.plan.chunks + chunks).flatten()
+        codes = unpack(self.weight[rows], self.plan.format.bits, self.columns)
+        grid = Grid(self.scale[rows], self.zero[rows].float())
+        return self.plan.format.decode(codes, grid).reshape(*index.shape, self.plan.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        index = self.clock.index.to(self.clock.timesteps.device)
         if not self.quantized:
-            return self.layer(x)
-        found = self.cached(index).to(x.dtype).expand(len(x), -1)
+            return self._run_layer(x)
+        index = self.clock.index.to(self.clock.timesteps.device)
+        features = self.cached(index).to(x.dtype).expand(len(x), -1)
         if not self.plan.computed:
-            return found
-        return torch.where(self.chosen[index].reshape(-1, 1), found, self.layer(x))
+            return features
+        return torch.where(self.chosen[index].reshape(-1, 1), features, self._run_layer(x))
+
+    def _run_layer(self, x: Tensor) -> Tensor:
+        assert self.layer is not None, "the layer is no longer kept beside its cache"
+        return self.layer(x)
 
     def set_precision(self, precision: Precision) -> None:
-        """As float: the layer itself, which a job keeps until it packs."""
+        """In float, the layer itself runs; a job keeps it until it packs."""
         self.quantized = precision.weights
         if isinstance(self.layer, QuantizedLayer):
             self.layer.set_precision(precision)
 
 
 class Blank(nn.Module):
-    """Takes the place of a temporal layer that nobody listens to any more: zeros of its width."""
+    """Replaces a temporal layer whose output is no longer used: it gives zeros of its width."""
 
     def __init__(self, width: int):
         super().__init__()

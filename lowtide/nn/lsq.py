@@ -1,7 +1,8 @@
-"""Rounding that learns: values on a grid, the gradient passed straight through to what is rounded and to the grid's scale.
+"""Rounding with gradients: straight through the rounding to its input, and to the grid's scale.
 
-The scale's gradient is LSQ's (Esser et al., ICLR 2020): what rounding added where a value lies on the grid, the last code where
-it lies beyond. Written as one function because autograd's own record of it costs as much as a convolution.
+The gradient of the scale is that of LSQ (Esser et al., ICLR 2020): the rounding error where a value
+is inside the grid, the last code where a value is outside. It is one function because autograd's
+own record of these operations costs as much as a convolution.
 """
 
 from typing import Any
@@ -15,28 +16,24 @@ class LSQRound(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
-        place = x / scale
-        nearest = (place + zero).round_()
+        position = x / scale
+        nearest = (position + zero).round_()
         codes = nearest.clamp(min=0).minimum(top)
         outside = nearest != codes
         levels = codes.sub_(zero)
-        ctx.save_for_backward(outside, levels - place.masked_fill_(outside, 0))
+        ctx.save_for_backward(outside, levels - position.masked_fill_(outside, 0))
         ctx.shape = scale.shape
         return levels * scale
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = grad_outputs
         outside, slope = ctx.saved_tensors
-        return (
-            gradient.masked_fill(outside, 0),
-            (gradient * slope).sum_to_size(ctx.shape),
-            None,
-            None,
-        )
+        scale_gradient = (gradient * slope).sum_to_size(ctx.shape)
+        return gradient.masked_fill(outside, 0), scale_gradient, None, None
 
 
 def lsq_round(x: Tensor, scale: Tensor, zero: Tensor, top: float | Tensor) -> Tensor:
     """x on the grid, with a gradient for x and for scale."""
-    return LSQRound.apply(
-        x, scale, zero, torch.as_tensor(top, device=x.device, dtype=torch.float32)
-    )
+    last = torch.as_tensor(top, device=x.device, dtype=torch.float32)
+    return LSQRound.apply(x, scale, zero, last)

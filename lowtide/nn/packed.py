@@ -1,75 +1,92 @@
-"""Packed layers: codes at their true bits and the tables that give them meaning; what a checkpoint holds and what runs.
+"""Packed layers: codes at their true bit-width and the tables that decode them.
 
-They are nn.Linear and nn.Conv2d to whoever asks (diffusers, peft), with `weight` the packed bytes.
+A checkpoint holds packed layers, and they are what runs. They are subclasses of nn.Linear and
+nn.Conv2d, because diffusers and peft ask for these classes; their `weight` is the packed bytes.
 """
 
 import torch
 from torch import Tensor, nn
 
 from lowtide.formats import (
-    Affine,
     Mixed,
     Table,
+    WeightFormat,
     bundle_words,
-    bundled,
     pack,
     pack_mixed,
+    pack_tables,
     packed_bytes,
-    unbundled,
+    unpack_tables,
 )
 from lowtide.kernels import Spec, conv2d, linear
+from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
 
 
-class Packed:
-    """What PackedLinear and PackedConv2d share: the buffers, shaped by the format alone, so that a skeleton can hold them."""
+class Packed(nn.Module):
+    """What PackedLinear and PackedConv2d share: buffers with the shapes that the format gives.
 
-    format: Affine | Mixed
+    The shapes need no data, so a skeleton can hold the layer before a checkpoint fills it.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    format: WeightFormat
     input: Quantizer
+    grid: Tensor
+    places: tuple[Table, ...]
+    spec: list[int]
 
-    def lay_out(self, columns: int, format: Affine | Mixed, inputs: Quantizer, smooth: int) -> None:
-        """Room for rows x columns of codes in this format, and for `smooth` input channels to be divided."""
-        rows, self.format, self.input = self.weight.shape[0], format, inputs
+    def _allocate(self, columns: int, format: WeightFormat, inputs: Quantizer, smooth: int) -> None:
+        """Allocate rows x columns of codes in this format, and divisors of `smooth` channels."""
+        rows = self.weight.shape[0]
+        self.format = format
+        self.input = inputs
         self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
-        self.weight = nn.Parameter(
-            torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8), requires_grad=False
-        )
+        codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
+        self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)
         self.register_buffer("grid", torch.empty(bundle_words(self.places), dtype=torch.int32))
 
     def fill(self, layer: QuantLinear | QuantConv2d) -> None:
-        """Take over the codes of a quantized layer."""
-        codes, grid = layer.codes, layer.grid
-        mixed = isinstance(self.format, Mixed)
-        packed = pack_mixed(codes, self.format.bits) if mixed else pack(codes, self.format.bits)
-        self.weight = nn.Parameter(packed, requires_grad=False)
-        found = (grid.scale, grid.zero, grid.factor, layer.smooth)
-        none = grid.scale.new_empty(0)
-        self.grid = bundled(
-            [part if place.count else none for part, place in zip(found, self.places, strict=True)],
-            self.places,
+        """Take the codes, the tables and the bias of a quantized layer."""
+        packed = (
+            pack_mixed(layer.codes, self.format.bits)
+            if isinstance(self.format, Mixed)
+            else pack(layer.codes, self.format.bits)
         )
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        empty = layer.grid.scale.new_empty(0)
+        factor = empty if layer.grid.factor is None else layer.grid.factor
+        tables = (layer.grid.scale, layer.grid.zero, factor, layer.smooth)
+        pairs = zip(tables, self.places, strict=True)
+        stored = [table if place.count else empty for table, place in pairs]
+        self.grid = pack_tables(stored, self.places)
         self.bias = layer.bias
 
     def tables(self) -> list[Tensor]:
-        """scale, zero, factor, smooth; an empty tensor for what is not there."""
-        return unbundled(self.grid, self.places)
+        """scale, zero, factor, smooth; an empty tensor for a table that the layer does not have."""
+        return unpack_tables(self.grid, self.places)
 
     def step(self) -> list[Tensor]:
-        """The input's range at the running step; nothing where inputs stay in float."""
+        """Scale and zero of the input at the running step; an empty list for inputs in float."""
         return list(self.input.step()) if self.input.format is not None else []
 
 
-def grid_places(rows: int, columns: int, format: Affine | Mixed, smooth: int) -> tuple[Table, ...]:
-    """What lies in a layer's grid: scale, zero (unsigned formats), factor (grouped ones), smooth (divided inputs)."""
+def grid_places(rows: int, columns: int, format: WeightFormat, smooth: int) -> tuple[Table, ...]:
+    """The tables in a layer's grid.
+
+    They are scale, zero (unsigned formats), factor (grouped formats), and smooth (divided inputs).
+    """
     groups = -(-columns // format.group) if format.group else 0
+    scales = Table((rows, 1), torch.float32)
     zeros = Table((0,) if format.signed else (rows, 1), torch.uint8)
     factors = Table((rows, groups) if groups else (0,), torch.uint8)
-    return Table((rows, 1), torch.float32), zeros, factors, Table((smooth,), torch.float32)
+    return scales, zeros, factors, Table((smooth,), torch.float32)
 
 
-def packed_shape(rows: int, columns: int, format: Affine | Mixed) -> tuple[int, ...]:
+def packed_shape(rows: int, columns: int, format: WeightFormat) -> tuple[int, ...]:
     if isinstance(format, Mixed):
         return (sum(packed_bytes(columns, bits) for bits in format.bits),)
     return rows, packed_bytes(columns, format.bits)
@@ -78,49 +95,42 @@ def packed_shape(rows: int, columns: int, format: Affine | Mixed) -> tuple[int, 
 class PackedLinear(Packed, nn.Linear):
     """A linear layer on packed codes."""
 
-    def __init__(self, layer: nn.Linear, format: Affine | Mixed, inputs: Quantizer, smooth: bool):
-        nn.Linear.__init__(
-            self, layer.in_features, layer.out_features, layer.bias is not None, device="meta"
-        )
-        self.lay_out(layer.in_features, format, inputs, layer.in_features if smooth else 0)
+    def __init__(self, layer: nn.Linear, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
+        nn.Linear.__init__(self, **linear_options(layer))
+        columns = self.in_features
+        self._allocate(columns, format, inputs, columns if smooth else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.tables(), self.step(), self.spec, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.tables(), self.step(), self.spec, self.bias)
 
 
 class PackedConv2d(Packed, nn.Conv2d):
     """A convolution on packed codes."""
 
-    def __init__(self, layer: nn.Conv2d, format: Affine | Mixed, inputs: Quantizer, smooth: bool):
-        shape = (
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-        )
-        nn.Conv2d.__init__(self, *shape, layer.groups, layer.bias is not None, device="meta")
+    def __init__(self, layer: nn.Conv2d, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
+        nn.Conv2d.__init__(self, **conv_options(layer))
         self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
         columns = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
-        self.lay_out(columns, format, inputs, self.in_channels if smooth else 0)
+        self._allocate(columns, format, inputs, self.in_channels if smooth else 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.tables(), self.step(), self.spec, self.bias, self.shape)
+    def forward(self, input: Tensor) -> Tensor:
+        tables = self.tables()
+        return conv2d(input, self.weight, tables, self.step(), self.spec, self.bias, self.shape)
 
 
 def packed_layer(
-    layer: nn.Module, format: Affine | Mixed, inputs: Quantizer, smooth: bool
+    layer: FloatLayer, format: WeightFormat, inputs: Quantizer, *, smooth: bool
 ) -> PackedLinear | PackedConv2d:
-    """An empty packed twin of a Linear or Conv2d."""
-    return (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(
-        layer, format, inputs, smooth
-    )
+    """An empty packed layer in the shape of a Linear or Conv2d."""
+    if isinstance(layer, nn.Conv2d):
+        return PackedConv2d(layer, format, inputs, smooth=smooth)
+    return PackedLinear(layer, format, inputs, smooth=smooth)
 
 
 def packed_twin(layer: QuantLinear | QuantConv2d) -> PackedLinear | PackedConv2d:
-    """The packed layer with a quantized layer's codes."""
+    """The packed layer with the codes of a quantized layer."""
+    assert layer.format is not None, "a layer in float has no codes"
     layer.input.enabled = True
-    twin = packed_layer(layer, layer.format, layer.input, layer.smooth.numel() > 0)
+    twin = packed_layer(layer, layer.format, layer.input, smooth=layer.smooth.numel() > 0)
     twin.fill(layer)
     return twin.train(layer.training)

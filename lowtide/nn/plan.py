@@ -1,33 +1,44 @@
-"""The plan: which layer holds which formats, as JSON; a checkpoint's skeleton is built from it."""
+"""The plan: the formats of each layer, as JSON. A checkpoint's skeleton is built from it."""
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
-from lowtide.formats import Affine, Format, format_from_json, format_to_json
+from lowtide.formats import (
+    Affine,
+    InputFormat,
+    Mixed,
+    WeightFormat,
+    format_from_json,
+    format_to_json,
+)
 from lowtide.settings import Settings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # of the checkpoint; a file of another version is refused
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """The formats of one layer's weight and input; None is float.
 
-    `smooth`: the layer divides its input channels by a table first, and its weights are multiplied by it.
+    `smooth`: the layer first divides its input channels by a table, and its weights are multiplied
+    by the same table.
     """
 
-    weight: Format | None
-    input: Format | None
+    weight: WeightFormat | None
+    input: InputFormat | None
     per_step: bool = False
     smooth: bool = False
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A cache of `width` values for each step, in `chunks` that have a range each; None keeps float32.
+    """A cache of `width` values for each step, in `chunks` with a range each.
 
-    `computed` says that at some steps the layer itself answers, `kept` that it stays in float to rebuild the cache from:
-    either way it is in the checkpoint.
+    Without a format, the values are float32. `computed`: some steps compute the layer itself.
+    `kept`: the layer stays in float, so that the cache can be rebuilt. In both cases the checkpoint
+    holds the layer.
     """
 
     width: int
@@ -39,12 +50,19 @@ class CachePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a skeleton needs: formats by layer and by attention, the calibrated timesteps, and what stayed in float.
+    """Everything that a skeleton needs.
 
-    What was rewritten comes first: `splits` (layer: channels of its first half), `cached` temporal layers, `blank` ones that
-    nobody listens to any more (layer: width), and for how many channels of the answer there is a correction.
-    `requests` are temporal layers that answer once for all steps of a request, with what they read; `times` are the
-    timesteps as the denoiser hears them, unrounded.
+    layers, attentions   formats of each layer, and of each part of each attention
+    timesteps            the calibrated timesteps as integers, `ticks` of them to a unit
+    times                the same timesteps as the denoiser receives them, unrounded
+    method, summary      the name of the method, and the settings that config.json repeats
+    left                 what stays in float (layer: reason)
+    splits               layers on two concatenated inputs (layer: channels of the first input)
+    cached               temporal layers that are replaced by a cache
+    blank                temporal layers whose output is no longer used (layer: width)
+    corrected            the number of output channels that have a correction
+    requests             temporal layers that compute all steps of a request at once
+                         (layer: the inputs that it reads)
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -69,30 +87,32 @@ class Plan:
     @property
     def per_step(self) -> bool:
         """Whether any input has a range for each step."""
-        plans = [
-            *self.layers.values(),
-            *(part for parts in self.attentions.values() for part in parts.values()),
-        ]
-        return any(each.per_step and each.input for each in plans)
+        return any(each.per_step and each.input for each in self.all_plans())
+
+    def all_plans(self) -> list[LayerPlan]:
+        """The plans of all layers, then those of all parts of attentions."""
+        parts = chain.from_iterable(parts.values() for parts in self.attentions.values())
+        return [*self.layers.values(), *parts]
 
     def to_json(self) -> str:
-        """Compact, because it goes into file headers: each different layer plan once, layers by its number."""
-        kinds: dict[LayerPlan, int] = {}
+        """Compact JSON, because it is part of file headers.
+
+        Each different layer plan is written once, and layers refer to it by its number. Reasons to
+        stay in float are written once too, each with its layers.
+        """
+        numbers: dict[LayerPlan, int] = {}
 
         def number(layer: LayerPlan) -> int:
-            return kinds.setdefault(layer, len(kinds))
+            return numbers.setdefault(layer, len(numbers))
 
-        data = dict(self.__dict__)
+        data: dict[str, Any] = dict(self.__dict__)
         data["layers"] = {name: number(layer) for name, layer in self.layers.items()}
         data["attentions"] = {
-            name: {part: number(of) for part, of in parts.items()}
+            name: {part: number(layer) for part, layer in parts.items()}
             for name, parts in self.attentions.items()
         }
-        reasons = {
-            why: [name for name, other in self.left.items() if other == why]
-            for why in self.left.values()
-        }
-        data |= {"left": reasons, "kinds": [layer_to_json(kind) for kind in kinds]}
+        data["left"] = _names_by_reason(self.left)
+        data["kinds"] = [_layer_to_json(layer) for layer in numbers]
         data["cached"] = {
             name: cache.__dict__ | {"format": format_to_json(cache.format)}
             for name, cache in self.cached.items()
@@ -102,38 +122,52 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         data = json.loads(text)
-        kinds = [layer_from_json(kind) for kind in data.pop("kinds")]
+        kinds = [_layer_from_json(kind) for kind in data.pop("kinds")]
         data["layers"] = {name: kinds[number] for name, number in data["layers"].items()}
         data["attentions"] = {
             name: {part: kinds[number] for part, number in parts.items()}
             for name, parts in data["attentions"].items()
         }
-        left = {name: why for why, names in data["left"].items() for name in names}
-        cached = {
+        left: dict[str, str] = {}
+        for reason, names in data["left"].items():
+            left |= dict.fromkeys(names, reason)
+        data["left"] = left
+        data["cached"] = {
             name: CachePlan(**cache | {"format": format_from_json(cache["format"])})
             for name, cache in data["cached"].items()
         }
-        data |= {name: tuple(data[name]) for name in ("timesteps", "times")}
+        data["timesteps"] = tuple(data["timesteps"])
+        data["times"] = tuple(data["times"])
         data["requests"] = {name: tuple(reads) for name, reads in data["requests"].items()}
-        return cls(**data | {"left": left, "cached": cached})
+        return cls(**data)
+
+
+def _names_by_reason(left: dict[str, str]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        names.setdefault(reason, []).append(name)
+    return names
 
 
 def summarised(plan: Plan, settings: Settings) -> Plan:
-    """The plan with the few words that config.json repeats."""
+    """The plan with the few settings that config.json repeats."""
     names = ("weights", "inputs", "profile", "steps")
     summary = {name: getattr(settings, name) for name in names} | {"layers": len(plan.layers)}
     return replace(plan, summary=summary)
 
 
-def layer_to_json(layer: LayerPlan) -> dict:
-    kinds = {"weight": format_to_json(layer.weight), "input": format_to_json(layer.input)}
-    return kinds | {"per_step": layer.per_step, "smooth": layer.smooth}
+def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
+    return {
+        "weight": format_to_json(layer.weight),
+        "input": format_to_json(layer.input),
+        "per_step": layer.per_step,
+        "smooth": layer.smooth,
+    }
 
 
-def layer_from_json(data: dict) -> LayerPlan:
-    return LayerPlan(
-        format_from_json(data["weight"]),
-        format_from_json(data["input"]),
-        data["per_step"],
-        data["smooth"],
-    )
+def _layer_from_json(data: dict[str, Any]) -> LayerPlan:
+    weight = format_from_json(data["weight"])
+    inputs = format_from_json(data["input"])
+    assert isinstance(weight, WeightFormat | None)
+    assert not isinstance(inputs, Mixed)
+    return LayerPlan(weight, inputs, per_step=data["per_step"], smooth=data["smooth"])

@@ -1,155 +1,187 @@
-"""Temporal features for one request: a block that reads a label or a text as well as t answers once for all steps.
+"""The request cache: temporal features that are computed once per request, for all steps at once.
 
-No cache made beforehand could be right for it, but within a request only t changes. At the first call of a request the
-block runs on all calibrated timesteps in one batch; later calls look their step up. A call with other conditions starts a
-new request, and a timestep that is not exactly one of the calibrated ones is computed: never a stale value. Two requests are
-known at a time, for pipelines that call the denoiser once for each branch of guidance.
+It is for temporal layers that read a label or a text as well as the timestep. No cache made before
+the request can hold their features, but within a request only the timestep changes. At the first
+call of a request, the layers run on all calibrated timesteps in one batch, and later calls look up
+their step. A call with other conditions starts a new request. A timestep that is not exactly a
+calibrated one is computed, so no feature is ever stale. Two requests are stored at a time, for
+pipelines that call the denoiser once for each branch of guidance.
 """
 
 import inspect
-from importlib import import_module
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lowtide.nn.clock import CLOCK
+from lowtide.nn.clock import find_clock
+from lowtide.nn.float_layers import replace_module
 from lowtide.nn.plan import Plan
 from lowtide.nn.split import split_modules
+
+if TYPE_CHECKING:
+    from lowtide.models import Adapter
 
 BRANCHES = 2
 
 
 class RequestFeatures(NamedTuple):
-    """Conditions, and the features of all steps under them."""
+    """The conditions of a request, and its features by layer: steps x batch x width."""
 
     conditions: dict[str, Tensor]
     features: dict[str, Tensor]
 
 
 class RequestCache:
-    """What is known of the running requests, the latest last, and which step is asked for."""
+    """The features of the running requests, the latest last, and the step of the running call."""
 
     def __init__(self, root: nn.Module, plan: Plan):
         self.root = root
         self.parameters = list(inspect.signature(root.forward).parameters)
-        self.working = False
-        self._adapter: Any = None
-        self.take(plan)
+        self.building = False
+        self.set_plan(plan)
 
-    def take(self, plan: Plan) -> None:
-        """Forget the running request, and work by this plan's timesteps from now on."""
-        self.plan, self.steps = plan, {time: step for step, time in enumerate(plan.times)}
+    def set_plan(self, plan: Plan) -> None:
+        """Use the timesteps of this plan from now on, and forget the running requests."""
+        self.plan = plan
+        self.steps = {time: step for step, time in enumerate(plan.times)}
         self.requests: list[RequestFeatures] = []
-        self.row: int | None = None
+        self.step: int | None = None
 
-    def open(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call comes in: is it the request we know, and which step is it?"""
-        given = dict(zip(self.parameters, args, strict=False)) | kwargs
-        timestep = torch.as_tensor(given["timestep"])
-        self.row = self.step_of(timestep.detach().double().flatten().tolist())
-        if self.row is None:
+    def before_call(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find the step and the request of a denoiser call; build the features of a new request."""
+        inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
+        timestep = torch.as_tensor(inputs["timestep"])
+        self.step = self.step_of(timestep.detach().double().flatten().tolist())
+        if self.step is None:
             return
-        reads = {name for names in self.plan.requests.values() for name in names} - {"timestep"}
-        conditions = {name: inner(given, name) for name in sorted(reads)}
-        known = next(
-            (request for request in self.requests if same(conditions, request.conditions)), None
-        )
-        others = [request for request in self.requests if request is not known]
-        self.requests = [*others[1 - BRANCHES :], known or self.build(conditions, timestep)]
+        names = set().union(*self.plan.requests.values()) - {"timestep"}
+        conditions = {name: _nested(inputs, name) for name in sorted(names)}
+        latest = self._request(conditions)
+        others = [request for request in self.requests if request is not latest]
+        self.requests = [*others[1 - BRANCHES :], latest or self.build(conditions, timestep)]
+
+    def _request(self, conditions: dict[str, Tensor]) -> RequestFeatures | None:
+        """The stored request with these conditions."""
+        for request in self.requests:
+            if same_conditions(conditions, request.conditions):
+                return request
+        return None
 
     def step_of(self, values: list[float]) -> int | None:
         """The calibrated step of exactly this timestep, if all samples share it."""
         return self.steps.get(values[0]) if len(set(values)) == 1 else None
 
-    @property
-    def adapter(self) -> Any:
-        """The architecture, found once, on a model of shapes alone.
+    @cached_property
+    def adapter(self) -> "Adapter":
+        """The adapter of the float model, on a copy that has shapes and no data."""
+        # The import comes late: this module is imported while diffusers is still being imported,
+        # and lowtide.models needs the whole of diffusers.
+        from lowtide.models import adapt
 
-        Its module is looked up now: this one is imported while diffusers is, which that one needs whole.
-        """
-        if self._adapter is None:
-            with torch.device("meta"):
-                floating = type(self.root).from_config(self.root.config)
-                split_modules(floating, self.plan.splits)
-            self._adapter = import_module("lowtide.models").adapt(floating.to(self.root.dtype))
-        return self._adapter
+        model_class: Any = type(self.root)  # a diffusers ModelMixin, which has from_config
+        with torch.device("meta"):
+            model = model_class.from_config(self.root.config)
+            split_modules(model, self.plan.splits)
+        return adapt(model.to(self.root.dtype))
 
     @torch.no_grad()
     def build(self, conditions: dict[str, Tensor], timestep: Tensor) -> RequestFeatures:
         """Run the temporal units on every step of this request, as one batch."""
-        batch, times = (
-            len(next(iter(conditions.values()))),
-            torch.tensor(list(self.steps), dtype=torch.float64),
-        )
+        batch = len(next(iter(conditions.values())))
+        times = torch.tensor(list(self.steps), dtype=torch.float64)
         rows = {
             name: value.repeat(len(times), *[1] * (value.dim() - 1))
             for name, value in conditions.items()
         }
         rows["timestep"] = times.repeat_interleave(batch).to(timestep)
-        clock, turned = self.root.get_submodule(CLOCK), self.root.get_submodule(CLOCK).index
+        clock = find_clock(self.root)
+        running_index = clock.index
         clock.set(rows["timestep"])
-        found: dict[str, Tensor] = {}
-        self.working = True
-        for unit in (
-            unit for unit in self.adapter.temporal() if unit.features[0] in self.plan.requests
-        ):
-            graph = self.adapter.temporal_graph(unit, batch * len(times))
-            answers = graph.replay(self.root, {name: rows[name] for name in unit.reads})
-            for name, answer in zip(unit.features, answers, strict=True):
-                found[name] = answer.unflatten(0, (len(times), batch))
-        self.working, clock.index = False, turned
-        return RequestFeatures({name: value.clone() for name, value in conditions.items()}, found)
+        self.building = True
+        features = self._run_units(rows, len(times), batch)
+        self.building = False
+        clock.index = running_index
+        copies = {name: value.clone() for name, value in conditions.items()}
+        return RequestFeatures(copies, features)
 
-    def answer(self, name: str) -> Tensor | None:
-        """The feature at the step that is asked for, if it is known."""
-        return (
-            None if self.working or self.row is None else self.requests[-1].features[name][self.row]
-        )
+    def _run_units(self, rows: dict[str, Tensor], steps: int, batch: int) -> dict[str, Tensor]:
+        """The features of each layer, steps x batch x width; `rows` are steps * batch samples."""
+        features: dict[str, Tensor] = {}
+        for unit in self.adapter.temporal():
+            if unit.features[0] not in self.plan.requests:
+                continue
+            graph = self.adapter.temporal_graph(unit, steps * batch)
+            outputs = graph.replay(self.root, {name: rows[name] for name in unit.reads})
+            for name, output in zip(unit.features, outputs, strict=True):
+                features[name] = output.unflatten(0, (steps, batch))
+        return features
+
+    def feature(self, name: str) -> Tensor | None:
+        """The feature of a layer at the running step, batch x width, or None where it is computed.
+
+        While features are being built, the layers compute them.
+        """
+        if self.building or self.step is None:
+            return None
+        return self.requests[-1].features[name][self.step]
 
 
-def inner(given: dict[str, Any], name: str) -> Tensor:
-    """The tensor of that dotted name."""
+def _nested(inputs: dict[str, Any], name: str) -> Tensor:
+    """The tensor with that dotted name."""
+    value: Any = inputs
     for part in name.split("."):
-        given = given[part]
-    return given
+        value = value[part]
+    return value
 
 
-def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        alike(value, theirs[name]) for name, value in ours.items()
+def same_conditions(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        _same_tensor(value, other[name]) for name, value in one.items()
     )
 
 
-def alike(ours: Tensor, theirs: Tensor) -> bool:
-    """On another device is another request: the features would lie on the wrong one, and `torch.equal` would raise."""
-    return (ours.device, ours.dtype) == (theirs.device, theirs.dtype) and torch.equal(ours, theirs)
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether device, dtype and values are the same.
+
+    Conditions on another device are another request: the stored features are on the wrong device,
+    and `torch.equal` would raise.
+    """
+    if (one.device, one.dtype) != (other.device, other.dtype):
+        return False
+    return torch.equal(one, other)
 
 
 class PerRequest(nn.Module):
-    """Takes a temporal layer's place: answers from the desk, or asks the layer."""
+    """Replaces a temporal layer: its output is from the request cache, or computed by the layer."""
 
-    def __init__(self, name: str, layer: nn.Module, desk: RequestCache):
+    cache: RequestCache
+
+    def __init__(self, name: str, layer: nn.Module, cache: RequestCache):
         super().__init__()
-        self.name, self.layer = name, layer
-        # The desk knows the whole model; a plain attribute keeps it out of this module's own state.
-        object.__setattr__(self, "desk", desk)
+        self.name = name
+        self.layer = layer
+        # The cache refers to the whole model; a plain attribute keeps it out of the module's state.
+        object.__setattr__(self, "cache", cache)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.desk.answer(self.name)
-        return self.layer(x) if found is None else found.to(x.dtype)
+        feature = self.cache.feature(self.name)
+        return self.layer(x) if feature is None else feature.to(x.dtype)
 
 
 def answer_by_request(root: nn.Module, plan: Plan) -> None:
-    """Wrap the layers that the plan names, and listen at the denoiser's door (after its clock)."""
-    desk = RequestCache(root, plan)
+    """Replace the layers that the plan names, and update their cache before each denoiser call.
+
+    The clock's own hook has to be registered before, because hooks run in that order.
+    """
+    cache = RequestCache(root, plan)
     for name in plan.requests:
-        parent, _, leaf = name.rpartition(".")
-        root.get_submodule(parent)._modules[leaf] = PerRequest(name, root.get_submodule(name), desk)
-    root.register_forward_pre_hook(desk.open, with_kwargs=True)
+        replace_module(root, name, PerRequest(name, root.get_submodule(name), cache))
+    root.register_forward_pre_hook(cache.before_call, with_kwargs=True)
 
 
 def reschedule_requests(root: nn.Module, plan: Plan) -> None:
-    """Let the desks of this model work by another plan's timesteps."""
-    for desk in {module.desk for module in root.modules() if isinstance(module, PerRequest)}:
-        desk.take(plan)
+    """Use the timesteps of another plan in the request caches of this model."""
+    for cache in {module.cache for module in root.modules() if isinstance(module, PerRequest)}:
+        cache.set_plan(plan)

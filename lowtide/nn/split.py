@@ -1,45 +1,57 @@
-"""Split: a layer on two concatenated tensors as the sum of two layers, so that each half can have ranges of its own."""
+"""Split: a layer on two concatenated tensors as the sum of two layers, each with its own ranges."""
 
 from torch import Tensor, nn
 
+from lowtide.nn.float_layers import (
+    FloatLayer,
+    bias_of,
+    conv_options,
+    float_layer,
+    linear_options,
+    replace_module,
+)
+
 
 class SplitLayer(nn.Module):
-    """`first` reads the first `width` channels, `second` the rest; the bias stays with the first. Exact."""
+    """`first` reads the first `width` channels and has the bias; `second` reads the other channels.
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, width: int):
+    Their sum is exact.
+    """
+
+    def __init__(self, layer: FloatLayer, width: int):
         super().__init__()
-        self.width, self.axis = width, 1 if isinstance(layer, nn.Conv2d) else -1
+        self.width = width
+        self.axis = 1 if isinstance(layer, nn.Conv2d) else -1
         first, second = layer.weight.detach().split([width, layer.weight.shape[1] - width], 1)
-        self.first = part(layer, first, layer.bias)
-        self.second = part(layer, second, None)
+        self.first = _part(layer, first, bias_of(layer))
+        self.second = _part(layer, second, None)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.split([self.width, x.shape[self.axis] - self.width], self.axis)
         return self.first(first) + self.second(second)
 
 
-def part(
-    layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: nn.Parameter | None
-) -> nn.Linear | nn.Conv2d:
-    """The same kind of layer on fewer input channels."""
+def _part(layer: FloatLayer, weight: Tensor, bias: nn.Parameter | None) -> FloatLayer:
+    """A layer of the same kind on fewer input channels, with these parameters."""
+    part = _empty_part(layer, weight.shape[1], bias=bias is not None)
+    part.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    part.register_parameter("bias", bias)
+    return part.train(layer.training)
+
+
+def _empty_part(layer: FloatLayer, channels: int, *, bias: bool) -> FloatLayer:
     if isinstance(layer, nn.Conv2d):
-        shape = (
-            weight.shape[1],
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-        )
-        twin = nn.Conv2d(*shape, bias=bias is not None, device="meta")
-    else:
-        twin = nn.Linear(weight.shape[1], layer.out_features, bias is not None, device="meta")
-    twin.weight, twin.bias = nn.Parameter(weight.contiguous(), requires_grad=False), bias
-    return twin.train(layer.training)
+        convolution = conv_options(layer)
+        convolution["in_channels"] = channels
+        convolution["bias"] = bias
+        return nn.Conv2d(**convolution)
+    options = linear_options(layer)
+    options["in_features"] = channels
+    options["bias"] = bias
+    return nn.Linear(**options)
 
 
 def split_modules(root: nn.Module, splits: dict[str, int]) -> None:
-    """Rewrite these layers, each at its width."""
+    """Replace these layers by split ones: `splits` is layer name to width of the first part."""
     for name, width in splits.items():
-        parent, _, leaf = name.rpartition(".")
-        root.get_submodule(parent)._modules[leaf] = SplitLayer(root.get_submodule(name), width)
+        replace_module(root, name, SplitLayer(float_layer(root, name), width))

@@ -15,10 +15,10 @@ def codes(rows: int, columns: int, bits: int) -> torch.Tensor:
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("columns", [1, 2, 3, 7, 8, 9, 64, 577])
 def test_unpack_undoes_pack_in_exactly_bits_times_numel(bits, columns):
-    given = codes(5, columns, bits)
-    packed = pack(given, bits)
+    unpacked = codes(5, columns, bits)
+    packed = pack(unpacked, bits)
     assert packed.shape == (5, -(-columns * bits // 8)) == (5, packed_bytes(columns, bits))
-    assert torch.equal(unpack(packed, bits, columns), given)
+    assert torch.equal(unpack(packed, bits, columns), unpacked)
 
 
 def test_lowest_bit_first():
@@ -28,7 +28,7 @@ def test_lowest_bit_first():
 
 def test_mixed_rows():
     bits = (1, 4, 3, 8, 4)
-    given = torch.stack([codes(1, 13, width)[0] for width in bits])
-    packed = pack_mixed(given, bits)
+    unpacked = torch.stack([codes(1, 13, width)[0] for width in bits])
+    packed = pack_mixed(unpacked, bits)
     assert packed.numel() == sum(-(-13 * width // 8) for width in bits)
-    assert torch.equal(unpack_mixed(packed, bits, 13), given)
+    assert torch.equal(unpack_mixed(packed, bits, 13), unpacked)

@@ -1,8 +1,8 @@
-"""Tables that share one tensor come back as they were."""
+"""Tables that are packed into one tensor are unpacked to the same bits."""
 
 import torch
 
-from lowtide.formats import Table, bundle_words, bundled, unbundled
+from lowtide.formats import Table, bundle_words, pack_tables, unpack_tables
 
 PLACES = (
     Table((3, 1), torch.float32),
@@ -20,19 +20,16 @@ def test_bits_and_shapes_come_back():
         table if place.dtype == torch.float32 else (table * 100).to(torch.uint8)
         for table, place in zip(tables, PLACES, strict=True)
     ]
-    bundle = bundled(tables, PLACES)
-    assert (
-        (bundle.dtype, len(bundle))
-        == (torch.int32, bundle_words(PLACES))
-        == (torch.int32, 3 + 1 + 0 + 6 + 5)
-    )
-    for before, after in zip(tables, unbundled(bundle, PLACES), strict=True):
+    packed = pack_tables(tables, PLACES)
+    assert packed.dtype == torch.int32
+    assert len(packed) == bundle_words(PLACES) == 3 + 1 + 0 + 6 + 5
+    for before, after in zip(tables, unpack_tables(packed, PLACES), strict=True):
         assert before.dtype == after.dtype and torch.equal(before, after)
 
 
 def test_a_cast_of_the_module_leaves_the_bits():
     module = torch.nn.Module()
-    module.register_buffer("grid", bundled([torch.full((3, 1), 0.1)], PLACES[:1]))
-    assert torch.equal(
-        unbundled(module.to(torch.bfloat16).grid, PLACES[:1])[0], torch.full((3, 1), 0.1)
-    )
+    table = torch.full((3, 1), 0.1)
+    module.register_buffer("grid", pack_tables([table], PLACES[:1]))
+    (unpacked,) = unpack_tables(module.to(torch.bfloat16).grid, PLACES[:1])
+    assert torch.equal(unpacked, table)

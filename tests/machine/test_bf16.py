@@ -1,4 +1,4 @@
-"""Products in bf16 are taken where a race says that they pay, not where there are units for them."""
+"""Products are in bf16 where a measurement says that they are faster, not where units exist."""
 
 import itertools
 
@@ -18,48 +18,52 @@ def forgotten():
 
 
 @pytest.mark.parametrize(
-    ("found", "enabled"), [(0.4, True), (0.79, True), (0.81, False), (1.9, False)]
+    ("ratio", "enabled"), [(0.4, True), (0.79, True), (0.81, False), (1.9, False)]
 )
-def test_the_race_decides_once(monkeypatch, found, enabled):
-    races = iter([found, 1 / found])
+def test_one_measurement_decides(monkeypatch, ratio, enabled):
+    ratios = iter([ratio, 1 / ratio])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(bf16, "raced", lambda: next(races))
+    monkeypatch.setattr(bf16, "measure_time_ratio", lambda: next(ratios))
     for _ in range(2):
         with bf16.bf16_products(CPU):
             assert torch.is_autocast_enabled("cpu") == enabled
         with bf16.bf16_products(CPU, wanted=False):
             assert not torch.is_autocast_enabled("cpu")
-    assert bf16.words(torch.zeros(1)) == (
+    assert bf16.describe_products(torch.zeros(1)) == (
         "products in bf16"
         if enabled
-        else f"products in float32: bf16 takes {found:.1f} x as long here"
+        else f"products in float32: bf16 takes {ratio:.1f} x as long here"
     )
-    assert bf16.words(torch.zeros(1, dtype=torch.float16)) == "products in float16, the model's own"
+    assert (
+        bf16.describe_products(torch.zeros(1, dtype=torch.float16))
+        == "products in float16, the model's own"
+    )
 
 
-def test_without_units_nothing_is_raced(monkeypatch):
+def test_without_units_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(bf16, "raced", lambda: pytest.fail("raced"))
+    monkeypatch.setattr(bf16, "measure_time_ratio", lambda: pytest.fail("measured"))
     with bf16.bf16_products(CPU):
         assert not torch.is_autocast_enabled("cpu")
-    assert bf16.words(torch.zeros(1)) == "products in float32"
+    assert bf16.describe_products(torch.zeros(1)) == "products in float32"
 
 
-def test_the_race_is_of_bf16_against_float32(monkeypatch):
-    """On a clock that stands still but for products: each product of low precision takes one second, each other four."""
-    turns, real = itertools.count(), torch.nn.functional.conv2d
+def test_the_ratio_is_bf16_to_float32(monkeypatch):
+    """On a simulated clock, a product takes one second in bf16 and four seconds in float32."""
+    products = itertools.count()
+    conv2d = torch.nn.functional.conv2d
     clock = [0.0]
 
     def slow(x, w, padding):
-        next(turns)
+        next(products)
         clock[0] += 1.0 if torch.is_autocast_enabled("cpu") else 4.0
-        return real(x, w, padding=padding)
+        return conv2d(x, w, padding=padding)
 
     monkeypatch.setattr(bf16.F, "conv2d", slow)
     monkeypatch.setattr(bf16.time, "perf_counter", lambda: clock[0])
-    assert bf16.raced() == 0.25
-    assert next(turns) == 2 * (bf16.TURNS + 1)
+    assert bf16.measure_time_ratio() == 0.25
+    assert next(products) == 2 * (bf16.REPEATS + 1)
 
 
-def test_this_machine_can_race():
-    assert 0 < bf16.raced() < 100
+def test_this_machine_can_be_measured():
+    assert 0 < bf16.measure_time_ratio() < 100

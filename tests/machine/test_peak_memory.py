@@ -1,4 +1,4 @@
-"""Peak memory: what a block takes is seen, also when it is gone again."""
+"""Peak memory: what a block allocates is counted, also after it is freed."""
 
 import time
 from pathlib import Path
@@ -8,37 +8,37 @@ import pytest
 import torch
 
 from lowtide.machine import peak_memory
-from lowtide.machine.peak_memory import Peak, forget_high_water
+from lowtide.machine.peak_memory import Peak, reset_high_water
 
 MIB = 1 << 20
 
 
-def test_peak_is_what_was_taken_and_given_back() -> None:
+def test_peak_is_what_was_allocated_and_freed() -> None:
     with Peak() as peak:
-        taken = torch.ones(64 * MIB // 4)
+        block = torch.ones(64 * MIB // 4)
         time.sleep(0.1)
-        del taken
+        del block
     assert 60 * MIB < peak.above < 80 * MIB
 
 
-def test_nothing_taken_is_little() -> None:
+def test_no_allocation_is_little() -> None:
     with Peak() as peak:
         time.sleep(0.05)
     assert 0 <= peak.above < 8 * MIB
 
 
 @pytest.mark.skipif(
-    not forget_high_water(),
-    reason="only Linux keeps a mark that can be set back, and not always lets us",
+    not reset_high_water(),
+    reason="only Linux has a mark that can be reset, and it does not always allow it",
 )
-def test_a_peak_too_short_for_the_watcher_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_too_short_for_the_watcher_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Peak, "watch", lambda self: None)
     with Peak() as peak:
         torch.ones(64 * MIB // 4)
     assert 60 * MIB < peak.above < 80 * MIB
 
 
-def test_without_the_kernels_mark_the_watcher_still_sees(
+def test_the_watcher_works_without_the_kernels_mark(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(peak_memory, "RESET", tmp_path / "none" / "clear_refs")
@@ -48,7 +48,7 @@ def test_without_the_kernels_mark_the_watcher_still_sees(
     assert 0 <= peak.above < 8 * MIB
 
 
-def test_a_mapped_file_is_not_counted_though_it_is_gone_at_the_end(tmp_path: Path) -> None:
+def test_a_mapped_file_is_not_counted_when_it_is_gone_at_the_end(tmp_path: Path) -> None:
     tape = tmp_path / "tape"
     tape.write_bytes(bytes(64 * MIB))
     with Peak() as peak:

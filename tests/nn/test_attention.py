@@ -1,4 +1,4 @@
-"""Quantized attention: diffusers' own processor runs, its one function is answered by ours, and 8 bits stay close."""
+"""Quantized attention: diffusers' processors run with our attention, and 8 bits stay close."""
 
 import pytest
 import tiny
@@ -28,10 +28,8 @@ def quantized(format=None, active=True) -> QuantAttention:
     attention = QuantAttention(Plain(), quantizers)
     for part, quantizer in quantizers.items():
         if format is not None:
-            quantizer.fit(
-                torch.zeros(1) if part == "softmax" else -torch.full((1,), 4.0),
-                torch.full((1,), 1.0 if part == "softmax" else 4.0),
-            )
+            lo, hi = (0.0, 1.0) if part == "softmax" else (-4.0, 4.0)
+            quantizer.fit(torch.tensor([lo]), torch.tensor([hi]))
     attention.set_precision(Precision.of(weights=True, inputs=active))
     return attention
 
@@ -56,19 +54,21 @@ MASKS = pytest.mark.parametrize(
 
 @MASKS
 def test_without_formats_it_is_attention(named):
-    ours, theirs = quantized()(None, *qkv(), **named), Plain()(None, *qkv(), **named)
+    ours = quantized()(None, *qkv(), **named)
+    theirs = Plain()(None, *qkv(), **named)
     assert ((ours - theirs).norm() / theirs.norm()) < 1e-6
 
 
 def test_eight_bits_are_close_and_not_equal():
-    ours, theirs = quantized(Affine(8))(None, *qkv()), Plain()(None, *qkv())
+    ours = quantized(Affine(8))(None, *qkv())
+    theirs = Plain()(None, *qkv())
     error = (ours - theirs).norm() / theirs.norm()
     assert 1e-4 < error < 0.03
 
 
 @MASKS
 def test_while_products_are_bf16_attention_stays_float32(named):
-    """The tensors that come are rounded to bf16 by the products before; the rest is exact, so is its gradient."""
+    """Only the inputs are rounded to bf16, by the products before; the gradient is exact, too."""
     low = [tensor.bfloat16().requires_grad_() for tensor in qkv()]
     with torch.autocast("cpu", torch.bfloat16):
         ours = quantized(Affine(2), active=False)(None, *low, **named)
@@ -95,17 +95,18 @@ def test_every_attention_of_every_architecture_is_really_quantized(name):
         touched = {attention: wrapped(model, attention) for attention in adapter.attentions()}
         after = model(**example)[0]
     assert touched
-    assert all(quantizer.seen for parts in touched.values() for quantizer in parts)
+    for name, parts in touched.items():
+        assert all(quantizer.called for quantizer in parts), name
     assert (after - before).norm() / before.norm() > 1e-4
 
 
 class Spy(Quantizer):
-    """Two coarse levels, and whether anything came by."""
+    """A quantizer of 2 bits that records whether it was called."""
 
-    seen = False
+    called = False
 
     def forward(self, x):
-        self.seen = True
+        self.called = True
         return super().forward(x)
 
 

@@ -1,4 +1,4 @@
-"""A cache's grids: the range that loses least of each row's squares."""
+"""The grids of a feature cache: each row has the range with the least squared error."""
 
 import torch
 
@@ -7,26 +7,25 @@ from lowtide.nn.feature_cache import gridded
 from lowtide.nn.plan import CachePlan
 
 CHUNKS = 2
-PLAN = CachePlan(512, Affine(3, False, 0), CHUNKS)
+PLAN = CachePlan(512, Affine(3, axis=0), CHUNKS)
 
 
-def lost(rows: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def squared_error(rows: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     grid = PLAN.format.params(*ends, len(rows))
     return (PLAN.format.decode(PLAN.format.encode(rows, grid), grid) - rows).square().sum(1)
 
 
-def test_a_cache_loses_the_least_squares_that_a_shrunk_range_can():
+def test_a_cache_has_the_least_squared_error_of_all_shrunk_ranges():
     torch.manual_seed(0)
-    features = torch.randn(50, PLAN.width) ** 3  # long tails: where to cut depends on the norm
+    # Long tails, so that the best range depends on the norm.
+    features = torch.randn(50, PLAN.width) ** 3
     codes, grid = gridded(features, PLAN)
     rows = features.reshape(50 * CHUNKS, -1)
     ours = (PLAN.format.decode(codes, grid) - rows).square().sum(1)
     lo, hi = rows.aminmax(dim=1, keepdim=True)
-    best = torch.stack(
-        [lost(rows, (lo * share, hi * share)) for share in (1 - 0.01 * torch.arange(80))]
-    ).amin(0)
+    shares = 1 - 0.01 * torch.arange(80)
+    best = torch.stack([squared_error(rows, (lo * share, hi * share)) for share in shares]).amin(0)
     assert (ours >= best * 0.999).all()
     assert ours.sum() < 1.001 * best.sum()
-    assert (
-        ours.sum() < 0.997 * lost(rows, mse(rows, PLAN.format)).sum()
-    )  # the search that weights get
+    weight_search = squared_error(rows, mse(rows, PLAN.format))
+    assert ours.sum() < 0.997 * weight_search.sum()

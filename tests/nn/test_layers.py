@@ -1,4 +1,4 @@
-"""Quantized and packed layers: they agree bit for bit, 16 bits changes nothing, AdaRound starts at nearest."""
+"""Quantized and packed layers agree bit for bit, and in 16 bits they equal the float layer."""
 
 import pytest
 import torch
@@ -20,9 +20,9 @@ LAYERS = {
     "grouped": (lambda: nn.Conv2d(8, 12, 3, groups=4), (4, 8, 6, 6)),
 }
 FORMATS = [
-    *(Affine(bits, bits in (1, 8), 0) for bits in range(1, 9)),
-    Affine(4, True, 0, 16),
-    Affine(3, True, 0, 7),
+    *(Affine(bits, signed=bits in (1, 8), axis=0) for bits in range(1, 9)),
+    Affine(4, signed=True, axis=0, group=16),
+    Affine(3, signed=True, axis=0, group=7),
     Mixed((2, 3, 4) * 4),
 ]
 
@@ -30,103 +30,97 @@ FORMATS = [
 def built(kind: str, form, inputs=8, per_step=True):
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
-    layer, x = make(), torch.randn(shape)
+    layer = make()
+    x = torch.randn(shape)
     clock = Clock((900, 500, 100), rows=1, per_step=per_step)
-    quantizer = Quantizer(input_format(inputs), clock, 0, per_step)
-    fake = quantized_layer(layer, form, quantizer)
+    quantizer = Quantizer(input_format(inputs), clock, per_step=per_step)
+    quantized = quantized_layer(layer, form, quantizer)
     if inputs <= 8:
         steps = 3 if per_step else 1
-        quantizer.fit(
-            x.amin() * torch.arange(1, steps + 1) / steps,
-            x.amax() * torch.arange(1, steps + 1) / steps,
-        )
+        shares = torch.arange(1, steps + 1) / steps
+        quantizer.fit(x.amin() * shares, x.amax() * shares)
     clock.set(500)
-    return layer, fake, x, clock
+    return layer, quantized, x, clock
 
 
-def fit(fake, search=minmax):
-    fake.set_grid(
-        fake.format.params(
-            *search(fake.format.rows(fake.weight.detach()), fake.format), fake.weight.shape[0]
-        )
-    )
+def fit(quantized, search=minmax):
+    form = quantized.format
+    lo, hi = search(form.rows(quantized.weight.detach()), form)
+    quantized.set_grid(form.params(lo, hi, quantized.weight.shape[0]))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_packed_equals_simulated_bit_for_bit(kind, form):
-    _, fake, x, _ = built(kind, form)
-    fit(fake, mse)
-    fake.set_precision(Precision.FULL)
-    simulated = fake(x)
-    packed = packed_twin(fake)
+    _, quantized, x, _ = built(kind, form)
+    fit(quantized, mse)
+    quantized.set_precision(Precision.FULL)
+    simulated = quantized(x)
+    packed = packed_twin(quantized)
     assert torch.equal(packed(x), simulated)
     assert packed.weight.dtype == torch.uint8
-    assert isinstance(
-        packed, nn.Conv2d if "weight" in dir(fake) and fake.weight.dim() == 4 else nn.Linear
-    )
+    assert isinstance(packed, nn.Conv2d if quantized.weight.dim() == 4 else nn.Linear)
 
 
 def test_sixteen_bits_changes_nothing():
-    layer, fake, x, _ = built("conv", None, inputs=16)
-    fake.set_precision(Precision.FULL)
-    assert torch.equal(fake(x), layer(x))
+    layer, quantized, x, _ = built("conv", None, inputs=16)
+    quantized.set_precision(Precision.FULL)
+    assert torch.equal(quantized(x), layer(x))
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_adaround_starts_at_nearest(form):
-    _, fake, _, _ = built("linear", form)
-    fit(fake)
-    nearest, values = fake.codes.clone(), fake.effective_weight().clone()
-    fake.start_rounding()
-    soft = fake.effective_weight()
-    flat = fake.weight.detach()
-    inside = (fake.position() > 0) & (fake.position() < fake.top(flat))
-    assert (soft - flat)[
-        inside
-    ].abs().max() < 1e-5  # soft decisions start at the float weight itself
-    assert torch.equal(fake.finish_rounding(), nearest)
-    assert torch.equal(fake.effective_weight(), values)
+    _, quantized, _, _ = built("linear", form)
+    fit(quantized)
+    nearest = quantized.codes.clone()
+    values = quantized.effective_weight().clone()
+    quantized.start_rounding()
+    soft = quantized.effective_weight()
+    flat = quantized.weight.detach()
+    inside = (quantized.position() > 0) & (quantized.position() < quantized.top(flat))
+    # Soft decisions start at the float weight itself.
+    assert (soft - flat)[inside].abs().max() < 1e-5
+    assert torch.equal(quantized.finish_rounding(), nearest)
+    assert torch.equal(quantized.effective_weight(), values)
 
 
 def test_rounding_receives_a_gradient_and_the_weight_none():
-    _, fake, x, _ = built("conv", Affine(4, axis=0))
-    fit(fake)
-    rounding = fake.start_rounding()
-    fake(x).square().sum().backward()
+    _, quantized, x, _ = built("conv", Affine(4, axis=0))
+    fit(quantized)
+    rounding = quantized.start_rounding()
+    quantized(x).square().sum().backward()
     assert rounding.values().grad.abs().sum() > 0
-    assert fake.weight.grad is None
+    assert quantized.weight.grad is None
 
 
 def test_mixed_steps_in_a_batch_equal_single_steps():
-    _, fake, x, clock = built("conv", Affine(4, axis=0))
-    fit(fake)
-    fake.set_precision(Precision.FULL)
+    _, quantized, x, clock = built("conv", Affine(4, axis=0))
+    fit(quantized)
+    quantized.set_precision(Precision.FULL)
     times = [900, 100, 500, 100]
     alone = []
     for place, timestep in enumerate(times):
         clock.set(timestep)
-        alone.append(fake.input(x[place : place + 1]))
+        alone.append(quantized.input(x[place : place + 1]))
     clock.set(torch.tensor(times))
-    assert torch.equal(fake.input(x), torch.cat(alone))
-    assert not torch.equal(alone[1], fake.input(x)[1:2] * 0)
+    assert torch.equal(quantized.input(x), torch.cat(alone))
+    assert not torch.equal(alone[1], quantized.input(x)[1:2] * 0)
 
 
 def test_ranges_differ_by_step():
-    _, fake, x, clock = built("linear", Affine(4, axis=0))
-    fit(fake)
-    fake.set_precision(Precision.FULL)
+    _, quantized, x, clock = built("linear", Affine(4, axis=0))
+    fit(quantized)
+    quantized.set_precision(Precision.FULL)
     clock.set(900)
-    narrow = fake(x)
+    narrow = quantized(x)
     clock.set(100)
-    assert (fake(x) - narrow).norm() / narrow.norm() > 0.05
+    assert (quantized(x) - narrow).norm() / narrow.norm() > 0.05
 
 
 def test_unknown_timestep_names_the_known():
     clock = Clock((900, 500, 100), rows=1, per_step=True)
-    with pytest.raises(
-        BadInput, match=r"found timestep 321; expected one of the 3 .*900, 500, 100"
-    ):
+    message = r"found timestep 321; expected one of the 3 .*900, 500, 100"
+    with pytest.raises(BadInput, match=message):
         clock.set(321)
 
 
@@ -137,13 +131,13 @@ def test_half_precision_timesteps_are_recognised():
 
 
 def test_batch_of_one():
-    _, fake, x, _ = built("conv", Affine(4, axis=0))
-    fit(fake)
-    fake.set_precision(Precision.FULL)
-    assert torch.allclose(fake(x[:1]), fake(x)[:1], atol=1e-5)
+    _, quantized, x, _ = built("conv", Affine(4, axis=0))
+    fit(quantized)
+    quantized.set_precision(Precision.FULL)
+    assert torch.allclose(quantized(x[:1]), quantized(x)[:1], atol=1e-5)
 
 
-def test_with_one_range_for_all_the_timestep_is_no_matter():
+def test_with_one_range_for_all_steps_any_timestep_is_accepted():
     clock = Clock((900, 500, 100), rows=1, per_step=False)
     clock.set(321)
     assert int(clock.index) == 0

@@ -1,4 +1,4 @@
-"""LoRA: starts at nearest, learns through the rounding, merges without loss, leaves nothing behind."""
+"""LoRA: it starts at nearest, learns through the rounding, and merges exactly into the codes."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ from torch import nn
 
 from lowtide.formats import Affine, Mixed, mse
 from lowtide.nn.clock import Clock
-from lowtide.nn.lora import Lattice, LoRA
+from lowtide.nn.lora import LoRA, WeightGrid
 from lowtide.nn.packed import packed_twin
 from lowtide.nn.quantized import quantized_layer
 from lowtide.nn.quantizer import Quantizer
 
 FORMATS = [
-    Affine(2, False, 0),
-    Affine(4, False, 0),
-    Affine(8, True, 0),
+    Affine(2, axis=0),
+    Affine(4, axis=0),
+    Affine(8, signed=True, axis=0),
     Mixed((1, 2, 3) * 4, signed=False),
 ]
 LAYERS = {
@@ -35,22 +35,18 @@ def built(kind: str, form):
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_it_starts_at_codes_chosen_before(form):
     layer, x = built("conv", form)
-    shifted = (
-        (layer.codes.float() + torch.randint(-1, 2, layer.codes.shape))
-        .clamp(min=0)
-        .minimum(layer.top(layer.codes))
-    )
+    shifted = layer.codes.float() + torch.randint(-1, 2, layer.codes.shape)
+    shifted = shifted.clamp(min=0).minimum(layer.top(layer.codes))
     layer.set_codes(shifted.to(torch.uint8))
     chosen = layer(x)
     lora = layer.start_lora(4, generator())
     assert (layer(x) - chosen).norm() / chosen.norm() < 1e-6
-    assert (
-        (lora.weight - layer.weight.flatten(1)).abs() <= 1.5 * layer.grid.scale
-    ).float().mean() > 0.8
+    change = (lora.weight - layer.weight.flatten(1)).abs()
+    assert (change <= 1.5 * layer.grid.scale).float().mean() > 0.8
 
 
-def test_groups_merge_to_what_was_used_but_for_the_order_of_products():
-    layer, x = built("linear", Affine(3, True, 0, 8))
+def test_groups_merge_exactly_up_to_the_order_of_products():
+    layer, x = built("linear", Affine(3, signed=True, axis=0, group=8))
     layer.start_lora(4, generator())
     learnt = layer(x).detach()
     layer.finish_lora()
@@ -82,9 +78,8 @@ def test_it_starts_at_nearest_and_merges_to_what_it_used(kind, form):
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_learning_beats_nearest(form):
     layer, x = built("conv", form)
-    x = x.clamp(
-        min=0
-    )  # like most inputs of a network: their mean is what rounding can be made to agree with
+    # Like most inputs of a network, they have a mean, which the rounding can learn to reproduce.
+    x = x.clamp(min=0)
     target = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
     before = (layer(x) - target).square().mean().item()
     lora = layer.start_lora(8, generator())
@@ -100,12 +95,12 @@ def test_learning_beats_nearest(form):
 
 
 def test_the_gradient_goes_straight_through_and_stops_beyond_the_last_code():
-    layer, _ = built("linear", Affine(2, True, 0))
+    layer, _ = built("linear", Affine(2, signed=True, axis=0))
     lora = layer.start_lora(4, generator())
     with torch.no_grad():
         lora.log_scale.sub_(2.0)
     moved = lora.moved().detach()
-    place = (moved / lora.grid().scale + lora.lattice.grid.zero).round()
+    place = (moved / lora.grid().scale + lora.weight_grid.grid.zero).round()
     inside = (place >= 0) & (place <= 3)
     assert 0.05 < inside.float().mean() < 0.95
     lora.values().sum().backward()
@@ -113,10 +108,10 @@ def test_the_gradient_goes_straight_through_and_stops_beyond_the_last_code():
 
 
 def test_its_step_is_that_of_the_grid_with_groups_too():
-    for form in (Affine(3, True, 0), Affine(3, True, 0, 16)):
+    for form in (Affine(3, signed=True, axis=0), Affine(3, signed=True, axis=0, group=16)):
         weight = torch.randn(8, 64, generator=generator())
         grid = form.params(*mse(form.rows(weight), form), len(weight))
-        lora = LoRA(weight, Lattice(form, grid, torch.tensor(7.0)), 4, generator())
+        lora = LoRA(weight, WeightGrid(form, grid, torch.tensor(7.0)), 4, generator())
         apart = form.decode(form.encode(weight, grid) + 1, grid) - form.decode(
             form.encode(weight, grid), grid
         )
@@ -124,7 +119,7 @@ def test_its_step_is_that_of_the_grid_with_groups_too():
 
 
 def test_rank_is_at_most_that_of_the_weight():
-    layer, _ = built("linear", Affine(4, False, 0))
+    layer, _ = built("linear", Affine(4, axis=0))
     lora = layer.start_lora(32, generator())
     assert lora.down.shape == (12, 40)
     assert lora.up.shape == (12, 12)

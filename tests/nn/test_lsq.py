@@ -1,4 +1,4 @@
-"""Rounding that learns: its values are the format's, its gradients those of straight-through rounding written out."""
+"""Rounding with gradients: values as of the format, gradients as of plain straight-through code."""
 
 import pytest
 import torch
@@ -16,22 +16,24 @@ def spelled_out(x, scale, zero, top):
 
 
 @pytest.mark.parametrize(
-    "form", [Affine(3, False, 0), Affine(4, True, 0), Mixed((1, 2, 3, 4, 5), signed=False)], ids=str
+    "form",
+    [Affine(3, axis=0), Affine(4, signed=True, axis=0), Mixed((1, 2, 3, 4, 5), signed=False)],
+    ids=str,
 )
 def test_values_and_gradients(form):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 40, generator=generator)
-    grid = form.params(
-        -torch.ones(5, 1), torch.linspace(0.5, 2, 5)[:, None]
-    )  # some of x lies beyond
+    # Some of x is outside this range.
+    grid = form.params(-torch.ones(5, 1), torch.linspace(0.5, 2, 5)[:, None])
     top = form.levels(x) - 1 if isinstance(form, Mixed) else torch.tensor(float(form.top))
-    weights, found = torch.randn(5, 40, generator=generator), []
+    weights = torch.randn(5, 40, generator=generator)
+    results = []
     for function in (lsq_round, spelled_out):
-        leaves = x.clone().requires_grad_(), grid.scale.clone().requires_grad_()
+        leaves = (x.clone().requires_grad_(), grid.scale.clone().requires_grad_())
         values = function(*leaves, grid.zero, top)
         (values * weights).sum().backward()
-        found.append((values.detach(), *(leaf.grad for leaf in leaves)))
-    (ours, to_x, to_scale), (theirs, x_expected, scale_expected) = found
+        results.append((values.detach(), *(leaf.grad for leaf in leaves)))
+    (ours, to_x, to_scale), (theirs, x_expected, scale_expected) = results
     assert torch.equal(ours, theirs)
     assert torch.equal(ours, form.decode(form.encode(x, grid), grid))
     assert torch.allclose(to_x, x_expected, atol=1e-6)

@@ -1,17 +1,17 @@
-"""AdaRound's steps, which are written out, are those that autograd and Adam take from the formulas themselves."""
+"""AdaRound's written-out steps equal those of autograd and torch's Adam on the formulas."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from lowtide.nn import rounding as module
-from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, pull
+from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, penalty_gradient
 
 SHARPNESS = (20.0, 11.3, 4.0, 2.0)
 
 
 def spread(rows: int = 32) -> AdaRound:
-    """Decisions of every kind: open, nearly made, at both ends of the stretch and beyond them."""
+    """Decisions of every kind: open, nearly made, at both ends of soft() and beyond them."""
     generator = torch.Generator().manual_seed(rows)
     scale = torch.rand(rows, 1, generator=generator) + 0.1
     rounding = AdaRound(
@@ -24,7 +24,7 @@ def spread(rows: int = 32) -> AdaRound:
 
 
 class Twin:
-    """The same rounding by the formulas, whose gradients autograd finds and torch's own Adam follows."""
+    """The same rounding by the formulas, with gradients of autograd and steps of torch's Adam."""
 
     def __init__(self, of: AdaRound, rate: float):
         self.alpha = torch.nn.Parameter(of.alpha.clone())
@@ -47,33 +47,30 @@ class Twin:
         self.adam.step()
 
 
-def away(ours: Tensor, theirs: Tensor) -> float:
+def distance(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours - theirs).detach().double()).norm() / theirs.detach().double().norm())
 
 
 @pytest.mark.parametrize("sharpness", SHARPNESS)
-def test_the_pull_is_the_gradient_of_the_penalty(sharpness: float) -> None:
+def test_the_gradient_of_the_penalty_is_that_of_autograd(sharpness: float) -> None:
     rounding = spread()
     twin = Twin(rounding, 1e-2)
-    share = torch.sigmoid(rounding.alpha)
+    sigmoid = torch.sigmoid(rounding.alpha)
     (theirs,) = torch.autograd.grad(0.01 * twin.penalty(sharpness), twin.alpha)
     inside = (rounding.soft() > 0) & (rounding.soft() < 1)
-    ours = (
-        pull(share, 0.01, sharpness, torch.empty_like(share), torch.empty_like(share))
-        * share
-        * (1 - share)
-        * inside
-    )
-    assert ours.isfinite().all() and away(ours, theirs) < 1e-5
+    gap = torch.empty_like(sigmoid)
+    gradient = penalty_gradient(sigmoid, 0.01, sharpness, gap=gap, out=torch.empty_like(sigmoid))
+    ours = gradient * sigmoid * (1 - sigmoid) * inside
+    assert ours.isfinite().all() and distance(ours, theirs) < 1e-5
 
 
-@pytest.mark.parametrize("piece", [module.PIECE, 1900], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("chunk", [module.CHUNK, 1900], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("sharpness", SHARPNESS)
 def test_steps_are_those_of_the_formulas(
-    sharpness: float, piece: int, monkeypatch: pytest.MonkeyPatch
+    sharpness: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small layers share a walk and a large one takes several, in one unit; each goes as it would alone."""
-    monkeypatch.setattr(module, "PIECE", piece)
+    """Layers that are updated together or in pieces are updated as each would be alone."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(module, "SMALL", 1900)
     each = [spread(rows) for rows in (32, 7, 100, 16)]
     twins = [Twin(rounding, 1e-2) for rounding in each]
@@ -84,26 +81,27 @@ def test_steps_are_those_of_the_formulas(
     for step in range(20):
         penalty = 0.01 if step >= 5 else 0.0
         pulls = [torch.randn(rounding.alpha.shape, generator=generator) for rounding in each]
-        sum(
-            (rounding.values() * pulled).sum() for rounding, pulled in zip(each, pulls, strict=True)
-        ).backward()
+        pairs = zip(each, pulls, strict=True)
+        losses = [(rounding.values() * pull).sum() for rounding, pull in pairs]
+        sum(losses).backward()
         roundings.step(penalty, sharpness)
-        for twin, pulled in zip(twins, pulls, strict=True):
-            twin.follow((twin.values() * pulled).sum() + penalty * twin.penalty(sharpness))
+        for twin, pull in zip(twins, pulls, strict=True):
+            twin.follow((twin.values() * pull).sum() + penalty * twin.penalty(sharpness))
     for rounding, twin, start in zip(each, twins, starts, strict=True):
-        assert away(rounding.alpha, twin.alpha) < 1e-4 and away(start, twin.alpha) > 1e-2
-        assert away(rounding.values(), twin.values()) < 1e-5
+        assert distance(rounding.alpha, twin.alpha) < 1e-4 and distance(start, twin.alpha) > 1e-2
+        assert distance(rounding.values(), twin.values()) < 1e-5
         assert torch.equal(rounding.hard(), twin.alpha >= 0)
         assert rounding.values().is_leaf and rounding.values().grad is None
 
 
 def test_values_are_those_of_the_formula() -> None:
-    """A step of no length leaves the decisions and works out the weights."""
+    """A step at rate 0 keeps the decisions and computes the weights."""
     rounding = spread()
-    twin, alpha = Twin(rounding, 1e-2), rounding.alpha.clone()
+    twin = Twin(rounding, 1e-2)
+    alpha = rounding.alpha.clone()
     Roundings([rounding], 0.0).step(0.0, 8.0)
     assert torch.equal(rounding.alpha, alpha)
-    assert away(rounding.values(), twin.values()) < 1e-6
+    assert distance(rounding.values(), twin.values()) < 1e-6
 
 
 def test_a_layer_that_took_no_part_follows_the_penalty_alone() -> None:
@@ -111,10 +109,10 @@ def test_a_layer_that_took_no_part_follows_the_penalty_alone() -> None:
     twin = Twin(rounding, 1e-2)
     Roundings([rounding], 1e-2).step(0.01, 8.0)
     twin.follow(0.01 * twin.penalty(8.0))
-    assert away(rounding.alpha, twin.alpha) < 1e-5
+    assert distance(rounding.alpha, twin.alpha) < 1e-5
 
 
-def test_all_is_settled_once_every_weight_is() -> None:
+def test_roundings_are_settled_once_every_weight_is() -> None:
     each = [spread(), spread(7)]
     roundings = Roundings(each, 1e-2)
     assert not roundings.settled()
@@ -125,12 +123,13 @@ def test_all_is_settled_once_every_weight_is() -> None:
     assert not roundings.settled()
 
 
-def test_a_weight_beyond_the_grid_has_nowhere_to_go() -> None:
+def test_a_weight_outside_the_grid_does_not_move() -> None:
     rounding = spread()
     beyond = (rounding.floor < 0) | (rounding.floor >= 15)
     assert beyond.any() and not beyond.all()
     assert ((rounding.span == 0) == beyond).all()
-    roundings, before = Roundings([rounding], 1.0), rounding.values().detach().clone()
+    roundings = Roundings([rounding], 1.0)
+    before = rounding.values().detach().clone()
     rounding.values().sum().backward()
     roundings.step(0.0, 8.0)
     assert torch.equal(rounding.values()[beyond], before[beyond])
@@ -140,7 +139,7 @@ def test_a_weight_beyond_the_grid_has_nowhere_to_go() -> None:
 def test_it_starts_where_the_weights_are() -> None:
     position = 15 * torch.rand(8, 16, generator=torch.Generator().manual_seed(2))
     rounding = AdaRound(position, lambda codes: 0.5 * codes)
-    assert away(rounding.values(), 0.5 * position) < 1e-5
+    assert distance(rounding.values(), 0.5 * position) < 1e-5
 
 
 def test_a_warm_start_is_on_the_chosen_side_and_half_way_to_it() -> None:
@@ -148,4 +147,4 @@ def test_a_warm_start_is_on_the_chosen_side_and_half_way_to_it() -> None:
     up = torch.rand(8, 16, generator=torch.Generator().manual_seed(3)) > 0.5
     rounding = AdaRound(position, lambda codes: 0.5 * codes, up)
     assert torch.equal(rounding.hard(), up)
-    assert away(rounding.values(), 0.25 * (position + position.floor() + up)) < 1e-5
+    assert distance(rounding.values(), 0.25 * (position + position.floor() + up)) < 1e-5
