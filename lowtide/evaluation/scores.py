@@ -20,8 +20,8 @@ from lowtide.evaluation.metrics import (
     measure_latents,
     per_image,
 )
-from lowtide.evaluation.metrics.cases import METRICS
-from lowtide.evaluation.metrics.naming import offered, plain_name, title
+from lowtide.evaluation.metrics.metric_definitions import METRICS
+from lowtide.evaluation.metrics.metric_names import names_with as offered, plain_name, full_name as title
 from lowtide.evaluation.timed_sampling import Drawing
 
 PAIRS, ALONE, LATENT, DEFAULT = (

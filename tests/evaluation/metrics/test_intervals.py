@@ -34,7 +34,7 @@ def test_frechets_of_a_singular_reference() -> None:
 
 
 def test_kernel_distances_leave_copies_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "PIECE", 7)
+    monkeypatch.setattr(sets, "CHUNK", 7)
     ours, reference = (features(n, n).astype(float) for n in (40, 30))
     once = np.ones((1, 40))
     whole = sets.kernel_distance(ours, reference, subsets=1, subset_size=30)

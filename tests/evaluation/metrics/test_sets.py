@@ -145,7 +145,7 @@ def by_definition(points: np.ndarray, balls: np.ndarray, k: int) -> float:
 def test_precision_and_recall_follow_the_definition(
     neighbours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "PIECE", 17)
+    monkeypatch.setattr(sets, "CHUNK", 17)
     ours, reference = (features(n, seed, width=8).astype(float) for n, seed in ((50, 1), (70, 2)))
     precision = sets.precision(ours, reference, neighbours=neighbours)
     recall = sets.recall(ours, reference, neighbours=neighbours)

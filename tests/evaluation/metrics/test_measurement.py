@@ -10,7 +10,7 @@ from tiny_networks import images, noisy, squares
 
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics import (
-    Measured,
+    Measurement,
     Statistics,
     frechet,
     measure,
@@ -19,8 +19,8 @@ from lowtide.evaluation.metrics import (
     per_image,
     sets,
 )
-from lowtide.evaluation.metrics.measure import ranges
-from lowtide.evaluation.metrics.naming import offered, title
+from lowtide.evaluation.metrics.measurement import seed_ranges
+from lowtide.evaluation.metrics.metric_names import full_name, names_with
 
 CLEAN = images(40)
 DAMAGED = noisy(CLEAN, 0.1)
@@ -29,7 +29,7 @@ SEEDS = range(40)
 
 def measured(
     names: list[str], ours: Any = DAMAGED, reference: Any = CLEAN, **options: Any
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     return measure(ours, reference, names, **{"seeds": SEEDS, "extractor": squares()} | options)
 
 
@@ -116,7 +116,7 @@ def test_measured_becomes_json() -> None:
 
 
 def test_ranges() -> None:
-    assert [ranges(seeds) for seeds in ([7], [0, 1, 2], [5, 0, 1, 9, 8])] == [
+    assert [seed_ranges(seeds) for seeds in ([7], [0, 1, 2], [5, 0, 1, 9, 8])] == [
         "7",
         "0-2",
         "0-1,5,8-9",
@@ -138,15 +138,15 @@ def test_inception_score_is_of_the_logits() -> None:
 
 
 def test_only_inception_is_called_fid() -> None:
-    assert [title(name, "inception") for name in ("fd", "sfd", "kd", "is", "recall")] == [
+    assert [full_name(name, "inception") for name in ("fd", "sfd", "kd", "is", "recall")] == [
         "fid",
         "sfid",
         "kid",
         "is",
         "recall",
     ]
-    assert title("fd", "efficientnet") == "fd-efficientnet"
-    assert not {"fid", "sfid", "kid", "is"} & offered("efficientnet").keys()
+    assert full_name("fd", "efficientnet") == "fd-efficientnet"
+    assert not {"fid", "sfid", "kid", "is"} & names_with("efficientnet").keys()
     for name in ("fid", "sfid", "kid", "is"):
         sentence = f"found {name} with the extractor efficientnet; expected the extractor inception; choose it, or ask for fd"
         with pytest.raises(BadInput, match=sentence):
