@@ -102,7 +102,7 @@ class MBConvBlock(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 with the outputs of an extractor.
 
-    Input: images in [0, 1]. Outputs: 1280 pooled features, the first maps of the middle block, None.
+    Input: images in [0, 1]. Outputs: 1280 pooled features, the first maps of a middle block, None.
     """
 
     def __init__(self) -> None:
