@@ -1,1 +1,1 @@
-"""What quantization lost: float and packed models draw the same seeds, and the difference is measured."""
+"""What quantization lost: float and quantized models sample the same seeds, and are compared."""

@@ -1,145 +1,183 @@
-"""Subjects: the models of a comparison, loaded, named, and checked for being comparable at all."""
+"""The models of a comparison: loaded, named, and checked that they can be compared."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import facts, quantized_pipeline
-from lowtide.checkpoint.provenance import NAME, Record, read
+from lowtide.checkpoint import facts, provenance, quantized_pipeline
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
 from lowtide.report.text import optional
+from lowtide.sampling.pipelines import Pipeline
 
-Source = str | Path | Any
-FLOAT, OURS, PEER = "float", "lowtide", "peer"
-# What must agree for the same noise to mean the same image.
-SHARED = ("sample_size", "in_channels", "num_class_embeds")
+ModelSource = str | Path | Pipeline | quantized_pipeline.Quantized
+FLOAT = "float"
+LOWTIDE = "lowtide"
+PEER = "peer"
+# Parts of the configuration that must agree, so that one seed gives the same noise to all models.
+_SHARED = ("sample_size", "in_channels", "num_class_embeds")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One model: where it came from, its pipeline, and the record beside its weights. `key` names its images' folder."""
+class ComparedModel:
+    """One model: its source, its pipeline, its folder, and the record of its quantization.
+
+    name: for people. key: the name of the folder of its images.
+    """
 
     source: str
-    pipe: Any
+    pipe: Pipeline
     folder: Path | None = None
-    record: Record | None = None
+    record: provenance.Record | None = None
     name: str = ""
     key: str = ""
 
     @cached_property
-    def model(self) -> nn.Module:
+    def denoiser(self) -> nn.Module:
         return sampling.denoiser(self.pipe)
 
     @cached_property
     def plan(self) -> Plan:
-        return facts.packed_plan(self.model)
+        return facts.packed_plan(self.denoiser)
 
     @cached_property
     def kind(self) -> str:
-        """Float, ours, or quantized by somebody else."""
+        """Float, quantized by lowtide, or quantized by another library (a peer)."""
         if self.plan.summary:
-            return OURS
-        return PEER if getattr(self.model, "is_quantized", False) else FLOAT
+            return LOWTIDE
+        return PEER if getattr(self.denoiser, "is_quantized", False) else FLOAT
 
     @property
     def bytes(self) -> int:
-        """The denoiser's weights on disk; in memory for a model that no folder here holds."""
-        return (self.folder and facts.on_disk(self.folder)) or facts.parameter_bytes(self.model)
+        """The denoiser's weights on disk, or in memory if no local folder has them."""
+        on_disk = facts.on_disk(self.folder) if self.folder else 0
+        return on_disk or facts.parameter_bytes(self.denoiser)
 
 
-def load(source: Source) -> Subject:
-    """A model by zoo:NAME, folder or hub id; or a pipeline (or lowtide.Quantized) that is loaded already."""
-    if isinstance(source, str | Path):
-        folder = sampling.local_folder(source)
-        found = Subject(str(source), sampling.load_pipeline(source), folder, read(folder))
-    else:
-        pipe = source.pipe if isinstance(source, quantized_pipeline.Quantized) else source
-        found = Subject(f"a {type(pipe).__name__} in memory", pipe)
-    found.model.requires_grad_(False).eval()
-    return replace(found, name=titled(found))
+def load(source: ModelSource) -> ComparedModel:
+    """A model from zoo:NAME, a folder or a hub id; or a loaded pipeline or lowtide.Quantized."""
+    model = _from_source(source) if isinstance(source, str | Path) else _in_memory(source)
+    model.denoiser.requires_grad_(False).eval()
+    return replace(model, name=_title(model))
 
 
-def titled(subject: Subject) -> str:
-    """tfmq W4A8; digits; quanto (the folder)."""
-    short = Path(subject.source.removeprefix("zoo:")).name
-    if subject.kind == FLOAT:
-        return f"{short} in float"
-    if subject.kind == PEER:
-        config = subject.model.config.get("quantization_config") or {}
-        method = config.get("quant_method", "") if isinstance(config, dict) else config.quant_method
-        return f"{getattr(method, 'value', method) or 'quantized'}, {short}"
-    bits = subject.plan.summary
-    without = "".join(f" -{name}" for name in subject.record.without) if subject.record else ""
-    options = (
-        "".join(f" {option}" for option in optional(subject.record.settings.get("stages", {})))
-        if subject.record
-        else ""
-    )
-    return f"{subject.plan.method}{without}{options} W{bits['weights']}A{bits['inputs']}"
+def _from_source(source: str | Path) -> ComparedModel:
+    folder = sampling.local_folder(source)
+    record = provenance.read(folder)
+    if record is not None:
+        _check_record(record, source)
+    return ComparedModel(str(source), sampling.load_pipeline(source), folder, record)
 
 
-def distinct(subjects: Sequence[Subject]) -> list[Subject]:
-    """The same subjects, each with a name and a key of its own."""
-    names = [subject.name for subject in subjects]
-    found: list[Subject] = []
-    for subject in subjects:
-        name = (
-            subject.name
-            if names.count(subject.name) == 1
-            else f"{subject.name}, {Path(subject.source).name}"
+def _in_memory(source: Pipeline | quantized_pipeline.Quantized) -> ComparedModel:
+    pipe = source.pipe if isinstance(source, quantized_pipeline.Quantized) else source
+    return ComparedModel(f"a {type(pipe).__name__} in memory", pipe)
+
+
+def _check_record(record: provenance.Record, source: str | Path) -> None:
+    """The parts that a comparison reads have the right types."""
+    fits = {
+        "source": isinstance(record.source, str),
+        "fingerprint": isinstance(record.fingerprint, str),
+        "settings": isinstance(record.settings, dict),
+        "report": isinstance(record.report, dict),
+    }
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise BadInput(
+            f"found {provenance.NAME} in {source} with a damaged {wrong[0]!r}",
+            "the record that lowtide wrote",
+            "delete it, or quantize again",
         )
-        taken = {each.key for each in found}
-        keys = (slug(name) + (f"-{number}" if number else "") for number in range(len(subjects)))
-        found.append(replace(subject, name=name, key=next(key for key in keys if key not in taken)))
-    return found
+
+
+def _title(model: ComparedModel) -> str:
+    """Such as "tfmq W4A8", "digits in float", or "quanto, FOLDER"."""
+    short = Path(model.source.removeprefix("zoo:")).name
+    if model.kind == FLOAT:
+        return f"{short} in float"
+    if model.kind == PEER:
+        return f"{_peer_method(model.denoiser)}, {short}"
+    bits = model.plan.summary
+    return f"{model.plan.method}{_variant(model.record)} W{bits['weights']}A{bits['inputs']}"
+
+
+def _peer_method(denoiser: nn.Module) -> str:
+    """The name that diffusers has for the other library's method."""
+    config = getattr(denoiser, "config", {}).get("quantization_config") or {}
+    method = config.get("quant_method", "") if isinstance(config, dict) else config.quant_method
+    return getattr(method, "value", method) or "quantized"
+
+
+def _variant(record: provenance.Record | None) -> str:
+    """The stages that were left out and the options of stages."""
+    if record is None:
+        return ""
+    without = "".join(f" -{stage}" for stage in record.without)
+    return without + "".join(f" {option}" for option in optional(record.settings.get("stages", {})))
+
+
+def distinct(models: Sequence[ComparedModel]) -> list[ComparedModel]:
+    """The same models, each with a key of its own, and a name that tells it from the others."""
+    names = [model.name for model in models]
+    named: list[ComparedModel] = []
+    for model in models:
+        repeated = names.count(model.name) > 1
+        name = f"{model.name}, {Path(model.source).name}" if repeated else model.name
+        key = _free_key(slug(name), {other.key for other in named})
+        named.append(replace(model, name=name, key=key))
+    return named
+
+
+def _free_key(key: str, used: set[str]) -> str:
+    """The key, or the key with the first number that makes it new."""
+    numbered = (f"{key}-{number}" for number in range(1, len(used) + 1))
+    return next(each for each in (key, *numbered) if each not in used)
 
 
 def slug(name: str) -> str:
-    """A name as a folder can have it: letters, digits and single dashes."""
+    """A name for a folder: letters, digits and single dashes."""
     return "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "model"
 
 
-def reference_of(subject: Subject, reference: Source | None) -> Subject:
-    """The float model to compare with: the one that is given, or the one that was quantized."""
+def reference_of(model: ComparedModel, reference: ModelSource | None) -> ComparedModel:
+    """The float model to compare with: `reference`, or the model that was quantized."""
     if reference is not None:
         return load(reference)
-    if subject.record is None:
+    if model.record is None:
         raise BadInput(
-            f"found no {NAME} in {subject.source}",
+            f"found no {provenance.NAME} in {model.source}",
             "a record of the float model",
             "give it with --reference MODEL",
         )
-    original = load(subject.record.source)
-    if facts.fingerprint(original.model) != subject.record.fingerprint:
+    original = load(model.record.source)
+    if facts.fingerprint(original.denoiser) != model.record.fingerprint:
         raise BadInput(
-            f"found other weights in {subject.record.source} than those that were quantized",
-            f"weights with the hash {subject.record.fingerprint}",
+            f"found other weights in {model.record.source} than those that were quantized",
+            f"weights with the hash {model.record.fingerprint}",
             "give them with --reference MODEL, or quantize again",
         )
     return original
 
 
-def check_alike(subjects: Sequence[Subject]) -> None:
-    """One kind of pipeline, scheduler and sample, or the same seed is not the same image."""
-    first, *others = subjects
+def check_comparable(models: Sequence[ComparedModel]) -> None:
+    """All have one kind of pipeline, scheduler and sample, so that a seed is one image."""
+    first, *others = models
     for other in others:
-        for mine, theirs in zip(traits(first), traits(other), strict=True):
+        for mine, theirs in zip(_traits(first), _traits(other), strict=True):
             if mine != theirs:
                 raise BadInput(
                     f"found {theirs} in {other.source} and {mine} in {first.source}",
-                    "models that draw the same from one seed",
+                    "models that make the same image from one seed",
                     "compare models of one pipeline, scheduler and size",
                 )
 
 
-def traits(subject: Subject) -> list[str]:
-    config = getattr(subject.model, "config", {})
-    kinds = [type(subject.pipe).__name__, type(subject.pipe.scheduler).__name__]
-    return kinds + [f"{name.replace('_', ' ')} {config.get(name)}" for name in SHARED]
+def _traits(model: ComparedModel) -> list[str]:
+    config = getattr(model.denoiser, "config", {})
+    kinds = [type(model.pipe).__name__, type(model.pipe.scheduler).__name__]
+    return kinds + [f"{name.replace('_', ' ')} {config.get(name)}" for name in _SHARED]

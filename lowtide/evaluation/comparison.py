@@ -1,14 +1,13 @@
-"""Evidence: float and quantized models draw the same seeds, and what differs is measured, drawn and gated.
+"""Comparison: models sample the same seeds, and their differences are measured and drawn.
 
-The package is not called `evaluate`, because a module of that name would take the place of `lowtide.evaluate`.
-
-    DIR/evidence.json            everything measured, as plain JSON
+    DIR/evidence.json              all measurements, as plain JSON
     DIR/images/<model>/<seed>.png
-    DIR/report.html              one page drawn from the two above
+    DIR/report.html                one page, drawn from both
+
+The package is not called `evaluate`: a module of that name would hide `lowtide.evaluate`.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,167 +16,289 @@ from typing import Any
 from lowtide import sampling
 from lowtide.checkpoint import facts, folders, provenance
 from lowtide.errors import BadInput
-from lowtide.evaluation import environment, layer_drift, timed_sampling
-from lowtide.evaluation.compared_models import (
-    FLOAT,
-    OURS,
-    Source,
-    Subject,
-    check_alike,
-    distinct,
-    load,
-    reference_of,
+from lowtide.evaluation import compared_models, layer_drift
+from lowtide.evaluation.compared_models import FLOAT, ComparedModel, ModelSource
+from lowtide.evaluation.environment import environment
+from lowtide.evaluation.evaluation_settings import EvaluationSettings, evaluation_settings
+from lowtide.evaluation.evidence_json import (
+    ComparisonEvidence,
+    DriftEvidence,
+    ModelEvidence,
+    evidence_json,
 )
-from lowtide.evaluation.layer_bits import made
-from lowtide.evaluation.scores import Ruler, judged, ruler, scored
+from lowtide.evaluation.gates import GateResult, gate_results
+from lowtide.evaluation.layer_bits import checkpoint_contents
+from lowtide.evaluation.sampling_request import captions, request_json, sampling_request
+from lowtide.evaluation.scores import (
+    MeasurementPlan,
+    ModelScores,
+    measurement_plan,
+    model_scores,
+)
+from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
 from lowtide.report import page, text
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["compare", "compare_models", "evaluate", "evaluate_model"]
 
-VERSION, MARK, HERE = 1, "evidence.json", "evidence"
+EVIDENCE = "evidence.json"
+FOLDER = "evidence"
 
 
 def evaluate(
-    model: Source,
+    model: ModelSource,
     *,
-    reference: Source | None = None,
+    reference: ModelSource | None = None,
     out: str | Path | None = None,
     metrics: Sequence[str] | None = None,
     dataset: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    **request: Any,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    prompts: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Compare a packed model with the float model it was made of, and write the evidence folder.
 
-    model: a packed folder (or a pipeline, or lowtide.Quantized). reference: the float model; without it, the one that the
-    folder's lowtide.json names. out: the evidence folder, MODEL/evidence by default. metrics: psnr, ssim, lpips, latent_mse;
-    against `dataset` (a folder of images, or an .npz of lowtide.metrics' Statistics): fd, sfd, kd, precision, recall, fid, ...
-    gates: bounds such as {"min-psnr": 25.0, "max-lpips": 0.2, "max-fd-increase": 1.0}. request: fields of lowtide.Request,
-    such as seeds and steps; what is not given is as the model was quantized.
+    Args:
+        model: a packed folder, a pipeline, or lowtide.Quantized.
+        reference: the float model; None is the one that the folder's lowtide.json names.
+        out: the evidence folder; None is MODEL/evidence.
+        metrics: psnr, ssim, lpips, latent_mse; with a data set also fd, sfd, kd, precision,
+            recall, fid and others. None is the default set.
+        dataset: a folder of images, or an .npz file of lowtide.evaluation.metrics.Statistics.
+        gates: bounds such as {"min-psnr": 25.0, "max-lpips": 0.2, "max-fd-increase": 1.0}.
+        seeds: one image for each; None is 0 to 63.
+        steps, prompts, labels, guidance, eta, size: as in lowtide.Request; None is the value with
+            which the model was quantized.
+        batch: the number of images that are sampled at once; None is 16.
 
-    Returns what evidence.json holds, with the folder and the path of the report.
+    Returns:
+        The contents of evidence.json, the folder, and the path of the report.
+
+    Example:
+        lowtide.evaluate("packed", seeds=range(16), gates={"min-psnr": 25.0})
     """
-    rule = ruler(metrics, dataset, gates or {})
-    subject = load(model)
-    if subject.kind == FLOAT:
-        raise BadInput(
-            f"found a float model in {subject.source}",
-            "a quantized one",
-            "quantize it, or use lowtide compare",
-        )
-    if out is None and subject.folder is None:
-        raise BadInput(
-            "found no folder to write to", "a place for the evidence", "give out (--out)"
-        )
-    subjects = distinct([reference_of(subject, reference), subject])
-    title = f"{subjects[1].name} beside {subjects[0].name}"
-    return prove(subjects, rule, Path(out or subject.folder / HERE), title, request)
+    settings = evaluation_settings(
+        gates,
+        dataset,
+        metrics=metrics,
+        seeds=seeds,
+        steps=steps,
+        batch=batch,
+        prompts=prompts,
+        labels=labels,
+        guidance=guidance,
+        eta=eta,
+        size=size,
+    )
+    return evaluate_model(model, settings, reference=reference, out=out)
+
+
+def evaluate_model(
+    source: ModelSource,
+    settings: EvaluationSettings,
+    *,
+    reference: ModelSource | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """`evaluate` with its settings in one object."""
+    plan = measurement_plan(settings)
+    model = compared_models.load(source)
+    if model.kind == FLOAT:
+        wrong = f"found a float model in {model.source}"
+        raise BadInput(wrong, "a quantized one", "quantize it, or use lowtide compare")
+    folder = Path(out) if out else _folder_inside(model)
+    original = compared_models.reference_of(model, reference)
+    models = compared_models.distinct([original, model])
+    title = f"{models[1].name} beside {models[0].name}"
+    return _write_evidence(models, plan, settings, folder, title)
+
+
+def _folder_inside(model: ComparedModel) -> Path:
+    """The evidence folder inside the model's own folder."""
+    if model.folder is None:
+        wrong = "found no folder to write to"
+        raise BadInput(wrong, "a place for the evidence", "give out (--out)")
+    return model.folder / FOLDER
 
 
 def compare(
-    *models: Source,
-    reference: Source | None = None,
-    out: str | Path = HERE,
+    *models: ModelSource,
+    reference: ModelSource | None = None,
+    out: str | Path = FOLDER,
     metrics: Sequence[str] | None = None,
     dataset: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    **request: Any,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    prompts: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
+    size: int | None = None,
 ) -> dict[str, Any]:
-    """Compare any mix of float models, lowtide's checkpoints and others that diffusers loads; arguments as for evaluate.
+    """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
 
-    All are compared with `reference`; without one, with the first float model, or, if there is none, with the first model.
+    Args:
+        models: hub ids, folders, zoo:NAME, or loaded pipelines.
+        reference: the model that all are compared with; None is the first float model, or the
+            first model if none is in float.
+        out: the evidence folder.
+
+    The other arguments and the result are those of `evaluate`; None is the value with which the
+    first packed model was quantized.
+
+    Example:
+        lowtide.compare("zoo:digits", "runs/minmax", "runs/tfmq", seeds=range(16))
     """
-    rule = ruler(metrics, dataset, gates or {})
-    together = ([] if reference is None or reference in models else [reference]) + list(models)
-    if len(together) < 2:
-        raise BadInput(
-            f"found {len(together)} model",
-            "at least two to compare",
-            "name another, or use lowtide evaluate",
-        )
-    subjects = [load(model) for model in together]
-    first = together.index(reference) if reference is not None else first_float(subjects)
-    subjects = distinct([subjects[first], *subjects[:first], *subjects[first + 1 :]])
-    return prove(subjects, rule, Path(out), f"{len(subjects)} models beside one another", request)
+    settings = evaluation_settings(
+        gates,
+        dataset,
+        metrics=metrics,
+        seeds=seeds,
+        steps=steps,
+        batch=batch,
+        prompts=prompts,
+        labels=labels,
+        guidance=guidance,
+        eta=eta,
+        size=size,
+    )
+    return compare_models(models, settings, reference=reference, out=out)
 
 
-def first_float(subjects: Sequence[Subject]) -> int:
-    return next((place for place, subject in enumerate(subjects) if subject.kind == FLOAT), 0)
-
-
-def prove(
-    subjects: Sequence[Subject], rule: Ruler, out: Path, title: str, asked: dict[str, Any]
+def compare_models(
+    sources: Sequence[ModelSource],
+    settings: EvaluationSettings,
+    *,
+    reference: ModelSource | None = None,
+    out: str | Path = FOLDER,
 ) -> dict[str, Any]:
-    """Draw, measure, write; the folder appears whole or not at all."""
-    request = environment.asked_request(subjects, asked)
-    check_alike(subjects)
-    for subject in subjects:
-        facts.check_steps(subject.model, request.steps)
-    captions = environment.captions(subjects[0].pipe, request)
-    with folders.written_beside(out, (MARK,)) as fresh:
-        drawings = timed_sampling.draw_in_turns(subjects, request, fresh / "images", text.track)
-        models = described(subjects, request, drawings)
-        for key, found in scored(rule, subjects, drawings, request.seeds, captions).items():
-            models[key] |= found
-        data = head(title, subjects, request, captions) | {
-            "models": models,
-            "gates": judged(rule, models, subjects[0].key),
-        }
-        data = finite(data)
-        (fresh / MARK).write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")
+    """`compare` with its settings in one object."""
+    plan = measurement_plan(settings)
+    missing = [] if reference is None or reference in sources else [reference]
+    every = [*missing, *sources]
+    if len(every) < 2:
+        wrong = f"found {len(every)} model"
+        way_out = "name another, or use lowtide evaluate"
+        raise BadInput(wrong, "at least two to compare", way_out)
+    models = [compared_models.load(source) for source in every]
+    first = _first_float(models) if reference is None else every.index(reference)
+    ordered = [models[first], *models[:first], *models[first + 1 :]]
+    title = f"{len(models)} models beside one another"
+    named = compared_models.distinct(ordered)
+    return _write_evidence(named, plan, settings, Path(out), title)
+
+
+def _first_float(models: Sequence[ComparedModel]) -> int:
+    """The place of the first float model, else 0."""
+    return next((place for place, model in enumerate(models) if model.kind == FLOAT), 0)
+
+
+def _write_evidence(
+    models: Sequence[ComparedModel],
+    plan: MeasurementPlan,
+    settings: EvaluationSettings,
+    out: Path,
+    title: str,
+) -> dict[str, Any]:
+    """Sample, measure, write. The folder appears as a whole or not at all."""
+    request = sampling_request(models, settings)
+    compared_models.check_comparable(models)
+    for model in models:
+        facts.check_steps(model.denoiser, request.steps)
+    # Wrong prompts and labels are an error here, before any sampling.
+    captions(models[0].pipe, request)
+    with folders.written_beside(out, (EVIDENCE,)) as fresh:
+        samples = sample_in_turns(models, request, fresh / "images", text.track)
+        evidence = _evidence(models, plan, request, samples, title)
+        tree = evidence_json(evidence)
+        encoded = json.dumps(tree, allow_nan=False) + "\n"
+        (fresh / EVIDENCE).write_text(encoded, encoding="utf-8")
         page.draw(fresh)
-    return data | {"folder": str(out), "report": str(out / "report.html")}
+    return tree | {"folder": str(out), "report": str(out / "report.html")}
 
 
-def head(
-    title: str, subjects: Sequence[Subject], request: sampling.Request, captions: list[str] | None
-) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "title": title,
-        "command": provenance.command(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment.environment(),
-        "request": environment.request_told(request, subjects[0].pipe.scheduler),
-        "captions": captions,
-        "reference": subjects[0].key,
-    }
-
-
-def described(
-    subjects: Sequence[Subject],
+def _evidence(
+    models: Sequence[ComparedModel],
+    plan: MeasurementPlan,
     request: sampling.Request,
-    drawings: Mapping[str, timed_sampling.Drawing],
-) -> dict[str, dict[str, Any]]:
-    """What each model is, its speed, and where it leaves the reference's path."""
-    first, *others = subjects
-    adapter = layer_drift.reference_adapter(first)
-    calls = layer_drift.reference_calls(first, request, drawings[first.key].calls)
-    found = {first.key: basics(first, drawings[first.key])}
-    for subject in text.track(others, len(others), "comparing layers"):
-        away = {
-            "trajectory": drawings[subject.key].trajectory(),
-            "layers": layer_drift.layer_errors(
-                adapter, first.model, subject.model, calls, skip=subject.plan.blank
+    samples: Mapping[str, ModelSamples],
+    title: str,
+) -> ComparisonEvidence:
+    """All measurements; the first model is the reference."""
+    reference = models[0]
+    image_captions = captions(reference.pipe, request)
+    drifts = _drifts(models, request, samples)
+    scores = model_scores(plan, models, samples, request.seeds, image_captions)
+    return ComparisonEvidence(
+        title=title,
+        command=provenance.command(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment(),
+        request=request_json(request, reference.pipe.scheduler),
+        captions=image_captions,
+        reference=reference.key,
+        models={
+            model.key: _model_evidence(
+                model, samples[model.key], drifts.get(model.key), scores[model.key]
+            )
+            for model in models
+        },
+        gates=_gates(plan, scores, reference.key),
+    )
+
+
+def _drifts(
+    models: Sequence[ComparedModel],
+    request: sampling.Request,
+    samples: Mapping[str, ModelSamples],
+) -> dict[str, DriftEvidence]:
+    """The drift of each model but the reference, by key."""
+    reference, *others = models
+    adapter = layer_drift.reference_adapter(reference)
+    calls = layer_drift.reference_calls(reference, request, samples[reference.key].calls)
+    drifts = {}
+    for model in text.track(others, len(others), "comparing layers"):
+        drifts[model.key] = DriftEvidence(
+            trajectory=samples[model.key].trajectory(),
+            layers=layer_drift.layer_errors(
+                adapter, reference.denoiser, model.denoiser, calls, skip=model.plan.blank
             ),
-            "temporal": layer_drift.temporal_drift(adapter, first, subject),
-        }
-        found[subject.key] = basics(subject, drawings[subject.key]) | away
-    return found
+            temporal=layer_drift.temporal_drift(adapter, reference, model),
+        )
+    return drifts
 
 
-def basics(subject: Subject, drawing: timed_sampling.Drawing) -> dict[str, Any]:
-    names = ("name", "source", "kind", "bytes")
-    told = {name: getattr(subject, name) for name in names} | {
-        "seconds_per_step": drawing.seconds_per_step
-    }
-    return told | (made(subject) if subject.kind == OURS else {})
+def _model_evidence(
+    model: ComparedModel,
+    samples: ModelSamples,
+    drift: DriftEvidence | None,
+    scores: ModelScores,
+) -> ModelEvidence:
+    return ModelEvidence(
+        name=model.name,
+        source=model.source,
+        kind=model.kind,
+        bytes=model.bytes,
+        seconds_per_step=samples.seconds_per_step,
+        checkpoint=checkpoint_contents(model),
+        drift=drift,
+        scores=scores,
+    )
 
 
-def finite(tree: Any) -> Any:
-    """Plain JSON has no NaN and no infinity; what was no number is null."""
-    if isinstance(tree, Mapping):
-        return {name: finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+def _gates(
+    plan: MeasurementPlan, scores: Mapping[str, ModelScores], reference: str
+) -> list[GateResult]:
+    values = {key: _values(each) for key, each in scores.items()}
+    return gate_results(plan.limits, values, reference=reference, full_name=plan.full_name)
+
+
+def _values(scores: ModelScores) -> dict[str, float]:
+    return {name: measurement.value for name, measurement in scores.metrics.items()}

@@ -1,7 +1,7 @@
-"""Drift: how far each layer is from the reference's on the same denoiser inputs, and temporal features at each step."""
+"""Layer drift: the error of each layer on the reference's inputs, and of temporal features."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,50 +11,71 @@ from torch import Tensor, nn
 
 from lowtide import sampling
 from lowtide.checkpoint import facts
-from lowtide.evaluation.compared_models import FLOAT, OURS, Subject
+from lowtide.evaluation.compared_models import FLOAT, LOWTIDE, ComparedModel
 from lowtide.models import Adapter, adapt
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import find_clock
 from lowtide.stages.temporal_features import temporal_errors
 
-STEPS, IMAGES = 8, 4
-Track = Callable[..., Iterator]
+# At most so many denoiser calls, each with at most so many images.
+STEPS = 8
+IMAGES = 4
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """Relative L2 errors of layer outputs; error: layers x timesteps."""
+
+    names: list[str]
+    units: list[str]
+    timesteps: list[int]
+    error: list[list[float]]
+
+
+@dataclass(frozen=True)
+class TemporalErrors:
+    """Squared errors of temporal features; error: features x timesteps."""
+
+    features: list[str]
+    timesteps: list[int]
+    error: list[list[float]]
 
 
 @dataclass
-class Sums:
-    """Squared error and squared reference of every layer, in one call."""
+class LayerSquares:
+    """The squared error and the squared reference of each layer, in one denoiser call."""
 
-    away: dict[str, float] = field(default_factory=dict)
-    whole: dict[str, float] = field(default_factory=dict)
+    error: dict[str, float] = field(default_factory=dict)
+    reference: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, ours: Tensor, theirs: Tensor) -> None:
-        self.away[name] = self.away.get(name, 0.0) + float(
-            (ours.double() - theirs.double()).square().sum()
-        )
-        self.whole[name] = self.whole.get(name, 0.0) + float(theirs.double().square().sum())
+    def add(self, name: str, output: Tensor, reference: Tensor) -> None:
+        error = (output.double() - reference.double()).square().sum()
+        square = reference.double().square().sum()
+        self.error[name] = self.error.get(name, 0.0) + float(error)
+        self.reference[name] = self.reference.get(name, 0.0) + float(square)
 
     def relative(self, name: str) -> float:
-        """Relative L2; a layer that is silent in the reference has no error if it is silent here, and else a whole one."""
-        away, whole = self.away[name], self.whole[name]
-        return (away / whole) ** 0.5 if whole else float(away > 0)
+        """Relative L2. For a reference of zeros: 0 if the output is zero too, else 1."""
+        error = self.error[name]
+        reference = self.reference[name]
+        return (error / reference) ** 0.5 if reference else float(error > 0)
 
 
 def reference_calls(
-    subject: Subject, request: sampling.Request, calls: int
+    model: ComparedModel, request: sampling.Request, calls: int
 ) -> list[sampling.Moment]:
-    """A few of the reference's own denoiser calls, evenly spread over its steps."""
+    """A few of the reference's denoiser calls, spread evenly over its `calls` calls."""
     few = replace(request, seeds=request.seeds[:IMAGES], batch=IMAGES)
-    kept = {round(place * (calls - 1) / max(1, STEPS - 1)) for place in range(STEPS)}
-    return list(sampling.trajectory(subject.pipe, few, keep=kept))
+    indices = {round(place * (calls - 1) / max(1, STEPS - 1)) for place in range(STEPS)}
+    return list(sampling.trajectory(model.pipe, few, keep=indices))
 
 
-def reference_adapter(subject: Subject) -> Adapter:
-    """The architecture as it is in float, even if this model is not."""
-    if subject.kind == FLOAT:
-        return adapt(subject.model, sampling.example(subject.pipe))
-    return facts.float_adapter(subject.model, Plan())
+def reference_adapter(model: ComparedModel) -> Adapter:
+    """The architecture of the float model, even if this model is quantized."""
+    if model.kind == FLOAT:
+        return adapt(model.denoiser, sampling.example(model.pipe))
+    return facts.float_adapter(model.denoiser, Plan())
 
 
 @torch.no_grad()
@@ -65,87 +86,97 @@ def layer_errors(
     calls: Sequence[sampling.Moment],
     *,
     skip: Iterable[str] = (),
-) -> dict[str, list]:
-    """Layers x timesteps: relative L2 of each layer's output, both models called with the reference's inputs.
+) -> LayerErrors:
+    """The error of each layer's output, when both models are called with the reference's inputs.
 
-    Each model runs as a whole, so a layer's error holds what it inherits from those before it.
+    Each model runs as a whole, so a layer's error includes what it inherits from earlier layers.
     """
-    modules = [dict(each.named_modules()) for each in (reference, model)]
-    names = [
-        name
-        for name in adapter.layers()
-        if name not in set(skip) and all(name in each for each in modules)
-    ]
-    found = [compared(reference, model, names, call.arguments) for call in calls]
-    heard = [name for name in names if all(name in sums.away for sums in found)]
-    units = {name: unit.name for unit in adapter.units() for name in unit.layers}
-    return {
-        "names": heard,
-        "units": [units[name] for name in heard],
-        "timesteps": [round(float(call.t[0]) * adapter.ticks) for call in calls],
-        "error": [[sums.relative(name) for sums in found] for name in heard],
-    }
-
-
-def compared(
-    reference: nn.Module, model: nn.Module, names: Sequence[str], arguments: dict[str, Any]
-) -> Sums:
-    """One call of both; of all outputs only the reference's are held."""
-    held: dict[str, deque[Tensor]] = {name: deque() for name in names}
-    with listening(reference, names, lambda name, out: held[name].append(out.clone())):
-        call(reference, arguments)
-    sums = Sums()
-
-    def hear(name: str, out: Tensor) -> None:
-        # A block that answers for all steps of a request at once runs with another batch; that is not this call's answer.
-        if held[name] and held[name][0].shape == out.shape:
-            theirs = held[name].popleft()
-            sums.add(name, out.to(theirs.device), theirs)
-
-    with listening(model, names, hear):
-        call(model, arguments)
-    return sums
-
-
-def call(model: nn.Module, arguments: dict[str, Any]) -> Any:
-    """The model's answer to what was heard."""
-    device = next(model.parameters()).device
-    return model(
-        **mapped(arguments, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
+    names = _shared_layers(adapter, [reference, model], set(skip))
+    squares = [_compared_call(reference, model, names, call.arguments) for call in calls]
+    measured = [name for name in names if all(name in each.error for each in squares)]
+    return LayerErrors(
+        names=measured,
+        units=[unit_names(adapter)[name] for name in measured],
+        timesteps=[round(float(call.t[0]) * adapter.ticks) for call in calls],
+        error=[_row(squares, name) for name in measured],
     )
 
 
+def _shared_layers(adapter: Adapter, models: Sequence[nn.Module], skip: set[str]) -> list[str]:
+    """Layers that all models have, in forward order."""
+    modules = [dict(model.named_modules()) for model in models]
+    names = [name for name in adapter.layers() if name not in skip]
+    return [name for name in names if all(name in each for each in modules)]
+
+
+def unit_names(adapter: Adapter) -> dict[str, str]:
+    """The unit of each layer."""
+    names: dict[str, str] = {}
+    for unit in adapter.units():
+        names |= dict.fromkeys(unit.layers, unit.name)
+    return names
+
+
+def _row(squares: Sequence[LayerSquares], name: str) -> list[float]:
+    return [each.relative(name) for each in squares]
+
+
+def _compared_call(
+    reference: nn.Module, model: nn.Module, names: Sequence[str], arguments: Mapping[str, Any]
+) -> LayerSquares:
+    """One call of both models; only the reference's outputs are kept in memory."""
+    outputs: dict[str, deque[Tensor]] = {name: deque() for name in names}
+    with _observed_outputs(reference, names, lambda name, x: outputs[name].append(x.clone())):
+        call(reference, arguments)
+    squares = LayerSquares()
+
+    def compare_output(name: str, x: Tensor) -> None:
+        # A block that computes all steps of a request at once has another batch size; such an
+        # output does not belong to this call.
+        if outputs[name] and outputs[name][0].shape == x.shape:
+            expected = outputs[name].popleft()
+            squares.add(name, x.to(expected.device), expected)
+
+    with _observed_outputs(model, names, compare_output):
+        call(model, arguments)
+    return squares
+
+
+def call(model: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """The model's output for recorded arguments, which are moved to its device."""
+    device = next(model.parameters()).device
+    moved = mapped(arguments, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
+    return model(**moved)
+
+
 @contextmanager
-def listening(
-    model: nn.Module, names: Iterable[str], hear: Callable[[str, Tensor], None]
+def _observed_outputs(
+    model: nn.Module, names: Iterable[str], observe: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Hear what each of these layers answers."""
+    """Call `observe` with the name and the output tensor of each of these layers."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda module, args, out: hear(name, out) if isinstance(out, Tensor) else None
+        return lambda module, args, x: observe(name, x) if isinstance(x, Tensor) else None
 
     hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
         yield
     finally:
-        for each in hooks:
-            each.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def temporal_drift(
-    adapter: Adapter, reference: Subject, subject: Subject
-) -> dict[str, list] | None:
-    """TemporalFeatures x timesteps, where the temporal block reads the timestep and nothing else."""
+    adapter: Adapter, reference: ComparedModel, model: ComparedModel
+) -> TemporalErrors | None:
+    """The error of temporal features, if the temporal block reads the timestep and nothing else."""
     units = adapter.temporal()
-    if (
-        not units
-        or any(unit.reads != ("timestep",) for unit in units)
-        or (reference.kind, subject.kind) != (FLOAT, OURS)
-    ):
+    reads_time_alone = units and all(unit.reads == ("timestep",) for unit in units)
+    if not reads_time_alone or (reference.kind, model.kind) != (FLOAT, LOWTIDE):
         return None
-    errors = temporal_errors(adapter, reference.model, subject.model, subject.plan.times)
-    return {
-        "features": [name for unit in units for name in unit.features],
-        "timesteps": find_clock(subject.model).timesteps.tolist(),
-        "error": errors.T.tolist(),
-    }
+    errors = temporal_errors(adapter, reference.denoiser, model.denoiser, model.plan.times)
+    features: list[str] = []
+    for unit in units:
+        features += unit.features
+    timesteps = find_clock(model.denoiser).timesteps.tolist()
+    return TemporalErrors(features, timesteps, errors.T.tolist())

@@ -1,11 +1,12 @@
-"""Turns: every model draws the same seeds, batch by batch in turn, so that a busy machine slows all of them alike."""
+"""Timed sampling: models sample the same seeds in turns, so that machine load slows all alike."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,111 +17,124 @@ from torch import Tensor, nn
 
 from lowtide import sampling
 from lowtide.errors import BadInput
-from lowtide.evaluation.compared_models import Subject
+from lowtide.evaluation.compared_models import ComparedModel
 from lowtide.report.grids import pixels
+from lowtide.sampling.pipelines import Pipeline, Scheduler
+
+Track = Callable[[Sequence[Any], int, str], Iterator[Any]]
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One batch of one model: its images, the sample after each step, the steps' timesteps, and seconds of each call."""
+class SampledBatch:
+    """One batch of one model.
+
+    images: (batch, height, width, channels). samples: the sample after each step, on the CPU.
+    timesteps: one for each step. seconds: one for each call of the denoiser.
+    """
 
     images: np.ndarray
-    path: list[Tensor]
+    samples: list[Tensor]
     timesteps: list[int]
     seconds: list[float]
 
 
+@dataclass(frozen=True)
+class TrajectoryErrors:
+    """The relative L2 error of the sample after each step."""
+
+    timesteps: list[int]
+    error: list[float]
+
+
 @dataclass
-class Drawing:
-    """What a model drew in all its turns, and how far from the reference's path it was."""
+class ModelSamples:
+    """All batches of one model, and its squared error to the reference after each step."""
 
     images: list[np.ndarray] = field(default_factory=list)
     latents: list[np.ndarray] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
     calls: int = 0
-    away: np.ndarray | float = 0.0
-    whole: np.ndarray | float = 0.0
+    squared_error: np.ndarray | float = 0.0
+    squared_reference: np.ndarray | float = 0.0
 
-    def add(self, turn: Turn, original: Turn) -> None:
-        check_same(turn, original)
-        self.images.append(turn.images)
-        self.latents.append(turn.path[-1].numpy())
-        self.seconds += turn.seconds
-        self.timesteps, self.calls = turn.timesteps, len(turn.seconds)
-        self.away = self.away + energies(
-            ours - theirs for ours, theirs in zip(turn.path, original.path, strict=True)
-        )
-        self.whole = self.whole + energies(original.path)
+    def add(self, batch: SampledBatch, reference: SampledBatch) -> None:
+        check_same_sampling(batch, reference)
+        self.images.append(batch.images)
+        self.latents.append(batch.samples[-1].numpy())
+        self.seconds += batch.seconds
+        self.timesteps = batch.timesteps
+        self.calls = len(batch.seconds)
+        pairs = zip(batch.samples, reference.samples, strict=True)
+        self.squared_error = self.squared_error + _squares(x - y for x, y in pairs)
+        self.squared_reference = self.squared_reference + _squares(reference.samples)
 
     @property
     def seconds_per_step(self) -> float:
-        """The median call, times the calls that a step takes."""
+        """The median time of a call, times the calls of a step."""
         return statistics.median(self.seconds) * self.calls / len(self.timesteps)
 
-    def trajectory(self) -> dict[str, list]:
-        """Relative L2 of the sample to the reference's after each step."""
-        return {"timesteps": self.timesteps, "error": np.sqrt(self.away / self.whole).tolist()}
+    def trajectory(self) -> TrajectoryErrors:
+        error = np.sqrt(self.squared_error / self.squared_reference)
+        return TrajectoryErrors(self.timesteps, error.tolist())
 
 
-def energies(samples: Any) -> np.ndarray:
-    return np.array([float(each.double().square().sum()) for each in samples])
+def _squares(samples: Iterable[Tensor]) -> np.ndarray:
+    """The sum of squares of each tensor."""
+    return np.array([float(x.double().square().sum()) for x in samples])
 
 
-def check_same(turn: Turn, original: Turn) -> None:
-    if turn.images.shape != original.images.shape:
-        sizes = [" x ".join(map(str, each.images.shape[1:3])) for each in (turn, original)]
-        raise BadInput(
-            f"found images of {' and of '.join(sizes)}",
-            "one size",
-            "compare models of the same image size",
-        )
-    if turn.timesteps != original.timesteps:
-        steps = [f"{each.timesteps[0]} to {each.timesteps[-1]}" for each in (turn, original)]
-        raise BadInput(
-            f"found schedules with timesteps {' and '.join(steps)}",
-            "the same timesteps",
-            "give both pipelines one scheduler",
-        )
+def check_same_sampling(batch: SampledBatch, reference: SampledBatch) -> None:
+    if batch.images.shape != reference.images.shape:
+        sizes = [" x ".join(map(str, each.images.shape[1:3])) for each in (batch, reference)]
+        wrong = f"found images of {' and of '.join(sizes)}"
+        raise BadInput(wrong, "one size", "compare models of the same image size")
+    if batch.timesteps != reference.timesteps:
+        spans = [f"{each.timesteps[0]} to {each.timesteps[-1]}" for each in (batch, reference)]
+        wrong = f"found schedules with timesteps {' and '.join(spans)}"
+        raise BadInput(wrong, "the same timesteps", "give both pipelines one scheduler")
 
 
-def draw_in_turns(
-    subjects: Sequence[Subject],
-    request: sampling.Request,
-    folder: Path,
-    track: Callable[..., Iterator],
-) -> dict[str, Drawing]:
-    """All images, also as FOLDER/<key>/<seed>.png; the first subject is the reference."""
-    drawings, original = {subject.key: Drawing() for subject in subjects}, None
-    turns = [(batch, subject) for batch in request.batches() for subject in subjects]
-    for batch, subject in track(turns, len(turns), "drawing images"):
-        turn = take(subject.pipe, batch)
-        original = turn if subject is subjects[0] else original
-        drawings[subject.key].add(turn, original)
-        write_images(folder / subject.key, turn.images, batch.seeds)
-    return drawings
+def sample_in_turns(
+    models: Sequence[ComparedModel], request: sampling.Request, folder: Path, track: Track
+) -> dict[str, ModelSamples]:
+    """The samples of each model by key; images are also written as FOLDER/<key>/<seed>.png.
+
+    The first model is the reference. For each batch, all models sample one after another.
+    """
+    samples = {model.key: ModelSamples() for model in models}
+    turns = list(product(request.batches(), models))
+    reference: SampledBatch | None = None
+    for batch_request, model in track(turns, len(turns), "sampling images"):
+        batch = sample_batch(model.pipe, batch_request)
+        if model is models[0]:
+            reference = batch
+        assert reference is not None, "the reference is the first of each turn"
+        samples[model.key].add(batch, reference)
+        _write_images(folder / model.key, batch.images, batch_request.seeds)
+    return samples
 
 
-def take(pipe: Any, request: sampling.Request) -> Turn:
-    """Draw one batch, listening to the denoiser's clock and the scheduler's steps."""
+def sample_batch(pipe: Pipeline, request: sampling.Request) -> SampledBatch:
+    """One batch, with the time of each denoiser call and the result of each scheduler step."""
     seconds: list[float] = []
-    path: list[tuple[int, Tensor]] = []
-    with timed(sampling.denoiser(pipe), seconds), heard_steps(pipe.scheduler, path):
+    steps: list[tuple[int, Tensor]] = []
+    with _timed_calls(sampling.denoiser(pipe), seconds), _recorded_steps(pipe.scheduler, steps):
         images = sampling.run_pipeline(pipe, request)
-    # DiT steps both halves of a guided batch; the first is the one it keeps.
-    samples = [x[: len(request.seeds)] for _, x in path]
-    return Turn(images, samples, [timestep for timestep, _ in path], seconds)
+    # DiT steps both halves of a guided batch and keeps the first.
+    samples = [x[: len(request.seeds)] for _, x in steps]
+    return SampledBatch(images, samples, [timestep for timestep, _ in steps], seconds)
 
 
 @contextmanager
-def timed(model: nn.Module, seconds: list[float]) -> Iterator[None]:
-    """Write down how long each call of the model takes, what its own hooks do included."""
+def _timed_calls(model: nn.Module, seconds: list[float]) -> Iterator[None]:
+    """Append the time of each call of the model, its own hooks included."""
     started: list[float] = []
     before = model.register_forward_pre_hook(
-        lambda module, args: started.append(now(module)), prepend=True
+        lambda module, args: started.append(_synchronized_time(module)), prepend=True
     )
     after = model.register_forward_hook(
-        lambda module, args, answer: seconds.append(now(module) - started.pop())
+        lambda module, args, output: seconds.append(_synchronized_time(module) - started.pop())
     )
     try:
         yield
@@ -129,7 +143,8 @@ def timed(model: nn.Module, seconds: list[float]) -> Iterator[None]:
         after.remove()
 
 
-def now(model: nn.Module) -> float:
+def _synchronized_time(model: nn.Module) -> float:
+    """The time in seconds, after all work on the model's GPU."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -137,28 +152,27 @@ def now(model: nn.Module) -> float:
 
 
 @contextmanager
-def heard_steps(scheduler: Any, path: list[tuple[int, Tensor]]) -> Iterator[None]:
-    """Write down what each step of the scheduler gives."""
+def _recorded_steps(scheduler: Scheduler, steps: list[tuple[int, Tensor]]) -> Iterator[None]:
+    """Append the timestep and the sample of each scheduler step."""
     step = scheduler.step
 
     @wraps(step)
-    def heard(model_output: Tensor, timestep: Any, *args: Any, **options: Any) -> Any:
-        answer = step(model_output, timestep, *args, **options)
-        x = answer[0] if isinstance(answer, tuple) else answer.prev_sample
-        path.append((round(float(timestep)), x.detach().to("cpu", torch.float32, copy=True)))
-        return answer
+    def recorded(model_output: Tensor, timestep: Any, *args: Any, **options: Any) -> Any:
+        output = step(model_output, timestep, *args, **options)
+        x = output[0] if isinstance(output, tuple) else output.prev_sample
+        steps.append((round(float(timestep)), x.detach().to("cpu", torch.float32, copy=True)))
+        return output
 
-    scheduler.step = heard
+    scheduler.step = recorded
     try:
         yield
     finally:
-        # Whoever listened inside may have taken the name away with its own.
+        # Code that replaced the attribute during sampling may have deleted it already.
         vars(scheduler).pop("step", None)
 
 
-def write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None:
+def _write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for image, seed in zip(pixels(images), seeds, strict=True):
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
-            folder / f"{seed}.png"
-        )
+        channels = image.squeeze(2) if image.shape[2] == 1 else image
+        Image.fromarray(channels).save(folder / f"{seed}.png")

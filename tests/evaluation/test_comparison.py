@@ -1,7 +1,8 @@
-"""The evidence folder: complete, true to the models, whole or not there, and refused in one sentence when it cannot be."""
+"""The evidence folder: complete, true to the models, whole or absent; bad inputs are refused."""
 
 import json
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ from PIL import Image
 import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
+from lowtide.evaluation.comparison import evaluate_model
+from lowtide.evaluation.evaluation_settings import REQUEST_FIELDS, EvaluationSettings
 from lowtide.evaluation.metrics import psnr
 from lowtide.report.page.evidence import read
 from lowtide.workflows import to_folder
 
 SEEDS = (3, 5, 6)
+PACKED = "minmax-w4a8"
 
 
 @pytest.fixture(scope="module")
@@ -31,65 +35,110 @@ def pictures(folder) -> np.ndarray:
     return np.stack([np.asarray(Image.open(folder / f"{seed}.png")) for seed in SEEDS])
 
 
-def test_the_folder_holds_what_was_drawn(evaluated):
-    out = Path(evaluated["folder"])
+def sampled(folder) -> np.ndarray:
     request = sampling.Request(steps=3, seeds=SEEDS, batch=2)
-    drawn = [sampling.images(sampling.load_pipeline(folder), request) for folder in pair()]
-    for key, images in zip(("model-in-float", "minmax-w4a8"), drawn, strict=True):
-        assert np.abs(pictures(out / "images" / key) - (images * 255).round()).max() <= 1
-    found = evaluated["models"]["minmax-w4a8"]
-    assert found["metrics"]["psnr"]["value"] == pytest.approx(psnr(drawn[1], drawn[0]), rel=1e-4)
-    assert found["per_image"]["psnr"] == pytest.approx(
-        [psnr(drawn[1][k : k + 1], drawn[0][k : k + 1]) for k in range(3)], rel=1e-4
-    )
-    assert (
-        found["metrics"]["psnr"]["low"]
-        <= found["metrics"]["psnr"]["value"]
-        <= found["metrics"]["psnr"]["high"]
-    )
+    return sampling.images(sampling.load_pipeline(folder), request)
 
 
-def test_the_json_is_what_the_page_reads(evaluated):
-    told = read(Path(evaluated["folder"]))
-    assert [model.kind for model in told.models] == ["float", "lowtide"]
-    assert told.reference.key == "model-in-float" and told.seeds == SEEDS
-    packed = told.models[1]
-    assert packed.bytes < told.reference.bytes / 2
-    assert packed.trajectory.error.shape == (1, 3) and packed.layers.error.shape[1] == 3
+def test_the_folder_has_the_samples(evaluated):
+    folder = Path(evaluated["folder"]) / "images"
+    theirs, ours = map(sampled, pair())
+    for key, images in {"model-in-float": theirs, PACKED: ours}.items():
+        assert np.abs(pictures(folder / key) - (images * 255).round()).max() <= 1
+    packed = evaluated["models"][PACKED]
+    measured = packed["metrics"]["psnr"]
+    assert measured["value"] == pytest.approx(psnr(ours, theirs), rel=1e-4)
+    singles = [psnr(ours[k : k + 1], theirs[k : k + 1]) for k in range(3)]
+    assert packed["per_image"]["psnr"] == pytest.approx(singles, rel=1e-4)
+    assert measured["low"] <= measured["value"] <= measured["high"]
+
+
+def test_the_report_reads_the_json(evaluated):
+    evidence = read(Path(evaluated["folder"]))
+    assert [model.kind for model in evidence.models] == ["float", "lowtide"]
+    assert evidence.reference.key == "model-in-float"
+    assert evidence.seeds == SEEDS
+    packed = evidence.models[1]
+    assert packed.bytes < evidence.reference.bytes / 2
+    assert packed.trajectory.error.shape == (1, 3)
+    assert packed.layers.error.shape[1] == 3
     assert packed.temporal.error.shape[1] == 3
     assert {layer.weights for layer in packed.bits} == {4, 8}
     assert set(packed.predicted) == set(packed.real) == {"bytes", "peak_bytes", "minutes"}
     assert packed.predicted["bytes"] == pytest.approx(packed.real["bytes"], rel=0.01)
-    assert sum(packed.stages.values()) > 0 and packed.left and 0 < packed.float_share < 0.5
-    assert "</html>" in (told.folder / "report.html").read_text()
-    assert json.loads((told.folder / "evidence.json").read_text()) == {
-        name: value for name, value in evaluated.items() if name not in ("folder", "report")
-    }
+    assert sum(packed.stages.values()) > 0
+    assert packed.left
+    assert 0 < packed.float_share < 0.5
+    assert "</html>" in (evidence.folder / "report.html").read_text()
+    contents = {k: value for k, value in evaluated.items() if k not in ("folder", "report")}
+    assert json.loads((evidence.folder / "evidence.json").read_text()) == contents
 
 
-def test_a_gate_that_is_kept_and_one_that_is_not(evaluated, tmp_path):
-    (kept,) = evaluated["gates"]
-    assert (
-        kept["passed"]
-        and kept["value"] == evaluated["models"]["minmax-w4a8"]["metrics"]["psnr"]["value"] > 5
-    )
-    lost = lowtide.evaluate(pair()[1], out=tmp_path / "x", seeds=(1,), gates={"min-psnr": 99.0})
-    assert not lost["gates"][0]["passed"]
+def test_a_gate_that_passes_and_one_that_fails(evaluated, tmp_path):
+    (passing,) = evaluated["gates"]
+    assert passing["passed"]
+    assert passing["value"] == evaluated["models"][PACKED]["metrics"]["psnr"]["value"] > 5
+    failed = lowtide.evaluate(pair()[1], out=tmp_path / "x", seeds=(1,), gates={"min-psnr": 99.0})
+    assert not failed["gates"][0]["passed"]
 
 
-def test_without_a_record_the_reference_must_be_given_and_changes_nothing(evaluated, tmp_path):
+def test_settings_in_one_object_give_the_same(evaluated, tmp_path):
+    settings = EvaluationSettings(seeds=SEEDS, batch=2, min_psnr=5.0)
+    evidence = evaluate_model(pair()[1], settings, out=tmp_path / "x")
+    assert evidence["gates"] == evaluated["gates"]
+    assert evidence["request"] == evaluated["request"]
+    metrics = evaluated["models"][PACKED]["metrics"]
+    assert evidence["models"][PACKED]["metrics"] == metrics
+
+
+def test_the_face_shows_all_fields_of_a_request():
+    fields = set(signature(sampling.Request).parameters)
+    assert set(REQUEST_FIELDS) == fields
+    for function in (lowtide.evaluate, lowtide.compare):
+        parameters = signature(function).parameters
+        assert fields <= set(parameters)
+        assert all(parameters[name].kind.name == "KEYWORD_ONLY" for name in fields)
+
+
+def test_without_a_record_the_reference_is_needed_and_changes_nothing(evaluated, tmp_path):
     model, packed = pair()
     bare = shutil.copytree(packed, tmp_path / "bare")
     (bare / "lowtide.json").unlink()
     with pytest.raises(BadInput, match=r"no lowtide.json.*--reference"):
         lowtide.evaluate(bare, seeds=SEEDS, steps=3)
-    found = lowtide.evaluate(bare, reference=model, seeds=SEEDS, batch=2, steps=3)["models"][
-        "minmax-w4a8"
-    ]
-    known = evaluated["models"]["minmax-w4a8"]
+    evidence = lowtide.evaluate(bare, reference=model, seeds=SEEDS, batch=2, steps=3)
+    measured = evidence["models"][PACKED]
+    known = evaluated["models"][PACKED]
     for name in ("metrics", "trajectory", "layers", "temporal", "bits"):
-        assert found[name] == known[name]
-    assert "stages" not in found and (bare / "evidence" / "report.html").exists()
+        assert measured[name] == known[name]
+    assert "stages" not in measured
+    assert (bare / "evidence" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "lowtide.json unreadable"),
+        ('{"version": 1, "command"', "lowtide.json unreadable"),
+        ("[]", "lowtide.json unreadable"),
+        ('{"version": 1}', "lowtide.json unreadable"),
+    ],
+)
+def test_a_damaged_record(content, words, tmp_path):
+    run = shutil.copytree(pair()[1], tmp_path / "run")
+    (run / "lowtide.json").write_text(content)
+    with pytest.raises(BadInput, match=words):
+        lowtide.evaluate(run, seeds=(1,))
+    assert not (run / "evidence").exists()
+
+
+def test_a_record_with_a_setting_of_the_wrong_type(tmp_path):
+    run = shutil.copytree(pair()[1], tmp_path / "run")
+    record = json.loads((run / "lowtide.json").read_text())
+    record["settings"]["steps"] = "three"
+    (run / "lowtide.json").write_text(json.dumps(record))
+    with pytest.raises(BadInput, match=r"found in lowtide.json steps 'three'; expected a whole"):
+        lowtide.evaluate(run, seeds=(1,))
 
 
 def test_other_weights_than_those_that_were_quantized(tmp_path):
@@ -106,9 +155,30 @@ def test_steps_that_the_packed_model_does_not_know():
         lowtide.evaluate(pair("tfmq")[1], seeds=(1,), steps=4)
 
 
-def test_a_float_model_is_nothing_to_evaluate():
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gates": {"min-psnr": float("nan")}}, "found min-psnr nan"),
+        ({"seeds": (0, 0)}, "found seed 0 more than once"),
+        ({"steps": 0}, "found steps 0"),
+    ],
+)
+def test_wrong_settings_are_refused_before_a_model_is_loaded(options, words):
+    with pytest.raises(BadInput, match=words):
+        lowtide.evaluate("no-such-folder", **options)
+    with pytest.raises(BadInput, match=words):
+        lowtide.compare("no-such-folder", "another", **options)
+
+
+def test_a_float_model_cannot_be_evaluated():
     with pytest.raises(BadInput, match="found a float model"):
         lowtide.evaluate(pair()[0], reference=pair()[0])
+
+
+def test_a_model_in_memory_needs_a_folder():
+    packed = sampling.load_pipeline(pair()[1])
+    with pytest.raises(BadInput, match="found no folder to write to"):
+        lowtide.evaluate(packed, reference=pair()[0])
 
 
 def test_compare_mixes_kinds_and_finds_the_float_reference(tmp_path):
@@ -116,55 +186,45 @@ def test_compare_mixes_kinds_and_finds_the_float_reference(tmp_path):
     peer = sampling.load_pipeline(model)
     peer.unet.is_quantized = True
     peer.unet.register_to_config(quantization_config={"quant_method": "quanto"})
-    found = lowtide.compare(packed, peer, model, packed, out=tmp_path / "x", seeds=(1, 2))
-    assert found["reference"] == "model-in-float"
-    assert [each["kind"] for each in found["models"].values()] == [
-        "float",
-        "lowtide",
-        "peer",
-        "lowtide",
-    ]
-    ours, theirs, again = [each for key, each in found["models"].items() if key != "model-in-float"]
-    assert theirs["metrics"]["psnr"]["value"] == 100 and max(theirs["trajectory"]["error"]) == 0
+    evidence = lowtide.compare(packed, peer, model, packed, out=tmp_path / "x", seeds=(1, 2))
+    assert evidence["reference"] == "model-in-float"
+    kinds = [each["kind"] for each in evidence["models"].values()]
+    assert kinds == ["float", "lowtide", "peer", "lowtide"]
+    _, ours, theirs, again = evidence["models"].values()
+    assert theirs["metrics"]["psnr"]["value"] == 100
+    assert max(theirs["trajectory"]["error"]) == 0
     assert max(max(row) for row in theirs["layers"]["error"]) == 0
-    assert ours["metrics"] == again["metrics"] and ours["metrics"]["psnr"]["value"] < 90
+    assert ours["metrics"] == again["metrics"]
+    assert ours["metrics"]["psnr"]["value"] < 90
     assert ours["trajectory"] == again["trajectory"]
 
 
 def test_another_reference_and_none_in_float(tmp_path):
-    packed, finer = pair()[1], pair(weights=8)[1]
-    found = lowtide.compare(packed, finer, out=tmp_path / "x", seeds=(1,), reference=finer)
-    assert found["reference"] == "minmax-w8a8" and list(found["models"]) == [
-        "minmax-w8a8",
-        "minmax-w4a8",
-    ]
-    assert (
-        "temporal" not in found["models"]["minmax-w8a8"]
-        and found["models"]["minmax-w4a8"]["temporal"] is None
-    )
-    assert (
-        lowtide.compare(packed, finer, out=tmp_path / "y", seeds=(1,))["reference"] == "minmax-w4a8"
-    )
+    packed = pair()[1]
+    finer = pair(weights=8)[1]
+    evidence = lowtide.compare(packed, finer, out=tmp_path / "x", seeds=(1,), reference=finer)
+    assert evidence["reference"] == "minmax-w8a8"
+    assert list(evidence["models"]) == ["minmax-w8a8", PACKED]
+    assert "temporal" not in evidence["models"]["minmax-w8a8"]
+    assert evidence["models"][PACKED]["temporal"] is None
+    first = lowtide.compare(packed, finer, out=tmp_path / "y", seeds=(1,))
+    assert first["reference"] == PACKED
 
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
 def test_pipelines_with_guidance_text_and_decoders(name, tmp_path):
     original, packed = (tiny_pipelines.PIPELINES[name](tmp_path) for _ in range(2))
-    asked = tiny_pipelines.asked(name)
-    result = lowtide.quantize(packed, method="minmax", **QUICK | asked)
-    found = lowtide.compare(
-        original, result, out=tmp_path / "x", steps=3, seeds=(0, 1, 2), batch=2, **asked
-    )
-    _, ours = found["models"].values()
+    conditions = tiny_pipelines.asked(name)
+    result = lowtide.quantize(packed, method="minmax", **QUICK | conditions)
+    request = {"steps": 3, "seeds": (0, 1, 2), "batch": 2} | conditions
+    evidence = lowtide.compare(original, result, out=tmp_path / "x", **request)
+    _, ours = evidence["models"].values()
     assert 0 < ours["metrics"]["latent_mse"]["value"] < 100
-    assert len(ours["trajectory"]["error"]) == 3 and 0 < ours["trajectory"]["error"][-1] < 1
+    assert len(ours["trajectory"]["error"]) == 3
+    assert 0 < ours["trajectory"]["error"][-1] < 1
     assert len(ours["layers"]["names"]) > 10
-    assert found["captions"] == [
-        str(asked[kind][seed % len(asked[kind])])
-        for seed in range(3)
-        for kind in asked
-        if kind != "size"
-    ]
+    (texts,) = (texts for kind, texts in conditions.items() if kind != "size")
+    assert evidence["captions"] == [str(texts[seed % len(texts)]) for seed in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +242,7 @@ def test_models_that_cannot_be_compared(change, words, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
     with pytest.raises(BadInput, match="other files"):
         lowtide.compare(*pair(), out=tmp_path, seeds=(1,))

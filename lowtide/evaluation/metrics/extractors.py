@@ -1,4 +1,4 @@
-"""Every network that can look at images, by name."""
+"""All feature extractors, by name."""
 
 from pathlib import Path
 
@@ -15,9 +15,8 @@ EXTRACTORS = {
 
 
 def load_extractor(name: str, weights: str | Path | None = None) -> Extractor:
-    """An extractor with its weights, from a path that is given or where the cache's folder has them."""
+    """An extractor with its weights, from a given path or from the cache's folder."""
     if name not in EXTRACTORS:
-        raise BadInput(
-            f"found extractor {name!r}", f"one of {', '.join(EXTRACTORS)}", "choose one of them"
-        )
+        names = ", ".join(EXTRACTORS)
+        raise BadInput(f"found extractor {name!r}", f"one of {names}", "choose one of them")
     return EXTRACTORS[name](weights)

@@ -1,8 +1,11 @@
-"""Bootstrap intervals: what a metric might have been with other seeds.
+"""Bootstrap intervals: the range of a metric over other seeds.
 
-A resample is a row of counts, how often each image was drawn; every metric's resamples are computed from counts, so that
-nothing is copied. Drawing with repeats makes sets look less varied and moves set metrics; so an interval is the resamples'
-spread laid around the value itself.
+A resample is a row of counts: how often each image was drawn. The resamples of each metric are
+computed from these counts, so that no image is copied. Sets drawn with repetition look less varied
+than they are, which shifts set metrics; so the interval is the spread of the resamples, placed
+around the value itself.
+
+`counts` has the shape (resamples, images) everywhere, and results have the shape (resamples,).
 """
 
 import numpy as np
@@ -16,12 +19,9 @@ LEVEL = 0.95
 
 
 def draws(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Resamples x images: how often each image was drawn."""
-    return (
-        np.random.default_rng(seed)
-        .multinomial(n, np.full(n, 1 / n), size=resamples)
-        .astype(np.float64)
-    )
+    """How often each image was drawn: (resamples, n)."""
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return counts.astype(np.float64)
 
 
 def interval(value: float, resamples: np.ndarray, *, level: float = LEVEL) -> tuple[float, float]:
@@ -36,43 +36,49 @@ def means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def frechets(features: np.ndarray, reference: Statistics, counts: np.ndarray) -> np.ndarray:
-    """Resamples of the Fréchet distance."""
-    # Centred first: sums of squares far from zero lose digits.
-    x, b = features.astype(np.float64) - reference.mean, reference.covariance
-    turned, squares = x @ square_root(b), np.square(x).sum(1)
+    """Resamples of the Fréchet distance; features: (images, features)."""
+    # Centred first, because sums of squares far from zero lose digits.
+    x = features.astype(np.float64) - reference.mean
+    covariance = reference.covariance
+    projected = x @ square_root(covariance)
+    squares = np.square(x).sum(1)
     mean = counts @ x / len(x)
-    away = np.square(mean).sum(1)
-    spread = (counts @ squares - len(x) * away) / (len(x) - 1)
-    return away + spread + np.trace(b) - 2 * np.array([root_spread(turned, row) for row in counts])
+    mean_squares = np.square(mean).sum(1)
+    variance = (counts @ squares - len(x) * mean_squares) / (len(x) - 1)
+    roots = np.array([_root_trace_of(projected, row) for row in counts])
+    return mean_squares + variance + np.trace(covariance) - 2 * roots
 
 
-def root_spread(turned: np.ndarray, count: np.ndarray) -> float:
-    """The trace of the square root of a resample's covariance, over images or over features, whichever are fewer."""
-    drawn, count = turned[count > 0], count[count > 0]
-    n = count.sum()
-    scaled = (drawn - count @ drawn / n) * np.sqrt(count / (n - 1))[:, None]
+def _root_trace_of(projected: np.ndarray, counts: np.ndarray) -> float:
+    """The trace of the square root of one resample's covariance; counts: (images,).
+
+    The smaller of the matrices over images and over features has the same eigenvalues.
+    """
+    drawn = projected[counts > 0]
+    counts = counts[counts > 0]
+    n = counts.sum()
+    scaled = (drawn - counts @ drawn / n) * np.sqrt(counts / (n - 1))[:, None]
     return root_trace(scaled @ scaled.T if len(scaled) < scaled.shape[1] else scaled.T @ scaled)
 
 
 def kernel_distances(ours: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Resamples of the kernel distance over whole sets; pairs of an image with its own copy are left out.
+    """Resamples of the kernel distance over whole sets, without pairs of an image and its copy.
 
-    The reference's own term is the same in all of them and does not matter to a spread.
+    The reference's own term is left out: it is the same in all resamples and does not change the
+    spread.
     """
-    x, y, pairs, cross = (
-        ours.astype(np.float64),
-        reference.astype(np.float64),
-        np.zeros(len(counts)),
-        [],
-    )
-    for start in range(0, len(x), sets.PIECE):
-        rows = slice(start, start + sets.PIECE)
+    x = ours.astype(np.float64)
+    y = reference.astype(np.float64)
+    within = np.zeros(len(counts))
+    between = []
+    for start in range(0, len(x), sets.CHUNK):
+        rows = slice(start, start + sets.CHUNK)
         values = sets.kernel(x[rows], x)
         values[np.arange(len(values)), np.arange(start, start + len(values))] = 0
-        pairs += ((counts[:, rows] @ values) * counts).sum(1)
-        cross.append(sets.kernel(x[rows], y).mean(1))
-    number = len(x) ** 2 - np.square(counts).sum(1)
-    return pairs / number - 2 * means(np.concatenate(cross), counts)
+        within += ((counts[:, rows] @ values) * counts).sum(1)
+        between.append(sets.kernel(x[rows], y).mean(1))
+    pairs = len(x) ** 2 - np.square(counts).sum(1)
+    return within / pairs - 2 * means(np.concatenate(between), counts)
 
 
 def inception_scores(logits: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -84,9 +90,8 @@ def inception_scores(logits: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def recalls(ours: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Resamples of recall: the balls of images that were not drawn are gone, the others keep their reach."""
+    """Resamples of recall: balls of images that were not drawn are removed, others stay as is."""
     drawn = torch.from_numpy(counts > 0).float().T
-    hits = [
-        (piece.float() @ drawn > 0).double() for piece in sets.hit(reference, ours, sets.NEIGHBOURS)
-    ]
-    return torch.cat(hits).mean(0).numpy()
+    chunks = sets.inside_balls(reference, ours, sets.NEIGHBOURS)
+    recalled = [(inside.float() @ drawn > 0).double() for inside in chunks]
+    return torch.cat(recalled).mean(0).numpy()

@@ -1,6 +1,5 @@
-"""LPIPS (Zhang et al. 2018): how different two images look to AlexNet, weighted as people judged."""
+"""LPIPS (Zhang et al. 2018): distance of AlexNet features, weighted to match human judgement."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from lowtide.errors import BadInput
 from lowtide.evaluation.metrics import pretrained
 from lowtide.evaluation.metrics.feature_extraction import BATCH, Origin, channels_first
 
-BACKBONE, HEADS = "alexnet-owt-7be5be79.pth", "alex.pth"
-# AlexNet's convolutions (inputs, outputs, kernel, stride, padding), and which come after a pooling.
+BACKBONE = "alexnet-owt-7be5be79.pth"
+HEADS = "alex.pth"
+# AlexNet's convolutions (inputs, outputs, kernel, stride, padding), and those after a pooling.
 CONVOLUTIONS = (
     (3, 64, 11, 4, 2),
     (64, 192, 5, 1, 2),
@@ -21,15 +21,16 @@ CONVOLUTIONS = (
     (256, 256, 3, 1, 1),
 )
 POOLED = (1, 2)
-# Their places in torchvision's Sequential, which names the weights.
+# Their indices in torchvision's Sequential, from which the weights have their names.
 PLACES = (0, 3, 6, 8, 10)
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-# Three poolings' worth of strides: below this nothing is left.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+# The strides and the poolings leave no pixel of a smaller image.
 SMALLEST = 31
 
 
 class LPIPS(nn.Module):
-    """Images in [0, 1] and their references in, one distance for each out."""
+    """Inputs: images and their references in [0, 1], (N, 3, height, width). Output: (N,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,67 +38,67 @@ class LPIPS(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(shape[1], 1, 1, bias=False) for shape in CONVOLUTIONS)
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
-        seen = zip(self.heads, self.maps(images), self.maps(reference), strict=True)
-        return sum(head((ours - theirs) ** 2).mean((1, 2, 3)) for head, ours, theirs in seen)
+        layers = zip(self.heads, self.maps(images), self.maps(reference), strict=True)
+        distances: list[Tensor] = [
+            head((ours - theirs) ** 2).mean((1, 2, 3)) for head, ours, theirs in layers
+        ]
+        first, *rest = distances
+        return sum(rest, start=first)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Every layer's answer, of length one at every pixel."""
-        shift, scale = (torch.tensor(each)[:, None, None] for each in (SHIFT, SCALE))
-        x, found = (2 * images - 1 - shift) / scale, []
+        """The output of each layer, scaled to unit length at each pixel."""
+        shift, scale = (torch.tensor(channel)[:, None, None] for channel in (SHIFT, SCALE))
+        x = (2 * images - 1 - shift) / scale
+        maps = []
         for place, layer in enumerate(self.layers):
             x = torch.relu(layer(nn.functional.max_pool2d(x, 3, 2) if place in POOLED else x))
-            found.append(x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt())
-        return found
+            maps.append(x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt())
+        return maps
 
 
 def load(
     backbone: str | Path | None = None, heads: str | Path | None = None
 ) -> tuple[LPIPS, Origin]:
-    """LPIPS from torchvision's AlexNet and the heads that torchmetrics ships, given or found in the cache."""
-    trunk = pretrained.found(
+    """LPIPS from torchvision's AlexNet and the heads of torchmetrics, from files or the cache."""
+    backbone_file = pretrained.weights_file(
         "lpips' AlexNet (torchvision's)", BACKBONE, backbone, [pretrained.hub_cache() / BACKBONE]
     )
-    judge = pretrained.found(
-        "lpips' heads (pip install 'lowtide[metrics]' brings them)", HEADS, heads, packaged()
+    heads_file = pretrained.weights_file(
+        "lpips' heads (pip install 'lowtide[metrics]' brings them)", HEADS, heads, _packaged()
     )
     net = LPIPS()
-    net.load_state_dict(named(pretrained.read(trunk), pretrained.read(judge)))
-    hashes = f"{pretrained.file_hash(trunk)} {pretrained.file_hash(judge)}"
+    net.load_state_dict(_renamed(pretrained.read(backbone_file), pretrained.read(heads_file)))
+    hashes = f"{pretrained.file_hash(backbone_file)} {pretrained.file_hash(heads_file)}"
     return net.eval().requires_grad_(False), Origin("lowtide, LPIPS 0.1 AlexNet", hashes)
 
 
-def packaged() -> list[Path]:
-    """torchmetrics has the heads; found without importing it, which takes seconds."""
-    spec = find_spec("torchmetrics")
-    places = spec.submodule_search_locations if spec else ()
-    return [Path(place) / "functional" / "image" / "lpips_models" / HEADS for place in places]
+def _packaged() -> list[Path]:
+    """Where torchmetrics has the heads."""
+    folders = pretrained.package_folders("torchmetrics")
+    return [folder / "functional" / "image" / "lpips_models" / HEADS for folder in folders]
 
 
-def named(trunk: pretrained.State, heads: pretrained.State) -> pretrained.State:
-    """The two files' tensors under this module's names."""
-    kinds = ("weight", "bias")
+def _renamed(backbone: pretrained.State, heads: pretrained.State) -> pretrained.State:
+    """The tensors of both files under the names of this module."""
+    state = {}
     try:
-        layers = {
-            f"layers.{n}.{kind}": trunk[f"features.{place}.{kind}"]
-            for n, place in enumerate(PLACES)
-            for kind in kinds
-        }
-        return layers | {
-            f"heads.{n}.weight": heads[f"lin{n}.model.1.weight"] for n in range(len(PLACES))
-        }
-    except KeyError as wrong:
-        raise BadInput(
-            f"found LPIPS weights without {wrong}",
-            "AlexNet and LPIPS 0.1 heads",
-            "fetch the files again",
-        ) from wrong
+        for number, place in enumerate(PLACES):
+            state[f"layers.{number}.weight"] = backbone[f"features.{place}.weight"]
+            state[f"layers.{number}.bias"] = backbone[f"features.{place}.bias"]
+        for number in range(len(PLACES)):
+            state[f"heads.{number}.weight"] = heads[f"lin{number}.model.1.weight"]
+    except KeyError as error:
+        wrong = f"found LPIPS weights without {error}"
+        raise BadInput(wrong, "AlexNet and LPIPS 0.1 heads", "download the files again") from error
+    return state
 
 
 @torch.no_grad()
 def each_lpips(net: LPIPS, images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The distance of every image to its reference."""
+    """The distance of each image to its reference: (N,)."""
     if min(images.shape[1:3]) < SMALLEST:
-        found = f"found images of {images.shape[1]} x {images.shape[2]}"
-        raise BadInput(found, f"at least {SMALLEST} x {SMALLEST} for LPIPS", "leave lpips out")
-    ours, theirs = (channels_first(each).split(BATCH) for each in (images, reference))
+        wrong = f"found images of {images.shape[1]} x {images.shape[2]}"
+        raise BadInput(wrong, f"at least {SMALLEST} x {SMALLEST} for LPIPS", "leave lpips out")
+    ours = channels_first(images).split(BATCH)
+    theirs = channels_first(reference).split(BATCH)
     return torch.cat([net(*pair) for pair in zip(ours, theirs, strict=True)]).double().numpy()

@@ -1,6 +1,7 @@
-"""Set against set, on features: kernel distance, inception score, precision and recall, CLIP score.
+"""Metrics of image sets on features: kernel distance, inception score, precision, recall, CLIP.
 
-Rows are images. The Fréchet distance is in statistics.py, for it needs no more than sums.
+Features have the shape (images, features). The Fréchet distance is in statistics.py, because it
+needs only sums over the images.
 """
 
 from collections.abc import Iterator
@@ -9,13 +10,16 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from lowtide.evaluation.metrics.images import enough
+from lowtide.evaluation.metrics.image_checks import check_count
 
-# torch-fidelity's seed and sizes, so that its numbers come out.
-SEED, SUBSETS, SUBSET_SIZE, SPLITS = 2020, 100, 1000, 10
+# The seed and the sizes of torch-fidelity, so that the numbers are the same.
+SEED = 2020
+SUBSETS = 100
+SUBSET_SIZE = 1000
+SPLITS = 10
 NEIGHBOURS = 3
-# Rows in memory at once, wherever every image meets every other.
-PIECE = 1024
+# Rows in memory at once where all pairs of images are compared.
+CHUNK = 1024
 
 
 def kernel_distance(
@@ -26,23 +30,24 @@ def kernel_distance(
     subset_size: int = SUBSET_SIZE,
     seed: int = SEED,
 ) -> float:
-    """Kernel distance (Binkowski et al. 2018; KID on Inception features): mean unbiased MMD^2 over seeded subsets.
+    """Kernel distance (Binkowski et al. 2018; KID on Inception features).
 
-    Sets smaller than `subset_size` are taken whole.
+    It is the mean unbiased MMD^2 over seeded subsets. A set smaller than `subset_size` is used
+    whole.
     """
     size = min(subset_size, len(ours), len(reference))
-    enough(size, 2, "the images that a kernel distance compares")
-    draw = np.random.RandomState(seed)
-    found = []
+    check_count(size, 2, "the images that a kernel distance compares")
+    random = np.random.RandomState(seed)
+    distances = []
     for _ in range(subsets):
-        x = ours[draw.choice(len(ours), size, replace=False)].astype(np.float64)
-        y = reference[draw.choice(len(reference), size, replace=False)].astype(np.float64)
-        found.append(within(x) + within(y) - 2 * kernel(x, y).mean())
-    return float(np.mean(found))
+        x = ours[random.choice(len(ours), size, replace=False)].astype(np.float64)
+        y = reference[random.choice(len(reference), size, replace=False)].astype(np.float64)
+        distances.append(within(x) + within(y) - 2 * kernel(x, y).mean())
+    return float(np.mean(distances))
 
 
 def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The polynomial kernel of degree 3."""
+    """The polynomial kernel of degree 3: (rows of x, rows of y)."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
@@ -53,21 +58,25 @@ def within(x: np.ndarray) -> float:
 
 
 def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = SEED) -> float:
-    """exp of the mean divergence between an image's classes and its split's, averaged over splits (Salimans et al. 2016)."""
-    enough(len(logits), splits, "the images of an inception score")
-    mixed = np.random.RandomState(seed).permutation(len(logits))
+    """The inception score (Salimans et al. 2016).
+
+    It is exp of the mean KL divergence of an image's class probabilities from those of its split,
+    averaged over the splits.
+    """
+    check_count(len(logits), splits, "the images of an inception score")
+    order = np.random.RandomState(seed).permutation(len(logits))
     edges = [len(logits) * part // splits for part in range(splits + 1)]
-    log_p = log_softmax(logits[mixed])
-    return float(np.mean([one_score(log_p[start:end]) for start, end in pairwise(edges)]))
+    log_p = log_softmax(logits[order])
+    return float(np.mean([_split_score(log_p[start:end]) for start, end in pairwise(edges)]))
 
 
-def one_score(log_p: np.ndarray) -> float:
+def _split_score(log_p: np.ndarray) -> float:
     p = np.exp(log_p)
     return float(np.exp((p * (log_p - safe_log(p.mean(0)))).sum(1).mean()))
 
 
 def safe_log(p: np.ndarray) -> np.ndarray:
-    """A class that no image can have counts for nothing."""
+    """log p, finite for p = 0, so that a class of probability 0 adds nothing to a divergence."""
     return np.log(np.maximum(p, np.finfo(p.dtype).tiny))
 
 
@@ -76,42 +85,52 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def precision(ours: np.ndarray, reference: np.ndarray, *, neighbours: int = NEIGHBOURS) -> float:
-    """The share of our images that lie among the reference (Kynkaanniemi et al. 2019)."""
+    """The share of our images in the manifold of the reference (Kynkaanniemi et al. 2019)."""
     return float(covered(ours, reference, neighbours=neighbours).mean())
 
 
 def recall(ours: np.ndarray, reference: np.ndarray, *, neighbours: int = NEIGHBOURS) -> float:
-    """The share of the reference that lies among our images."""
+    """The share of the reference in the manifold of our images."""
     return float(covered(reference, ours, neighbours=neighbours).mean())
 
 
-def covered(points: np.ndarray, balls: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """For every point, whether a ball holds it that reaches from a centre to its k-th neighbour among the centres."""
-    return np.concatenate([hits.any(1).numpy() for hits in hit(points, balls, neighbours)])
+def covered(points: np.ndarray, centres: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """For each point, whether at least one ball contains it: (points,), bool.
+
+    A ball reaches from its centre to the k-th nearest of the other centres.
+    """
+    chunks = inside_balls(points, centres, neighbours)
+    return np.concatenate([inside.any(1).numpy() for inside in chunks])
 
 
-def hit(points: np.ndarray, balls: np.ndarray, neighbours: int) -> Iterator[torch.Tensor]:
-    """Piece by piece of points: which balls hold them."""
-    reach = radii(balls, neighbours)
-    for distances in distance_pieces(points, balls):
+def inside_balls(
+    points: np.ndarray, centres: np.ndarray, neighbours: int
+) -> Iterator[torch.Tensor]:
+    """Which ball contains which point: bool tensors of shape (up to CHUNK points, centres)."""
+    reach = radii(centres, neighbours)
+    for distances in _distances(points, centres):
         yield distances <= reach
 
 
 def radii(centres: np.ndarray, neighbours: int) -> torch.Tensor:
-    """How far the k-th neighbour is; the first is the centre itself."""
-    enough(len(centres), neighbours + 1, "the images that precision and recall compare")
-    return torch.cat(
-        [piece.kthvalue(neighbours + 1).values for piece in distance_pieces(centres, centres)]
-    )
+    """The distance of each centre to its k-th neighbour; the nearest one is the centre itself."""
+    check_count(len(centres), neighbours + 1, "the images that precision and recall compare")
+    chunks = _distances(centres, centres)
+    return torch.cat([chunk.kthvalue(neighbours + 1).values for chunk in chunks])
 
 
-def distance_pieces(points: np.ndarray, others: np.ndarray) -> Iterator[torch.Tensor]:
-    rows, columns = torch.from_numpy(points).double(), torch.from_numpy(others).double()
-    for piece in rows.split(PIECE):
-        yield torch.cdist(piece, columns)
+def _distances(points: np.ndarray, others: np.ndarray) -> Iterator[torch.Tensor]:
+    """Euclidean distances, in tensors of shape (up to CHUNK points, others)."""
+    columns = torch.from_numpy(others).double()
+    for chunk in torch.from_numpy(points).double().split(CHUNK):
+        yield torch.cdist(chunk, columns)
 
 
 def clip_scores(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """100 x the cosine between every image and its own text, never below 0 (Hessel et al. 2021)."""
-    images, texts = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (images, texts))
-    return 100 * np.maximum((images * texts).sum(1), 0)
+    """100 x the cosine of each image and its own text, at least 0 (Hessel et al. 2021): (N,)."""
+    cosines = (_normalized(images) * _normalized(texts)).sum(1)
+    return 100 * np.maximum(cosines, 0)
+
+
+def _normalized(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

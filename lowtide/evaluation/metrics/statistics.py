@@ -1,5 +1,6 @@
-"""Mean and covariance of features as float64 sums, which stream and add up across processes, and the distance of two."""
+"""Mean and covariance of features as float64 sums that add up across batches, and FD of two."""
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,18 @@ import numpy as np
 
 from lowtide.errors import BadInput
 
+# What numpy raises for a file that is no .npz, is cut short, or lacks an entry.
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, BadZipFile, zlib.error)
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Count, sum and sum of outer products: `+` of two halves is the whole.
+    """Count, sum and sum of outer products of features: `+` of two halves is the whole.
 
-    `source` names the extractor, its weights' hash and the resize; `size` is the images' height and width. Both travel with
-    the numbers, because a distance between different extractors or resolutions means nothing.
+    n: the number of images. total: (features,). outer: (features, features). source: the
+    extractor, the hash of its weights and the layer. size: the images' height and width. Source
+    and size are stored with the sums, because a distance between different extractors or
+    resolutions has no meaning.
     """
 
     n: int
@@ -28,17 +34,18 @@ class Statistics:
     def of(
         cls, features: np.ndarray, *, source: str = "", size: tuple[int, int] = (0, 0)
     ) -> "Statistics":
+        """The statistics of features of shape (images, features)."""
         exact = features.astype(np.float64)
         return cls(len(exact), exact.sum(0), exact.T @ exact, source, size)
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        same_kind(self, other)
+        check_same_kind(self, other)
         return Statistics(
-            self.n + other.n,
-            self.total + other.total,
-            self.outer + other.outer,
-            self.source,
-            self.size,
+            n=self.n + other.n,
+            total=self.total + other.total,
+            outer=self.outer + other.outer,
+            source=self.source,
+            size=self.size,
         )
 
     @property
@@ -48,9 +55,8 @@ class Statistics:
     @property
     def covariance(self) -> np.ndarray:
         if self.n < 2:
-            raise BadInput(
-                f"found {self.n} images", "at least 2 for a covariance", "sample more seeds"
-            )
+            wrong = f"found {self.n} images"
+            raise BadInput(wrong, "at least 2 for a covariance", "sample more seeds")
         return (self.outer - self.n * np.outer(self.mean, self.mean)) / (self.n - 1)
 
     def save(self, path: str | Path) -> None:
@@ -68,68 +74,82 @@ class Statistics:
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
         try:
-            with np.load(path) as held:
-                height, width = held["size"]
-                return cls(
-                    int(held["n"]),
-                    held["total"],
-                    held["outer"],
-                    str(held["source"]),
-                    (int(height), int(width)),
-                )
-        except (OSError, KeyError, ValueError, BadZipFile) as wrong:
-            way_out = "write one with Statistics.save"
+            return _read(path)
+        except _UNREADABLE as error:
             raise BadInput(
-                f"found no statistics in {path}", "an .npz file of lowtide's", way_out
-            ) from wrong
+                f"found no statistics in {path}",
+                "an .npz file that Statistics.save wrote",
+                "write one with Statistics.save",
+            ) from error
 
 
-def same_kind(ours: Statistics, reference: Statistics) -> None:
-    """Two statistics that may be added or compared."""
+def _read(path: str | Path) -> Statistics:
+    with np.load(path) as entries:
+        height, width = entries["size"]
+        statistics = Statistics(
+            n=int(entries["n"]),
+            total=entries["total"],
+            outer=entries["outer"],
+            source=str(entries["source"]),
+            size=(int(height), int(width)),
+        )
+    features = statistics.total.size
+    if statistics.total.shape != (features,) or statistics.outer.shape != (features, features):
+        raise ValueError(f"sums of shape {statistics.total.shape} and {statistics.outer.shape}")
+    if statistics.n < 1 or not np.isfinite(statistics.outer).all():
+        raise ValueError("no images, or sums that are not finite")
+    return statistics
+
+
+def check_same_kind(ours: Statistics, reference: Statistics) -> None:
+    """Statistics that are added or compared come from one extractor and one resolution."""
     if ours.source != reference.source or ours.total.shape != reference.total.shape:
-        found = f"found statistics of {kind(reference)} beside {kind(ours)}"
-        raise BadInput(
-            found, "one extractor with one file of weights", "collect the reference again"
-        )
+        wrong = f"found statistics of {_kind(reference)} beside {_kind(ours)}"
+        expected = "one extractor with one file of weights"
+        raise BadInput(wrong, expected, "collect the reference again")
     if ours.size != reference.size:
-        (height, width), (other_height, other_width) = ours.size, reference.size
-        found = (
-            f"found images of {height} x {width} and a reference of {other_height} x {other_width}"
-        )
-        raise BadInput(found, "one resolution", "take a reference of the images' own size")
+        own = " x ".join(map(str, ours.size))
+        other = " x ".join(map(str, reference.size))
+        wrong = f"found images of {own} and a reference of {other}"
+        raise BadInput(wrong, "one resolution", "use a reference of the images' own size")
 
 
-def kind(statistics: Statistics) -> str:
+def _kind(statistics: Statistics) -> str:
     return f"{statistics.source or 'unnamed'} ({len(statistics.total)} features)"
 
 
 def added(parts: Iterable[Statistics]) -> Statistics:
-    """The whole of what batches or processes collected."""
+    """The sum of the statistics of batches or processes."""
     first, *rest = parts
     return sum(rest, start=first)
 
 
 def frechet(ours: Statistics, reference: Statistics) -> float:
     """The Fréchet distance of two Gaussians: |mean difference|^2 + tr(A + B - 2 (A B)^1/2)."""
-    same_kind(ours, reference)
-    a, b = ours.covariance, reference.covariance
+    check_same_kind(ours, reference)
+    a = ours.covariance
+    b = reference.covariance
     root = square_root(b)
-    away = ours.mean - reference.mean
-    return float(away @ away + np.trace(a) + np.trace(b) - 2 * root_trace(root.T @ a @ root))
+    difference = ours.mean - reference.mean
+    traces = difference @ difference + np.trace(a) + np.trace(b)
+    return float(traces - 2 * root_trace(root.T @ a @ root))
 
 
 def square_root(matrix: np.ndarray) -> np.ndarray:
-    """R with R R^T = matrix, as narrow as its rank: few images make few columns."""
+    """R with R R^T = matrix, of shape (features, rank): few images give few columns."""
     values, vectors = np.linalg.eigh(matrix)
-    kept = values > noise(values)
-    return vectors[:, kept] * np.sqrt(values[kept])
+    significant = values > _noise(values)
+    return vectors[:, significant] * np.sqrt(values[significant])
 
 
 def root_trace(matrix: np.ndarray) -> float:
-    """The trace of a symmetric matrix's square root. Rounding noise is cut off: a root makes it large, and it is many."""
+    """The trace of the square root of a symmetric matrix.
+
+    Eigenvalues that are rounding noise are left out: there are many, and a root enlarges them.
+    """
     values = np.linalg.eigvalsh(matrix)
-    return float(np.sqrt(values[values > noise(values)]).sum())
+    return float(np.sqrt(values[values > _noise(values)]).sum())
 
 
-def noise(values: np.ndarray) -> float:
+def _noise(values: np.ndarray) -> float:
     return len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0)

@@ -1,4 +1,6 @@
-"""Resamples computed from counts equal the metric of the images really drawn, and intervals are as wide as they should be."""
+"""Resamples from counts equal the metric of the drawn images; intervals have the right width."""
+
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -20,22 +22,25 @@ def test_draws_are_seeded_and_complete() -> None:
 
 
 @pytest.mark.parametrize("width", [8, 64])
-def test_frechets_are_those_of_the_drawn(width: int) -> None:
+def test_frechets_are_those_of_the_drawn_images(width: int) -> None:
     """With fewer features than images, and with more."""
-    ours, reference = features(40, 1, width), Statistics.of(features(90, 2, width))
+    ours = features(40, 1, width)
+    reference = Statistics.of(features(90, 2, width))
     expected = [frechet(Statistics.of(drawn(ours, count)), reference) for count in COUNTS]
     np.testing.assert_allclose(intervals.frechets(ours, reference, COUNTS), expected, rtol=1e-6)
 
 
 def test_frechets_of_a_singular_reference() -> None:
-    ours, reference = features(40, 1, 64), Statistics.of(features(20, 2, 64))
+    ours = features(40, 1, 64)
+    reference = Statistics.of(features(20, 2, 64))
     expected = [frechet(Statistics.of(drawn(ours, count)), reference) for count in COUNTS]
     np.testing.assert_allclose(intervals.frechets(ours, reference, COUNTS), expected, rtol=1e-6)
 
 
 def test_kernel_distances_leave_copies_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "PIECE", 7)
-    ours, reference = (features(n, n).astype(float) for n in (40, 30))
+    monkeypatch.setattr(sets, "CHUNK", 7)
+    ours = features(40, 40).astype(float)
+    reference = features(30, 30).astype(float)
     once = np.ones((1, 40))
     whole = sets.kernel_distance(ours, reference, subsets=1, subset_size=30)
     own = intervals.kernel_distances(ours, reference, once)[0] + sets.within(reference)
@@ -44,29 +49,28 @@ def test_kernel_distances_leave_copies_out(monkeypatch: pytest.MonkeyPatch) -> N
         rel=1e-9,
     )
     assert np.isfinite(whole)
-    number, values = COUNTS[0], sets.kernel(ours, ours)
-    pairs = [(i, j) for i in range(40) for j in range(40) if i != j]
-    within = sum(number[i] * number[j] * values[i, j] for i, j in pairs) / sum(
-        number[i] * number[j] for i, j in pairs
-    )
+    number = COUNTS[0]
+    values = sets.kernel(ours, ours)
+    pairs = list(permutations(range(40), 2))
+    total = sum(number[i] * number[j] * values[i, j] for i, j in pairs)
+    within = total / sum(number[i] * number[j] for i, j in pairs)
     expected = within - 2 * sets.kernel(drawn(ours, number), reference).mean()
     assert intervals.kernel_distances(ours, reference, COUNTS)[0] == pytest.approx(
         expected, rel=1e-9
     )
 
 
-def test_inception_scores_are_those_of_the_drawn() -> None:
+def test_inception_scores_are_those_of_the_drawn_images() -> None:
     logits = features(40, 0, width=6, spread=0.5)
     expected = [sets.inception_score(drawn(logits, count), splits=1) for count in COUNTS]
     np.testing.assert_allclose(intervals.inception_scores(logits, COUNTS), expected, rtol=1e-9)
 
 
-def test_recalls_lose_the_balls_that_were_not_drawn() -> None:
-    ours, reference = features(40, 1, width=6), features(50, 2, width=6)
-    reach, distance = (
-        sets.radii(ours, 3),
-        np.linalg.norm(reference[:, None].astype(float) - ours, axis=2),
-    )
+def test_recalls_leave_out_balls_that_were_not_drawn() -> None:
+    ours = features(40, 1, width=6)
+    reference = features(50, 2, width=6)
+    reach = sets.radii(ours, 3)
+    distance = np.linalg.norm(reference[:, None].astype(float) - ours, axis=2)
     inside = distance <= reach.numpy()
     expected = [inside[:, count > 0].any(1).mean() for count in COUNTS]
     np.testing.assert_allclose(intervals.recalls(ours, reference, COUNTS), expected, rtol=1e-12)
@@ -74,7 +78,7 @@ def test_recalls_lose_the_balls_that_were_not_drawn() -> None:
 
 
 def test_interval_of_a_mean_is_as_wide_as_statistics_say() -> None:
-    """1.96 standard errors to each side; 4000 resamples leave a few per cent of chance."""
+    """1.96 standard errors to each side; 4000 resamples are exact to a few per cent."""
     values = np.random.default_rng(0).standard_normal(400)
     low, high = intervals.interval(
         values.mean(), intervals.means(values, intervals.draws(400, resamples=4000))
@@ -85,9 +89,11 @@ def test_interval_of_a_mean_is_as_wide_as_statistics_say() -> None:
 
 
 def test_interval_lies_around_the_value_though_resamples_are_biased() -> None:
-    ours, reference = features(40, 1, 64), Statistics.of(features(90, 2, 64))
+    ours = features(40, 1, 64)
+    reference = Statistics.of(features(90, 2, 64))
     value = frechet(Statistics.of(ours), reference)
-    found = intervals.frechets(ours, reference, intervals.draws(40))
-    assert np.quantile(found, 0.025) > value, "drawing with repeats inflates the distance"
-    low, high = intervals.interval(value, found)
+    resamples = intervals.frechets(ours, reference, intervals.draws(40))
+    repetition = "drawing with repetition increases the distance"
+    assert np.quantile(resamples, 0.025) > value, repetition
+    low, high = intervals.interval(value, resamples)
     assert low < value < high and high - low < 0.5 * value

@@ -60,7 +60,7 @@ def test_latent_mse_is_of_each_sample() -> None:
 
 @pytest.fixture
 def alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of random AlexNet weights, which torchmetrics is made to use as well."""
+    """A file of random AlexNet weights, which torchmetrics uses as well."""
     torch.manual_seed(0)
     features = nn.Sequential()
     for place, shape in zip(lpips.PLACES, lpips.CONVOLUTIONS, strict=True):
@@ -85,23 +85,23 @@ def test_lpips_is_torchmetrics(alexnet: Path, size: int) -> None:
     )
     ours = lpips.each_lpips(net, damaged, clean)
     np.testing.assert_allclose(ours, theirs.flatten(), rtol=1e-5)
-    assert ours.min() > 1e-4 and lpips.each_lpips(net, clean, clean).max() == 0
+    assert ours.min() > 1e-4
+    assert lpips.each_lpips(net, clean, clean).max() == 0
     assert origin.weights.count("sha256:") == 2
 
 
 def test_lpips_says_where_its_weights_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(
-        BadInput,
-        match=rf"expected the file {lpips.BACKBONE}; put it at {tmp_path}/lowtide/metrics/{lpips.BACKBONE}",
-    ):
+    place = f"{tmp_path}/lowtide/metrics/{lpips.BACKBONE}"
+    with pytest.raises(BadInput, match=f"expected the file {lpips.BACKBONE}; put it at {place}"):
         lpips.load()
 
 
 def test_lpips_says_how_small_is_too_small(alexnet: Path) -> None:
+    net, _ = lpips.load(alexnet)
     with pytest.raises(BadInput, match="at least 31 x 31 for LPIPS"):
-        lpips.each_lpips(lpips.load(alexnet)[0], images(2, size=28), images(2, size=28))
+        lpips.each_lpips(net, images(2, size=28), images(2, size=28))
 
 
 def test_lpips_names_what_a_file_lacks(tmp_path: Path) -> None:

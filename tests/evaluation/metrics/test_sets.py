@@ -1,4 +1,4 @@
-"""Set metrics agree with torchmetrics, torch-fidelity and their definitions on the same features."""
+"""Set metrics equal torchmetrics, torch-fidelity and their definitions on the same features."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ from lowtide.evaluation.metrics.statistics import Statistics, frechet
 
 @pytest.fixture(scope="module")
 def fidelity() -> Any:
-    """torch-fidelity, where a torchvision fits the torch that is installed."""
+    """torch-fidelity, if a torchvision fits the installed torch."""
     try:
         import torch_fidelity
-    except (ImportError, RuntimeError) as wrong:
-        pytest.skip(f"torch-fidelity does not import: {wrong}")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torch-fidelity does not import: {error}")
     return torch_fidelity
 
 
-class Given(nn.Module):
-    """Hands features on as they come, so that torchmetrics measures what we measure."""
+class Identity(nn.Module):
+    """Returns features unchanged, so that torchmetrics measures the same features."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1)
@@ -38,8 +38,11 @@ def image_like(rows: np.ndarray) -> torch.Tensor:
 
 
 def test_frechet_is_torchmetrics() -> None:
-    ours, reference = features(300, 1), features(500, 2, spread=1.2)
-    metric = FrechetInceptionDistance(Given(), input_img_size=(24, 1, 1)).set_dtype(torch.float64)
+    ours = features(300, 1)
+    reference = features(500, 2, spread=1.2)
+    metric = FrechetInceptionDistance(Identity(), input_img_size=(24, 1, 1)).set_dtype(
+        torch.float64
+    )
     metric.update(image_like(ours), real=False)
     metric.update(image_like(reference), real=True)
     assert frechet(Statistics.of(ours), Statistics.of(reference)) == pytest.approx(
@@ -68,15 +71,18 @@ def test_frechet_of_known_gaussians() -> None:
 
 
 def test_frechet_of_few_images_is_stable() -> None:
-    """Fewer images than features: both covariances are singular, and a set lies at no distance from itself."""
+    """Fewer images than features: both covariances are singular, and the distance is zero."""
     few = Statistics.of(features(10, 1, width=64))
     assert abs(frechet(few, few)) < 1e-6 * np.trace(few.covariance)
 
 
 def test_kernel_distance_is_torchmetrics() -> None:
-    """Subsets as large as the sets leave nothing to chance."""
-    ours, reference = features(200, 1), features(200, 2)
-    metric = KernelInceptionDistance(Given(), subsets=2, subset_size=200).set_dtype(torch.float64)
+    """Subsets as large as the sets are not random."""
+    ours = features(200, 1)
+    reference = features(200, 2)
+    metric = KernelInceptionDistance(Identity(), subsets=2, subset_size=200).set_dtype(
+        torch.float64
+    )
     metric.update(image_like(ours), real=False)
     metric.update(image_like(reference), real=True)
     assert sets.kernel_distance(ours, reference, subsets=2) == pytest.approx(
@@ -95,12 +101,13 @@ def test_kernel_distance_is_torch_fidelity(fidelity: Any) -> None:
         rng_seed=sets.SEED,
         verbose=False,
     )
-    found = sets.kernel_distance(ours, reference, subset_size=100)
-    assert found == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    distance = sets.kernel_distance(ours, reference, subset_size=100)
+    assert distance == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
 
 
 def test_kernel_distance_is_seeded() -> None:
-    ours, reference = features(60, 1), features(60, 2)
+    ours = features(60, 1)
+    reference = features(60, 2)
     one, again, other = (
         sets.kernel_distance(ours, reference, subset_size=20, seed=seed) for seed in (1, 1, 2)
     )
@@ -108,9 +115,9 @@ def test_kernel_distance_is_seeded() -> None:
 
 
 def test_inception_score_is_torchmetrics() -> None:
-    """In one split, for torchmetrics shuffles as it likes."""
+    """In one split, because torchmetrics shuffles in another order."""
     logits = features(200, 0, width=10, spread=0.5)
-    metric = InceptionScore(Given(), splits=1)
+    metric = InceptionScore(Identity(), splits=1)
     metric.update(image_like(logits))
     theirs = float(metric.compute()[0])
     assert theirs > 1.5
@@ -125,41 +132,50 @@ def test_inception_score_is_torch_fidelity(fidelity: Any) -> None:
     assert sets.inception_score(logits) == pytest.approx(theirs, rel=1e-6)
 
 
-def test_inception_score_of_classes_that_no_image_has() -> None:
+def test_inception_score_of_a_class_without_images() -> None:
     logits = np.full((20, 3), -2000.0)
-    logits[:10, 0] = logits[10:, 1] = 0
+    logits[:10, 0] = 0
+    logits[10:, 1] = 0
     assert sets.inception_score(logits, splits=1) == pytest.approx(2, rel=1e-9)
 
 
-def by_definition(points: np.ndarray, balls: np.ndarray, k: int) -> float:
-    """Precision as the paper words it, one pair at a time."""
-    reach = [sorted(np.linalg.norm(each - other) for other in balls)[k] for each in balls]
-    inside = [
-        any(np.linalg.norm(point - ball) <= r for ball, r in zip(balls, reach, strict=True))
-        for point in points
-    ]
+def by_definition(points: np.ndarray, centres: np.ndarray, k: int) -> float:
+    """Precision as the paper defines it, one pair at a time."""
+    reach = [sorted(distances(centre, centres))[k] for centre in centres]
+    inside = [in_a_ball(point, centres, reach) for point in points]
     return float(np.mean(inside))
+
+
+def in_a_ball(point: np.ndarray, centres: np.ndarray, reach: list[float]) -> bool:
+    pairs = zip(distances(point, centres), reach, strict=True)
+    return any(distance <= radius for distance, radius in pairs)
+
+
+def distances(point: np.ndarray, others: np.ndarray) -> list[float]:
+    return [float(np.linalg.norm(point - other)) for other in others]
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_precision_and_recall_follow_the_definition(
     neighbours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "PIECE", 17)
-    ours, reference = (features(n, seed, width=8).astype(float) for n, seed in ((50, 1), (70, 2)))
+    monkeypatch.setattr(sets, "CHUNK", 17)
+    ours = features(50, 1, width=8).astype(float)
+    reference = features(70, 2, width=8).astype(float)
     precision = sets.precision(ours, reference, neighbours=neighbours)
     recall = sets.recall(ours, reference, neighbours=neighbours)
-    assert (precision, recall) == (
-        by_definition(ours, reference, neighbours),
-        by_definition(reference, ours, neighbours),
-    )
-    assert 0 < recall < 1 and 0 < precision < 1 and recall != precision
+    assert precision == by_definition(ours, reference, neighbours)
+    assert recall == by_definition(reference, ours, neighbours)
+    assert 0 < recall < 1
+    assert 0 < precision < 1
+    assert recall != precision
 
 
 def test_precision_and_recall_are_torch_fidelity(fidelity: Any) -> None:
     from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-    ours, reference = features(150, 1, width=6, spread=0.7), features(170, 2, width=6)
+    ours = features(150, 1, width=6, spread=0.7)
+    reference = features(170, 2, width=6)
     theirs = calculate_precision_recall_full(
         *(torch.from_numpy(each).double() for each in (ours, reference)), 3
     )

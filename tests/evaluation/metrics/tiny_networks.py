@@ -1,4 +1,4 @@
-"""Networks of a few numbers to look at images with, and images to look at."""
+"""Tiny feature extractors, and images for them."""
 
 import numpy as np
 import torch
@@ -7,22 +7,23 @@ from torch.nn import functional as F
 
 from lowtide.evaluation.metrics import Extractor, Origin
 
-WIDTH, CLASSES = 12, 5
+WIDTH = 12
+CLASSES = 5
 
 
 class Squares(nn.Module):
-    """Fixed projections of an image shrunk to 4 x 4, and their squares: features that see mean and spread."""
+    """Squares of fixed projections of an image of 4 x 4: features of the mean and the spread."""
 
     def __init__(self) -> None:
         super().__init__()
-        draw = torch.Generator().manual_seed(5)
-        self.register_buffer("look", torch.randn(48, WIDTH, generator=draw))
-        self.register_buffer("judge", torch.randn(WIDTH, CLASSES, generator=draw))
+        generator = torch.Generator().manual_seed(5)
+        self.register_buffer("projection", torch.randn(48, WIDTH, generator=generator))
+        self.register_buffer("classifier", torch.randn(WIDTH, CLASSES, generator=generator))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         small = F.adaptive_avg_pool2d(images, 4).flatten(1) - 0.5
-        pooled = (small @ self.look).square()
-        return pooled, small, pooled @ self.judge
+        pooled = (small @ self.projection).square()
+        return pooled, small, pooled @ self.classifier
 
 
 def squares(name: str = "squares") -> Extractor:
@@ -30,10 +31,10 @@ def squares(name: str = "squares") -> Extractor:
 
 
 def images(n: int, seed: int = 0, size: int = 16, channels: int = 3) -> np.ndarray:
-    """Blots of colour, in 256 levels."""
+    """Random blocks of colour, in 256 levels."""
     rng = np.random.default_rng(seed)
-    blots = rng.uniform(0, 1, (n, size // 4, size // 4, channels)).repeat(4, 1).repeat(4, 2)
-    return np.round((0.8 * blots + 0.2 * rng.uniform(0, 1, (n, size, size, channels))) * 255) / 255
+    blocks = rng.uniform(0, 1, (n, size // 4, size // 4, channels)).repeat(4, 1).repeat(4, 2)
+    return np.round((0.8 * blocks + 0.2 * rng.uniform(0, 1, (n, size, size, channels))) * 255) / 255
 
 
 def noisy(clean: np.ndarray, amount: float, seed: int = 1) -> np.ndarray:
@@ -42,7 +43,7 @@ def noisy(clean: np.ndarray, amount: float, seed: int = 1) -> np.ndarray:
 
 
 def features(n: int, seed: int, width: int = 24, spread: float = 1.0) -> np.ndarray:
-    """Correlated features with a mean, as float32 networks give them."""
+    """Correlated float32 features with a mean."""
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(99).standard_normal((width, width))
     return (spread * rng.standard_normal((n, width)) @ mix + 0.1 * seed).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Metrics by name: the right numbers under the right names, with their origin; bad input in one sentence."""
+"""Metrics by name: numbers, full names and origins; bad input is an error of one sentence."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tiny_networks import images, noisy, squares
 
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics import (
-    Measured,
+    Measurement,
     Statistics,
     frechet,
     measure,
@@ -19,8 +19,8 @@ from lowtide.evaluation.metrics import (
     per_image,
     sets,
 )
-from lowtide.evaluation.metrics.measure import ranges
-from lowtide.evaluation.metrics.naming import offered, title
+from lowtide.evaluation.metrics.measurement import seed_ranges
+from lowtide.evaluation.metrics.metric_names import full_name, names_with
 
 CLEAN = images(40)
 DAMAGED = noisy(CLEAN, 0.1)
@@ -29,38 +29,39 @@ SEEDS = range(40)
 
 def measured(
     names: list[str], ours: Any = DAMAGED, reference: Any = CLEAN, **options: Any
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     return measure(ours, reference, names, **{"seeds": SEEDS, "extractor": squares()} | options)
 
 
 def test_pairs_are_measured() -> None:
-    found = measured(["ssim", "psnr"])
-    assert list(found) == ["ssim", "psnr"]
-    assert found["psnr"].value == pytest.approx(pairs.psnr(DAMAGED, CLEAN), rel=1e-12)
-    assert found["ssim"].value == pytest.approx(pairs.ssim(DAMAGED, CLEAN), rel=1e-12)
+    metrics = measured(["ssim", "psnr"])
+    assert list(metrics) == ["ssim", "psnr"]
+    psnr = metrics["psnr"]
+    assert psnr.value == pytest.approx(pairs.psnr(DAMAGED, CLEAN), rel=1e-12)
+    assert metrics["ssim"].value == pytest.approx(pairs.ssim(DAMAGED, CLEAN), rel=1e-12)
     each = per_image(DAMAGED, CLEAN, ["psnr", "fd"])
-    assert list(each) == ["psnr"] and each["psnr"].mean() == found["psnr"].value
+    assert list(each) == ["psnr"]
+    assert each["psnr"].mean() == psnr.value
     spread = 1.96 * each["psnr"].std() / np.sqrt(40)
-    assert found["psnr"].high - found["psnr"].low == pytest.approx(2 * spread, rel=0.25)
-    assert (
-        found["psnr"].backend == "lowtide"
-        and found["psnr"].weights is None
-        and found["psnr"].higher_is_better
-    )
+    assert psnr.high - psnr.low == pytest.approx(2 * spread, rel=0.25)
+    assert psnr.backend == "lowtide"
+    assert psnr.weights is None
+    assert psnr.higher_is_better
 
 
 def test_one_image_has_no_interval() -> None:
-    found = measured(["psnr"], DAMAGED[:1], CLEAN[:1], seeds=[0])["psnr"]
-    assert (found.low, found.high) == (None, None) and found.value == pytest.approx(
-        pairs.psnr(DAMAGED[:1], CLEAN[:1])
-    )
+    psnr = measured(["psnr"], DAMAGED[:1], CLEAN[:1], seeds=[0])["psnr"]
+    assert (psnr.low, psnr.high) == (None, None)
+    assert psnr.value == pytest.approx(pairs.psnr(DAMAGED[:1], CLEAN[:1]))
 
 
 def test_sets_are_measured() -> None:
-    extractor, reference = squares(), images(60, seed=9)
-    found = measured(["fd", "sfd", "kd", "precision", "recall"], reference=reference)
-    ours, theirs = extractor(DAMAGED), extractor(reference)
-    assert list(found) == ["fd-squares", "sfd-squares", "kd-squares", "precision", "recall"]
+    extractor = squares()
+    reference = images(60, seed=9)
+    metrics = measured(["fd", "sfd", "kd", "precision", "recall"], reference=reference)
+    ours = extractor(DAMAGED)
+    theirs = extractor(reference)
+    assert list(metrics) == ["fd-squares", "sfd-squares", "kd-squares", "precision", "recall"]
     expected = {
         "fd-squares": frechet(Statistics.of(ours.pooled), Statistics.of(theirs.pooled)),
         "sfd-squares": frechet(Statistics.of(ours.spatial), Statistics.of(theirs.spatial)),
@@ -68,41 +69,38 @@ def test_sets_are_measured() -> None:
         "precision": sets.precision(ours.pooled, theirs.pooled),
         "recall": sets.recall(ours.pooled, theirs.pooled),
     }
-    assert {name: each.value for name, each in found.items()} == pytest.approx(expected, rel=1e-12)
-    assert all(
-        each.low <= each.value <= each.high and each.low < each.high for each in found.values()
-    )
-    assert (
-        found["fd-squares"].backend,
-        found["fd-squares"].weights,
-        found["fd-squares"].resize,
-    ) == (
-        "test",
-        "sha256:0",
-        "mean, 4",
-    )
+    values = {name: each.value for name, each in metrics.items()}
+    assert values == pytest.approx(expected, rel=1e-12)
+    assert all(each.low <= each.value <= each.high for each in metrics.values())
+    assert all(each.low < each.high for each in metrics.values())
+    distance = metrics["fd-squares"]
+    origin = (distance.backend, distance.weights, distance.resize)
+    assert origin == ("test", "sha256:0", "mean, 4")
 
 
 def test_statistics_are_enough_for_a_distance() -> None:
     reference = images(60, seed=9)
     sums = squares().statistics([reference[:25], reference[25:]])
-    one, other = measured(["fd"], reference=sums), measured(["fd"], reference=reference)
-    assert one["fd-squares"].value == pytest.approx(other["fd-squares"].value, rel=1e-6)
+    of_sums = measured(["fd"], reference=sums)["fd-squares"]
+    of_images = measured(["fd"], reference=reference)["fd-squares"]
+    assert of_sums.value == pytest.approx(of_images.value, rel=1e-6)
 
 
 def test_more_damage_is_more_distance() -> None:
     reference = images(400, seed=9)
-    found = [measured(["fd", "kd"], CLEAN * (1 - dimmed), reference) for dimmed in (0.0, 0.3, 0.6)]
+    batches = [CLEAN * (1 - amount) for amount in (0.0, 0.3, 0.6)]
+    metrics = [measured(["fd", "kd"], batch, reference) for batch in batches]
     for name in ("fd-squares", "kd-squares"):
-        values = [each[name].value for each in found]
-        assert values == sorted(values) and values[2] > 1.5 * values[0]
+        values = [each[name].value for each in metrics]
+        assert values == sorted(values)
+        assert values[2] > 1.5 * values[0]
 
 
-def test_measured_becomes_json() -> None:
-    found = measured(["psnr"], seeds=[*range(38), 90, 41])["psnr"].as_json()
-    assert json.loads(json.dumps(found)) == found
-    assert (found["seeds"], found["n"]) == ("0-37,41,90", 40)
-    assert set(found) == {
+def test_a_measurement_becomes_json() -> None:
+    tree = measured(["psnr"], seeds=[*range(38), 90, 41])["psnr"].as_json()
+    assert json.loads(json.dumps(tree)) == tree
+    assert (tree["seeds"], tree["n"]) == ("0-37,41,90", 40)
+    assert set(tree) == {
         "value",
         "low",
         "high",
@@ -116,55 +114,49 @@ def test_measured_becomes_json() -> None:
 
 
 def test_ranges() -> None:
-    assert [ranges(seeds) for seeds in ([7], [0, 1, 2], [5, 0, 1, 9, 8])] == [
-        "7",
-        "0-2",
-        "0-1,5,8-9",
-    ]
+    lists = ([7], [0, 1, 2], [5, 0, 1, 9, 8])
+    assert [seed_ranges(seeds) for seeds in lists] == ["7", "0-2", "0-1,5,8-9"]
 
 
 def test_latents_of_any_shape() -> None:
     latents = np.random.default_rng(0).standard_normal((12, 4, 8, 8))
-    found = measure_latents(latents + 0.5, latents, seeds=range(12))
-    assert found.value == pytest.approx(0.25, rel=1e-12) and not found.higher_is_better
+    error = measure_latents(latents + 0.5, latents, seeds=range(12))
+    assert error.value == pytest.approx(0.25, rel=1e-12)
+    assert not error.higher_is_better
     with pytest.raises(BadInput, match="expected one shape"):
         measure_latents(latents, latents[:6], seeds=range(12))
 
 
 def test_inception_score_is_of_the_logits() -> None:
     logits = squares()(DAMAGED).logits
-    found = measured(["is"], reference=None, extractor=squares("inception"))["is"]
-    assert found.value == pytest.approx(sets.inception_score(logits), rel=1e-12)
+    score = measured(["is"], reference=None, extractor=squares("inception"))["is"]
+    assert score.value == pytest.approx(sets.inception_score(logits), rel=1e-12)
 
 
 def test_only_inception_is_called_fid() -> None:
-    assert [title(name, "inception") for name in ("fd", "sfd", "kd", "is", "recall")] == [
-        "fid",
-        "sfid",
-        "kid",
-        "is",
-        "recall",
-    ]
-    assert title("fd", "efficientnet") == "fd-efficientnet"
-    assert not {"fid", "sfid", "kid", "is"} & offered("efficientnet").keys()
+    names = [full_name(name, "inception") for name in ("fd", "sfd", "kd", "is", "recall")]
+    assert names == ["fid", "sfid", "kid", "is", "recall"]
+    assert full_name("fd", "efficientnet") == "fd-efficientnet"
+    assert not {"fid", "sfid", "kid", "is"} & names_with("efficientnet").keys()
     for name in ("fid", "sfid", "kid", "is"):
-        sentence = f"found {name} with the extractor efficientnet; expected the extractor inception; choose it, or ask for fd"
+        wrong = f"found {name} with the extractor efficientnet"
+        sentence = f"{wrong}; expected the extractor inception; choose it, or ask for fd"
         with pytest.raises(BadInput, match=sentence):
             measure(DAMAGED, CLEAN, [name], seeds=SEEDS)
 
 
-MIXED = [np.zeros((8, 8, 3)), np.zeros((16, 16, 3))]
-SPOILT = np.where(np.arange(40)[:, None, None, None] == 3, np.nan, CLEAN)
+TWO_SIZES = [np.zeros((8, 8, 3)), np.zeros((16, 16, 3))]
+WITH_NAN = np.where(np.arange(40)[:, None, None, None] == 3, np.nan, CLEAN)
 BAD = [
     (
-        {"ours": MIXED, "seeds": [0, 1]},
+        {"ours": TWO_SIZES, "seeds": [0, 1]},
         "found images of 8 x 8 x 3 and 16 x 16 x 3; expected one size",
     ),
     (
-        {"ours": SPOILT},
+        {"ours": WITH_NAN},
         "found NaN or infinity in 1 of 40 images, first at place 3; expected finite images",
     ),
-    ({"reference": SPOILT}, "found NaN or infinity in 1 of 40 images"),
+    ({"reference": WITH_NAN}, "found NaN or infinity in 1 of 40 images"),
     ({"ours": (CLEAN * 255).astype(np.uint8)}, "found uint8 images; expected floats in [0, 1]"),
     ({"ours": CLEAN * 2 - 1}, "expected images in [0, 1]; scale and clamp them"),
     (

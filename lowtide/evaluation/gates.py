@@ -1,0 +1,58 @@
+"""Gates: bounds on metrics that every compared model must keep."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on a metric; its limit comes from the user.
+
+    at_least: the value must be at least the limit, else at most. over_reference: the value is the
+    difference from the reference's.
+    """
+
+    metric: str
+    at_least: bool = False
+    over_reference: bool = False
+
+
+GATES = {
+    "min-psnr": Gate("psnr", at_least=True),
+    "max-lpips": Gate("lpips"),
+    "max-fd-increase": Gate("fd", over_reference=True),
+}
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate of one model."""
+
+    name: str
+    model: str
+    limit: float
+    value: float
+    passed: bool
+
+
+def gate_results(
+    limits: Mapping[str, float],
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    reference: str,
+    full_name: Callable[[str], str],
+) -> list[GateResult]:
+    """Every gate for every model but the reference.
+
+    limits: by the names of gates. values: by model, then by the full name of a metric.
+    """
+    results = []
+    for name, limit in limits.items():
+        gate = GATES[name]
+        metric = full_name(gate.metric)
+        base = values[reference][metric] if gate.over_reference else 0.0
+        for model in (model for model in values if model != reference):
+            value = values[model][metric] - base
+            passed = value >= limit if gate.at_least else value <= limit
+            results.append(GateResult(name, model, limit, value, passed))
+    return results

@@ -1,0 +1,52 @@
+"""The request of a comparison: what the settings say, else what a model was calibrated for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowtide import sampling
+from lowtide.checkpoint import provenance
+from lowtide.evaluation.compared_models import ComparedModel
+from lowtide.evaluation.evaluation_settings import EvaluationSettings
+from lowtide.sampling.pipelines import Pipeline, Scheduler
+from lowtide.validation import check, listed
+
+SEEDS = tuple(range(64))
+# The fields of a request that the record of a quantized model contains.
+_RECORDED = ("steps", "prompts", "labels", "guidance", "eta", "size")
+
+
+def sampling_request(
+    models: Sequence[ComparedModel], settings: EvaluationSettings
+) -> sampling.Request:
+    """The settings, else the calibration of the first packed model, else 50 steps, seeds 0-63."""
+    fields: dict[str, Any] = {"seeds": SEEDS}
+    fields |= _recorded_fields(models) | settings.request_fields
+    return sampling.Request(**fields)
+
+
+def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:
+    recorded = next((model.record.settings for model in models if model.record), {})
+    names = [name for name in _RECORDED if recorded.get(name) not in (None, [])]
+    fields = {name: listed(recorded[name]) for name in names}
+    check(EvaluationSettings, fields, title=f"in {provenance.NAME} ")
+    return fields
+
+
+def request_json(request: sampling.Request, scheduler: Scheduler) -> dict[str, object]:
+    return {
+        "seeds": list(request.seeds),
+        "prompts": list(request.prompts),
+        "labels": list(request.labels),
+        "steps": request.steps,
+        "batch": request.batch,
+        "guidance": request.guidance,
+        "eta": request.eta,
+        "scheduler": type(scheduler).__name__,
+    }
+
+
+def captions(pipe: Pipeline, request: sampling.Request) -> list[str] | None:
+    """The prompt or the label of each seed; None for an unconditional model."""
+    arguments = sampling.call_arguments(pipe, request)
+    conditions = arguments.get("prompt", arguments.get("class_labels"))
+    return None if conditions is None else [str(condition) for condition in conditions]
