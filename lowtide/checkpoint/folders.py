@@ -14,6 +14,7 @@ abandoned folder is removed, and an old result goes back if nothing stands in it
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -46,19 +47,22 @@ def written_beside(
     place = check_place(folder, marks, source)
     with _parents(place):
         fresh = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
-        fresh.mkdir()
+        lock = FileLock(fresh / LOCK, timeout=10)
         try:
-            with FileLock(fresh / LOCK, timeout=10):
-                _check_alone(place, fresh)
-                yield fresh
-                _write_manifest(fresh)
-                _share(fresh)
-                _replace(fresh, place, marks)
+            with _alone_in(place.parent):
+                _check_no_writer(place)
+                fresh.mkdir()
+                lock.acquire()
+            yield fresh
+            _write_manifest(fresh)
+            _share(fresh)
+            _replace(fresh, place, marks)
         except OSError as error:
             if error.errno in _FULL:
                 raise full_disk(place) from error
             raise
         finally:
+            lock.release()
             shutil.rmtree(fresh, ignore_errors=True)
 
 
@@ -178,18 +182,32 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
     place = folder.absolute()
     if not place.parent.is_dir():
         return
-    _check_alone(place)
-    for fresh in _beside(place, "[0-9a-f]{8}"):
-        if _abandoned(fresh):
-            shutil.rmtree(fresh)
-    for old in _beside(place, r"old\d*"):
-        _settle(old, place, marks)
+    with _alone_in(place.parent):
+        _check_no_writer(place)
+        for fresh in _beside(place, "[0-9a-f]{8}"):
+            if _abandoned(fresh):
+                shutil.rmtree(fresh)
+        for old in _beside(place, r"old\d*"):
+            _settle(old, place, marks)
 
 
-def _check_alone(place: Path, own: Path | None = None) -> None:
-    """No other process writes this place now. `own`: the folder that this process writes into."""
+@contextmanager
+def _alone_in(parent: Path) -> Iterator[None]:
+    """For the moment that renaming takes, other processes wait that would rename in this folder."""
+    handle = os.open(parent, os.O_RDONLY)
+    try:
+        # Some network file systems cannot lock a folder.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _check_no_writer(place: Path) -> None:
+    """No other process writes this place now."""
     for fresh in _beside(place, "[0-9a-f]{8}"):
-        if fresh != own and (fresh / LOCK).exists() and not _abandoned(fresh):
+        if (fresh / LOCK).exists() and not _abandoned(fresh):
             raise BadInput(
                 f"found another lowtide that writes {place.name}",
                 "one at a time",
@@ -229,18 +247,19 @@ def _settle(old: Path, place: Path, marks: tuple[str, ...]) -> None:
 
 def _replace(fresh: Path, place: Path, marks: tuple[str, ...]) -> None:
     """Rename the fresh folder into its place. The contents of the place are checked again first."""
-    _check_contents(place, marks)
-    old = _free_name(place)
-    if place.exists():
-        place.rename(old)
-    try:
-        fresh.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
-    (place / LOCK).unlink(missing_ok=True)
-    _remove(old)
+    with _alone_in(place.parent):
+        _check_contents(place, marks)
+        old = _free_name(place)
+        if place.exists():
+            place.rename(old)
+        try:
+            fresh.rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
+        (place / LOCK).unlink(missing_ok=True)
+        _remove(old)
 
 
 def _free_name(place: Path) -> Path:
