@@ -40,8 +40,8 @@ def quantize(
     target: a pipeline, a model, or the name of one (a folder, a hub id, zoo:NAME) to load.
     method: one of lowtide.METHODS. folder: where finished units are kept, so that an interrupted
     run resumes to the same bits. without: stages of the method's recipe to leave out, by name, to
-    see what each is worth. options: the fields of lowtide.Settings: weights, inputs, steps, prompts,
-    labels, iters, ...; `stages` sets the options of single stages, {"omq": {"plus": True}}.
+    see what each is worth. options: the fields of lowtide.Settings: weights, inputs, steps,
+    prompts, labels, iters, ...; `stages` sets options of single stages, {"omq": {"plus": True}}.
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)

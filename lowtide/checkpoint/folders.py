@@ -21,7 +21,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def written_beside(
                 fresh.mkdir()
                 lock.acquire()
             yield fresh
-            _write_manifest(fresh)
+            _write_manifest(fresh, _files(fresh))
             _share(fresh)
             _replace(fresh, place, marks)
         except OSError as error:
@@ -283,10 +283,13 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _write_manifest(folder: Path) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
-    names = sorted(path.relative_to(folder).as_posix() for path in files)
-    text = json.dumps({"version": VERSION, "files": names}, indent=1)
+def _files(folder: Path) -> list[str]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def _write_manifest(folder: Path, names: Iterable[str]) -> None:
+    text = json.dumps({"version": VERSION, "files": sorted(names)}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -325,6 +328,29 @@ def _share(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def check_file(path: Path) -> None:
+    """A single file may be written in a folder of other files: its name is free or lowtide's."""
+    if os.path.lexists(path) and path.name not in _manifest(path.parent):
+        raise BadInput(
+            f"found a file at {path}, which lowtide did not write",
+            "a free name",
+            "move it away, or choose another --out",
+        )
+
+
+@contextmanager
+def written_file(path: Path) -> Iterator[Path]:
+    """A path to write to. The file takes `path`'s place if all goes well; its folder lists it."""
+    check_file(path)
+    fresh = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield fresh
+        _write_manifest(path.parent, _manifest(path.parent) | {path.name})
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def full_disk(folder: Path) -> BadInput:
