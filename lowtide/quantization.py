@@ -1,7 +1,8 @@
-"""One run, from a model to a packed checkpoint: adapt, collect, assign, reconstruct, pack, save; then load and sample."""
+"""One run, from a model to a packed checkpoint: adapt, collect, assign, reconstruct, pack, save."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import diffusers_hook, file_format
+from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.checkpoint.facts import fingerprint, float_share, kernels
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
@@ -18,8 +19,12 @@ from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.plan import summarised
 from lowtide.nn.swap import packed_layers
+from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import settings_from
-from lowtide.stages.base import Job, recipe_digest, run_recipe
+from lowtide.stages.assign import Assign
+from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
+from lowtide.stages.collect import Collect
+from lowtide.stages.pack import Pack
 
 
 def quantize(
@@ -30,35 +35,74 @@ def quantize(
     without: Sequence[str] = (),
     **options: Any,
 ) -> Quantized:
-    """Quantize a diffusers pipeline (or a bare UNet2DModel) in place and hand it back packed; a name is loaded first.
+    """Quantize a diffusers pipeline, or a bare UNet2DModel, in place and return it packed.
 
-    `options` are the fields of lowtide.plan.Settings: weights, inputs, steps, prompts, labels, iters, ... With `folder`,
-    finished units are kept there and an interrupted run goes on where it stopped, to the same bits. `without` leaves stages
-    of the method's recipe out, by name, to see what each is worth; the option `stages` changes some, {"omq": {"plus": True}}.
+    target: a pipeline, a model, or the name of one (a folder, a hub id, zoo:NAME) to load.
+    method: one of lowtide.METHODS. folder: where finished units are kept, so that an interrupted
+    run resumes to the same bits. without: stages of the method's recipe to leave out, by name, to
+    see what each is worth. options: the fields of lowtide.Settings: weights, inputs, steps,
+    prompts, labels, iters, ...; `stages` sets options of single stages, {"omq": {"plus": True}}.
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)
-    target = sampling.load_pipeline(target) if isinstance(target, str | Path) else target
-    pipe = sampling.as_pipeline(target) if isinstance(target, nn.Module) else target
+    pipe = _pipeline(target)
+    model = _float_model(pipe)
+    weights = fingerprint(model)
+    units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
+
+    adapter = adapt(model, sampling.example(pipe))
+    job = Job(pipe, model, adapter, settings, method, units)
+    job.report |= {"fingerprint": weights, "options": settings.stages}
+    phases = _Phases.of(recipe)
+    run_recipe(phases.collect, job)
+    run_recipe(phases.assign, job)
+    run_recipe(phases.reconstruct, job)
+    run_recipe(phases.pack, job)
+    return _finish(job)
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """The stages of a recipe in four runs; joined in this order they are the recipe.
+
+    collect: the calibration set. assign: the formats of each layer, after what changes the layers.
+    reconstruct: scales, roundings, ranges and corrections. pack: integer codes.
+    """
+
+    collect: Recipe
+    assign: Recipe
+    reconstruct: Recipe
+    pack: Recipe
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "_Phases":
+        kinds = [type(stage) for stage in recipe]
+        collected = kinds.index(Collect) + 1
+        assigned = kinds.index(Assign) + 1
+        packing = kinds.index(Pack)
+        return cls(
+            recipe[:collected],
+            recipe[collected:assigned],
+            recipe[assigned:packing],
+            recipe[packing:],
+        )
+
+
+def _pipeline(target: Any) -> Pipeline:
+    if isinstance(target, str | Path):
+        return sampling.load_pipeline(target)
+    return sampling.as_pipeline(target) if isinstance(target, nn.Module) else target
+
+
+def _float_model(pipe: Pipeline) -> nn.Module:
+    """The denoiser, once it is known that it can be quantized; in eval mode, without gradients."""
     model = sampling.denoiser(pipe)
-    check_model(model)
+    _check_model(model)
     model.requires_grad_(False)
-    mark = fingerprint(model)
-    digest = recipe_digest(recipe, settings, mark)
-    job = Job(
-        pipe,
-        model.eval(),
-        adapt(model, sampling.example(pipe)),
-        settings,
-        method,
-        Path(folder) / digest if folder else None,
-    )
-    job.report |= {"fingerprint": mark, "options": settings.stages}
-    run_recipe(recipe, job)
-    return finish(job)
+    return model.eval()
 
 
-def finish(job: Job) -> Quantized:
+def _finish(job: Job) -> Quantized:
     """The plan's summary, the hook into diffusers, and the report."""
     plan = summarised(job.plan, job.settings)
     if hasattr(job.model, "register_to_config"):
@@ -70,7 +114,7 @@ def finish(job: Job) -> Quantized:
     return Quantized(job.pipe, plan, job.report)
 
 
-def check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module) -> None:
     """A model that can be quantized: finite weights, and not quantized yet."""
     if getattr(model, "is_quantized", False) or any(packed_layers(model)):
         raise BadInput(
@@ -93,4 +137,6 @@ def check_model(model: nn.Module) -> None:
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """The pipeline of a saved folder."""
+    if not Path(folder).exists():
+        folders.recover(Path(folder))
     return sampling.load_pipeline(folder, dtype)

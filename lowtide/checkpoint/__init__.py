@@ -1,1 +1,1 @@
-"""The checkpoint: its file format, the hook into diffusers, provenance, facts of a packed model, another schedule."""
+"""The checkpoint: format, hook into diffusers, provenance, facts of a model, other schedules."""

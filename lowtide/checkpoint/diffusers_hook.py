@@ -1,13 +1,15 @@
-"""The hook into diffusers: after `import lowtide`, from_pretrained and save_pretrained know packed models.
+"""The hook into diffusers: from_pretrained and save_pretrained know packed models.
 
-diffusers has no public registration for quantizers; what works, and what others do, is to add to its two tables.
+diffusers has no public registration of quantizers. Like other libraries, this module adds to its
+two tables. `import lowtide` is enough.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -31,22 +33,23 @@ NAME = "lowtide"
 
 
 class LowtideMethod(str, Enum):
-    """diffusers asks the method for `.value`, and its own enum is closed."""
+    """diffusers reads the method's `.value`, and its own enum cannot be extended."""
 
     LOWTIDE = NAME
 
 
 @dataclass
 class LowtideConfig(QuantizationConfigMixin):
-    """What config.json says: enough to know the file, little enough for a header. The plan lies in the safetensors."""
+    """What config.json says of a packed model. The plan is in the safetensors file."""
 
     format_version: int = FORMAT_VERSION
     method: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
-    quant_method: str = LowtideMethod.LOWTIDE
+    # diffusers declares its own enum here, which cannot be extended.
+    quant_method: str = LowtideMethod.LOWTIDE  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        self.quant_method = LowtideMethod.LOWTIDE
+        self.quant_method = LowtideMethod.LOWTIDE  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -61,8 +64,13 @@ class LowtideConfig(QuantizationConfigMixin):
 
 
 class LowtideQuantizer(DiffusersQuantizer):
-    """Builds the packed skeleton on meta, checks every tensor, and writes the plan when saving."""
+    """Builds the packed skeleton on meta, checks every tensor, and writes the plan when saving.
 
+    The ignored overrides: diffusers' base methods have no body, so a type checker takes them to
+    return None.
+    """
+
+    quantization_config: LowtideConfig
     requires_calibration = True
     use_keep_in_fp32_modules = True
 
@@ -79,34 +87,33 @@ class LowtideQuantizer(DiffusersQuantizer):
         self, loaded_keys: list[str], checkpoint_files: list[str]
     ) -> list[str]:
         for path in checkpoint_files:
-            found = read_metadata(path)
-            self.plan = Plan.from_json(found[PLAN])
-            self.hashes = hashes_by_name(loaded_keys, found[HASHES])
+            header = read_metadata(path)
+            self.plan = Plan.from_json(header[PLAN])
+            self.hashes = hashes_by_name(loaded_keys, header[HASHES])
         self.names = loaded_keys
         return loaded_keys
 
-    def _process_model_before_weight_loading(
-        self, model: nn.Module, keep_in_fp32_modules: list[str], **kwargs: Any
-    ) -> None:
-        # The loader casts every float tensor to torch_dtype unless a part of its name stands in this very list.
-        keep_in_fp32_modules += [
-            part
-            for part in ("scale", "smooth", "lowtide_correction")
-            if part not in keep_in_fp32_modules
-        ]
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        # The loader casts every float tensor to torch_dtype, except those with a part of their name
+        # in this list. It reads the list itself, so the list is changed in place.
+        keep_in_float32: list[str] = kwargs["keep_in_fp32_modules"]
+        parts = ("scale", "smooth", "lowtide_correction")
+        keep_in_float32 += [part for part in parts if part not in keep_in_float32]
         with torch.device("meta"):
-            skeleton(model, self.plan)
+            skeleton(model, self._known_plan())
         verify_names(model, self.names)
-        model.register_to_config(quantization_config=self.quantization_config.to_dict())
+        _register(model, self.quantization_config)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         verify(state_dict, self.hashes)
         return state_dict
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        if left := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+    def _process_model_after_weight_loading(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model: nn.Module, **kwargs: Any
+    ) -> nn.Module:
+        if empty := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
             raise BadInput(
-                f"found no data for {left[0]}",
+                f"found no data for {empty[0]}",
                 "every tensor of the plan",
                 "copy the whole checkpoint again",
             )
@@ -115,10 +122,15 @@ class LowtideQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = True
     ) -> tuple[dict, dict]:
-        return state_dict, metadata(self.plan, state_dict)
+        return state_dict, metadata(self._known_plan(), state_dict)
+
+    def _known_plan(self) -> Plan:
+        """The plan, which is known once a header was read or `attach` gave it."""
+        assert self.plan is not None
+        return self.plan
 
     @property
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return True
 
     @property
@@ -126,7 +138,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return False
 
     @property
@@ -135,14 +147,21 @@ class LowtideQuantizer(DiffusersQuantizer):
 
 
 def attach(model: nn.Module, plan: Plan) -> None:
-    """Make a packed model one that diffusers saves as quantized."""
+    """Make diffusers save this packed model as a quantized one."""
     config = LowtideConfig(method=plan.method, summary=plan.summary)
     quantizer = LowtideQuantizer(config, pre_quantized=True)
     quantizer.plan = plan
-    model.hf_quantizer, model.is_quantized = quantizer, True
-    model.register_to_config(quantization_config=config.to_dict())
+    # diffusers keeps both on a model without declaring them.
+    attributes: dict[str, Any] = {"hf_quantizer": quantizer, "is_quantized": True}
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    _register(model, config)
 
 
-# Registered on import: lowtide/__init__ brings this module in as soon as diffusers' tables are imported.
+def _register(model: nn.Module, config: LowtideConfig) -> None:
+    cast(ConfigMixin, model).register_to_config(quantization_config=config.to_dict())
+
+
+# Registered on import: lowtide/__init__ imports this module as soon as diffusers' tables are there.
 auto.AUTO_QUANTIZER_MAPPING[NAME] = LowtideQuantizer
 auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LowtideConfig

@@ -1,54 +1,99 @@
-"""What is known of a model, float or packed: units, layers, bits, bytes, kernels, calibrated steps."""
+"""Facts of a model, float or packed: units, layers, bits, bytes, kernels, calibrated steps."""
 
 import hashlib
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowtide import sampling
 from lowtide.checkpoint import diffusers_hook, file_format
 from lowtide.errors import BadInput
+from lowtide.formats import Format
 from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import packed_layers
 from lowtide.stages.base import Job
 
+_FLOAT32 = 32
+
+
+@dataclass(frozen=True)
+class UnitFacts:
+    """One unit: how many layers and weights it has, and which of the model's inputs it reads."""
+
+    name: str
+    kind: str
+    layers: int
+    reads: tuple[str, ...]
+    weights: int
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer: the shape of its weight, and the bits of weight and input.
+
+    `weights` is a tuple if the output channels differ in bits.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int | tuple[int, ...]
+    inputs: int | tuple[int, ...]
+    per_step: bool
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A whole model. `left_in_float`: what is not quantized, and why. `account`: bytes by kind."""
+
+    model: str
+    architecture: str
+    parameters: int
+    units: tuple[UnitFacts, ...]
+    layers: tuple[LayerFacts, ...]
+    left_in_float: dict[str, str]
+    timesteps: tuple[int, ...]
+    account: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as `lowtide inspect --json` prints them."""
+        return {
+            "float" if name == "left_in_float" else name: value
+            for name, value in asdict(self).items()
+        }
+
 
 def kernels(model: nn.Module) -> dict[str, str]:
-    """What runs each packed layer."""
-    return {
-        name: "plain torch (reference, no faster twin is registered)"
-        for name, _ in packed_layers(model)
-    }
+    """The kernel of each packed layer."""
+    kernel = "plain torch (reference, no faster twin is registered)"
+    return {name: kernel for name, _ in packed_layers(model)}
 
 
 def float_share(job: Job) -> float:
-    """The share of the model's parameters that stays in float, biases aside."""
+    """The share of the model's parameters that stays in float; biases do not count."""
+    adapter = job.adapter
     coded = [
-        math.prod(job.adapter.all_layers[name].weight.shape)
+        math.prod(_weight(adapter, name).shape)
         for name, layer in job.plan.layers.items()
         if layer.weight
     ]
-    biases = [
-        module.bias.numel() for module in job.adapter.all_layers.values() if module.bias is not None
-    ]
-    gone = sum(job.adapter.all_layers[name].weight.numel() for name in gone_layers(job.plan))
-    whole = (
-        sum(parameter.numel() for parameter in job.adapter.meta.parameters()) - sum(biases) - gone
-    )
-    return 1 - sum(coded) / whole
+    layers = adapter.all_layers.values()
+    biases = sum(module.bias.numel() for module in layers if isinstance(module.bias, Tensor))
+    cached = sum(_weight(adapter, name).numel() for name in gone_layers(job.plan))
+    return 1 - sum(coded) / (_parameters(adapter) - biases - cached)
 
 
 def gone_layers(plan: Plan) -> list[str]:
-    """Temporal layers that a cache took the place of."""
-    return [
-        *(name for name, cache in plan.cached.items() if not cache.computed and not cache.kept),
-        *plan.blank,
-    ]
+    """Temporal layers that a cache replaces."""
+    replaced = (
+        name for name, cache in plan.cached.items() if not cache.computed and not cache.kept
+    )
+    return [*replaced, *plan.blank]
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -57,95 +102,120 @@ def parameter_bytes(model: nn.Module) -> int:
 
 def on_disk(folder: Path) -> int:
     """Bytes of the denoiser's weight files."""
-    homes = [home for name in ("unet", "transformer") if (home := folder / name).is_dir()] or [
-        folder
-    ]
-    return sum(path.stat().st_size for path in homes[0].glob("*.safetensors"))
+    homes = [folder / name for name in ("unet", "transformer") if (folder / name).is_dir()]
+    home = homes[0] if homes else folder
+    return sum(path.stat().st_size for path in home.glob("*.safetensors"))
 
 
 def check_steps(model: nn.Module, steps: int) -> None:
-    """A packed model samples with the steps it knows."""
-    if (asked := known_steps(model)) and steps != asked:
-        way_out = f"use --steps {asked}, make one for {steps} with `lowtide reschedule`, or quantize again"
-        raise BadInput(f"found {steps} steps", f"the {asked} it was calibrated for", way_out)
+    """A packed model samples with as many steps as it was calibrated for."""
+    known = known_steps(model)
+    if known and steps != known:
+        raise BadInput(
+            f"found {steps} steps",
+            f"the {known} it was calibrated for",
+            f"use --steps {known}, make one for {steps} with `lowtide reschedule`, "
+            "or quantize again",
+        )
 
 
 def known_steps(model: nn.Module) -> int | None:
-    """How many steps a packed model was calibrated for, if anything in it depends on the step."""
+    """The number of steps of a packed model's calibration; None if nothing depends on the step."""
     plan = packed_plan(model)
-    return plan.summary["steps"] if plan.keyed else None
+    return cast(int, plan.summary["steps"]) if plan.keyed else None
 
 
 def packed_plan(model: nn.Module) -> Plan:
-    """The plan of a packed model; an empty one for a float model, or one that others quantized."""
+    """The plan of a packed model; an empty one for a float model or one of another library."""
     quantizer = getattr(model, "hf_quantizer", None)
-    return quantizer.plan if isinstance(quantizer, diffusers_hook.LowtideQuantizer) else Plan()
+    ours = isinstance(quantizer, diffusers_hook.LowtideQuantizer)
+    return (quantizer.plan or Plan()) if ours else Plan()
 
 
 def inspect(source: str) -> dict[str, Any]:
+    """Units, layers, bits and bytes of a model, float or packed, as plain JSON values."""
+    return model_facts(source).to_json()
+
+
+def model_facts(source: str) -> ModelFacts:
     """Units, layers, bits and bytes of a model, float or packed."""
-    pipe = sampling.load_pipeline(source)
-    model = sampling.denoiser(pipe)
-    folder, plan = sampling.local_folder(source), packed_plan(model)
+    model = sampling.denoiser(sampling.load_pipeline(source))
+    folder = sampling.local_folder(source)
+    plan = packed_plan(model)
     adapter = float_adapter(model, plan)
-    return {
-        "model": source,
-        "architecture": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in adapter.meta.parameters()),
-        "units": [describe_unit(adapter, unit) for unit in adapter.units()],
-        "layers": [describe_layer(adapter, name, plan) for name in adapter.layers()],
-        "float": plan.left,
-        "timesteps": list(plan.timesteps),
-        "account": file_format.account(model)
-        | {"ideal": ideal_bytes(adapter, plan)}
-        | ({"on_disk": on_disk(folder)} if folder else {}),
-    }
+    account = file_format.account(model) | {"ideal": ideal_bytes(adapter, plan)}
+    if folder:
+        account["on_disk"] = on_disk(folder)
+    return ModelFacts(
+        model=source,
+        architecture=type(model).__name__,
+        parameters=_parameters(adapter),
+        units=tuple(_unit_facts(adapter, unit) for unit in adapter.units()),
+        layers=tuple(_layer_facts(adapter, name, plan) for name in adapter.layers()),
+        left_in_float=plan.left,
+        timesteps=plan.timesteps,
+        account=account,
+    )
 
 
 def float_adapter(model: nn.Module, plan: Plan) -> Adapter:
-    """The architecture of a float or packed model, from the float model's shapes alone."""
+    """The architecture of a float or packed model, from the shapes of the float model alone."""
+    # Only models of diffusers reach this line, and they are made from their configuration.
+    kind = cast(Any, type(model))
     with torch.device("meta"):
-        floating = type(model).from_config(model.config)
+        floating = kind.from_config(model.config)
         split_modules(floating, plan.splits)
         return adapt(floating)
 
 
-def describe_unit(adapter: Adapter, unit: Unit) -> dict[str, Any]:
-    weights = sum(adapter.all_layers[name].weight.numel() for name in unit.layers)
-    return {
-        "name": unit.name,
-        "kind": unit.kind,
-        "layers": len(unit.layers),
-        "reads": list(unit.reads),
-        "weights": weights,
-    }
+def _unit_facts(adapter: Adapter, unit: Unit) -> UnitFacts:
+    return UnitFacts(
+        name=unit.name,
+        kind=unit.kind,
+        layers=len(unit.layers),
+        reads=tuple(unit.reads),
+        weights=sum(_weight(adapter, name).numel() for name in unit.layers),
+    )
 
 
-def describe_layer(adapter: Adapter, name: str, plan: Plan) -> dict[str, Any]:
-    weight, layer = adapter.all_layers[name].weight, plan.layers.get(name, LayerPlan(None, None))
-    bits, inputs = (form.bits if form else 32 for form in (layer.weight, layer.input))
-    return {
-        "name": name,
-        "shape": list(weight.shape),
-        "weights": bits,
-        "inputs": inputs,
-        "per_step": layer.per_step,
-    }
+def _layer_facts(adapter: Adapter, name: str, plan: Plan) -> LayerFacts:
+    layer = plan.layers.get(name, LayerPlan(None, None))
+    return LayerFacts(
+        name=name,
+        shape=tuple(_weight(adapter, name).shape),
+        weights=layer.weight.bits if layer.weight else _FLOAT32,
+        inputs=layer.input.bits if layer.input else _FLOAT32,
+        per_step=layer.per_step,
+    )
+
+
+def _weight(adapter: Adapter, name: str) -> Tensor:
+    return cast(Tensor, adapter.all_layers[name].weight)
+
+
+def _parameters(adapter: Adapter) -> int:
+    """The number of parameters of the float model."""
+    return sum(parameter.numel() for parameter in adapter.meta.parameters())
 
 
 def ideal_bytes(adapter: Adapter, plan: Plan) -> int:
-    """Bits times weights, with no table and no padding, and four bytes for every other parameter."""
-    layers = {name: adapter.all_layers[name].weight.numel() for name in adapter.layers()}
-    rest = sum(parameter.numel() for parameter in adapter.meta.parameters()) - sum(layers.values())
-    layers = {name: count for name, count in layers.items() if name not in gone_layers(plan)}
-    forms = {name: plan.layers[name].weight for name in layers if name in plan.layers}
-    bits = {name: average_bits(forms.get(name)) for name in layers}
-    return round(sum(count * bits[name] / 8 for name, count in layers.items())) + 4 * rest
+    """Bits times weights, without tables and padding, and four bytes per other parameter."""
+    sizes = {name: _weight(adapter, name).numel() for name in adapter.layers()}
+    others = _parameters(adapter) - sum(sizes.values())
+    gone = gone_layers(plan)
+    formats = {name: layer.weight for name, layer in plan.layers.items()}
+    coded = sum(
+        size * average_bits(formats.get(name)) / 8
+        for name, size in sizes.items()
+        if name not in gone
+    )
+    return round(coded) + 4 * others
 
 
-def average_bits(form: Any) -> float:
+def average_bits(form: Format | None) -> float:
+    """Bits per weight, the mean over the output channels."""
     if form is None:
-        return 32
+        return _FLOAT32
     return sum(form.bits) / len(form.bits) if isinstance(form.bits, tuple) else form.bits
 
 

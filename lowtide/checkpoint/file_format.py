@@ -1,20 +1,31 @@
-"""The checkpoint: an ordinary diffusers folder whose safetensors hold packed codes, tables and a plan; safe to write and read.
+"""The file format: an ordinary diffusers folder whose safetensors hold codes, tables and a plan.
 
-    config.json                quantization_config: quant_method "lowtide", format version, a summary (bits, method, steps)
-    *.safetensors, tensors     NAME.weight   packed codes, uint8: rows x ceil(columns * bits / 8), lowest bit first; flat if mixed
-                               NAME.grid     int32 words holding, each begun at a whole word: scale float32, rows x 1;
-                                             zero uint8, rows x 1 (unsigned formats); factor uint8, rows x groups (grouped
-                                             formats); smooth float32, what input channels are divided by (where they are).
-                                             value = (code - zero) * factor * scale; see formats/bundle.py for why
-                               lowtide_clock.scale / .zero         float32 / uint8, quantizers x timesteps (x 1: one for all):
-                                                                   inputs of the plan's layers, then its attentions, in order
-                               lowtide_clock.timesteps             int32, the calibrated timesteps
-                               lowtide_correction.slope / .bias / .noise   float32, timesteps / x channels: see nn/correction.py
-                               everything else                     as in the float model
-    *.safetensors, metadata    lowtide_version, lowtide_plan (JSON, see plan.py), lowtide_hashes (base64, by name)
+    config.json   quantization_config: quant_method "lowtide", format version, summary (bits,
+                  method, steps)
 
-Every tensor's hash is compared at loading, and names must match exactly: an altered, truncated or mixed-up checkpoint is an
-error, never a blurred picture. Folders are written beside their place and renamed into it.
+    *.safetensors, tensors
+    NAME.weight   packed codes, uint8: rows x ceil(columns * bits / 8), lowest bit first; flat if
+                  the rows differ in bits
+    NAME.grid     int32 words that hold, each from the start of a word:
+                      scale   float32, rows x 1
+                      zero    uint8, rows x 1 (unsigned formats)
+                      factor  uint8, rows x groups (grouped formats)
+                      smooth  float32, one divisor per input channel (where channels are smoothed)
+                  value = (code - zero) * factor * scale; formats/table_packing.py says why
+    lowtide_clock.scale, .zero
+                  float32 and uint8, quantizers x timesteps (x 1 if one range serves all): the
+                  inputs of the plan's layers, then of its attentions, in order
+    lowtide_clock.timesteps
+                  int32, the calibrated timesteps
+    lowtide_correction.slope, .bias, .noise
+                  float32, timesteps / x channels: see nn/correction.py
+    others        as in the float model
+
+    *.safetensors, metadata
+    lowtide_version, lowtide_plan (JSON, see nn/plan.py), lowtide_hashes (base64, by name)
+
+Loading compares every tensor's hash, and the names must match exactly: an altered, truncated or
+mixed-up checkpoint is an error, never a blurred picture. folders.py writes whole folders.
 """
 
 import base64
@@ -31,20 +42,22 @@ from lowtide.nn.correction import CORRECTION
 from lowtide.nn.plan import FORMAT_VERSION, Plan
 from lowtide.nn.swap import packed_layers
 
-HASH = 5  # bytes of each hash: enough to notice damage, little enough for a header
+# Bytes of each hash: enough to notice damage, few enough for a header.
+HASH = 5
 
-PLAN, HASHES, VERSION = "lowtide_plan", "lowtide_hashes", "lowtide_version"
+PLAN = "lowtide_plan"
+HASHES = "lowtide_hashes"
+VERSION = "lowtide_version"
 
 
 def tensor_hash(tensor: Tensor) -> bytes:
     flat = tensor.detach().contiguous().cpu().flatten()
-    return hashlib.blake2b(
-        flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", digest_size=HASH
-    ).digest()
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return hashlib.blake2b(data, digest_size=HASH).digest()
 
 
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
-    """What goes into the header of every safetensors file. Hashes stand in the order of the sorted names."""
+    """The header of every safetensors file. Hashes are in the order of the sorted names."""
     hashes = b"".join(tensor_hash(state[name]) for name in sorted(state))
     return {
         VERSION: str(FORMAT_VERSION),
@@ -54,40 +67,42 @@ def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def hashes_by_name(names: list[str], hashes: str) -> dict[str, bytes]:
-    found = base64.b64decode(hashes)
+    """The hash of each tensor, from the header's text."""
+    data = base64.b64decode(hashes)
+    starts = range(0, HASH * len(names), HASH)
     return {
-        name: found[HASH * place : HASH * (place + 1)] for place, name in enumerate(sorted(names))
+        name: data[start : start + HASH] for name, start in zip(sorted(names), starts, strict=True)
     }
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The header of one file, checked for being ours."""
+    """The header of one file, once it is known that lowtide wrote it."""
     with safe_open(path, framework="pt") as file:
-        found = file.metadata() or {}
-    if PLAN not in found or HASHES not in found:
+        header = file.metadata() or {}
+    if PLAN not in header or HASHES not in header:
         raise BadInput(
             f"found no lowtide plan in {Path(path).name}",
             "a checkpoint saved by lowtide",
             "save it again with .save(folder)",
         )
-    check_version(int(found[VERSION]))
-    return found
+    check_version(int(header[VERSION]))
+    return header
 
 
-def check_version(found: int) -> None:
-    """Version 1 held scales and zero points under names of their own, and was never released."""
-    if found > FORMAT_VERSION:
+def check_version(version: int) -> None:
+    """Version 1 had tensors of their own for scales and zero points, and was never released."""
+    if version > FORMAT_VERSION:
         raise BadInput(
-            f"found format version {found}", f"at most {FORMAT_VERSION}", "upgrade lowtide"
+            f"found format version {version}", f"at most {FORMAT_VERSION}", "upgrade lowtide"
         )
-    if found < FORMAT_VERSION:
+    if version < FORMAT_VERSION:
         raise BadInput(
-            f"found format version {found}", str(FORMAT_VERSION), "quantize the float model again"
+            f"found format version {version}", str(FORMAT_VERSION), "quantize the float model again"
         )
 
 
 def verify(state: dict[str, Tensor], hashes: dict[str, bytes]) -> None:
-    """Every tensor is the one that was saved."""
+    """Every tensor has the hash that was saved with it."""
     for name, tensor in state.items():
         if hashes.get(name) != tensor_hash(tensor):
             raise BadInput(
@@ -98,27 +113,28 @@ def verify(state: dict[str, Tensor], hashes: dict[str, bytes]) -> None:
 
 
 def verify_names(model: nn.Module, names: list[str]) -> None:
-    """The checkpoint holds what the plan promises, no more and no less."""
-    expected, found = set(model.state_dict()), set(names)
-    if difference := sorted(expected ^ found):
-        what = "missing" if difference[0] in expected else "unknown"
+    """The checkpoint holds the tensors of the plan, no more and no less."""
+    expected = set(model.state_dict())
+    if difference := sorted(expected ^ set(names)):
+        kind = "missing" if difference[0] in expected else "unknown"
         raise BadInput(
-            f"found {len(difference)} tensors that do not fit the plan (first: {difference[0]}, {what})",
+            f"found {len(difference)} tensors that do not fit the plan "
+            f"(first: {difference[0]}, {kind})",
             "the tensors of one complete checkpoint",
             "copy the whole folder again, without files of another one",
         )
 
 
 def account(model: nn.Module) -> dict[str, int]:
-    """Bytes of a packed model by kind: codes, their scales, input tables, and what is float."""
+    """Bytes of a packed model by kind: codes, their scales, input tables, and float tensors."""
     layers = {name for name, _ in packed_layers(model)}
     kinds = {"codes": 0, "scales": 0, "tables": 0, "float": 0}
     for name, tensor in model.state_dict().items():
-        kinds[kind_of(name, layers)] += tensor.numel() * tensor.element_size()
+        kinds[_kind(name, layers)] += tensor.numel() * tensor.element_size()
     return kinds | {"total": sum(kinds.values())}
 
 
-def kind_of(name: str, layers: set[str]) -> str:
+def _kind(name: str, layers: set[str]) -> str:
     holder, _, leaf = name.rpartition(".")
     if holder in layers and leaf != "bias":
         return "codes" if leaf == "weight" else "scales"

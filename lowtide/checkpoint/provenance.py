@@ -1,4 +1,4 @@
-"""lowtide.json: where a checkpoint comes from: the command, the float model, the method, the settings, and what it cost."""
+"""lowtide.json: the command, float model, method, settings and cost behind a checkpoint."""
 
 import json
 import shlex
@@ -9,14 +9,18 @@ from typing import Any
 
 from lowtide.errors import BadInput
 
-NAME, VERSION = "lowtide.json", 1
-# How a program started from the command line may be called.
+NAME = "lowtide.json"
+VERSION = 1
+# The names of the program when it is started from the command line.
 OURS = ("lowtide", "__main__")
 
 
 @dataclass(frozen=True)
 class Record:
-    """The record of one run. `source` is absolute where it is a folder; `fingerprint` is a hash of the float weights."""
+    """The record of one run.
+
+    `source` is absolute where it is a folder. `fingerprint` is a hash of the float weights.
+    """
 
     command: str
     source: str
@@ -27,11 +31,10 @@ class Record:
     report: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Beside the weights, whole or not at all."""
+        """Write lowtide.json beside the weights, whole or not at all."""
+        text = json.dumps({"version": VERSION} | asdict(self), indent=1, default=str)
         fresh = folder / f".{NAME}.new"
-        fresh.write_text(
-            json.dumps({"version": VERSION} | asdict(self), indent=1, default=str) + "\n"
-        )
+        fresh.write_text(text + "\n")
         fresh.replace(folder / NAME)
 
 
@@ -41,18 +44,10 @@ def read(folder: Path | None) -> Record | None:
     if path is None or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        version = found.pop("version")
-        if version != VERSION:
-            raise BadInput(
-                f"found {NAME} of version {version}",
-                f"version {VERSION}",
-                "use the lowtide that wrote it",
-            )
-        return Record(**found | {"without": tuple(found["without"])})
+        return _parsed(path.read_text())
+    except BadInput:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(
             f"found {path} unreadable",
             "the record that lowtide wrote",
@@ -60,8 +55,20 @@ def read(folder: Path | None) -> Record | None:
         ) from error
 
 
+def _parsed(text: str) -> Record:
+    fields = json.loads(text)
+    version = fields.pop("version")
+    if version != VERSION:
+        raise BadInput(
+            f"found {NAME} of version {version}",
+            f"version {VERSION}",
+            "use the lowtide that wrote it",
+        )
+    return Record(**fields | {"without": tuple(fields["without"])})
+
+
 def command() -> str:
-    """The command line that is running."""
+    """The command line of this process."""
     program, *arguments = sys.argv or [""]
     if Path(program).stem in OURS:
         return shlex.join(["lowtide", *arguments])

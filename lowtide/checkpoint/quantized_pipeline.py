@@ -2,21 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import sampling
 from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
+from lowtide.sampling.pipelines import Pipeline
 
 
 @dataclass
 class Quantized:
-    """A pipeline with a packed denoiser, and what is known of how it got there."""
+    """A pipeline with a packed denoiser, its plan, and the report of the run that made it."""
 
-    pipe: Any
+    pipe: Pipeline
     plan: Plan
     report: dict[str, Any]
 
@@ -25,13 +27,24 @@ class Quantized:
         return sampling.denoiser(self.pipe)
 
     def save(self, folder: str | Path) -> Path:
-        """Write an ordinary diffusers folder, whole or not at all."""
+        """Write an ordinary diffusers folder, whole or not at all.
+
+        An older model in its place is replaced if lowtide wrote it and it holds no other files.
+        """
+        self._check_saveable()
+        with folders.written_beside(Path(folder)) as fresh:
+            self.write(fresh)
+        return Path(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of the diffusers folder into a folder that exists."""
+        self._check_saveable()
+        cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
+
+    def _check_saveable(self) -> None:
         if isinstance(self.pipe, sampling.ModulePipeline):
             raise BadInput(
                 f"found a {type(self.model).__name__}, which diffusers cannot load",
                 "a diffusers model",
                 "keep `.model`, or make it a ModelMixin with a config and quantize that",
             )
-        with folders.written_beside(Path(folder)) as fresh:
-            self.pipe.save_pretrained(fresh)
-        return Path(folder)

@@ -1,21 +1,25 @@
-"""Another schedule for a packed model: cached features made anew at its timesteps, every other table by the nearest old one.
+"""Another schedule for a packed model, without another calibration.
 
-What a checkpoint keys by timestep is of two kinds. Temporal features (nn/temporal.py) turn fast with t, so a neighbour's are
-wrong: they are computed at the new timesteps by the float layers that `keep_temporal` left in, and quantized as they were,
-each (t, block, chunk) on a range searched anew. Input ranges and corrections were measured on pictures, and change slowly
-with t: a new timestep takes those of the nearest calibrated one (the earlier in sampling, where two are as near). Nearest
-and not interpolated, because a row is one grid: between a scale with its zero and another there need be no grid at all
-(zeros are integers, a softmax's says uniform or log2), while the neighbour's has been in use at nearly this noise.
+A checkpoint keys two kinds of tables by timestep. Temporal features (nn/feature_cache.py) change
+quickly with t, so those of a neighbour are wrong. They are computed at the new timesteps by the
+float layers that `keep_temporal` left in the checkpoint, and quantized as before, each (t, block,
+chunk) on a range that is searched again. Input ranges and corrections were measured on images and
+change slowly with t. A new timestep uses those of the nearest calibrated one; of two that are
+equally near, those of the earlier in sampling. They are not interpolated, because a row is one
+grid: between two pairs of scale and zero point there may be no grid (zero points are integers, and
+the row of a softmax says uniform or log2), while the neighbour's grid was used at nearly this noise
+level.
 
-Start from the checkpoint that was calibrated, not from one that was rescheduled: what a short schedule left out is gone.
+Start from the checkpoint that was calibrated, not from one that was rescheduled: a short schedule
+has lost the rows that it left out.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +35,23 @@ from lowtide.checkpoint import (
 )
 from lowtide.errors import BadInput
 from lowtide.models import Adapter
-from lowtide.nn.correction import CORRECTION
+from lowtide.nn.correction import CORRECTION, Correction
+from lowtide.nn.feature_cache import Cached
 from lowtide.nn.plan import Plan
 from lowtide.nn.precision import Precision
 from lowtide.nn.request_cache import reschedule_requests
 from lowtide.nn.swap import find_clock
+from lowtide.sampling.pipelines import Pipeline
 from lowtide.stages.temporal_features import TemporalFeatures
 
 
 @dataclass(frozen=True)
 class Change:
-    """From the timesteps of a plan to those that a sampler visits (by their integer keys), and the nearest old step of each."""
+    """The plan before and after, and where the new tables come from.
+
+    visited: the timesteps of the sampler, as the denoiser receives them, in order. nearest: (T,),
+    for each of them the index of the nearest old timestep.
+    """
 
     before: Plan
     after: Plan
@@ -50,35 +60,35 @@ class Change:
 
     @property
     def farthest(self) -> float:
-        """How far the worst served new timestep is from the old one whose ranges it takes."""
+        """The largest distance of a new timestep from the old one whose ranges it uses."""
         old = torch.tensor(self.before.timesteps)[self.nearest]
-        return float((old - torch.tensor(self.after.timesteps)).abs().max()) / self.before.ticks
+        new = torch.tensor(self.after.timesteps)
+        return float((old - new).abs().max()) / self.before.ticks
 
 
 def reschedule(target: Any, steps: int, *, size: int | None = None) -> quantized_pipeline.Quantized:
     """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
 
-    `target` is a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` gave back; the latter two are
-    changed in place. Cached temporal features are made anew from the float layers that `keep_temporal` left in the
-    checkpoint; input ranges and corrections are those of the nearest calibrated timestep. `size`: that of the pictures, for
-    schedulers whose timesteps depend on it.
+    target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned; the
+    latter two are changed in place. size: that of the images, for schedulers whose timesteps depend
+    on it. Cached temporal features are computed again by the float layers that `keep_temporal` left
+    in the checkpoint. Input ranges and corrections are those of the nearest calibrated timestep.
     """
-    pipe, plan = packed(target)
-    request = sampling.Request(
-        steps, labels=(0,) if "labels" in sampling.heeded(pipe) else (), size=size
-    )
+    pipe, plan = _packed(target)
+    labels = (0,) if "labels" in sampling.heeded(pipe) else ()
+    request = sampling.Request(steps, labels=labels, size=size)
     model = sampling.denoiser(pipe)
-    check(plan, steps)
+    _check(plan, steps)
     adapter = facts.float_adapter(model, plan) if plan.cached else None
-    change = planned(plan, steps, visited(pipe, request, plan))
-    features = float_features(model, adapter, change) if adapter else {}
-    turn(model, change, features)
+    change = _change(plan, steps, _visited(pipe, request, plan))
+    features = _float_features(model, adapter, change) if adapter else {}
+    _update_tables(model, change, features)
     if facts.packed_plan(model).summary:
         diffusers_hook.attach(model, change.after)
-    return quantized_pipeline.Quantized(pipe, change.after, told(model, change, features))
+    return quantized_pipeline.Quantized(pipe, change.after, _report(model, change, features))
 
 
-def packed(target: Any) -> tuple[Any, Plan]:
+def _packed(target: Any) -> tuple[Pipeline, Plan]:
     """The pipeline and its plan."""
     if isinstance(target, quantized_pipeline.Quantized):
         return target.pipe, target.plan
@@ -86,8 +96,8 @@ def packed(target: Any) -> tuple[Any, Plan]:
     return pipe, facts.packed_plan(sampling.denoiser(pipe))
 
 
-def check(plan: Plan, steps: int) -> None:
-    """Something is to be done, and the float layers that it needs are there."""
+def _check(plan: Plan, steps: int) -> None:
+    """Something depends on the step, and the float layers that are needed are there."""
     if not plan.summary:
         raise BadInput(
             "found no model that lowtide packed",
@@ -100,110 +110,138 @@ def check(plan: Plan, steps: int) -> None:
             "cached features, or ranges by step",
             f"sample it with --steps {steps} as it is",
         )
-    if gone := [name for name, cache in plan.cached.items() if not cache.kept]:
+    if alone := [name for name, cache in plan.cached.items() if not cache.kept]:
         raise BadInput(
-            f"found {len(gone)} cached temporal features without the float layers that they came from (first: {gone[0]})",
+            f"found {len(alone)} cached temporal features without the float layers "
+            f"that they came from (first: {alone[0]})",
             "a checkpoint that kept them",
             f"quantize again with --keep-temporal, or with --steps {steps}",
         )
 
 
-def visited(pipe: Any, request: sampling.Request, plan: Plan) -> dict[int, Tensor]:
-    """What the denoiser hears as timestep at each step of one image, by integer key, in order of first visit."""
-    found: dict[int, Tensor] = {}
-    with answering_at_any_time(sampling.denoiser(pipe), plan):
+def _visited(pipe: Pipeline, request: sampling.Request, plan: Plan) -> dict[int, Tensor]:
+    """The timesteps of one image by integer key, as the denoiser receives them, in order."""
+    timesteps: dict[int, Tensor] = {}
+    with _answering_at_any_time(sampling.denoiser(pipe), plan):
         for moment in sampling.trajectory(pipe, request):
-            found.setdefault(round(float(moment.t[0]) * plan.ticks), moment.t[0])
-    return found
+            timesteps.setdefault(round(float(moment.t[0]) * plan.ticks), moment.t[0])
+    return timesteps
 
 
 @contextmanager
-def answering_at_any_time(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """Unknown timesteps are no error, and the first answer serves for all: where a sampler goes does not depend on them."""
-    clock, forward, own = find_clock(model), model.forward, vars(model).get("forward")
-    keyed, answers = clock.keyed, []
+def _answering_at_any_time(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Allow unknown timesteps, and answer every call with the first answer.
+
+    The timesteps that a sampler visits do not depend on the answers.
+    """
+    clock = find_clock(model)
+    keyed = clock.keyed
+    forward = model.forward
+    instance_forward = vars(model).get("forward")
+    answers: list[Any] = []
 
     @wraps(forward)
     def repeated(*args: Any, **kwargs: Any) -> Any:
-        return answers[0] if answers else answers.append(forward(*args, **kwargs)) or answers[0]
+        if not answers:
+            answers.append(forward(*args, **kwargs))
+        return answers[0]
 
-    clock.keyed, clock.index, model.forward = False, torch.zeros((), dtype=torch.long), repeated
+    clock.keyed = False
+    clock.index = torch.zeros((), dtype=torch.long)
+    model.forward = repeated
     try:
         yield
     finally:
         clock.keyed = keyed
         del model.forward
-        if own is not None:
-            model.forward = own
-        # A request that was answered meanwhile was answered without a clock.
+        if instance_forward is not None:
+            model.forward = instance_forward
+        # Answers that were computed meanwhile belong to no timestep.
         reschedule_requests(model, plan)
 
 
-def planned(plan: Plan, steps: int, heard: dict[int, Tensor]) -> Change:
+def _change(plan: Plan, steps: int, visited: dict[int, Tensor]) -> Change:
     """The plan with the new timesteps, and where their tables come from."""
-    times, summary = tuple(float(time) for time in heard.values()), plan.summary | {"steps": steps}
-    after = replace(plan, timesteps=tuple(heard), times=times, summary=summary)
-    return Change(plan, after, tuple(heard.values()), nearest(plan.timesteps, after.timesteps))
+    after = replace(
+        plan,
+        timesteps=tuple(visited),
+        times=tuple(float(time) for time in visited.values()),
+        summary=plan.summary | {"steps": steps},
+    )
+    return Change(plan, after, tuple(visited.values()), nearest(plan.timesteps, after.timesteps))
 
 
 def nearest(old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    """For each new timestep the place of the nearest old one."""
+    """For each new timestep the index of the nearest old one: (new,)."""
     return (torch.tensor(new)[:, None] - torch.tensor(old)[None]).abs().argmin(1)
 
 
 @torch.no_grad()
-def float_features(model: nn.Module, adapter: Adapter, change: Change) -> dict[str, Tensor]:
-    """Every cached feature as the kept float layers answer it at the new timesteps."""
-    rows, found = [{"timestep": time} for time in change.visited], {}
-    for unit in (
-        unit for unit in adapter.temporal() if set(unit.features) & change.before.cached.keys()
-    ):
-        caches = [model.get_submodule(name) for name in unit.features]
+def _float_features(model: nn.Module, adapter: Adapter, change: Change) -> dict[str, Tensor]:
+    """Every cached feature at the new timesteps, from the kept float layers: (T, width) each."""
+    rows = [{"timestep": time} for time in change.visited]
+    features: dict[str, Tensor] = {}
+    for unit in adapter.temporal():
+        if not change.before.cached.keys() & set(unit.features):
+            continue
+        caches = [cast(Cached, model.get_submodule(name)) for name in unit.features]
         for cache in caches:
             cache.set_precision(Precision.FLOAT)
-        found |= dict(zip(unit.features, TemporalFeatures(adapter, unit, rows)(model), strict=True))
+        values = TemporalFeatures(adapter, unit, rows)(model)
+        features |= dict(zip(unit.features, values, strict=True))
         for cache in caches:
             cache.set_precision(Precision.FULL)
-    return found
+    return features
 
 
-def turn(model: nn.Module, change: Change, features: dict[str, Tensor]) -> None:
-    """Every table that is keyed by timestep, from the old schedule to the new one."""
+def _update_tables(model: nn.Module, change: Change, features: dict[str, Tensor]) -> None:
+    """Replace every table that is keyed by timestep."""
     find_clock(model).reschedule(change.after.timesteps, change.nearest, change.before.per_step)
     if change.before.corrected:
-        model.get_submodule(CORRECTION).reschedule(change.nearest)
+        cast(Correction, model.get_submodule(CORRECTION)).reschedule(change.nearest)
     for name, feature in features.items():
-        model.get_submodule(name).take(feature)
+        cast(Cached, model.get_submodule(name)).take(feature)
     reschedule_requests(model, change.after)
 
 
-def told(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, Any]:
-    """What was done."""
-    came = {
+def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, Any]:
+    return {
         "from": change.before.summary["steps"],
         "features": len(features),
         "farthest": change.farthest,
+        "timesteps": list(change.after.timesteps),
+        "account": file_format.account(model),
     }
-    return came | {"timesteps": list(change.after.timesteps), "account": file_format.account(model)}
 
 
 def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dict[str, Any]:
-    """Load, reschedule, save; the record goes along, so that the result can be evaluated like any other."""
-    out, written = Path(out), provenance.read(sampling.local_folder(source))
-    folders.check_place(out)
-    result = reschedule(source, steps, size=written and written.settings.get("size"))
-    result.save(out)
-    found = {
-        "model": str(source),
-        "folder": str(out),
-        "method": result.plan.method,
-        "on_disk": facts.on_disk(out),
-    }
-    found |= result.plan.summary | result.report
-    if written:
-        fields = asdict(written) | {
-            "command": provenance.command(),
-            "settings": written.settings | {"steps": steps},
+    """Load, reschedule, save. The record is copied, so that the result can be evaluated."""
+    out = Path(out)
+    home = sampling.local_folder(source)
+    with folders.written_beside(out, source=home) as fresh:
+        record = provenance.read(home)
+        size = record.settings.get("size") if record else None
+        result = reschedule(source, steps, size=size)
+        result.write(fresh)
+        report = {
+            "model": str(source),
+            "folder": str(out),
+            "method": result.plan.method,
+            "on_disk": facts.on_disk(fresh),
         }
-        provenance.Record(**fields | {"report": written.report | {"rescheduled": found}}).write(out)
-    return found
+        report |= result.plan.summary | result.report
+        if record:
+            _rescheduled(record, steps, report).write(fresh)
+    return report
+
+
+def _rescheduled(
+    record: provenance.Record, steps: int, report: dict[str, Any]
+) -> provenance.Record:
+    """The record of the calibrated model, with the new number of steps and this report."""
+    return replace(
+        record,
+        command=provenance.command(),
+        settings=record.settings | {"steps": steps},
+        report=record.report | {"rescheduled": report},
+    )

@@ -1,14 +1,16 @@
-"""Every method at every width on one model, from the same calibration data and seeds: `lowtide bench quality MODEL`.
+"""Every method at every width on one model, from the same calibration data and seeds.
 
-Each cell (method, bits, seed) is a line of its model's ledger, so that a killed bench goes on where it stopped, and benches may
-write side by side; the table is drawn from the ledger alone. A cell knows which code made it, and the table says so.
+`lowtide bench quality MODEL` runs it. Each cell (method, bits, seed) is a line of its model's
+ledger. A bench that was killed continues where it stopped, and several can write side by side. The
+table is made from the ledger alone. A cell records a hash of the code that made it, and the table
+shows it.
 """
 
 import json
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,16 @@ from lowtide.evaluation.metrics import psnr
 from lowtide.methods import METHODS, recipe_of
 from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report import text
+from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import settings_from
 from lowtide.stages.base import source as code
 
 WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
+# What must be equal for two cells to be of one table.
+CONDITIONS = ("model", "weights", "images", "options", "format")
+# A line of a ledger: plain JSON values by name.
+Line = dict[str, Any]
+Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,204 +64,211 @@ class Cell:
 
 
 def grid(methods: str, widths: str, seeds: Sequence[int]) -> list[Cell]:
-    """Cells of all methods (or those named, `tcaq-par` being tcaq without PAR) at all widths, in the order of the table."""
-    asked = [name.strip().split("-") for name in methods.split(",") if name.strip()] or [
-        [name] for name in METHODS
-    ]
-    if unknown := [name for name, *_ in asked if name not in METHODS]:
+    """Cells of the named methods at the named widths, in the order of the table.
+
+    Empty names mean all of them. `tcaq-par` is tcaq without its stage PAR.
+    """
+    requests = [name.split("-") for name in _names(methods)] or [[name] for name in METHODS]
+    if unknown := [name for name, *_ in requests if name not in METHODS]:
         raise BadInput(
             f"found method {unknown[0]!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`"
         )
-    chosen = [width.strip().upper() for width in widths.split(",") if width.strip()] or WIDTHS
-    cells = [
-        Cell(name, width, seed, tuple(without))
-        for width in chosen
-        for name, *without in asked
-        for seed in seeds
-    ]
+    cells: list[Cell] = []
+    for width in [name.upper() for name in _names(widths)] or WIDTHS:
+        for name, *without in requests:
+            cells += [Cell(name, width, seed, tuple(without)) for seed in seeds]
     for cell in cells:
         cell.bits()
     return cells
 
 
+def _names(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """The images of a model, and every call of it on the way."""
+    """The images of a model, and every call of its denoiser on the way."""
 
     images: np.ndarray
     calls: list[sampling.Moment]
 
     @property
     def path(self) -> np.ndarray:
-        """Where the trajectory stood at each step: calls x samples x values."""
+        """The noisy sample at each step: (calls, samples, values)."""
         first = next(iter(self.calls[0].arguments))
         return np.stack([call.arguments[first].flatten(1).float().numpy() for call in self.calls])
 
 
-def draw(pipe: Any, request: sampling.Request) -> Drawn:
-    """Sample one batch, listening at the denoiser's door."""
-    heard: list[sampling.Moment] = []
-    with sampling.listening(sampling.denoiser(pipe), heard, None):
+def draw(pipe: Pipeline, request: sampling.Request) -> Drawn:
+    """Sample one batch and record every call of the denoiser."""
+    calls: list[sampling.Moment] = []
+    with sampling.listening(sampling.denoiser(pipe), calls, None):
         images = sampling.run_pipeline(pipe, request)
-    return Drawn(images, heard)
+    return Drawn(images, calls)
 
 
 @torch.no_grad()
 def step_error(model: torch.nn.Module, calls: Sequence[sampling.Moment]) -> float:
-    """Relative L2 of the model's answers to those of these calls, for the same inputs, mean over calls.
+    """Relative L2 of the model's answers to those of the calls, same inputs, mean over calls.
 
-    Along a trajectory errors add up or cancel, which differs by decibels from seed to seed; here nothing does.
+    Errors of single steps neither add up nor cancel here. Along a trajectory they do, by decibels
+    more or less from seed to seed.
     """
-    return float(np.mean([away(answered(model, one.arguments), one.eps) for one in calls]))
+    errors = [_relative(_answer(model, moment.arguments), moment.eps) for moment in calls]
+    return float(np.mean(errors))
 
 
-def answered(model: torch.nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
-    found = call(model, arguments)
-    return (found if isinstance(found, torch.Tensor) else found[0]).cpu()
+def _answer(model: torch.nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
+    output = call(model, arguments)
+    return (output if isinstance(output, torch.Tensor) else output[0]).cpu()
 
 
-def away(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative L2 distance."""
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
 def quality(
-    source: str, out: str | Path, cells: Sequence[Cell], options: dict[str, Any], images: int = 64
-) -> list[dict[str, Any]]:
-    """Make and measure every cell that is not there yet; hand back all of them."""
+    source: str, out: str | Path, cells: Sequence[Cell], options: Options, images: int = 64
+) -> list[Line]:
+    """Make and measure every cell that is not in the ledger yet. Returns all of them."""
     for cell in cells:
-        recipe_of(cell.method, settings_from(options | cell.bits()), cell.without)
+        recipe_of(cell.method, settings_from({**options, **cell.bits()}), cell.without)
     request = sampling.Request(
-        steps=options.get("steps", 50), seeds=tuple(range(images)), batch=images, **asked(options)
+        steps=options.get("steps", 50),
+        seeds=tuple(range(images)),
+        batch=images,
+        **_request_options(options),
     )
     pipe = sampling.load_pipeline(source)
-    weights = facts.fingerprint(sampling.denoiser(pipe))
     conditions = {
         "model": source,
-        "weights": weights,
+        "weights": facts.fingerprint(sampling.denoiser(pipe)),
         "images": images,
-        "options": plain(options),
+        "options": _plain(options),
         "format": FORMAT_VERSION,
     }
-    done, original = {key(cell): cell for cell in kept(out, conditions)}, None
+    done = {_key(line): line for line in kept(out, conditions)}
+    original: Drawn | None = None
     for cell in text.track(cells, len(cells), "methods x bits"):
         if cell.key not in done:
             original = original or draw(pipe, request)
-            done[cell.key] = (
-                measured(source, cell, options, request, original)
-                | conditions
-                | {"code": code()[:12]}
-            )
-            note(out, done[cell.key])
+            line = _measured(source, cell, options, request, original)
+            line |= conditions | {"code": code()[:12]}
+            done[cell.key] = line
+            note(out, line)
     return [done[cell.key] for cell in cells]
 
 
-def ledger(out: str | Path, source: str) -> Path:
-    """Each model has its own."""
+def _ledger(out: str | Path, source: str) -> Path:
+    """The file of one model."""
     return Path(out) / (re.sub(r"[^\w.-]+", "-", source) + ".jsonl")
 
 
-def note(out: str | Path, cell: dict[str, Any]) -> None:
-    """One write in one piece, on a line of its own even if another bench was killed in the middle of one."""
-    path = ledger(out, cell["model"])
+def note(out: str | Path, line: Line) -> None:
+    """Append a line in one write, after a line break if a killed bench left half a line."""
+    path = _ledger(out, line["model"])
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
-        file.write("\n" * torn + json.dumps(cell) + "\n")
+        file.write("\n" * torn + json.dumps(line) + "\n")
 
 
-def kept(out: str | Path, like: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every finished cell made under the same conditions as this one, its newest line each, in the order of the widths."""
-    conditions = {name: like[name] for name in ("model", "weights", "images", "options", "format")}
-    path = ledger(out, like["model"])
-    cells = [read(line) for line in path.read_text().splitlines()] if path.exists() else []
-    newest = {key(cell): cell for cell in cells if alike(cell, conditions)}
-    place = {width: number for number, width in enumerate(WIDTHS)}
-    return sorted(newest.values(), key=lambda cell: place.get(cell["width"], len(place)))
+def kept(out: str | Path, like: Mapping[str, Any]) -> list[Line]:
+    """The newest line of every cell that was made under the conditions of `like`, by width."""
+    conditions = {name: like[name] for name in CONDITIONS}
+    path = _ledger(out, like["model"])
+    lines = [_parsed(line) for line in path.read_text().splitlines()] if path.exists() else []
+    newest = {_key(line): line for line in lines if _alike(line, conditions)}
+    order = {width: number for number, width in enumerate(WIDTHS)}
+    return sorted(newest.values(), key=lambda line: order.get(line["width"], len(order)))
 
 
-def read(line: str) -> dict[str, Any]:
-    """A line that a kill tore says nothing."""
+def _parsed(text: str) -> Line:
+    """A line of a ledger; nothing if a kill cut it short."""
     try:
-        return json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError:
         return {}
 
 
-def key(cell: dict[str, Any]) -> tuple[str, str, int]:
-    return cell["method"], cell["width"], cell["seed"]
+def _key(line: Line) -> tuple[str, str, int]:
+    return line["method"], line["width"], line["seed"]
 
 
-def alike(cell: dict[str, Any], conditions: dict[str, Any]) -> bool:
-    """A cell of other weights, settings or file format says nothing here."""
-    return all(cell.get(name) == value for name, value in conditions.items())
+def _alike(line: Line, conditions: Mapping[str, Any]) -> bool:
+    """Whether a line is of the same weights, settings and file format."""
+    return all(line.get(name) == value for name, value in conditions.items())
 
 
-def asked(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: options[name]
-        for name in ("prompts", "labels", "guidance", "eta", "size")
-        if name in options
-    }
+def _request_options(options: Options) -> dict[str, Any]:
+    """The settings that sampling needs, too."""
+    names = ("prompts", "labels", "guidance", "eta", "size")
+    return {name: options[name] for name in names if name in options}
 
 
-def measured(
-    source: str, cell: Cell, options: dict[str, Any], request: sampling.Request, original: Drawn
-) -> dict[str, Any]:
+def _measured(
+    source: str, cell: Cell, options: Options, request: sampling.Request, original: Drawn
+) -> Line:
     """Quantize, sample with the same seeds, and compare with the float model."""
-    pipe, started = sampling.load_pipeline(source), time.perf_counter()
-    chosen = options | cell.bits() | {"seed": cell.seed}
-    result = quantization.quantize(pipe, method=cell.method, without=cell.without, **chosen)
+    pipe = sampling.load_pipeline(source)
+    started = time.perf_counter()
+    settings: Options = {**options, **cell.bits(), "seed": cell.seed}
+    result = quantization.quantize(pipe, method=cell.method, without=cell.without, **settings)
     minutes = (time.perf_counter() - started) / 60
     with tempfile.TemporaryDirectory() as folder:
         size = facts.on_disk(result.save(Path(folder) / "packed"))
     ours = draw(pipe, request)
-    apart = np.linalg.norm(ours.path - original.path, axis=(1, 2)) / np.linalg.norm(
-        original.path, axis=(1, 2)
-    )
+    distances = np.linalg.norm(ours.path - original.path, axis=(1, 2))
+    errors = distances / np.linalg.norm(original.path, axis=(1, 2))
     return {
         "method": cell.title,
         "width": cell.width,
         "seed": cell.seed,
         "psnr": round(psnr(ours.images, original.images), 3),
-        "trajectory_error": round(float(apart[1:].mean()), 5),
+        "trajectory_error": round(float(errors[1:].mean()), 5),
         "step_error": round(step_error(sampling.denoiser(pipe), original.calls), 5),
         "bytes": size,
         "minutes": round(minutes, 2),
     }
 
 
-def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+def _plain(options: Options) -> Options:
+    """The options as JSON gives them back."""
     return json.loads(json.dumps(options))
 
 
-def spread(values: Iterable[float], digits: int) -> str:
-    """Mean, and how far seeds lie apart."""
-    found = list(values)
-    if len(found) == 1:
-        return f"{found[0]:.{digits}f}"
-    return f"{np.mean(found):.{digits}f} ± {np.std(found, ddof=1):.{digits}f}"
+def _spread(values: Iterable[float], digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    numbers = list(values)
+    if len(numbers) == 1:
+        return f"{numbers[0]:.{digits}f}"
+    return f"{np.mean(numbers):.{digits}f} ± {np.std(numbers, ddof=1):.{digits}f}"
 
 
-def rows(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+def rows(cells: Sequence[Line]) -> list[list[str]]:
     """One line for each width and method, best PSNR first."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[Line]] = {}
     for cell in cells:
         groups.setdefault((cell["width"], cell["method"]), []).append(cell)
     widths = list(dict.fromkeys(cell["width"] for cell in cells))
-    order = sorted(
-        groups,
-        key=lambda key: (widths.index(key[0]), -np.mean([cell["psnr"] for cell in groups[key]])),
-    )
-    return [[width, method, *figures(groups[width, method])] for width, method in order]
+
+    def place(key: tuple[str, str]) -> tuple[int, float]:
+        return widths.index(key[0]), -float(np.mean([cell["psnr"] for cell in groups[key]]))
+
+    keys = sorted(groups, key=place)
+    return [[width, method, *figures(groups[width, method])] for width, method in keys]
 
 
-def figures(group: list[dict[str, Any]]) -> list[str]:
+def figures(group: Sequence[Line]) -> list[str]:
+    """The numbers of one width and method, in the order of HEAD."""
     return [
         str(len(group)),
-        spread((cell["psnr"] for cell in group), 2),
-        spread((cell["trajectory_error"] for cell in group), 4),
-        spread((cell["step_error"] for cell in group), 4),
+        _spread((cell["psnr"] for cell in group), 2),
+        _spread((cell["trajectory_error"] for cell in group), 4),
+        _spread((cell["step_error"] for cell in group), 4),
         f"{group[0]['bytes']:,}",
         f"{np.mean([cell['minutes'] for cell in group]):.1f}",
         ", ".join(sorted({cell["code"] for cell in group})),
@@ -261,32 +276,29 @@ def figures(group: list[dict[str, Any]]) -> list[str]:
 
 
 HEAD = [
-    "bits",
-    "method",
-    "seeds",
-    "PSNR to float, dB",
-    "trajectory error",
-    "step error",
-    "bytes on disk",
-    "minutes",
-    "code",
-]
+    "bits", "method", "seeds", "PSNR to float, dB", "trajectory error", "step error",
+    "bytes on disk", "minutes", "code",
+]  # fmt: skip
 INTRO = (
-    "Generated by `lowtide bench quality`; not written by hand. PSNR of same-seed samples to the float model's; trajectory "
-    "error: relative L2 of the sample to the float run's, mean over steps; step error: relative L2 of one answer to the float "
-    "model's for the same input, mean over steps. Each is the mean ± standard deviation over calibration seeds, as many as the "
-    "column says. Code: a hash of the package that made a row, or words where none was noted; rows of different "
-    "code are not of one bench."
+    "Generated by `lowtide bench quality`; not written by hand. PSNR of same-seed samples to the "
+    "float model's; trajectory error: relative L2 of the sample to the float run's, mean over "
+    "steps; step error: relative L2 of one answer to the float model's for the same input, mean "
+    "over steps. Each is the mean ± standard deviation over calibration seeds, as many as the "
+    "column says. Code: a hash of the package that made a row, or words where none was noted; "
+    "rows of different code are not of one bench."
 )
 
 
-def section(cells: Sequence[dict[str, Any]]) -> str:
-    """What one model's cells were made with, and their table."""
+def section(cells: Sequence[Line]) -> str:
+    """The conditions of one model's cells, and their table."""
     first = cells[0]
-    settings = ", ".join(f"{name} {counted(value)}" for name, value in first["options"].items())
-    made = f"{first['images']} images; settings: {settings or 'the defaults'}; float weights {first['weights'][:12]}."
+    settings = ", ".join(f"{name} {_counted(value)}" for name, value in first["options"].items())
+    conditions = (
+        f"{first['images']} images; settings: {settings or 'the defaults'}; "
+        f"float weights {first['weights'][:12]}."
+    )
     lines = lined([HEAD, ["---"] * len(HEAD), *rows(cells)])
-    return "\n".join([f"## {first['model']}", "", made, "", *lines]) + "\n"
+    return "\n".join([f"## {first['model']}", "", conditions, "", *lines]) + "\n"
 
 
 def lined(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -294,14 +306,16 @@ def lined(rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def counted(value: Any) -> str:
+def _counted(value: Any) -> str:
+    """A setting in few words: lists as their length."""
     if isinstance(value, dict):
         return ", ".join(text.optional(value))
     return f"({len(value)} of them)" if isinstance(value, list) else str(value)
 
 
-def page(cells: Sequence[dict[str, Any]], before: str = "") -> str:
-    """docs/results.md: this model's section in its place among those of other models."""
-    parts = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in before.split("\n## ")[1:]}
+def page(cells: Sequence[Line], before: str = "") -> str:
+    """docs/results.md with this model's section in its place among those of other models."""
+    sections = before.split("\n## ")[1:]
+    parts = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in sections}
     parts[cells[0]["model"]] = section(cells)
     return "\n".join(["# Results", "", INTRO, "", *parts.values()])

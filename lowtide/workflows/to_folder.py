@@ -1,56 +1,95 @@
 """Quantize a model into a folder, and draw images into one."""
 
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lowtide import estimate, sampling
-from lowtide.checkpoint import folders, provenance
-from lowtide.checkpoint.facts import on_disk, parameter_bytes
+from lowtide.checkpoint import facts, folders, provenance
+from lowtide.checkpoint.quantized_pipeline import Quantized
+from lowtide.errors import BadInput
 from lowtide.machine import peak_memory
 from lowtide.quantization import quantize
 from lowtide.report import grids
-from lowtide.sampling.drivers import check_steps
 from lowtide.settings import settings_from
 
 
 def quantize_to_folder(
     source: str, out: str | Path, method: str, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Load, quantize, save; an interrupted run goes on from the folder beside `out`."""
+    """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
+
+    Returns the report of the run as plain JSON values.
+    """
     out = Path(out)
-    folders.check_place(out)
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
-    predicted, started = estimate.predict(source, method=method, **options), time.perf_counter()
-    with peak_memory.Peak() as peak:
-        pipe = sampling.load_pipeline(source)
-        before = parameter_bytes(sampling.denoiser(pipe))
-        result = quantize(pipe, method=method, folder=out.with_name(f"{out.name}.run"), **options)
-        result.save(out)
-    size = {
-        "float_bytes": before,
+    with folders.written_beside(out, source=sampling.local_folder(source)) as fresh:
+        units = _units_folder(out)
+        predicted = estimate.predict(source, method=method, **options)
+        started = time.perf_counter()
+        with peak_memory.Peak() as peak:
+            pipe = sampling.load_pipeline(source)
+            float_bytes = facts.parameter_bytes(sampling.denoiser(pipe))
+            result = quantize(pipe, method=method, folder=units, **options)
+            result.write(fresh)
+        minutes = round((time.perf_counter() - started) / 60, 2)
+        report = {"model": source, "method": method, "folder": str(out), "minutes": minutes}
+        report |= _sizes(result, fresh, float_bytes)
+        report |= {"peak_bytes": peak.above, "predicted": estimate.totals(predicted)}
+        report |= result.plan.summary | result.report
+        provenance.Record(
+            command=provenance.command(),
+            source=_lasting(source),
+            fingerprint=result.report["fingerprint"],
+            method=method,
+            settings=asdict(settings),
+            without=tuple(options.get("without", ())),
+            report=report,
+        ).write(fresh)
+    _remove_units(units)
+    return report
+
+
+def _sizes(result: Quantized, folder: Path, float_bytes: int) -> dict[str, int]:
+    return {
+        "float_bytes": float_bytes,
         "bytes": result.report["account"]["total"],
-        "on_disk": on_disk(out),
+        "on_disk": facts.on_disk(folder),
     }
-    size |= {"peak_bytes": peak.above, "predicted": estimate.totals(predicted)}
-    whole = {
-        "model": source,
-        "method": method,
-        "folder": str(out),
-        "minutes": round((time.perf_counter() - started) / 60, 2),
-    }
-    found = whole | size | result.plan.summary | result.report
-    written = (asdict(settings), tuple(options.get("without", ())), found)
-    provenance.Record(
-        provenance.command(), lasting(source), found["fingerprint"], method, *written
-    ).write(out)
-    return found
 
 
-def lasting(source: str) -> str:
-    """The source as it can be found again from another folder."""
+def _units_folder(out: Path) -> Path:
+    """OUT.run, where an interrupted run finds its finished units."""
+    units = out.with_name(f"{out.name}.run")
+    if units.is_symlink() or (units.exists() and not units.is_dir()):
+        raise BadInput(
+            f"found a file at {units}",
+            "room for a folder of finished units",
+            "choose another --out",
+        )
+    return units
+
+
+def _remove_units(folder: Path) -> None:
+    """Remove the units of finished runs, FOLDER/DIGEST/units/*, and no other file."""
+    for units in folder.glob("*/units"):
+        if not re.fullmatch("[0-9a-f]{12}", units.parent.name):
+            continue
+        for path in [*units.glob("*.safetensors"), *units.glob("*.new")]:
+            path.unlink()
+        with suppress(OSError):
+            units.rmdir()
+            units.parent.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _lasting(source: str) -> str:
+    """The source under a name that is valid in any working directory."""
     home = None if source.startswith("zoo:") else sampling.local_folder(source)
     return str(home.resolve()) if home else source
 
@@ -58,16 +97,17 @@ def lasting(source: str) -> str:
 def sample_to_folder(
     source: str, out: str | Path, request: sampling.Request, track: Callable
 ) -> dict[str, Any]:
-    """One PNG per seed and a grid of them all."""
-    pipe, out = sampling.load_pipeline(source), Path(out)
-    check_steps(sampling.denoiser(pipe), request.steps)
-    with folders.written_beside(out, ("grid.png",)) as fresh:
+    """Draw one PNG per seed and a grid of them all."""
+    out = Path(out)
+    with folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source)) as fresh:
+        pipe = sampling.load_pipeline(source)
+        facts.check_steps(sampling.denoiser(pipe), request.steps)
         started = time.perf_counter()
-        drawn = sampling.images(pipe, request, track)
+        images = sampling.images(pipe, request, track)
         seconds = time.perf_counter() - started
-        grids.write_images(fresh, drawn, request.seeds)
+        grids.write_images(fresh, images, request.seeds)
     return {
         "folder": str(out),
-        "images": len(drawn),
+        "images": len(images),
         "seconds_per_step": round(seconds / request.steps, 4),
     }

@@ -1,0 +1,185 @@
+"""Results in folders: whole or not there, other files survive, finished units serve to resume."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import lowtide
+from lowtide import sampling
+from lowtide.checkpoint import folders, rescheduling
+from lowtide.errors import BadInput
+from lowtide.stages.reconstruct import Learner
+from lowtide.workflows import to_folder
+from lowtide.workflows.demo import ACTS, Act, demo
+
+QUICK = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch": 2}
+REQUEST = sampling.Request(steps=3, seeds=(1,))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder that holds a float model, `float`."""
+    sampling.as_pipeline(tiny.model("unet2d")).save_pretrained(tmp_path / "float")
+    return tmp_path
+
+
+def quantize(home, method="minmax", out="x"):
+    return to_folder.quantize_to_folder(str(home / "float"), home / out, method, QUICK)
+
+
+def sample(source, out):
+    return to_folder.sample_to_folder(str(source), out, REQUEST, lambda batches, total: batches)
+
+
+def test_the_whole_folder_is_listed_readable_and_can_be_replaced(home):
+    quantize(home)
+    place = home / "x"
+    files = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert {"lowtide.json", "model_index.json", "unet/config.json"} < files
+    listed = json.loads((place / folders.MANIFEST).read_text())["files"]
+    assert set(listed) == files - {folders.MANIFEST}
+    (home / "file").touch()
+    modes = {path.stat().st_mode for path in place.rglob("*") if path.is_file()}
+    assert modes == {(home / "file").stat().st_mode}
+    first = sampling.images(lowtide.load(place), REQUEST)
+    quantize(home)
+    assert names(home) == ["file", "float", "x"]
+    assert np.array_equal(sampling.images(lowtide.load(place), REQUEST), first)
+
+
+def test_finished_units_stay_until_the_model_stands(home, monkeypatch):
+    search = Learner.search
+    learnt = []
+
+    def dying(self, loss):
+        if len(learnt) == 3:
+            raise KeyboardInterrupt
+        learnt.append(self.unit.name)
+        return search(self, loss)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, "search", dying)
+        quantize(home, "tfmq")
+    assert names(home) == ["float", "x.run"]
+    (units,) = home.glob("x.run/*/units")
+    before = names(units)
+    assert len(before) >= 3
+    (home / "x.run" / "thesis.txt").write_text("ten years of work")
+    repeated = []
+    monkeypatch.setattr(
+        Learner,
+        "search",
+        lambda self, loss: (repeated.append(self.unit.name), search(self, loss))[1],
+    )
+    quantize(home, "tfmq")
+    assert repeated and not set(repeated) & set(learnt)
+    assert names(home) == ["float", "x", "x.run"]
+    assert names(home / "x.run") == ["thesis.txt"]
+    (home / "x.run" / "thesis.txt").unlink()
+    quantize(home, "tfmq")
+    assert names(home) == ["float", "x"]
+
+
+def test_an_interrupted_run_leaves_the_older_model(home, monkeypatch):
+    quantize(home)
+    before = (home / "x" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    monkeypatch.setattr("lowtide.stages.fit_weights.FitWeights.run", lambda self, job: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quantize(home)
+    after = (home / "x" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert after == before and names(home) == ["float", "x"]
+
+
+def test_an_old_model_that_a_kill_moved_aside_loads(home):
+    result = lowtide.quantize(lowtide.load(home / "float"), method="minmax", **QUICK)
+    result.save(home / "x").rename(home / ".x-old")
+    ours = lowtide.load(home / "x").unet.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in result.model.state_dict().items())
+    assert names(home) == ["float", "x"]
+
+
+def begin(*args, **options):
+    pytest.fail("the work began")
+
+
+@pytest.fixture
+def idle(home, monkeypatch):
+    """No model may be loaded any more, and nothing may change."""
+    (home / "full").mkdir()
+    (home / "full" / "config.json").write_text("{}")
+    (home / "full" / "thesis.txt").write_text("ten years of work")
+    (home / "link").symlink_to(home / "full")
+    (home / "file").write_text("text")
+    monkeypatch.setattr(sampling, "load_pipeline", begin)
+    monkeypatch.setattr("lowtide.estimate.predict", begin)
+    before = {path: path.is_file() and path.read_bytes() for path in home.rglob("*")}
+    yield home
+    assert {path: path.is_file() and path.read_bytes() for path in home.rglob("*")} == before
+
+
+COMMANDS = {
+    "quantize": lambda home, out: quantize(home, out=out),
+    "sample": lambda home, out: sample(home / "float", home / out),
+    "reschedule": lambda home, out: rescheduling.reschedule_to_folder(
+        home / "float", home / out, 5
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("float", "is the source itself"),
+        ("float/packed", "lies inside the source"),
+        (".", "contains the source"),
+        ("full", r"other files in full \(first: config.json\)"),
+        ("link", "a symbolic link"),
+        ("file", "a file at"),
+        ("file/x", "cannot be written"),
+        ("n" * 300, "cannot be written"),
+        ("new/..", "a folder's name"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(idle, command, out, words):
+    with pytest.raises(BadInput, match=words):
+        COMMANDS[command](idle, out)
+
+
+def test_units_need_a_folder(home, monkeypatch):
+    (home / "x.run").write_text("text")
+    monkeypatch.setattr(sampling, "load_pipeline", begin)
+    with pytest.raises(BadInput, match=r"found a file at .*x\.run"):
+        quantize(home)
+    assert names(home) == ["float", "x.run"]
+
+
+def test_images_replace_images_and_nothing_else(home):
+    assert sample(home / "float", home / "images")["images"] == 1
+    sample(home / "float", home / "images")
+    assert names(home / "images") == ["grid.png", folders.MANIFEST, "seed-000001.png"]
+    quantize(home)
+    with pytest.raises(BadInput, match="of another kind in x"):
+        sample(home / "float", home / "x")
+    (home / "images" / "photo.png").write_text("holidays")
+    with pytest.raises(BadInput, match=r"first: photo\.png"):
+        sample(home / "float", home / "images")
+
+
+@pytest.mark.parametrize(
+    "place", ["digits/best/thesis.txt", "digits/evidence/x", "digits/demo.png"]
+)
+def test_the_demo_looks_at_every_place_first(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(to_folder, "quantize_to_folder", begin)
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_text("ten years of work")
+    with pytest.raises(BadInput, match=r"other files|a file at .*demo\.png"):
+        demo(tmp_path, acts=[Act("zoo:digits", "digits", 2, 2), *ACTS[:1]])
+    assert (tmp_path / place).read_text() == "ten years of work"
