@@ -1,4 +1,4 @@
-"""Architectures: units, blocks, the temporal block, in forward order; nothing of quantization."""
+"""Architectures: their units and blocks in forward order; nothing of quantization."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,19 +16,23 @@ ARCHITECTURES: dict[type[nn.Module], Architecture] = unet.ARCHITECTURES | transf
 
 
 def adapt(model: nn.Module, example: dict[str, Any] | None = None) -> Adapter:
-    """The adapter of a model; `example` gives one call's inputs by name, for real shapes or for a model nobody described."""
+    """The adapter of a model.
+
+    `example` holds one call's inputs by name. It gives the real shapes, and it describes a model
+    whose class is not in ARCHITECTURES.
+    """
+    known = (ARCHITECTURES[kind] for kind in type(model).__mro__ if kind in ARCHITECTURES)
+    architecture = next(known, None)
     if example is not None:
         check_example(model, example)
-    architecture = next(
-        (ARCHITECTURES[kind] for kind in type(model).__mro__ if kind in ARCHITECTURES), None
-    )
-    if architecture is None and example is None:
+        architecture = architecture or generic_architecture(model, example)
+        architecture = replace(architecture, example=like(example, architecture.shared))
+    if architecture is None:
+        names = ", ".join(kind.__name__ for kind in ARCHITECTURES)
         raise BadInput(
             f"found {type(model).__name__}",
-            f"one of {', '.join(known.__name__ for known in ARCHITECTURES)}, or an example input",
-            "pass example={'sample': ..., 'timestep': ...}, or write an Architecture (docs/architecture.md)",
+            f"one of {names}, or an example input",
+            "pass example={'sample': ..., 'timestep': ...}, "
+            "or write an Architecture (docs/architecture.md)",
         )
-    if example is not None:
-        known = architecture or generic_architecture(model, example)
-        architecture = replace(known, example=like(example, known.shared))
     return Adapter(model, architecture)

@@ -1,4 +1,4 @@
-"""Adapter and Unit: what must be known of an architecture, most of it found by recording one forward pass."""
+"""Adapter and Unit: what must be known of an architecture, mostly from one recorded pass."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models.trace import Graph, Node, Param, flat_inputs, leaves_of, on_meta, record
+from lowtide.models.trace import Graph, Node, Param, Value, flat_inputs, leaves_of, on_meta, record
 
-# What a temporal feature passes on its way to being cut: an axis added, a table of its own added.
+# Calls that a temporal feature passes before it is chunked: an axis added, a table added.
 PASSED_ON = (
     Tensor.__getitem__,
     Tensor.reshape,
@@ -22,14 +22,20 @@ PASSED_ON = (
     Tensor.__radd__,
     Tensor.add,
 )
+CHUNKS = (torch.chunk, Tensor.chunk)
 JOINS = (torch.cat, torch.concat)
 Example = Callable[[nn.Module, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What recording cannot tell: which classes are blocks, what inputs look like (and which have no
-    batch axis), how timesteps become integers."""
+    """What a recording cannot tell about a class of models.
+
+    blocks: the class names of its blocks.
+    example: makes the inputs of one call, by name, for a model and a batch size.
+    ticks: the factor that turns the timestep that the model reads into an integer.
+    shared: the inputs that have no batch axis.
+    """
 
     blocks: tuple[str, ...]
     example: Example
@@ -39,7 +45,11 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Unit:
-    """Anything that can be replayed alone. `features`, of a temporal unit: the layers whose output the rest reads."""
+    """A part of the model that can be replayed alone.
+
+    `reads`: the model inputs that the unit depends on. `features`, of a temporal unit: the layers
+    whose output the rest of the network reads.
+    """
 
     name: str
     kind: str
@@ -49,7 +59,7 @@ class Unit:
 
 
 class Adapter:
-    """An architecture seen through one model of it; every answer is by name and in forward order."""
+    """What an architecture says about one model; every answer is by name and in forward order."""
 
     def __init__(self, model: nn.Module, architecture: Architecture):
         self.architecture = architecture
@@ -59,7 +69,7 @@ class Adapter:
         self._layer_graph = self.layer_graph(2)
 
     @cached_property
-    def all_layers(self) -> dict[str, nn.Module]:
+    def all_layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
         return {
             name: module
             for name, module in self.meta.named_modules()
@@ -72,14 +82,22 @@ class Adapter:
     @cached_property
     def reads(self) -> dict[str, frozenset[str]]:
         """For each layer in forward order: the model inputs that its own input depends on."""
-        found: dict[str, frozenset[str]] = {}
-        for node in self._layer_graph.nodes:
-            if node.is_leaf:
-                dye = frozenset().union(*(self._layer_graph.values[id].dye for id in node.uses()))
-                found[node.target] = found.get(node.target, frozenset()) | dye
-        return found
+        return self._over_input(lambda value: value.inputs)
 
-    def layers(self) -> dict[str, nn.Module]:
+    @cached_property
+    def _feeds(self) -> dict[str, frozenset[str]]:
+        """For each layer: the layers whose output reaches it with no other layer in between."""
+        return self._over_input(lambda value: value.last_leaves)
+
+    def _over_input(self, names: Callable[[Value], frozenset[str]]) -> dict[str, frozenset[str]]:
+        """For each layer in forward order: the union of these names over the values it reads."""
+        union: dict[str, frozenset[str]] = {}
+        for name, node in self._layer_graph.leaf_nodes():
+            used = self._layer_graph.used_values(node)
+            union[name] = union.get(name, frozenset()).union(*map(names, used))
+        return union
+
+    def layers(self) -> dict[str, nn.Linear | nn.Conv2d]:
         """Every Linear and Conv2d that a forward pass calls, in that order."""
         return {name: self.all_layers[name] for name in self.reads}
 
@@ -87,136 +105,130 @@ class Adapter:
         return [name for name in self.all_layers if name not in self.reads]
 
     @cached_property
-    def content(self) -> frozenset[str]:
-        """The sample, and inputs of three or more axes, like a text. The rest are conditions, like the timestep."""
-        values, inputs = self._layer_graph.values, self._layer_graph.inputs
+    def _content(self) -> frozenset[str]:
+        """The sample, and inputs of three or more axes such as a text.
+
+        All other inputs are conditions, such as the timestep.
+        """
+        values = self._layer_graph.values
         return frozenset(
             name
-            for name, id in inputs.items()
+            for name, id in self._layer_graph.inputs.items()
             if name == self.parameters[0] or len(values[id].shape) > 2
         )
 
     @cached_property
-    def feeds(self) -> dict[str, frozenset[str]]:
-        """For each layer: the layers whose output reaches it with none in between."""
-        found: dict[str, frozenset[str]] = {}
-        for node in self._layer_graph.nodes:
-            if node.is_leaf:
-                near = frozenset().union(*(self._layer_graph.values[id].near for id in node.uses()))
-                found[node.target] = found.get(node.target, frozenset()) | near
-        return found
+    def _temporal_layers(self) -> frozenset[str]:
+        """Layers that depend on the timestep and not on the content.
 
-    @cached_property
-    def temporal_layers(self) -> frozenset[str]:
-        """Layers that know the timestep and nothing of the picture, and the layers that only serve those."""
-        found = {
-            name for name, dye in self.reads.items() if "timestep" in dye and not dye & self.content
+        Layers whose output only these layers read are temporal too.
+        """
+        temporal = {
+            name
+            for name, inputs in self.reads.items()
+            if "timestep" in inputs and not inputs & self._content
         }
-        waiting = list(found)
+        waiting = list(temporal)
         while waiting:
-            new = self.feeds[waiting.pop()] - found
-            found |= new
+            new = self._feeds[waiting.pop()] - temporal
+            temporal |= new
             waiting += new
-        return frozenset(found)
+        return frozenset(temporal)
 
     @cached_property
     def _temporal(self) -> tuple[Unit, ...]:
+        """Temporal layers that feed each other form one unit."""
         groups: list[set[str]] = []
-        for name in (name for name in self.reads if name in self.temporal_layers):
-            joined = {name} | (self.feeds[name] & self.temporal_layers)
+        for name in (name for name in self.reads if name in self._temporal_layers):
+            joined = {name} | (self._feeds[name] & self._temporal_layers)
             touching = [group for group in groups if group & joined]
             groups = [group for group in groups if not group & joined] + [joined.union(*touching)]
         order = list(self.reads)
-        units = [self.temporal_unit(sorted(group, key=order.index)) for group in groups]
+        units = [self._temporal_unit(sorted(group, key=order.index)) for group in groups]
         return tuple(sorted(units, key=lambda unit: order.index(unit.layers[0])))
 
-    def temporal_unit(self, layers: list[str]) -> Unit:
+    def _temporal_unit(self, layers: list[str]) -> Unit:
         reads = frozenset().union(*(self.reads[name] for name in layers))
         return Unit(
             f"temporal:{layers[0]}",
             "temporal",
             tuple(layers),
             tuple(sorted(reads)),
-            self.features(layers),
+            self._features(layers),
         )
 
-    def features(self, layers: list[str]) -> tuple[str, ...]:
-        """Those of the layers whose output meets the picture with no other layer in between."""
-        values, met = self._layer_graph.values, set()
+    def _features(self, layers: list[str]) -> tuple[str, ...]:
+        """Those of the layers whose output meets the content with no other layer in between."""
+        meeting: set[str] = set()
         for node in self._layer_graph.nodes:
-            used = [values[id] for id in node.uses()]
-            if any(value.dye & self.content for value in used):
-                met |= {
-                    name for value in used if not value.dye & self.content for name in value.near
-                }
-        return tuple(name for name in layers if name in met)
+            used = self._layer_graph.used_values(node)
+            free = [value for value in used if not value.inputs & self._content]
+            if len(free) < len(used):
+                meeting.update(*(value.last_leaves for value in free))
+        return tuple(name for name in layers if name in meeting)
 
     def chunks(self, layer: str) -> int:
-        """Into how many parts of alike meaning the rest of the network cuts this temporal layer's answer (scale and shift: 2)."""
-        followed = {
-            id for node in self._layer_graph.nodes if node.target == layer for id in node.gives()
-        }
+        """Into how many parts the network splits a temporal layer's output; scale and shift: 2."""
+        followed: set[int] = set()
+        for node in self._layer_graph.nodes:
+            if node.target == layer:
+                followed.update(node.gives())
         for node in self._layer_graph.nodes:
             if not node.is_leaf and followed.intersection(node.uses()):
-                if node.target in (torch.chunk, Tensor.chunk):
+                if node.target in CHUNKS:
                     return node.args[1]
-                followed.update(node.gives() if node.target in PASSED_ON else ())
+                if node.target in PASSED_ON:
+                    followed.update(node.gives())
         return 1
 
     def norm_before(self, layer: str) -> str | None:
-        """The group norm whose answer this layer reads as it is, and nobody else does."""
-        nodes, values = (
-            self._layer_graph.nodes,
-            {id: node for node in self._layer_graph.nodes for id in node.gives()},
-        )
-        (reads,) = [node.uses() for node in nodes if node.target == layer][:1]
-        source = values.get(reads[0])
-        listeners = sum(reads[0] in node.uses() for node in nodes)
-        if source is None or source.target is not torch.nn.functional.group_norm or listeners != 1:
+        """The group norm whose output this layer reads directly, if no other call reads it."""
+        nodes = self._layer_graph.nodes
+        input_id = next(node.uses()[0] for node in nodes if node.target == layer)
+        source = self._layer_graph.sources().get(input_id)
+        readers = sum(input_id in node.uses() for node in nodes)
+        if source is None or source.target is not torch.nn.functional.group_norm or readers != 1:
             return None
-        return next(
-            (
-                arg.name.rpartition(".")[0]
-                for arg in leaves_of((source.args, source.kwargs))
-                if isinstance(arg, Param)
-            ),
-            None,
-        )
+        arguments = leaves_of((source.args, source.kwargs))
+        names = (argument.name for argument in arguments if isinstance(argument, Param))
+        return next((name.rpartition(".")[0] for name in names), None)
 
     def temporal(self) -> list[Unit]:
-        """The temporal information block: one unit, or several where each block has an embedder of its own."""
+        """The temporal information block: one unit, or several where each block has an embedder."""
         return list(self._temporal)
 
     @cached_property
-    def block_names(self) -> list[str]:
-        found: list[str] = []
+    def _block_names(self) -> list[str]:
+        """The outermost modules of the architecture's block classes."""
+        names: list[str] = []
         for name, module in self.meta.named_modules():
-            inside = any(name.startswith(f"{outer}.") for outer in found)
+            inside = any(name.startswith(f"{outer}.") for outer in names)
             if type(module).__name__ in self.architecture.blocks and not inside:
-                found.append(name)
-        return found
+                names.append(name)
+        return names
+
+    def _block_of(self, layer: str) -> str | None:
+        return next((name for name in self._block_names if layer.startswith(f"{name}.")), None)
 
     @cached_property
     def _units(self) -> tuple[Unit, ...]:
-        plain = self.homes(name for name in self.reads if name not in self.temporal_layers)
+        plain = self.homes(name for name in self.reads if name not in self._temporal_layers)
         order = list(self.reads)
         return tuple(
             sorted([*self._temporal, *plain], key=lambda unit: order.index(unit.layers[0]))
         )
 
     def homes(self, layers: Iterable[str]) -> list[Unit]:
-        """These layers by the block they lie in; one outside of blocks is a unit of its own."""
+        """These layers grouped by block; a layer outside of blocks is a unit of its own."""
         grouped: dict[str, list[str]] = {}
         for name in layers:
-            home = next((block for block in self.block_names if name.startswith(f"{block}.")), name)
-            grouped.setdefault(home, []).append(name)
-        return [self.plain_unit(name, layers) for name, layers in grouped.items()]
+            grouped.setdefault(self._block_of(name) or name, []).append(name)
+        return [self._plain_unit(name, members) for name, members in grouped.items()]
 
-    def plain_unit(self, name: str, layers: list[str]) -> Unit:
+    def _plain_unit(self, name: str, layers: list[str]) -> Unit:
+        kind = "layer" if layers == [name] else "block"
         reads = frozenset().union(*(self.reads[layer] for layer in layers))
-        return Unit(
-            name, "layer" if layers == [name] else "block", tuple(layers), tuple(sorted(reads))
-        )
+        return Unit(name, kind, tuple(layers), tuple(sorted(reads)))
 
     def units(self) -> list[Unit]:
         """A partition of the layers, in forward order."""
@@ -228,35 +240,36 @@ class Adapter:
     def ends(self) -> tuple[str, str]:
         """The first layer that reads the sample, and the last layer of all."""
         sample = self.parameters[0]
-        return next(name for name, dye in self.reads.items() if sample in dye), list(self.reads)[-1]
+        first = next(name for name, inputs in self.reads.items() if sample in inputs)
+        return first, list(self.reads)[-1]
 
     def shortcuts(self) -> list[str]:
         return [name for name in self.reads if "conv_shortcut" in name.split(".")]
 
     def concatenations(self) -> dict[str, int]:
-        """Layers that read two tensors laid side by side along their input channels: how many come from the first."""
-        nodes, found = {id: node for node in self._layer_graph.nodes for id in node.gives()}, {}
-        for node in self._layer_graph.nodes:
-            if node.is_leaf and (
-                width := self.first_width(self.all_layers[node.target], nodes.get(node.uses()[0]))
-            ):
-                found[node.target] = width
-        return found
+        """Layers whose input is two concatenated tensors, and how many channels the first has."""
+        sources = self._layer_graph.sources()
+        widths: dict[str, int] = {}
+        for name, node in self._layer_graph.leaf_nodes():
+            width = self._first_width(self.all_layers[name], sources.get(node.uses()[0]))
+            if width:
+                widths[name] = width
+        return widths
 
-    def first_width(self, layer: nn.Module, source: Node | None) -> int | None:
-        """Channels of the first of two tensors that `source` joined for this layer."""
+    def _first_width(self, layer: nn.Module, source: Node | None) -> int | None:
+        """Channels of the first of two tensors that `source` concatenates for this layer."""
         if source is None or source.target not in JOINS or len(source.uses()) != 2:
             return None
-        given = dict(zip(("tensors", "dim"), source.args, strict=False)) | source.kwargs
+        arguments = dict(zip(("tensors", "dim"), source.args, strict=False)) | source.kwargs
         shape = self._layer_graph.values[source.uses()[0]].shape
-        axis = 1 if isinstance(layer, nn.Conv2d) else len(shape) - 1
-        return shape[axis] if given.get("dim", 0) % len(shape) == axis else None
+        channels = 1 if isinstance(layer, nn.Conv2d) else len(shape) - 1
+        return shape[channels] if arguments.get("dim", 0) % len(shape) == channels else None
 
     def downsamplers(self) -> list[str]:
         return [name for name in self.reads if ".downsamplers." in name]
 
     def attentions(self) -> list[str]:
-        """Modules that hand their work to a diffusers attention processor."""
+        """Modules that compute attention through a diffusers attention processor."""
         return [
             name
             for name, module in self.meta.named_modules()
@@ -266,22 +279,19 @@ class Adapter:
     @lru_cache(maxsize=4)  # noqa: B019 - DiT asks once for each of its temporal units
     def layer_graph(self, batch: int) -> Graph:
         """The whole forward pass with each layer as one node."""
-        return self.graph(batch, self.all_layers)
+        return self.graph(batch, dict(self.all_layers))
 
     @lru_cache(maxsize=4)  # noqa: B019 - an adapter lives as long as its job
     def block_graph(self, batch: int) -> Graph:
         """The whole forward pass with each block, and each layer outside of blocks, as one node."""
-        leaves = {name: self.meta.get_submodule(name) for name in self.block_names}
-        outside = [
-            name for name in self.reads if not any(name.startswith(f"{block}.") for block in leaves)
-        ]
-        return self.graph(batch, leaves | {name: self.all_layers[name] for name in outside})
+        names = [*self._block_names, *(name for name in self.reads if not self._block_of(name))]
+        return self.graph(batch, {name: self.meta.get_submodule(name) for name in names})
 
     def temporal_graph(self, unit: Unit, batch: int) -> Graph:
-        """From the unit's inputs to its features alone, `batch` timesteps at once."""
+        """From the unit's inputs to its features, for `batch` timesteps at once."""
         graph = self.layer_graph(batch)
-        given = {node.target: node.gives()[0] for node in graph.nodes if node.is_leaf}
-        return graph.part([given[name] for name in unit.features])
+        outputs = {name: node.gives()[0] for name, node in graph.leaf_nodes()}
+        return graph.part([outputs[name] for name in unit.features])
 
     def bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name."""
@@ -289,11 +299,12 @@ class Adapter:
 
 
 def check_example(model: nn.Module, example: dict[str, Any]) -> None:
-    """An example must name the timestep, and hold tensors only."""
-    if "timestep" not in example or not all(
-        isinstance(value, Tensor) for value in flat_inputs(example).values()
-    ):
+    """An example must name the timestep and hold only tensors."""
+    tensors_only = all(isinstance(value, Tensor) for value in flat_inputs(example).values())
+    if "timestep" not in example or not tensors_only:
         raise BadInput(
-            f"found {type(model).__name__} with inputs {', '.join(example)}", "a denoiser called (sample, timestep, ...)",
-            "write an Architecture with the classes of its blocks and an example input, see docs/architecture.md",
-        )  # fmt: skip
+            f"found {type(model).__name__} with inputs {', '.join(example)}",
+            "a denoiser called (sample, timestep, ...)",
+            "write an Architecture with the classes of its blocks and an example input, "
+            "see docs/architecture.md",
+        )

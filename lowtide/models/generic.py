@@ -1,5 +1,9 @@
-"""Any denoiser called (sample, timestep, ...): blocks are the children of the outermost module lists it holds."""
+"""Any denoiser called (sample, timestep, ...), described by one example call.
 
+Its blocks are the children of the outermost module lists.
+"""
+
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,36 +14,34 @@ from lowtide.models.trace import mapped
 
 
 def block_classes(model: nn.Module) -> tuple[str, ...]:
-    """Class names found in the outermost lists of modules."""
+    """Class names of the modules in the outermost lists of modules."""
     lists: list[str] = []
+    classes: set[str] = set()
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(
-            name.startswith(f"{outer}.") for outer in lists
-        ):
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and not inside:
             lists.append(name)
-    classes = {type(child).__name__ for name in lists for child in model.get_submodule(name)}
+            classes |= {type(child).__name__ for child in module}
     return tuple(sorted(classes - {"Linear", "Conv2d"}))
 
 
 def like(example: dict[str, Any], shared: tuple[str, ...] = ()) -> Example:
-    """Inputs shaped like an example call's, for any batch; `shared` ones have no batch axis."""
-    size = next(
-        len(value) for value in example.values() if isinstance(value, Tensor) and value.dim()
-    )
+    """Inputs shaped like an example call's, for any batch; `shared` inputs have no batch axis."""
+    tensors = (value for value in example.values() if isinstance(value, Tensor))
+    size = next(len(tensor) for tensor in tensors if tensor.dim())
 
     def resized(model: nn.Module, batch: int) -> dict[str, Any]:
         device = next(model.parameters()).device
 
-        def fit(leaf: Any, name: str) -> Any:
+        def zeros(leaf: Any, *, batched: bool) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            grows = leaf.dim() and len(leaf) == size and name not in shared
-            return torch.zeros(
-                (batch, *leaf.shape[1:]) if grows else leaf.shape, dtype=leaf.dtype, device=device
-            )
+            grows = batched and leaf.dim() and len(leaf) == size
+            shape = (batch, *leaf.shape[1:]) if grows else leaf.shape
+            return torch.zeros(shape, dtype=leaf.dtype, device=device)
 
         return {
-            name: mapped(value, lambda leaf, name=name: fit(leaf, name))
+            name: mapped(value, partial(zeros, batched=name not in shared))
             for name, value in example.items()
         }
 
@@ -47,5 +49,5 @@ def like(example: dict[str, Any], shared: tuple[str, ...] = ()) -> Example:
 
 
 def generic_architecture(model: nn.Module, example: dict[str, Any]) -> Architecture:
-    """The architecture of a model nobody described, from one example call."""
+    """The architecture of a model that ARCHITECTURES does not describe, from one example call."""
     return Architecture(block_classes(model), like(example))

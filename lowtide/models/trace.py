@@ -1,19 +1,22 @@
-"""Record one forward pass as a graph of torch calls and module calls, and replay any part of it on other values.
+"""Record one forward pass as a graph of torch calls and module calls; replay any part of it.
 
-Recorded on a copy of the model on the meta device, so it costs neither memory nor arithmetic. A leaf module (a layer, or
-a whole block) becomes one node; everything between leaves is recorded call by call. Each value knows its dye: which of the
-model's inputs it depends on. That is how the temporal block is found, how blocks are fed one after the other, and how a
-part of the network is run without the rest. Shapes, the batch size among them, are those of the recording.
+The recording runs on a copy of the model on the meta device, so it costs neither memory nor
+arithmetic. A leaf module (a layer, or a whole block) becomes one node. Everything between leaves is
+recorded call by call. Each value knows which of the model's inputs it depends on. This tells which
+layers form the temporal block, in which order blocks feed each other, and what a part of the
+network needs to run without the rest. All shapes, the batch size included, are those of the
+recording.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from lowtide.errors import BadInput
 
@@ -34,7 +37,10 @@ class Param:
 
 @dataclass(frozen=True)
 class Node:
-    """One call: `target` is a torch function, or the name of a leaf module."""
+    """One call: `target` is a torch function, or the name of a leaf module.
+
+    `frees`: the numbers of the values that no later node uses.
+    """
 
     target: Callable | str
     args: Any
@@ -47,82 +53,103 @@ class Node:
         return isinstance(self.target, str)
 
     def uses(self) -> list[int]:
-        return refs((self.args, self.kwargs))
+        return _refs((self.args, self.kwargs))
 
     def gives(self) -> list[int]:
-        return refs(self.output)
+        return _refs(self.output)
 
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a value: shape, the inputs it depends on, and the leaves it comes from without another in between."""
+    """What is known of a value without computing it.
+
+    `inputs`: the model's inputs that the value depends on.
+    `last_leaves`: the leaves whose output reaches the value with no other leaf in between.
+    """
 
     shape: tuple[int, ...]
-    dye: frozenset[str] = frozenset()
-    near: frozenset[str] = frozenset()
+    inputs: frozenset[str] = frozenset()
+    last_leaves: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in the order they ran."""
+    """Nodes in the order in which they ran; `inputs` maps an input's name to its value's number."""
 
     nodes: tuple[Node, ...]
     inputs: dict[str, int]
     output: Any
     values: dict[int, Value] = field(repr=False)
 
-    def replay(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """Run the graph on other values; equals the model's own forward pass."""
-        given = flat_inputs(inputs)
-        device = next(model.parameters()).device
-        env: dict[int, Any] = {id: given[name] for name, id in self.inputs.items()}
+    def leaf_nodes(self) -> Iterator[tuple[str, Node]]:
+        """The name of the leaf and the node, for each call of a leaf."""
         for node in self.nodes:
-            env.update(run_node(node, model, env.__getitem__, device))
+            if isinstance(node.target, str):
+                yield node.target, node
+
+    def used_values(self, node: Node) -> list[Value]:
+        return [self.values[id] for id in node.uses()]
+
+    def sources(self) -> dict[int, Node]:
+        """The last node that gives each value; the model's inputs have none."""
+        sources: dict[int, Node] = {}
+        for node in self.nodes:
+            sources.update(dict.fromkeys(node.gives(), node))
+        return sources
+
+    def replay(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """Run the graph on other values; the result equals the model's own forward pass."""
+        tensors = flat_inputs(inputs)
+        device = next(model.parameters()).device
+        values: dict[int, Any] = {id: tensors[name] for name, id in self.inputs.items()}
+        for node in self.nodes:
+            values.update(run_node(node, model, values.__getitem__, device))
             for id in node.frees:
-                env.pop(id, None)
-        return mapped(self.output, lambda leaf: env[leaf.id] if isinstance(leaf, Ref) else leaf)
+                values.pop(id, None)
+        return mapped(self.output, lambda leaf: values[leaf.id] if isinstance(leaf, Ref) else leaf)
 
     def part(self, outputs: list[int]) -> "Graph":
-        """The nodes that these values need, giving a list of them."""
-        needed, nodes = set(outputs), []
+        """The nodes that these values need; replaying them gives a list of the values."""
+        needed = set(outputs)
+        nodes: list[Node] = []
         for node in reversed(self.nodes):
             if needed.intersection(node.gives()):
                 needed.update(node.uses())
                 nodes.append(node)
         inputs = {name: id for name, id in self.inputs.items() if id in needed}
-        return finished(nodes[::-1], inputs, [Ref(id) for id in outputs], self.values)
+        return _with_frees(nodes[::-1], inputs, [Ref(id) for id in outputs], self.values)
 
 
 def run_node(
     node: Node, model: nn.Module, value: Callable[[int], Any], device: torch.device
 ) -> dict[int, Any]:
-    """Run one node; the values it gives, by number."""
+    """Run one node; returns the values it gives, by number."""
 
     def real(leaf: Any) -> Any:
         if isinstance(leaf, Ref):
             return value(leaf.id)
         if isinstance(leaf, Param):
-            return named_tensor(model, leaf.name)
+            return _named_tensor(model, leaf.name)
         return device if isinstance(leaf, torch.device) else leaf
 
     target = model.get_submodule(node.target) if isinstance(node.target, str) else node.target
     result = target(*mapped(node.args, real), **mapped(node.kwargs, real))
-    return dict(paired(node.output, result))
+    return dict(_numbered(node.output, result))
 
 
-def written(tensor: Tensor, place: Any, value: Any) -> Tensor:
-    """Writing by index, as a call that gives the tensor written to: Python's own gives None."""
-    tensor[place] = value
+def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    """`tensor[index] = value` as a call that returns the tensor; Python's own call returns None."""
+    tensor[index] = value
     return tensor
 
 
-def named_tensor(model: nn.Module, name: str) -> Tensor:
-    holder, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(holder), leaf)
+def _named_tensor(model: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute)
 
 
 def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting of tuples, lists and dicts with every leaf changed."""
+    """The same nesting of tuples, lists, dicts and slices with `change` applied to every leaf."""
     if isinstance(tree, torch.Size):
         return tree
     if isinstance(tree, tuple | list):
@@ -136,26 +163,23 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def leaves_of(tree: Any) -> list[Any]:
-    found: list[Any] = []
-    mapped(tree, found.append)
-    return found
+    leaves: list[Any] = []
+    mapped(tree, leaves.append)
+    return leaves
 
 
-def refs(tree: Any) -> list[int]:
+def _refs(tree: Any) -> list[int]:
     return [leaf.id for leaf in leaves_of(tree) if isinstance(leaf, Ref)]
 
 
-def paired(pattern: Any, result: Any) -> Iterable[tuple[int, Any]]:
-    values = leaves_of(result)
-    return (
-        (leaf.id, value)
-        for leaf, value in zip(leaves_of(pattern), values, strict=True)
-        if isinstance(leaf, Ref)
-    )
+def _numbered(pattern: Any, result: Any) -> Iterable[tuple[int, Any]]:
+    """The leaves of a result that stand where the pattern holds a Ref, with its number."""
+    pairs = zip(leaves_of(pattern), leaves_of(result), strict=True)
+    return ((leaf.id, value) for leaf, value in pairs if isinstance(leaf, Ref))
 
 
 def flat_inputs(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tensors by name; nested dicts get dotted names."""
+    """Tensors by name; a tensor in a nested dict gets a dotted name."""
     flat: dict[str, Any] = {}
     for name, value in inputs.items():
         if isinstance(value, Mapping):
@@ -165,48 +189,49 @@ def flat_inputs(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def finished(
+def _with_frees(
     nodes: list[Node], inputs: dict[str, int], output: Any, values: dict[int, Value]
 ) -> Graph:
-    """Say for each node which values nobody needs after it."""
-    last: dict[int, int] = {}
+    """The graph of these nodes, with each node's `frees` filled in."""
+    last_use: dict[int, int] = {}
     for place, node in enumerate(nodes):
-        last.update(dict.fromkeys([*node.gives(), *node.uses()], place))
-    kept = set(refs(output))
+        last_use.update(dict.fromkeys([*node.gives(), *node.uses()], place))
+    outputs = set(_refs(output))
     frees: dict[int, list[int]] = {}
-    for id, place in last.items():
-        if id not in kept:
+    for id, place in last_use.items():
+        if id not in outputs:
             frees.setdefault(place, []).append(id)
     nodes = [replace(node, frees=tuple(frees.get(place, ()))) for place, node in enumerate(nodes)]
     return Graph(tuple(nodes), inputs, output, values)
 
 
-class Recorder(TorchFunctionMode):
-    """Listens to every torch call made outside the leaves."""
+class _Recorder(TorchFunctionMode):
+    """Records every torch call that is made outside of the leaves, and every call of a leaf."""
 
     def __init__(self, model: nn.Module, leaves: Mapping[str, nn.Module]):
         super().__init__()
-        self.names = {
-            id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        }
-        self.leaves, self.inside = leaves, 0
+        named_tensors = [*model.named_parameters(), *model.named_buffers()]
+        self.names = {id(tensor): name for name, tensor in named_tensors}
+        self.leaves = leaves
+        # How many leaves are running at the moment, one inside the other.
+        self.depth = 0
         self.nodes: list[Node] = []
         self.numbers: dict[int, int] = {}
         self.values: dict[int, Value] = {}
-        # Tensors are told apart by identity, so none may be freed and its identity reused while recording.
-        self.alive: list[Tensor] = []
+        # Tensors are identified by id(). Keep all of them alive, so that Python reuses no id.
+        self.tensors: list[Tensor] = []
 
-    def number(self, tensor: Tensor, dye: frozenset[str], near: frozenset[str]) -> Ref:
-        """The number of a value; a new one for a new tensor."""
+    def number(self, tensor: Tensor, inputs: frozenset[str], last_leaves: frozenset[str]) -> Ref:
+        """The number of a value; a new tensor gets a new number."""
         if id(tensor) not in self.numbers:
             self.numbers[id(tensor)] = len(self.numbers)
-            self.alive.append(tensor)
+            self.tensors.append(tensor)
         number = self.numbers[id(tensor)]
-        self.values[number] = Value(tuple(tensor.shape), dye, near)
+        self.values[number] = Value(tuple(tensor.shape), inputs, last_leaves)
         return Ref(number)
 
-    def known(self, leaf: Any) -> Any:
-        """How an argument is written down."""
+    def symbol(self, leaf: Any) -> Any:
+        """What stands for an argument in the graph: a Ref, a Param, or the argument itself."""
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) in self.numbers:
@@ -222,35 +247,37 @@ class Recorder(TorchFunctionMode):
         return leaf
 
     def note(self, target: Callable | str, args: Any, kwargs: Any, result: Any) -> None:
-        args, kwargs = mapped(args, self.known), mapped(kwargs, self.known)
-        used = [self.values[id] for id in refs((args, kwargs))]
-        dye = frozenset().union(*(value.dye for value in used))
-        near = (
-            frozenset().union(*(value.near for value in used))
-            if callable(target)
-            else frozenset([target])
-        )
-        if getattr(target, "__name__", "") == "__setitem__":
-            target, result = written, self.alive[args[0].id]
-        given = mapped(
-            result, lambda leaf: self.number(leaf, dye, near) if isinstance(leaf, Tensor) else None
-        )
-        self.nodes.append(Node(target, args, kwargs, given))
+        """Append a node for one call."""
+        args = mapped(args, self.symbol)
+        kwargs = mapped(kwargs, self.symbol)
+        used = [self.values[id] for id in _refs((args, kwargs))]
+        inputs = frozenset().union(*(value.inputs for value in used))
+        if isinstance(target, str):
+            last_leaves = frozenset([target])
+        else:
+            last_leaves = frozenset().union(*(value.last_leaves for value in used))
+        if _sets_item(target):
+            target = _set_item
+            result = self.tensors[args[0].id]
+
+        def numbered(leaf: Any) -> Ref | None:
+            return self.number(leaf, inputs, last_leaves) if isinstance(leaf, Tensor) else None
+
+        self.nodes.append(Node(target, args, kwargs, mapped(result, numbered)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        changes = getattr(func, "__name__", "") == "__setitem__"
-        if not self.inside and (
-            changes or any(isinstance(leaf, Tensor) for leaf in leaves_of(result))
-        ):
+        if self.depth:
+            return result
+        if _sets_item(func) or any(isinstance(leaf, Tensor) for leaf in leaves_of(result)):
             self.note(func, args, kwargs, result)
         return result
 
-    def listen(self) -> list[Any]:
-        """Hooks that make each leaf one node."""
+    def hook_leaves(self) -> list[RemovableHandle]:
+        """Hooks that make each call of a leaf one node."""
         hooks = []
         for name, module in self.leaves.items():
             hooks.append(module.register_forward_pre_hook(self.enter))
@@ -258,44 +285,49 @@ class Recorder(TorchFunctionMode):
         return hooks
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        self.inside += 1
+        self.depth += 1
 
     def leaving(self, name: str) -> Callable:
         def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            self.inside -= 1
-            if not self.inside:
+            self.depth -= 1
+            if not self.depth:
                 self.note(name, args, kwargs, result)
 
         return leave
 
 
+def _sets_item(target: Callable | str) -> bool:
+    return getattr(target, "__name__", "") == "__setitem__"
+
+
 @torch.no_grad()
 def record(model: nn.Module, inputs: Mapping[str, Any], leaves: Mapping[str, nn.Module]) -> Graph:
-    """Run the model once on these inputs and write down what happens between the leaves."""
-    recorder = Recorder(model, leaves)
-    given = {
+    """Run the model once on these inputs and record what happens between the leaves."""
+    recorder = _Recorder(model, leaves)
+    numbers = {
         name: recorder.number(tensor, frozenset([name]), frozenset()).id
         for name, tensor in flat_inputs(inputs).items()
     }
-    hooks = recorder.listen()
+    hooks = recorder.hook_leaves()
     try:
         with recorder:
             result = model(**inputs)
     except (RuntimeError, TypeError) as error:
+        names = ", ".join(numbers)
         raise BadInput(
-            f"found {type(model).__name__} that fails on inputs {', '.join(given)} of shapes alone ({error})",
+            f"found {type(model).__name__} that fails on inputs {names} of shapes alone ({error})",
             "a forward pass that takes these inputs and decides nothing by their values",
-            "correct the example input, or write an Architecture with one, see docs/architecture.md",
+            "correct the example input, or write an Architecture, see docs/architecture.md",
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    output = mapped(result, recorder.known)
-    return finished(recorder.nodes, given, output, recorder.values)
+    output = mapped(result, recorder.symbol)
+    return _with_frees(recorder.nodes, numbers, output, recorder.values)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are shapes only."""
+    """A copy of the model whose parameters and buffers are on the meta device: shapes only."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)

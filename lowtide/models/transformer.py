@@ -1,6 +1,9 @@
 """Diffusion transformers of diffusers: DiT, PixArt, SD3, Flux."""
 
-from typing import Any
+# diffusers imports its classes lazily and does not declare them as exports.
+# pyright: reportPrivateImportUsage=false
+
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -12,65 +15,68 @@ from diffusers import (
 from torch import nn
 
 from lowtide.models.adapter import Architecture
-from lowtide.models.unet import floats, timesteps
+from lowtide.models.unet import config_of, floats, timesteps
 
 TOKENS = 16
 
 
 def latents(model: nn.Module, batch: int) -> torch.Tensor:
-    size = model.config.sample_size
-    return floats(model, batch, model.config.in_channels, size, size)
+    """(batch, channels, size, size)"""
+    config = config_of(model)
+    return floats(model, batch, config.in_channels, config.sample_size, config.sample_size)
 
 
 def dit_example(model: nn.Module, batch: int) -> dict[str, Any]:
-    labels = timesteps(model, batch) % model.config.num_embeds_ada_norm
-    inputs = {
+    labels = timesteps(model, batch) % config_of(model).num_embeds_ada_norm
+    return {
         "hidden_states": latents(model, batch),
         "timestep": timesteps(model, batch),
         "class_labels": labels,
+        "return_dict": False,
     }
-    return inputs | {"return_dict": False}
 
 
 def pixart_example(model: nn.Module, batch: int) -> dict[str, Any]:
-    size, added = floats(model, batch, 2), {"resolution": None, "aspect_ratio": None}
+    resolution = floats(model, batch, 2)
+    added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
     if model.use_additional_conditions:
-        added = {"resolution": size, "aspect_ratio": size[:, :1].clone()}
+        added = {"resolution": resolution, "aspect_ratio": resolution[:, :1].clone()}
+    width = config_of(model).caption_channels or cast(int, model.inner_dim)
     return {
         "hidden_states": latents(model, batch),
-        "encoder_hidden_states": floats(
-            model, batch, TOKENS, model.config.caption_channels or model.inner_dim
-        ),
+        "encoder_hidden_states": floats(model, batch, TOKENS, width),
         "timestep": timesteps(model, batch),
         "added_cond_kwargs": added,
-        "encoder_attention_mask": torch.ones(batch, TOKENS, device=size.device),
+        "encoder_attention_mask": torch.ones(batch, TOKENS, device=resolution.device),
         "return_dict": False,
     }
 
 
 def sd3_example(model: nn.Module, batch: int) -> dict[str, Any]:
+    config = config_of(model)
     return {
         "hidden_states": latents(model, batch),
-        "encoder_hidden_states": floats(model, batch, TOKENS, model.config.joint_attention_dim),
-        "pooled_projections": floats(model, batch, model.config.pooled_projection_dim),
+        "encoder_hidden_states": floats(model, batch, TOKENS, config.joint_attention_dim),
+        "pooled_projections": floats(model, batch, config.pooled_projection_dim),
         "timestep": timesteps(model, batch),
         "return_dict": False,
     }
 
 
 def flux_example(model: nn.Module, batch: int) -> dict[str, Any]:
+    config = config_of(model)
     inputs = {
-        "hidden_states": floats(model, batch, TOKENS, model.config.in_channels),
-        "encoder_hidden_states": floats(model, batch, TOKENS, model.config.joint_attention_dim),
-        "pooled_projections": floats(model, batch, model.config.pooled_projection_dim),
+        "hidden_states": floats(model, batch, TOKENS, config.in_channels),
+        "encoder_hidden_states": floats(model, batch, TOKENS, config.joint_attention_dim),
+        "pooled_projections": floats(model, batch, config.pooled_projection_dim),
         "timestep": floats(model, batch).abs(),
         "img_ids": floats(model, TOKENS, 3),
         "txt_ids": floats(model, TOKENS, 3),
         "return_dict": False,
     }
-    return inputs | (
-        {"guidance": floats(model, batch).abs()} if model.config.guidance_embeds else {}
-    )
+    if config.guidance_embeds:
+        inputs["guidance"] = floats(model, batch).abs()
+    return inputs
 
 
 ARCHITECTURES: dict[type[nn.Module], Architecture] = {
@@ -78,9 +84,9 @@ ARCHITECTURES: dict[type[nn.Module], Architecture] = {
     PixArtTransformer2DModel: Architecture(("BasicTransformerBlock",), pixart_example),
     SD3Transformer2DModel: Architecture(("JointTransformerBlock",), sd3_example),
     FluxTransformer2DModel: Architecture(
-        ("FluxTransformerBlock", "FluxSingleTransformerBlock"),
-        flux_example,
-        1000,
-        ("img_ids", "txt_ids"),
+        blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+        example=flux_example,
+        ticks=1000,
+        shared=("img_ids", "txt_ids"),
     ),
 }

@@ -1,6 +1,9 @@
 """UNets of diffusers: DDPM and LDM, Stable Diffusion 1 and 2, SDXL, class-conditional."""
 
-from typing import Any
+# diffusers imports its classes lazily and does not declare them as exports.
+# pyright: reportPrivateImportUsage=false
+
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -9,10 +12,21 @@ from torch import nn
 from lowtide.models.adapter import Architecture
 
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "Attention")
+TEXT_TOKENS = 77
+# SDXL's condition on sizes: original height and width, crop top and left, target height and width.
+TIME_IDS = 6
+
+
+def config_of(model: nn.Module) -> Any:
+    """The configuration of a diffusers model, whose fields diffusers sets at run time."""
+    return cast(Any, model).config
 
 
 def height_width(size: int | tuple[int, int] | None) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size or (64, 64))
+    if isinstance(size, int):
+        return size, size
+    height, width = size or (64, 64)
+    return height, width
 
 
 def floats(model: nn.Module, *shape: int) -> torch.Tensor:
@@ -25,7 +39,7 @@ def timesteps(model: nn.Module, batch: int) -> torch.Tensor:
 
 
 def unet_example(model: nn.Module, batch: int) -> dict[str, Any]:
-    config = model.config
+    config = config_of(model)
     inputs: dict[str, Any] = {
         "sample": floats(model, batch, config.in_channels, *height_width(config.sample_size)),
         "timestep": timesteps(model, batch),
@@ -36,18 +50,17 @@ def unet_example(model: nn.Module, batch: int) -> dict[str, Any]:
 
 
 def condition_example(model: nn.Module, batch: int) -> dict[str, Any]:
-    config = model.config
-    width = config.cross_attention_dim
+    config = config_of(model)
+    widths = config.cross_attention_dim
+    width = widths if isinstance(widths, int) else widths[0]
     inputs = unet_example(model, batch)
-    inputs["encoder_hidden_states"] = floats(
-        model, batch, 77, width if isinstance(width, int) else width[0]
-    )
+    inputs["encoder_hidden_states"] = floats(model, batch, TEXT_TOKENS, width)
     if config.addition_embed_type == "text_time":
-        times = 6
-        text = config.projection_class_embeddings_input_dim - times * config.addition_time_embed_dim
+        times = TIME_IDS * config.addition_time_embed_dim
+        text = config.projection_class_embeddings_input_dim - times
         inputs["added_cond_kwargs"] = {
             "text_embeds": floats(model, batch, text),
-            "time_ids": floats(model, batch, times),
+            "time_ids": floats(model, batch, TIME_IDS),
         }
     if config.time_cond_proj_dim:
         inputs["timestep_cond"] = floats(model, batch, config.time_cond_proj_dim)

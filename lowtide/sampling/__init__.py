@@ -1,4 +1,4 @@
-"""Sampling: requests, the driver of each pipeline, the trajectory that calibration and evaluation read, and loading."""
+"""Sampling: requests, pipelines and their drivers, loading, and the recorded trajectory."""
 
 from lowtide.sampling.drivers import (
     DRIVERS,
@@ -8,14 +8,18 @@ from lowtide.sampling.drivers import (
     denoiser_name,
     heeded,
 )
-from lowtide.sampling.loading import as_pipeline, class_name, load_pipeline, local_folder
-from lowtide.sampling.pipelines import ModulePipeline, takes_generator
+from lowtide.sampling.loading import (
+    as_pipeline,
+    class_name,
+    load_pipeline,
+    local_folder,
+    quiet_libraries,
+)
+from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
 from lowtide.sampling.recording import (
     example,
     images,
-    kept_value,
     listening,
-    moment,
     run_pipeline,
     timesteps,
     trajectory,
@@ -26,7 +30,9 @@ __all__ = [
     "DRIVERS",
     "ModulePipeline",
     "Moment",
+    "Pipeline",
     "Request",
+    "Scheduler",
     "as_pipeline",
     "call_arguments",
     "check_steps",
@@ -36,14 +42,12 @@ __all__ = [
     "example",
     "heeded",
     "images",
-    "kept_value",
     "listening",
     "load_pipeline",
     "local_folder",
-    "moment",
+    "quiet_libraries",
     "read_prompts",
     "run_pipeline",
-    "takes_generator",
     "timesteps",
     "trajectory",
 ]

@@ -1,6 +1,7 @@
-"""Drivers: with which arguments each kind of pipeline is called for a request, and what it cannot take."""
+"""Drivers: how each kind of pipeline is called for a request, and which fields it supports."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -8,12 +9,12 @@ import torch
 from torch import nn
 
 from lowtide.errors import BadInput
-from lowtide.sampling.pipelines import ModulePipeline
+from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
 from lowtide.sampling.request import Request, read_prompts
 
 
-def denoiser_name(pipe: Any) -> str:
-    """Which component of the pipeline is called at every step."""
+def denoiser_name(pipe: Pipeline) -> str:
+    """The name of the pipeline's component that is called at every step."""
     for name in ("unet", "transformer"):
         if isinstance(getattr(pipe, name, None), nn.Module):
             return name
@@ -24,131 +25,154 @@ def denoiser_name(pipe: Any) -> str:
     )
 
 
-def denoiser(pipe: Any) -> nn.Module:
+def denoiser(pipe: Pipeline) -> nn.Module:
     return getattr(pipe, denoiser_name(pipe))
 
 
-def unconditional(pipe: Any, request: Request) -> dict[str, Any]:
-    if (
-        not isinstance(pipe, ModulePipeline)
-        and next(denoiser(pipe).parameters()).dtype == torch.bfloat16
-    ):
-        reason = f"found a {type(pipe).__name__} in bfloat16, of which diffusers makes no pictures"
+@dataclass(frozen=True)
+class Driver:
+    """How a kind of pipeline is called.
+
+    arguments: what the call gets for a request, besides steps, generators and the output type.
+    fields: which of prompts, labels, guidance and size the pipeline supports.
+    """
+
+    arguments: Callable[[Pipeline, Request], dict[str, Any]]
+    fields: tuple[str, ...] = ()
+
+
+def _unconditional(pipe: Pipeline, request: Request) -> dict[str, Any]:
+    dtype = next(denoiser(pipe).parameters()).dtype
+    if not isinstance(pipe, ModulePipeline) and dtype == torch.bfloat16:
+        reason = f"found a {type(pipe).__name__} in bfloat16, which diffusers cannot make images of"
         raise BadInput(reason, "float16 or float32", "convert it")
     return {"batch_size": len(request.seeds)}
 
 
-def label_guided(pipe: Any, request: Request) -> dict[str, Any]:
+def _guidance(request: Request) -> dict[str, Any]:
+    return {} if request.guidance is None else {"guidance_scale": request.guidance}
+
+
+def _labelled(pipe: Pipeline, request: Request) -> dict[str, Any]:
     if not request.labels:
         raise BadInput(
             "found a class-conditional model and no labels",
             "the classes to draw",
             "give --labels, such as --labels 0-9",
         )
-    guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
-    return {"class_labels": request.dealt(request.labels)} | guidance
+    return {"class_labels": request.dealt(request.labels)} | _guidance(request)
 
 
-def prompted(pipe: Any, request: Request) -> dict[str, Any]:
-    guidance = {} if request.guidance is None else {"guidance_scale": request.guidance}
+def _prompted(pipe: Pipeline, request: Request) -> dict[str, Any]:
     size = {} if request.size is None else {"height": request.size, "width": request.size}
-    return {"prompt": request.dealt(request.prompts or read_prompts(None))} | guidance | size
+    prompts = request.prompts or read_prompts(None)
+    return {"prompt": request.dealt(prompts)} | _guidance(request) | size
 
 
-def binned(pipe: Any, request: Request) -> dict[str, Any]:
-    """PixArt moves sizes to its own list of them; a size that was asked for stays."""
-    return prompted(pipe, request) | (
-        {} if request.size is None else {"use_resolution_binning": False}
-    )
+def _unbinned(pipe: Pipeline, request: Request) -> dict[str, Any]:
+    """PixArt rounds a size to one of its own list; here it keeps the request's size."""
+    binning = {} if request.size is None else {"use_resolution_binning": False}
+    return _prompted(pipe, request) | binning
 
 
-WORDS = ("prompts", "guidance", "size")
+UNCONDITIONAL = Driver(_unconditional)
+LABELLED = Driver(_labelled, ("labels", "guidance"))
+PROMPTED = Driver(_prompted, ("prompts", "guidance", "size"))
+UNBINNED = Driver(_unbinned, PROMPTED.fields)
 
-HEEDED = {unconditional: (), label_guided: ("labels", "guidance"), prompted: WORDS, binned: WORDS}
-
-DRIVERS: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
-    "DDPMPipeline": unconditional,
-    "DDIMPipeline": unconditional,
-    "LDMPipeline": unconditional,
-    "ModulePipeline": unconditional,
-    "DiTPipeline": label_guided,
-    "ClassConditionalPipeline": label_guided,
-    "StableDiffusionPipeline": prompted,
-    "StableDiffusionXLPipeline": prompted,
-    "PixArtAlphaPipeline": binned,
-    "PixArtSigmaPipeline": binned,
-    "StableDiffusion3Pipeline": prompted,
-    "FluxPipeline": prompted,
+DRIVERS: dict[str, Driver] = {
+    "DDPMPipeline": UNCONDITIONAL,
+    "DDIMPipeline": UNCONDITIONAL,
+    "LDMPipeline": UNCONDITIONAL,
+    "ModulePipeline": UNCONDITIONAL,
+    "DiTPipeline": LABELLED,
+    "ClassConditionalPipeline": LABELLED,
+    "StableDiffusionPipeline": PROMPTED,
+    "StableDiffusionXLPipeline": PROMPTED,
+    "PixArtAlphaPipeline": UNBINNED,
+    "PixArtSigmaPipeline": UNBINNED,
+    "StableDiffusion3Pipeline": PROMPTED,
+    "FluxPipeline": PROMPTED,
 }
 
 
-def call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
+def _driver(pipe: Pipeline) -> Driver:
+    return DRIVERS[type(pipe).__name__]
+
+
+def call_arguments(pipe: Pipeline, request: Request) -> dict[str, Any]:
     """What the pipeline is called with for one batch."""
-    driver = DRIVERS.get(type(pipe).__name__)
-    if driver is None:
+    if type(pipe).__name__ not in DRIVERS:
         raise BadInput(
             f"found {type(pipe).__name__}",
             f"one of {', '.join(DRIVERS)}",
             "write a driver in lowtide/sampling/drivers.py",
         )
-    check_heeded(pipe, request)
-    check_model_labels(pipe, request)
+    _check_fields(pipe, request)
+    _check_labels(pipe, request)
     check_steps(pipe.scheduler, request.steps)
-    generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
-    steps = {"num_inference_steps": request.steps, "generator": generators, "output_type": "np"}
-    return steps | driver(pipe, request) | noise_asked(pipe, request)
+    common = {
+        "num_inference_steps": request.steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in request.seeds],
+        "output_type": "np",
+    }
+    return common | _driver(pipe).arguments(pipe, request) | _eta(pipe, request)
 
 
-def noise_asked(pipe: Any, request: Request) -> dict[str, float]:
-    """eta, of a pipeline that takes it and a scheduler that heeds it: Stable Diffusion would drop it for any but DDIM's."""
+def _eta(pipe: Pipeline, request: Request) -> dict[str, float]:
+    """eta, if the request has one; the pipeline and its scheduler must both take it.
+
+    Stable Diffusion ignores eta without a word if the scheduler does not take it.
+    """
     if request.eta is None:
         return {}
-    if not all(
-        "eta" in signature(each).parameters for each in (pipe.__call__, pipe.scheduler.step)
-    ):
+    calls = (pipe.__call__, pipe.scheduler.step)
+    if not all("eta" in signature(call).parameters for call in calls):
+        names = f"a {type(pipe).__name__} with a {type(pipe.scheduler).__name__}"
         raise BadInput(
-            f"found eta {request.eta:g} for a {type(pipe).__name__} with a {type(pipe.scheduler).__name__}",
+            f"found eta {request.eta:g} for {names}",
             "a pipeline and a scheduler that take it, such as DDIM's",
             "leave --eta away, or change the pipeline's scheduler",
         )
     return {"eta": request.eta}
 
 
-def heeded(pipe: Any) -> tuple[str, ...]:
-    """What of a request this pipeline hears of."""
-    return HEEDED[DRIVERS[type(pipe).__name__]]
+def heeded(pipe: Pipeline) -> tuple[str, ...]:
+    """Which of prompts, labels, guidance and size this pipeline supports."""
+    return _driver(pipe).fields
 
 
-def check_heeded(pipe: Any, request: Request) -> None:
-    """Nothing may be asked for that this pipeline would not hear of."""
+def _check_fields(pipe: Pipeline, request: Request) -> None:
+    """A request may set only fields that the pipeline supports."""
     kind = type(pipe).__name__
+    fields = " and ".join(heeded(pipe)) or "nothing of the kind"
     for name in ("prompts", "labels", "guidance", "size"):
         if name not in heeded(pipe) and getattr(request, name) not in (None, ()):
-            takes = f"a pipeline that takes it; {kind} takes {' and '.join(heeded(pipe)) or 'nothing of the kind'}"
-            raise BadInput(f"found {name} for a {kind}", takes, f"leave --{name} away")
+            expected = f"a pipeline that takes it; {kind} takes {fields}"
+            raise BadInput(f"found {name} for a {kind}", expected, f"leave --{name} away")
 
 
-def check_model_labels(pipe: Any, request: Request) -> None:
-    """Labels must be classes that the model has; a UNet that needs them needs a pipeline that gives them."""
+def _check_labels(pipe: Pipeline, request: Request) -> None:
+    """Labels must be classes of the model; a UNet that needs labels must get them."""
     config = getattr(denoiser(pipe), "config", {})
-    classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
-    if classes and (wrong := [label for label in request.labels if not 0 <= label < classes]):
+    classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+    wrong = [label for label in request.labels if not 0 <= label < classes]
+    if classes and wrong:
         raise BadInput(
             f"found label {wrong[0]}",
             f"0 to {classes - 1}",
             "choose labels the model was trained on",
         )
-    if config.get("num_class_embeds") and DRIVERS[type(pipe).__name__] is not label_guided:
-        found = (
-            f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels"
-        )
+    if config.get("num_class_embeds") and _driver(pipe) is not LABELLED:
         raise BadInput(
-            found, "a pipeline that passes labels", "wrap it in a pipeline with class_labels"
+            f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels",
+            "a pipeline that passes labels",
+            "wrap it in a pipeline with class_labels",
         )
 
 
-def check_steps(scheduler: Any, steps: int) -> None:
-    """No more steps than the model was trained on; PNDM's first steps, where it takes them, want four."""
+def check_steps(scheduler: Scheduler, steps: int) -> None:
+    """At most as many steps as in training; PNDM needs four if it starts with Runge-Kutta steps."""
     config = getattr(scheduler, "config", {})
     most = config.get("num_train_timesteps", steps)
     if steps > most:
@@ -158,9 +182,8 @@ def check_steps(scheduler: Any, steps: int) -> None:
             "give fewer --steps",
         )
     if steps < 4 and config.get("skip_prk_steps") is False:
-        name = type(scheduler).__name__
         raise BadInput(
-            f"found {steps} steps for {name}",
+            f"found {steps} steps for {type(scheduler).__name__}",
             "at least 4",
             "give more --steps, or set its skip_prk_steps",
         )

@@ -1,26 +1,60 @@
 """Pipelines from a folder, a hub id or zoo:NAME, and the smallest pipeline around a bare module."""
 
-import json
-from pathlib import Path
-from typing import Any
+# diffusers imports its classes lazily and does not declare them as exports.
+# pyright: reportPrivateImportUsage=false
 
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from lowtide import zoo
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES
-from lowtide.sampling.pipelines import ClassConditionalPipeline, ModulePipeline
+from lowtide.sampling.pipelines import (
+    ClassConditionalPipeline,
+    ModulePipeline,
+    Pipeline,
+    Scheduler,
+)
+
+INDEX = "model_index.json"
 
 
 def as_pipeline(
-    model: nn.Module, scheduler: Any = None, shape: tuple[int, ...] | None = None
-) -> Any:
+    target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
+    scheduler: Scheduler | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Pipeline:
+    """The pipeline that a user means: a name is loaded, a bare denoiser is wrapped.
+
+    `scheduler` and `shape` (of one sample) are for a bare denoiser.
+    """
+    if isinstance(target, str | Path):
+        return load_pipeline(target)
+    if isinstance(target, nn.Module):
+        return _wrapped(target, scheduler, shape)
+    return cast(Pipeline, target)
+
+
+def _wrapped(
+    model: nn.Module, scheduler: Scheduler | None, shape: tuple[int, ...] | None
+) -> Pipeline:
     """A pipeline around a bare denoiser."""
     if isinstance(model, UNet2DModel):
-        kind = ClassConditionalPipeline if model.config.num_class_embeds else DDIMPipeline
-        return kind(model, scheduler or DDIMScheduler())
+        conditional = cast(Any, model.config).num_class_embeds
+        kind = ClassConditionalPipeline if conditional else DDIMPipeline
+        return cast(Pipeline, kind(model, cast(Any, scheduler) or DDIMScheduler()))
     if type(model) in ARCHITECTURES or scheduler is None or shape is None:
         raise BadInput(
             f"found a bare {type(model).__name__}",
@@ -30,29 +64,68 @@ def as_pipeline(
     return ModulePipeline(model, scheduler, shape)
 
 
-def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
     """A pipeline from zoo:NAME, a local diffusers folder, or a hub id."""
-    name, folder = str(source), local_folder(source)
-    if folder and not (folder / "model_index.json").exists():
-        return bare_model(folder, dtype)
-    if not folder and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise BadInput(
-            f"found no folder {name}",
-            "a hub id, a local diffusers folder, or zoo:NAME",
-            "check the path",
-        )
-    own = folder and class_name(folder / "model_index.json") == ClassConditionalPipeline.__name__
-    return loaded(ClassConditionalPipeline if own else DiffusionPipeline, folder or name, dtype)
+    folder = local_folder(source)
+    if folder is None:
+        return _hub_pipeline(str(source), dtype)
+    if not (folder / INDEX).exists():
+        return _bare_model(folder, dtype)
+    own = _pipeline_class(folder) == ClassConditionalPipeline.__name__
+    return _from_pretrained(ClassConditionalPipeline if own else DiffusionPipeline, folder, dtype)
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """Where the source lies on this machine, if it does."""
+    """The folder of the source on this machine, if it has one."""
     name = str(source)
     folder = zoo.folder(name.removeprefix("zoo:")) if name.startswith("zoo:") else Path(name)
     return folder if folder.is_dir() else None
 
 
-def bare_model(folder: Path, dtype: torch.dtype) -> Any:
+def class_name(config: Path) -> str | None:
+    """The class that a config.json or a model_index.json names, if it names one."""
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = fields.get("_class_name") if isinstance(fields, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _pipeline_class(folder: Path) -> str:
+    """The pipeline's class name in model_index.json, checked before anything is loaded."""
+    name = class_name(folder / INDEX)
+    if name is None:
+        raise BadInput(
+            f"found a {INDEX} in {folder.name} that names no pipeline",
+            "JSON with a _class_name, as diffusers writes it",
+            "copy or download the model again",
+        )
+    with quiet_libraries():
+        known = name == ClassConditionalPipeline.__name__ or hasattr(diffusers, name)
+    if not known:
+        raise BadInput(
+            f"found the unknown pipeline {name} in {folder.name}",
+            "a pipeline class of diffusers",
+            "update diffusers, or choose another model",
+        )
+    return name
+
+
+def _hub_pipeline(name: str, dtype: torch.dtype) -> Pipeline:
+    """A pipeline from the hub; only its download shows a progress bar."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise BadInput(
+            f"found no folder {name}",
+            "a hub id, a local diffusers folder, or zoo:NAME",
+            "check the path",
+        )
+    with quiet_libraries(progress_bars=True), _one_sentence(name):
+        DiffusionPipeline.download(name)
+    return _from_pretrained(DiffusionPipeline, name, dtype)
+
+
+def _bare_model(folder: Path, dtype: torch.dtype) -> Pipeline:
     """A folder that holds one model and no pipeline."""
     kind = class_name(folder / "config.json")
     if kind is None:
@@ -67,32 +140,54 @@ def bare_model(folder: Path, dtype: torch.dtype) -> Any:
             "a pipeline folder with model_index.json",
             "save the whole pipeline",
         )
-    return as_pipeline(loaded(UNet2DModel, folder, dtype))
+    return as_pipeline(_from_pretrained(UNet2DModel, folder, dtype))
 
 
-def class_name(config: Path) -> str | None:
-    """The class that a config.json or a model_index.json names, if it is one of diffusers' kind."""
-    try:
-        fields = json.loads(config.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return fields.get("_class_name") if isinstance(fields, dict) else None
-
-
-def loaded(kind: Any, source: Path | str, dtype: torch.dtype) -> Any:
-    """from_pretrained, with what goes wrong said in one sentence."""
-    try:
+def _from_pretrained(kind: Any, source: Path | str, dtype: torch.dtype) -> Any:
+    with quiet_libraries(), _one_sentence(source):
         return kind.from_pretrained(source, dtype=dtype)
+
+
+@contextmanager
+def _one_sentence(source: Path | str) -> Iterator[None]:
+    """Turn whatever goes wrong while the source is read into one sentence."""
+    try:
+        yield
     except BadInput:
         raise
     except Exception as error:
         if isinstance(error.__cause__, BadInput):
             raise error.__cause__ from error
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(
-            f"found {source} unreadable ({reason})",
+            f"found {source} unreadable ({lines[0][:200]})",
             "a complete diffusers model",
             "copy or download it again",
         ) from error
+
+
+@contextmanager
+def quiet_libraries(*, progress_bars: bool = False) -> Iterator[None]:
+    """Hide what diffusers and transformers print while they load: warnings, and progress bars.
+
+    Their settings are restored afterwards. `progress_bars`: show the bars all the same.
+    """
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
+    hub_was_quiet = are_progress_bars_disabled()
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+            if not progress_bars:
+                library.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)
+            yield
+    finally:
+        for library, verbosity, enabled in before:
+            library.set_verbosity(verbosity)
+            if enabled and not progress_bars:
+                library.enable_progress_bar()
+        # transformers switches the hub's bars together with its own.
+        if hub_was_quiet:
+            disable_progress_bars()

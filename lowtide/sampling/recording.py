@@ -1,9 +1,12 @@
-"""The trajectory: the pipeline's own sampler, listened to at the denoiser's door.
+"""Run the pipeline's own sampler and record every call of the denoiser: the trajectory.
 
-Calibration, sampling and evaluation all read this one loop. It runs the pipeline's own `__call__`, so that scheduler,
-guidance and text encoders are exactly the user's; each image has a random generator of its own, so that image k depends on
-seed k alone, whatever the batch.
+Calibration, sampling and evaluation all read this one loop. It runs the pipeline's own `__call__`,
+so scheduler, guidance and text encoders are exactly the user's. Each image has its own random
+generator, so image k depends on seed k alone, whatever the batch size.
 """
+
+# diffusers imports its classes lazily and does not declare them as exports.
+# pyright: reportPrivateImportUsage=false
 
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -12,21 +15,28 @@ from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from lowtide.sampling.drivers import call_arguments, denoiser
-from lowtide.sampling.pipelines import ModulePipeline, takes_generator
+from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
 from lowtide.sampling.request import Moment, Request
 from lowtide.sampling.variance_calibration import absorbing, stepping
 
 
 @contextmanager
-def own_noise(scheduler: Any, generators: list[torch.Generator]) -> Iterator[None]:
-    """LDM, DiT, SD3 and Flux give a scheduler that adds noise no generator: here each image gets its own."""
+def _own_noise(scheduler: Scheduler, generators: list[torch.Generator]) -> Iterator[None]:
+    """Pass each image's generator to a scheduler that adds noise.
+
+    The pipelines of LDM, DiT, SD3 and Flux pass their scheduler no generator.
+    """
+    if not takes_generator(scheduler):
+        yield
+        return
     step = scheduler.step
 
     @wraps(step)
@@ -37,41 +47,48 @@ def own_noise(scheduler: Any, generators: list[torch.Generator]) -> Iterator[Non
         options.setdefault("generator", generators * (len(sample) // len(generators)))
         return step(model_output, timestep, sample, *args, **options)
 
-    if not takes_generator(scheduler):
-        yield
-        return
     with stepping(scheduler, seeded):
         yield
 
 
-def run_pipeline(pipe: Any, request: Request) -> np.ndarray:
-    """One batch of images, in [0, 1], channels last."""
-    arguments = call_arguments(pipe, request)
-    quiet = getattr(pipe, "set_progress_bar_config", None)
+@contextmanager
+def _without_progress_bar(pipe: Any) -> Iterator[None]:
+    """Hide the pipeline's own progress bar, if it has one."""
+    if not hasattr(pipe, "set_progress_bar_config"):
+        yield
+        return
     before = dict(getattr(pipe, "_progress_bar_config", {}))
-    if quiet:
-        quiet(disable=True)
+    pipe.set_progress_bar_config(disable=True)
     try:
-        with (
-            torch.no_grad(),
-            absorbing(pipe.scheduler, denoiser(pipe)),
-            own_noise(pipe.scheduler, arguments["generator"]),
-        ):
-            images = pipe(**arguments).images
+        yield
     finally:
-        if quiet:
-            pipe._progress_bar_config = before
+        pipe._progress_bar_config = before
+
+
+def run_pipeline(pipe: Pipeline, request: Request) -> np.ndarray:
+    """One batch of images: (batch, height, width, channels), in [0, 1]."""
+    arguments = call_arguments(pipe, request)
+    with (
+        _without_progress_bar(pipe),
+        torch.no_grad(),
+        absorbing(pipe.scheduler, denoiser(pipe)),
+        _own_noise(pipe.scheduler, arguments["generator"]),
+    ):
+        images = pipe(**arguments).images
     return np.asarray(images, dtype=np.float32)
 
 
 def images(
-    pipe: Any, request: Request, track: Callable = lambda batches, total: batches
+    pipe: DiffusionPipeline | Pipeline,
+    request: Request,
+    track: Callable = lambda batches, total: batches,
 ) -> np.ndarray:
-    """All images, N x height x width x channels.
+    """All images of a request: (images, height, width, channels), in [0, 1].
 
-    An image alone and in a batch agree to about 1e-6 (relative L2), not bit for bit: a matrix product of another size sums
-    in another order.
+    An image alone and in a batch agree to about 1e-6 (relative L2), not bit for bit: a matrix
+    product of another size sums in another order.
     """
+    pipe = cast(Pipeline, pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline's safety checker may answer with black images, which spoils comparisons",
@@ -82,61 +99,70 @@ def images(
 
 
 def trajectory(
-    pipe: Any, request: Request, *, keep: Collection[int] | None = None
+    pipe: Pipeline, request: Request, *, keep: Collection[int] | None = None
 ) -> Iterator[Moment]:
-    """Every call of the denoiser (or those whose index is in `keep`), batch by batch; in memory is one batch's moments."""
+    """Every call of the denoiser, or those whose index is in `keep`, batch by batch.
+
+    Only one batch's calls are in memory at a time.
+    """
     for batch in request.batches():
-        heard: list[Moment] = []
-        with listening(denoiser(pipe), heard, keep):
+        moments: list[Moment] = []
+        with listening(denoiser(pipe), moments, keep):
             run_pipeline(pipe, batch)
-        yield from heard
+        yield from moments
 
 
 @contextmanager
 def listening(
-    model: nn.Module, heard: list[Moment], keep: Collection[int] | None
+    model: nn.Module, moments: list[Moment], keep: Collection[int] | None
 ) -> Iterator[None]:
-    """Write down what goes in and out of the denoiser."""
-    names, indices = tuple(signature(model.forward).parameters), count()
+    """Append the denoiser's calls to `moments`: all, or those whose index is in `keep`."""
+    names = tuple(signature(model.forward).parameters)
+    indices = count()
 
-    def listen(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
         index = next(indices)
         if keep is None or index in keep:
-            heard.append(moment(index, dict(zip(names, args, strict=False)) | kwargs, result))
+            moments.append(_moment(index, dict(zip(names, args, strict=False)) | kwargs, result))
 
-    hook = model.register_forward_hook(listen, with_kwargs=True)
+    hook = model.register_forward_hook(record, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
 
 
-def timesteps(pipe: Any, request: Request) -> list[float]:
-    """The value the denoiser sees at each call, in order: heard from one image, because solvers call as often as they like."""
-    return [
-        float(heard.t[0]) for heard in trajectory(pipe, replace(request, seeds=request.seeds[:1]))
-    ]
+def timesteps(pipe: Pipeline, request: Request) -> list[float]:
+    """The timestep of each call of the denoiser, in order.
+
+    It is recorded while one image is drawn, because a solver may call the denoiser more than once
+    a step.
+    """
+    one_image = replace(request, seeds=request.seeds[:1])
+    return [float(moment.t[0]) for moment in trajectory(pipe, one_image)]
 
 
-def moment(index: int, arguments: dict[str, Any], result: Any) -> Moment:
-    """What was heard, off the device; the timestep spelled out for each sample."""
-    kept = {name: kept_value(value) for name, value in arguments.items() if value is not None}
-    samples = len(next(iter(kept.values())))
-    kept["timestep"] = torch.as_tensor(kept["timestep"]).reshape(-1).expand(samples).clone()
+def _moment(index: int, arguments: dict[str, Any], result: Any) -> Moment:
+    """The call on the CPU, with one timestep for each sample."""
+    copies = {name: _on_cpu(value) for name, value in arguments.items() if value is not None}
+    samples = len(next(iter(copies.values())))
+    timestep = torch.as_tensor(copies["timestep"]).reshape(-1).expand(samples).clone()
+    copies["timestep"] = timestep
     eps = result if isinstance(result, Tensor) else result[0]
-    return Moment(index, kept["timestep"], kept, kept_value(eps))
+    return Moment(index, timestep, copies, _on_cpu(eps))
 
 
-def kept_value(value: Any) -> Any:
+def _on_cpu(value: Any) -> Any:
+    """A copy of a tensor, or of a dict of tensors, on the CPU; other values as they are."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {name: kept_value(part) for name, part in value.items()}
+        return {name: _on_cpu(part) for name, part in value.items()}
     return value
 
 
-def example(pipe: Any) -> dict[str, Tensor] | None:
-    """One call's inputs, for a denoiser that no architecture describes."""
+def example(pipe: Pipeline) -> dict[str, Tensor] | None:
+    """One call's inputs, for a denoiser that no Architecture describes."""
     if not isinstance(pipe, ModulePipeline):
         return None
     return {"sample": torch.zeros(2, *pipe.shape), "timestep": torch.zeros(2)}

@@ -1,65 +1,88 @@
-"""Absorb: a sampler that adds noise adds less of it where the denoiser's answer is noisy already (PTQD's variance schedule).
+"""PTQD's variance schedule calibration: the sampler adds less noise where the prediction has some.
 
-A step gives x' = mu + sigma z. Where the answer moves by one, mu moves by c, so noise of standard deviation s in the answer is
-noise of c s in x'. With sqrt(sigma^2 - c^2 s^2) in place of sigma the sum is what the sampler asked for; mu stays as it is.
-Where x0 is clipped, c is not what a step makes of that pixel's answer (DDPM lets less noise through, diffusers' DDIM keeps the
-answer and with it more): the noise of clipped pixels is absorbed only in part. The denoiser tells s of its latest answer, see
-nn/correction.py.
+A sampler's step gives x' = mu + sigma z. Where the prediction changes by one, mu changes by c, so
+noise of standard deviation s in the prediction is noise of c s in x'. With sqrt(sigma^2 - c^2 s^2)
+in place of sigma, x' has as much noise in total as the sampler wants; mu stays as it is. The
+denoiser's correction knows s of its latest prediction, see nn/correction.py.
+
+Where x_0 is clipped, c does not describe how x' changes with that pixel's prediction: DDPM lets
+less of the noise through; diffusers' DDIM keeps the prediction itself and lets more through.
+The noise of clipped pixels is absorbed only in part.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from math import sqrt
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from lowtide.nn.correction import CORRECTION
+from lowtide.nn.correction import CORRECTION, Correction
+from lowtide.sampling.pipelines import Scheduler
 
-Levels = tuple[float, float]
+
+class _NoiseScheduler(Scheduler, Protocol):
+    """What is used of DDIMScheduler and DDPMScheduler; only the latter has previous_timestep."""
+
+    alphas_cumprod: Tensor
+    num_inference_steps: int
+
+    def previous_timestep(self, timestep: int) -> Any: ...
 
 
-def levels(scheduler: Any, timestep: int, before: int) -> Levels:
-    """alpha-bar of a timestep and of the one that follows in sampling."""
+@dataclass(frozen=True)
+class _Step:
+    """One step from x to x'.
+
+    alpha: alpha-bar of the step's timestep.
+    variance: sigma^2 of the noise that the step adds.
+    slope: how far mu moves with x_0.
+    """
+
+    alpha: float
+    variance: float
+    slope: float
+
+
+def _alpha_bars(scheduler: _NoiseScheduler, timestep: int, previous: int) -> tuple[float, float]:
+    """alpha-bar of a timestep and of the timestep that the sampler steps to."""
+    alphas = scheduler.alphas_cumprod
     last = getattr(scheduler, "final_alpha_cumprod", 1.0)
-    return float(scheduler.alphas_cumprod[timestep]), float(
-        scheduler.alphas_cumprod[before] if before >= 0 else last
-    )
+    return float(alphas[timestep]), float(alphas[previous] if previous >= 0 else last)
 
 
-def posterior(alpha: float, before: float) -> float:
-    return (1 - before) / (1 - alpha) * (1 - alpha / before)
+def _posterior_variance(alpha: float, previous: float) -> float:
+    return (1 - previous) / (1 - alpha) * (1 - alpha / previous)
 
 
-def ddim(scheduler: Any, timestep: int, eta: float) -> tuple[Levels, float, float]:
-    """alpha-bars, sigma^2, and how far mu moves with x_0."""
-    alpha, before = levels(
-        scheduler,
-        timestep,
-        timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps,
-    )
-    variance = eta**2 * posterior(alpha, before)
-    towards = sqrt(max(0.0, 1 - before - variance)) * sqrt(alpha / (1 - alpha))
-    return (alpha, before), variance, sqrt(before) - towards
+def _ddim(scheduler: _NoiseScheduler, timestep: int, eta: float) -> _Step:
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    alpha, previous = _alpha_bars(scheduler, timestep, timestep - stride)
+    variance = eta**2 * _posterior_variance(alpha, previous)
+    direction = sqrt(max(0.0, 1 - previous - variance)) * sqrt(alpha / (1 - alpha))
+    return _Step(alpha, variance, sqrt(previous) - direction)
 
 
-def ddpm(scheduler: Any, timestep: int, eta: float) -> tuple[Levels, float, float]:
-    """The same of ancestral sampling, which has no eta; a variance that the model learnt is the model's to tell."""
-    alpha, before = levels(scheduler, timestep, int(scheduler.previous_timestep(timestep)))
-    small, large = posterior(alpha, before), 1 - alpha / before
+def _ddpm(scheduler: _NoiseScheduler, timestep: int, eta: float) -> _Step:
+    """Ancestral sampling has no eta; a variance that the model predicts is not known here."""
+    previous_timestep = int(scheduler.previous_timestep(timestep))
+    alpha, previous = _alpha_bars(scheduler, timestep, previous_timestep)
+    small = _posterior_variance(alpha, previous)
+    large = 1 - alpha / previous
     known = {"fixed_small": small, "fixed_small_log": small, "fixed_large": large}
     variance = known.get(scheduler.config.variance_type, 0.0) if timestep > 0 else 0.0
-    return (alpha, before), variance, sqrt(before) * large / (1 - alpha)
+    return _Step(alpha, variance, sqrt(previous) * large / (1 - alpha))
 
 
-SAMPLERS: dict[str, Callable[[Any, int, float], tuple[Levels, float, float]]] = {
-    "DDIMScheduler": ddim,
-    "DDPMScheduler": ddpm,
+SAMPLERS: dict[str, Callable[[Any, int, float], _Step]] = {
+    "DDIMScheduler": _ddim,
+    "DDPMScheduler": _ddpm,
 }
-# How far x_0 moves with the answer, by what the model was trained to answer.
+# How far x_0 moves with the prediction, as a function of alpha-bar, by what the model predicts.
 ORIGINALS: dict[str, Callable[[float], float]] = {
     "epsilon": lambda alpha: -sqrt((1 - alpha) / max(alpha, 1e-12)),
     "v_prediction": lambda alpha: -sqrt(1 - alpha),
@@ -67,31 +90,33 @@ ORIGINALS: dict[str, Callable[[float], float]] = {
 }
 
 
-def stochastic_part(scheduler: Any, timestep: int, eta: float = 0.0) -> tuple[float, float]:
-    """sigma and c of one step; no sigma for samplers that add no noise, or that are not known here."""
+def stochastic_part(scheduler: Scheduler, timestep: int, eta: float = 0.0) -> tuple[float, float]:
+    """sigma and c of one step; both are 0 for a sampler that is not in SAMPLERS."""
     name = type(scheduler).__name__
     if name not in SAMPLERS:
         return 0.0, 0.0
-    (alpha, _), variance, with_original = SAMPLERS[name](scheduler, timestep, eta)
-    return sqrt(max(0.0, variance)), with_original * ORIGINALS[scheduler.config.prediction_type](
-        alpha
-    )
+    step = SAMPLERS[name](scheduler, timestep, eta)
+    original = ORIGINALS[scheduler.config.prediction_type](step.alpha)
+    return sqrt(max(0.0, step.variance)), step.slope * original
 
 
 def kept_share(sigma: float, c: float, noise: float) -> float:
-    """The share of sigma that is still to be added."""
+    """The share of sigma that is still to be added, for noise of this size in the prediction."""
     return sqrt(max(0.0, 1 - (c * noise / sigma) ** 2)) if sigma else 1.0
 
 
-def signal_to_noise(scheduler: Any, timestep: int) -> float | None:
-    """SNR^F(t) = alpha-bar / (1 - alpha-bar) of the forward process, where the scheduler has such."""
+def signal_to_noise(scheduler: Scheduler, timestep: int) -> float | None:
+    """SNR^F(t) = alpha-bar / (1 - alpha-bar) of the forward process.
+
+    None for a scheduler without alpha-bars, such as those of flow matching.
+    """
     alphas = getattr(scheduler, "alphas_cumprod", None)
     return None if alphas is None else float(alphas[timestep] / (1 - alphas[timestep]))
 
 
 @contextmanager
 def stepping(scheduler: Any, step: Callable) -> Iterator[None]:
-    """Let the scheduler step another way for a while."""
+    """Replace the scheduler's `step` within the context."""
     before = vars(scheduler).get("step")
     scheduler.step = step
     try:
@@ -103,52 +128,55 @@ def stepping(scheduler: Any, step: Callable) -> Iterator[None]:
 
 
 @contextmanager
-def absorbing(scheduler: Any, model: nn.Module) -> Iterator[None]:
-    """Sample with less noise, by what the denoiser's correction says is in its answers; without a correction, as ever."""
-    correction, step = model._modules.get(CORRECTION), scheduler.step
+def absorbing(scheduler: Scheduler, model: nn.Module) -> Iterator[None]:
+    """Let the sampler add less noise, by what the denoiser's correction knows of its predictions.
+
+    Without a correction, or with a sampler that is not in SAMPLERS, nothing changes.
+    """
+    correction = cast(Correction | None, model._modules.get(CORRECTION))
     if correction is None or type(scheduler).__name__ not in SAMPLERS:
         yield
         return
+    step = scheduler.step
 
     @wraps(step)
     def calmer(
         model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
     ) -> Any:
-        given = signature(step).bind(model_output, timestep, sample, *args, **options).arguments
-        sigma, c = stochastic_part(scheduler, int(timestep), given.get("eta", 0.0))
+        arguments = signature(step).bind(model_output, timestep, sample, *args, **options).arguments
+        sigma, c = stochastic_part(scheduler, int(timestep), arguments.get("eta", 0.0))
         share = kept_share(sigma, c, correction.remaining())
-        z = None if share == 1 else coming_noise(model_output, given)
-        answer = step(model_output, timestep, sample, *args, **options)
-        return answer if z is None else less_noisy(answer, (1 - share) * sigma * z)
+        z = None if share == 1 else _coming_noise(model_output, arguments)
+        result = step(model_output, timestep, sample, *args, **options)
+        return result if z is None else _less_noisy(result, (1 - share) * sigma * z)
 
     with stepping(scheduler, calmer):
         yield
 
 
-def coming_noise(like: Tensor, given: dict[str, Any]) -> Tensor | None:
-    """The noise z that the step is about to draw, or was given; unknown where it comes from no generator of the caller's."""
-    if given.get("variance_noise") is not None or not given.get("generator"):
-        return given.get("variance_noise")
-    generators = (
-        given["generator"] if isinstance(given["generator"], list) else [given["generator"]]
-    )
-    # A generator may stand in the list twice, and then goes on where it was.
-    copies = {id(generator): copied(generator) for generator in generators}
+def _coming_noise(like: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+    """The noise z that the step gets or is about to draw; None if it uses torch's own generator."""
+    generator = arguments.get("generator")
+    if arguments.get("variance_noise") is not None or not generator:
+        return arguments.get("variance_noise")
+    generators = generator if isinstance(generator, list) else [generator]
+    # A generator that is in the list twice draws twice, so each has one copy.
+    copies = {id(each): _copied(each) for each in generators}
     shape = like.shape if len(generators) == 1 else (1, *like.shape[1:])
-    drawn = [
+    noise = [
         torch.randn(shape, generator=copies[id(each)], device=each.device, dtype=like.dtype)
         for each in generators
     ]
-    return torch.cat(drawn).to(like.device)
+    return torch.cat(noise).to(like.device)
 
 
-def copied(generator: torch.Generator) -> torch.Generator:
+def _copied(generator: torch.Generator) -> torch.Generator:
     return torch.Generator(generator.device).set_state(generator.get_state())
 
 
-def less_noisy(answer: Any, surplus: Tensor) -> Any:
-    """A step's answer, a tuple or diffusers' own kind, with this much noise taken out of x'."""
-    if isinstance(answer, tuple):
-        return (answer[0] - surplus, *answer[1:])
-    answer.prev_sample = answer.prev_sample - surplus
-    return answer
+def _less_noisy(result: Any, surplus: Tensor) -> Any:
+    """A step's result, a tuple or diffusers' own kind, with `surplus` subtracted from x'."""
+    if isinstance(result, tuple):
+        return (result[0] - surplus, *result[1:])
+    result.prev_sample = result.prev_sample - surplus
+    return result

@@ -85,7 +85,7 @@ def test_writes_in_place_are_replayed_and_dyed() -> None:
     )
     assert torch.equal(graph.replay(model, inputs), model(**inputs))
     (layer,) = [node for node in graph.nodes if node.is_leaf]
-    assert graph.values[layer.uses()[0]].dye == {"sample", "timestep"}
+    assert graph.values[layer.uses()[0]].inputs == {"sample", "timestep"}
 
 
 class MadeElsewhere(nn.Module):

@@ -1,4 +1,4 @@
-"""ClassConditionalPipeline: guidance is what it says, weights survive saving, and a user's own model works through it."""
+"""ClassConditionalPipeline: guidance, saved weights, labels, and a user's own bare model."""
 
 import pytest
 import tiny
@@ -20,29 +20,22 @@ def pipeline(null: int | None = 3) -> ClassConditionalPipeline:
 
 def draw(pipe: ClassConditionalPipeline, **options) -> torch.Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    images = pipe(
-        LABELS, generator=generators, num_inference_steps=4, output_type="np", **options
-    ).images
-    return torch.from_numpy(images)
+    options |= {"generator": generators, "num_inference_steps": 4, "output_type": "np"}
+    return torch.from_numpy(pipe(LABELS, **options).images)
 
 
 @torch.no_grad()
 def by_hand(pipe: ClassConditionalPipeline, scale: float) -> torch.Tensor:
-    """The same sampler, told and untold in calls of their own."""
-    x = torch.cat(
-        [
-            torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-            for seed in range(3)
-        ]
-    )
+    """The same sampler, with one call for the label and one for the null label."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    x = torch.cat([torch.randn(1, 3, 8, 8, generator=each) for each in generators])
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(4)
     for t in scheduler.timesteps:
-        told = pipe.unet(x, t, class_labels=torch.tensor(LABELS)).sample
-        untold = pipe.unet(x, t, class_labels=torch.tensor([3, 3, 3])).sample
-        x = scheduler.step(
-            told if scale == 1 else untold + scale * (told - untold), t, x
-        ).prev_sample
+        with_label = pipe.unet(x, t, class_labels=torch.tensor(LABELS)).sample
+        without_label = pipe.unet(x, t, class_labels=torch.tensor([3, 3, 3])).sample
+        guided = without_label + scale * (with_label - without_label)
+        x = scheduler.step(with_label if scale == 1 else guided, t, x).prev_sample
     return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -61,7 +54,7 @@ def test_guidance_moves_away_from_the_unlabelled_answer():
     assert error(draw(pipe, guidance_scale=3.0), draw(pipe, guidance_scale=1.0)) > 1e-2
 
 
-def test_guidance_is_two_unless_told():
+def test_guidance_is_two_by_default():
     assert torch.equal(draw(pipeline()), draw(pipeline(), guidance_scale=2.0))
     assert torch.equal(draw(pipeline(null=None)), draw(pipeline(null=None), guidance_scale=1.0))
 
@@ -80,21 +73,18 @@ def test_a_saved_pipeline_draws_the_same(tmp_path):
     assert torch.equal(draw(again), draw(pipe))
 
 
-def test_lowtide_deals_labels_whatever_the_batch():
-    pipe, seeds = pipeline(), (0, 1, 2, 3)
-    asked = sampling.Request(steps=4, seeds=seeds, labels=(0, 1), guidance=2.0)
-    whole = torch.from_numpy(sampling.images(pipe, asked))
-    pairs = torch.from_numpy(
-        sampling.images(
-            pipe, sampling.Request(steps=4, seeds=seeds, labels=(0, 1), guidance=2.0, batch=2)
-        )
-    )
+def test_each_image_gets_its_own_label_in_any_batch():
+    pipe = pipeline()
+    options = {"steps": 4, "seeds": (0, 1, 2, 3), "labels": (0, 1), "guidance": 2.0}
+    request = sampling.Request(**options)
+    whole = torch.from_numpy(sampling.images(pipe, request))
+    pairs = torch.from_numpy(sampling.images(pipe, sampling.Request(**options, batch=2)))
     assert error(pairs, whole) < 1e-4
-    heard = next(sampling.trajectory(pipe, asked))
-    assert heard.arguments["class_labels"].tolist() == [0, 1, 0, 1, 3, 3, 3, 3]
+    moment = next(sampling.trajectory(pipe, request))
+    assert moment.arguments["class_labels"].tolist() == [0, 1, 0, 1, 3, 3, 3, 3]
 
 
-def test_a_bare_class_conditional_model_is_told_labels(tmp_path):
+def test_a_bare_class_conditional_model_gets_labels(tmp_path):
     tiny.model("unet-class").save_pretrained(tmp_path)
     pipe = sampling.load_pipeline(tmp_path)
     assert type(pipe) is ClassConditionalPipeline and pipe.config.null_label is None
