@@ -1,4 +1,4 @@
-"""FitRanges: the ranges of inputs, one for all timesteps or one for each, from the recorded calls."""
+"""FitRanges: the ranges of inputs, one for all timesteps or one each, from the recorded calls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

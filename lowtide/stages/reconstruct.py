@@ -106,7 +106,8 @@ def _report_products(job: Job) -> None:
     """Say once in which precision the products of the learning run."""
     if "products" not in job.report:
         job.report["products"] = words(next(job.model.parameters()))
-        job.console.print(f"Reconstruct: the rounding is learnt with {job.report['products']}")
+        line = f"Reconstruct: the rounding is learnt with {job.report['products']}"
+        job.console.print(line, soft_wrap=True)
 
 
 @dataclass(frozen=True)

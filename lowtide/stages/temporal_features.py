@@ -1,4 +1,4 @@
-"""Temporal features: the outputs of the temporal block, computed without the rest of the network."""
+"""Temporal features: the outputs of the temporal block, without the rest of the network."""
 
 from collections.abc import Sequence
 

@@ -56,12 +56,8 @@ def test_a_units_answers_and_inputs_are_those_of_whole_passes(memory):
     for name, answer in floats.items():
         assert far(answer, outputs_of(job, name, quantized=False)) < 1e-6, name
     assert far(inputs["down_blocks.0.resnets.0"], outputs_of(job, "conv_in", quantized=True)) < 1e-6
-    assert (
-        far(
-            inputs["mid_block.resnets.1"], outputs_of(job, "mid_block.attentions.0", quantized=True)
-        )
-        < 1e-6
-    )
+    attention = outputs_of(job, "mid_block.attentions.0", quantized=True)
+    assert far(inputs["mid_block.resnets.1"], attention) < 1e-6
 
 
 def test_the_loss_is_computed_in_float32_for_a_model_in_half_precision():
