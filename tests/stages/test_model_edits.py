@@ -8,7 +8,7 @@ from lowtide import sampling
 from lowtide.checkpoint import diffusers_hook
 from lowtide.formats import Adaptive, Affine, Grid
 from lowtide.models import adapt
-from lowtide.nn.plan import CachePlan, Plan
+from lowtide.nn.plan import CachePlan, LayerPlan, Plan
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import find_clock, quantizers, set_precision, skeleton
 from lowtide.settings import Settings
@@ -151,9 +151,8 @@ def test_softmax_may_be_log2_at_some_steps():
     job = collected(inputs=4)
     Assign(per_step=True).run(job)
     name, parts = next(iter(job.plan.attentions.items()))
-    job.plan.attentions[name] = parts | {
-        "softmax": parts["softmax"].__class__(None, Adaptive(4), True)
-    }
+    softmax = LayerPlan(None, Adaptive(4), per_step=True)
+    job.plan.attentions[name] = parts | {"softmax": softmax}
     quantizer = job.model.get_submodule(f"{name}.processor.softmax")
     quantizer.format = Adaptive(4)
     run_recipe((FitWeights(), FitRanges()), job)

@@ -1,5 +1,7 @@
 """The rows that a temporal unit runs on when there are more than it runs at once."""
 
+import itertools
+
 import torch
 
 from lowtide.stages.temporal_features import MOST_ROWS, bounded
@@ -7,10 +9,10 @@ from lowtide.stages.temporal_features import MOST_ROWS, bounded
 
 def rows(steps: int, conditions: int) -> list[dict[str, torch.Tensor]]:
     """Rows in the order of calls: one step after the other, each with all its conditions."""
+    pairs = itertools.product(range(steps), range(conditions))
     return [
         {"timestep": torch.tensor(step), "class_labels": torch.tensor(condition)}
-        for step in range(steps)
-        for condition in range(conditions)
+        for step, condition in pairs
     ]
 
 
