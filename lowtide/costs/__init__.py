@@ -1,7 +1,7 @@
-"""What work costs: multiply-adds, values and calls of a network, this machine's speed, and the cost of a stage.
+"""What work costs: the work of a network, the speed of this machine, and the cost of a stage.
 
-work        what one pass through a network costs, from its recorded graph
-speed       what this machine takes for each, measured in about a second
+work        what one pass through a network takes: multiply-adds, values, calls, bytes
+speed       seconds that this machine needs for each of them, measured in about a second
 workload    how much a recipe has to do; every stage computes its own cost from it
 """
 

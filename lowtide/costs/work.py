@@ -1,4 +1,4 @@
-"""Work: what one pass through a network costs, from its recorded graph: multiply-adds, values written, calls, bytes alive."""
+"""The work of one pass through a network, from its recorded graph: multiply-adds, values, calls."""
 
 import math
 from dataclasses import dataclass, fields
@@ -11,19 +11,27 @@ from torch import Tensor, nn
 from lowtide.models import Adapter, Unit
 from lowtide.models.trace import Graph, Node
 
-FLOAT = 4
-# Calls that answer with the memory they were given.
+FLOAT = 4  # bytes of a float32 value
+# Calls whose result shares the memory of their input.
 VIEWS = {
-    Tensor.view, Tensor.reshape, Tensor.transpose, Tensor.permute, Tensor.unsqueeze, Tensor.squeeze, Tensor.expand,
-    Tensor.__getitem__, Tensor.chunk, Tensor.split, Tensor.flatten, Tensor.unflatten, Tensor.to, Tensor.float, Tensor.unbind,
-    torch.chunk, torch.split, torch.reshape, torch.transpose, torch.flatten, torch.unsqueeze, torch.squeeze, torch.unbind,
-    F.dropout,
+    Tensor.view, Tensor.reshape, Tensor.transpose, Tensor.permute, Tensor.unsqueeze,
+    Tensor.squeeze, Tensor.expand, Tensor.__getitem__, Tensor.chunk, Tensor.split,
+    Tensor.flatten, Tensor.unflatten, Tensor.to, Tensor.float, Tensor.unbind,
+    torch.chunk, torch.split, torch.reshape, torch.transpose, torch.flatten,
+    torch.unsqueeze, torch.squeeze, torch.unbind, F.dropout,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-adds of convolutions and of matrix products, values written by everything else, weights learnt, calls."""
+    """An amount of work.
+
+    conv: multiply-adds of convolutions.
+    product: multiply-adds of other matrix products.
+    values: values that all other calls write.
+    weights: weights whose rounding is learnt.
+    calls: calls of torch functions and layers.
+    """
 
     conv: float = 0
     product: float = 0
@@ -32,28 +40,34 @@ class Work:
     calls: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(self))
-        )
-
-    def times(self, count: float) -> "Work":
-        """All of it so many times."""
-        return Work(*(count * getattr(self, each.name) for each in fields(self)))
+        names = [each.name for each in fields(self)]
+        return Work(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def of(self, samples: float) -> "Work":
-        """One pass over so many samples, if this is a pass over one: calls stay what they are."""
+        """One pass over `samples` samples, if this is a pass over one.
+
+        The numbers of weights and calls do not depend on the number of samples.
+        """
         return Work(
-            samples * self.conv,
-            samples * self.product,
-            samples * self.values,
-            self.weights,
-            self.calls,
+            conv=samples * self.conv,
+            product=samples * self.product,
+            values=samples * self.values,
+            weights=self.weights,
+            calls=self.calls,
         )
 
 
 @dataclass(frozen=True)
 class Part:
-    """A unit, or the whole network: its work for one sample, and values: read, kept for a backward pass, in scores, weights."""
+    """A unit, or the whole network. All numbers are for one sample.
+
+    forward: the work of a forward pass.
+    reads: values that the layers read.
+    kept: values kept for a backward pass.
+    scores: values of attention's softmax.
+    weights: weights of all layers; `largest`: of the largest layer.
+    layers: the number of layers.
+    """
 
     forward: Work
     reads: float = 0
@@ -65,102 +79,124 @@ class Part:
 
 
 class Network:
-    """The work of a denoiser, per sample, as a whole and by unit."""
+    """The work of a denoiser for one sample, as a whole and by unit.
+
+    The graph is recorded with a batch of two, so numbers of values are halved.
+    """
 
     def __init__(self, adapter: Adapter):
-        self.adapter, self.graph = adapter, adapter.layer_graph(2)
+        self.adapter = adapter
+        self.graph = adapter.layer_graph(2)
         self.units = [unit for unit in adapter.units() if unit.kind != "temporal"]
         self.temporal = adapter.temporal()
 
     @cached_property
     def whole(self) -> Part:
         """Every node of a forward pass."""
-        return self.part(list(self.graph.nodes), list(self.adapter.layers()))
+        return self._part(list(self.graph.nodes), list(self.adapter.layers()))
 
     @cached_property
     def by_unit(self) -> dict[str, Part]:
-        """Calls between layers belong to the unit whose layer ran last; those before the first belong to the first."""
-        homes = {name: unit.name for unit in self.units for name in unit.layers}
+        """The part of each unit.
+
+        A call between layers belongs to the unit whose layer ran last; before the first layer, to
+        the first unit.
+        """
+        unit_of = {}
+        for unit in self.units:
+            unit_of |= dict.fromkeys(unit.layers, unit.name)
         nodes: dict[str, list[Node]] = {unit.name: [] for unit in self.units}
         current = self.units[0].name
         for node in self.graph.nodes:
-            current = homes.get(node.target, current) if node.is_leaf else current
-            if not node.is_leaf or node.target in homes:
+            if isinstance(node.target, str):
+                current = unit_of.get(node.target, current)
+            if not node.is_leaf or node.target in unit_of:
                 nodes[current].append(node)
-        return {unit.name: self.part(nodes[unit.name], list(unit.layers)) for unit in self.units}
+        return {unit.name: self._part(nodes[unit.name], list(unit.layers)) for unit in self.units}
 
     def temporal_part(self, unit: Unit) -> Part:
-        """From what a temporal unit reads to its features, for one row."""
+        """From the inputs of a temporal unit to its features, for one row."""
         nodes = self.adapter.temporal_graph(unit, 2).nodes
-        return self.part(list(nodes), list(unit.layers))
+        return self._part(list(nodes), list(unit.layers))
 
-    def part(self, nodes: list[Node], layers: list[str]) -> Part:
+    def _part(self, nodes: list[Node], layers: list[str]) -> Part:
         works = [self.node_work(node) for node in nodes]
-        sizes = [self.adapter.all_layers[name].weight.numel() for name in layers]
+        sizes = [layer_weight(self.adapter.all_layers[name]).numel() for name in layers]
         leaves = [node for node in nodes if node.is_leaf]
+        computed = [node for node in nodes if node.target not in VIEWS]
         return Part(
             forward=sum(works, Work()),
-            reads=sum(self.count(node.uses()[0]) for node in leaves),
-            kept=sum(
-                self.count(id) for node in nodes if node.target not in VIEWS for id in node.gives()
-            ),
-            scores=sum(self.scores(node) for node in nodes),
+            reads=sum(self._count(node.uses()[0]) for node in leaves),
+            kept=sum(self._written(node) for node in computed),
+            scores=sum(self._scores(node) for node in nodes),
             weights=sum(sizes),
             largest=max(sizes, default=0),
             layers=len(layers),
         )
 
     def node_work(self, node: Node) -> Work:
-        """One call, per sample."""
-        written = sum(self.count(id) for id in node.gives())
+        """One call, for one sample."""
+        written = self._written(node)
         if node.is_leaf:
-            layer = self.adapter.all_layers[node.target]
-            products = written * math.prod(layer.weight.shape[1:])
-            return (
-                Work(conv=products, calls=1)
-                if isinstance(layer, nn.Conv2d)
-                else Work(product=products, calls=1)
-            )
+            layer = self.layer(node)
+            products = written * math.prod(layer_weight(layer).shape[1:])
+            if isinstance(layer, nn.Conv2d):
+                return Work(conv=products, calls=1)
+            return Work(product=products, calls=1)
         if node.target is F.scaled_dot_product_attention:
-            return Work(
-                product=self.scores(node) * 2 * self.shape(node.uses()[0])[-1],
-                values=self.scores(node),
-                calls=1,
-            )
+            scores = self._scores(node)
+            query_width = self.shape(node.uses()[0])[-1]
+            return Work(product=scores * 2 * query_width, values=scores, calls=1)
         return Work(values=0 if node.target in VIEWS else written, calls=1)
 
-    def scores(self, node: Node) -> float:
-        """Values of an attention's softmax, per sample."""
+    def layer(self, node: Node) -> nn.Module:
+        """The layer that a leaf node calls, on the meta device."""
+        assert isinstance(node.target, str)
+        return self.adapter.all_layers[node.target]
+
+    def shape(self, id: int) -> tuple[int, ...]:
+        """The shape of a value, with a batch of two."""
+        return self.graph.values[id].shape
+
+    def _scores(self, node: Node) -> float:
+        """Values of an attention's softmax, for one sample."""
         if node.target is not F.scaled_dot_product_attention:
             return 0
         query, key = (self.shape(id) for id in node.uses()[:2])
         return math.prod(query[:-1]) * key[-2] / 2
 
-    def shape(self, id: int) -> tuple[int, ...]:
-        return self.graph.values[id].shape
+    def _written(self, node: Node) -> float:
+        """Values that a call gives, for one sample."""
+        return sum(self._count(id) for id in node.gives())
 
-    def count(self, id: int) -> float:
-        """Values per sample."""
+    def _count(self, id: int) -> float:
         return math.prod(self.shape(id)) / 2
 
     @cached_property
     def alive(self) -> float:
-        """The most values that are alive at one moment of a forward pass, per sample."""
-        return most_alive(self.graph) / 2
+        """The most values alive at one moment of a forward pass, for one sample."""
+        return _most_alive(self.graph) / 2
 
     @cached_property
     def largest_scores(self) -> float:
-        """Values of the largest softmax, per sample."""
-        return max((self.scores(node) for node in self.graph.nodes), default=0)
+        """Values of the largest softmax, for one sample."""
+        return max((self._scores(node) for node in self.graph.nodes), default=0)
 
     @cached_property
     def streamed(self) -> float:
-        """The most values alive between units, per sample: what a tape holds of one stream."""
-        return most_alive(self.adapter.block_graph(2)) / 2
+        """The most values alive between units, for one sample: what a tape holds of one stream."""
+        return _most_alive(self.adapter.block_graph(2)) / 2
 
 
-def most_alive(graph: Graph) -> float:
-    """Walk the graph and forget each value after its last use; a view takes nothing."""
+def layer_weight(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer or a convolution."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _most_alive(graph: Graph) -> float:
+    """The most values alive at one moment. Each is freed after its last use; a view has none."""
     held = {id: math.prod(graph.values[id].shape) for id in graph.inputs.values()}
     most = sum(held.values())
     for node in graph.nodes:

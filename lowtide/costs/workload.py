@@ -1,7 +1,7 @@
 """Workload: how much a recipe has to do on a network. A stage computes its own cost from it.
 
-A cost is seconds on this machine, and the most bytes a stage holds beside weights and recorded
-calls. The constants say how many passes over weights or inputs an operation amounts to.
+A cost is seconds on this machine, and the most bytes that a stage holds beside the weights and
+the recorded calls. The constants say how many passes over weights or inputs an operation takes.
 """
 
 from collections.abc import Iterable
@@ -11,30 +11,27 @@ from functools import cached_property
 from torch import nn
 
 from lowtide.costs.speed import Speed
-from lowtide.costs.work import FLOAT, Network, Part, Work
+from lowtide.costs.work import FLOAT, Network, Part, Work, layer_weight
 from lowtide.models.trace import flat_inputs
 from lowtide.settings import Settings
 
-# Passes over a weight to decode it, over an input to round it, over an input to see its ends.
-DECODE = 3
-ROUND = 8
-WATCH = 2
-# Small calls that a layer adds to an iteration while its rounding is learnt.
-ROUNDING_CALLS = 5
-# Bytes of one weight while its rounding is learnt.
-ROUNDING_BYTES = 60
-# Copies of a softmax where attention is computed step by step: to round its parts, to watch them.
+DECODE = 3  # passes over a weight to decode it
+ROUND = 8  # passes over an input to round it
+WATCH = 2  # passes over an input to record its minimum and maximum
+ROUNDING_CALLS = 5  # calls that a layer adds to an iteration while its rounding is learnt
+ROUNDING_BYTES = 60  # bytes of one weight while its rounding is learnt
+# Copies of a softmax where attention is computed in plain operations: to round its parts, or to
+# record their ranges.
 ATTENTION_COPIES = 3
 WATCHED_COPIES = 2
-# Copies of a unit's values: kept for the backward pass, and the few gradients alive at a time.
+# Copies of a unit's values: those kept for the backward pass, and the gradients alive at a time.
 BACKWARD_COPIES = 1.25
-# What the allocator holds above what is requested.
-SLACK = 1.25
+SLACK = 1.25  # bytes that the allocator holds, as a multiple of the bytes requested
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and bytes while a stage runs."""
+    """Seconds of a stage, and the most bytes it holds."""
 
     seconds: float = 0
     bytes: float = 0
@@ -42,10 +39,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Workload:
-    """The network's work, the settings, and the calls of the denoiser that calibration makes.
+    """The network's work, the settings, this machine's speed, and the size of the calibration set.
 
-    `steps`: calls of the denoiser for one image. `branches`: samples of a call that belong to
-    one image, two with classifier-free guidance.
+    steps: calls of the denoiser for one image.
+    branches: samples of a call that belong to one image; two with classifier-free guidance.
     """
 
     network: Network
@@ -81,14 +78,14 @@ class Workload:
 
     @cached_property
     def input_bytes(self) -> tuple[float, float]:
-        """Bytes of one sample's inputs: the part that changes with the step, and all of it."""
+        """Bytes of one sample's inputs: of the input that changes with the step, and of all."""
         adapter = self.network.adapter
         inputs = flat_inputs(adapter.architecture.example(adapter.meta, 2))
         shared = adapter.architecture.shared
-        sizes = {
-            name: value.numel() * FLOAT / (1 if name in shared else 2)
-            for name, value in inputs.items()
-        }
+        sizes: dict[str, float] = {}
+        for name, value in inputs.items():
+            samples = 1 if name in shared else 2
+            sizes[name] = value.numel() * FLOAT / samples
         return sizes[adapter.parameters[0]], sum(sizes.values())
 
     def forward(self, part: Part, samples: float) -> float:
@@ -96,11 +93,11 @@ class Workload:
         return self.speed.forward(part.forward.of(samples))
 
     def alive_bytes(self, samples: float) -> float:
-        """Bytes of the values alive in a forward pass of the network."""
+        """The most bytes of values alive in a forward pass of the network."""
         return SLACK * FLOAT * samples * self.network.alive
 
     def passes(self, calls: int, extra: Work | None = None) -> float:
-        """Seconds of the whole network over so many calls, with extra work in each."""
+        """Seconds of `calls` calls of the whole network, with extra work in each."""
         work = self.network.whole.forward.of(self.batch) + (extra or Work())
         return calls * self.speed.forward(work)
 
@@ -110,7 +107,7 @@ class Workload:
         return Work(values=DECODE * whole.weights, calls=DECODE * whole.layers)
 
     def recorded_bytes(self) -> float:
-        """Bytes of the calls that are kept until the end."""
+        """Bytes of the recorded calls, which are kept until the end."""
         changing, whole = self.input_bytes
         return self.batch * (self.calls * changing + self.batches * (whole - changing))
 
@@ -120,12 +117,12 @@ class Workload:
         return self.passes(self.kept_calls) + self.passes(self.kept_calls, quantized)
 
     def tape_bytes(self) -> float:
-        """Bytes of both streams in memory; the rest goes to disk."""
+        """Bytes of both streams in memory; the rest is on disk."""
         streamed = 2 * FLOAT * self.kept_calls * self.batch * self.network.streamed
         return min(self.settings.memory, streamed)
 
     def comparison(self, calls: int) -> Cost:
-        """So many calls in float, and again quantized."""
+        """`calls` calls in float, and the same calls quantized."""
         rounded = self.decoding() + rounding_inputs(self.network.whole, self.batch)
         attention = SLACK * FLOAT * ATTENTION_COPIES * self.batch * self.network.largest_scores
         seconds = self.passes(calls) + self.passes(calls, rounded)
@@ -134,7 +131,8 @@ class Workload:
 
 def rounding_work(part: Part, samples: float) -> Work:
     """One iteration of learning a unit's rounding."""
-    return part.forward.of(samples) + Work(weights=part.weights, calls=ROUNDING_CALLS * part.layers)
+    extra = Work(weights=part.weights, calls=ROUNDING_CALLS * part.layers)
+    return part.forward.of(samples) + extra
 
 
 def rounding_bytes(part: Part, samples: float) -> float:
@@ -144,11 +142,11 @@ def rounding_bytes(part: Part, samples: float) -> float:
 
 
 def rounding_inputs(part: Part, samples: float) -> Work:
-    """Every input is put on its grid, and attention runs step by step."""
+    """The extra work where every input is rounded and attention runs in plain operations."""
     values = samples * (ROUND * part.reads + 2 * ROUND * part.scores)
     return Work(values=values, calls=ROUND * part.layers)
 
 
 def patch_bytes(layers: Iterable[nn.Module], rows: int) -> float:
-    """Bytes of so many rows of each layer's matrix product."""
-    return FLOAT * rows * sum(layer.weight[0].numel() for layer in layers)
+    """Bytes of `rows` input rows of each layer's matrix product."""
+    return FLOAT * rows * sum(layer_weight(layer)[0].numel() for layer in layers)

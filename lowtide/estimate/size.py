@@ -1,4 +1,4 @@
-"""Exact size of a checkpoint before it exists: the plan a recipe will arrive at, its skeleton on meta, its file's header."""
+"""The exact size of a checkpoint before it exists, from the plan that a recipe ends with."""
 
 import base64
 import json
@@ -13,6 +13,7 @@ from lowtide.models import Adapter
 from lowtide.models.trace import on_meta
 from lowtide.nn.plan import FORMAT_VERSION, Plan, summarised
 from lowtide.nn.swap import skeleton
+from lowtide.sampling import ModulePipeline
 from lowtide.settings import Settings
 from lowtide.stages.base import Call, Job, Recipe
 
@@ -23,22 +24,21 @@ DTYPES = {
     torch.int64: "I64",
     torch.bool: "BOOL",
 }
-WIDEST_FIRST = 8
 
 
 def planned(
     blueprint: Blueprint, adapter: Adapter, recipe: Recipe, settings: Settings, method: str
 ) -> Plan:
-    """The plan that the recipe will end with. What only data can tell is taken at its most likely."""
-    job = Job(None, on_meta(blueprint.model), adapter, settings, method)
-    example, times = (
-        blueprint.example(settings),
-        [value / adapter.ticks for value in blueprint.timesteps(settings)],
-    )
-    job.calls = [
-        Call(round(time * adapter.ticks), example | {"timestep": torch.tensor([time])}, False)
-        for time in times
-    ]
+    """The plan that the recipe ends with; what depends on data takes its most likely value."""
+    model = on_meta(blueprint.model)
+    pipe = ModulePipeline(model, blueprint.scheduler, shape=())
+    example = blueprint.example(settings)
+    calls: list[Call] = []
+    for timestep in blueprint.timesteps(settings):
+        time = timestep / adapter.ticks
+        arguments = example | {"timestep": torch.tensor([time])}
+        calls.append(Call(round(time * adapter.ticks), arguments, kept=False))
+    job = Job(pipe, model, adapter, settings, method, calls=calls)
     for stage in recipe:
         with torch.device("meta"):
             stage.foresee(job)
@@ -51,25 +51,30 @@ def checkpoint_bytes(blueprint: Blueprint, plan: Plan) -> dict[str, int]:
         model = on_meta(blueprint.model)
         skeleton(model, plan)
     kinds = file_format.account(model)
-    header = header_bytes(model.state_dict(), plan)
+    header = _header_bytes(model.state_dict(), plan)
     return kinds | {"header": header, "total": kinds["total"] + header}
 
 
-def header_bytes(state: dict[str, Tensor], plan: Plan) -> int:
-    """The length of a safetensors header: JSON, widest types first, padded to eight bytes behind a length of eight."""
+def _header_bytes(state: dict[str, Tensor], plan: Plan) -> int:
+    """The length of a safetensors header.
+
+    It is JSON, with the tensors of the widest types first, padded to eight bytes, after eight bytes
+    for its length.
+    """
     hashes = base64.b64encode(bytes(file_format.HASH * len(state))).decode()
-    told = {
+    metadata = {
         file_format.VERSION: str(FORMAT_VERSION),
         file_format.PLAN: plan.to_json(),
         file_format.HASHES: hashes,
+        "format": "pt",
     }
-    entries: dict[str, Any] = {"__metadata__": told | {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": metadata}
     start = 0
-    for name in sorted(state, key=lambda name: (WIDEST_FIRST - state[name].element_size(), name)):
-        end = start + state[name].numel() * state[name].element_size()
+    for name, tensor in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        end = start + tensor.numel() * tensor.element_size()
         entries[name] = {
-            "dtype": DTYPES[state[name].dtype],
-            "shape": list(state[name].shape),
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
         start = end

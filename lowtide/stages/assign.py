@@ -1,4 +1,4 @@
-"""Assign: which formats each layer and each attention gets, by profile; what stays in float is named, never silent."""
+"""Assign: the formats of each layer and attention, by profile, and what stays in float and why."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,18 +15,20 @@ from lowtide.settings import Settings
 from lowtide.stages.base import Job, Stage
 
 END_BITS = 8
-# The sample that a sampler hands in and the answer it takes: an error there stays on the path, and what is clipped there
-# the network cannot see, hence not mend (decision 0008).
+# An error in the sample or in the answer stays on the sampling path, and the network cannot correct
+# a value that is clipped there (decision 0008).
 ENDS = "the sample and the answer are not rounded"
 ATTENTION_PARTS = ("q", "k", "v", "softmax")
 
 
 @dataclass(frozen=True)
 class Assign(Stage):
-    """Swap in quantized layers. `full`: everything, but of the first and the last layer the weights alone, at 8 bits;
-    `paper`: what the papers' code quantizes.
+    """Choose the formats and swap in quantized layers.
 
-    per_step gives every input one range per timestep.
+    Profile `full` quantizes everything; of the first and the last layer it quantizes the weights
+    alone, at 8 bits. Profile `paper` quantizes what the papers' code quantizes.
+
+    per_step: every input gets one range per timestep.
     """
 
     essential: ClassVar[bool] = True
@@ -34,22 +36,20 @@ class Assign(Stage):
     per_step: bool = False
 
     def run(self, job: Job) -> None:
-        timesteps = tuple(dict.fromkeys(call.timestep for call in job.calls))
-        layers, left = full_profile(job.adapter, job.settings)
-        if job.settings.profile == "paper":
-            layers, left = paper_profile(job.adapter, layers)
+        paper = job.settings.profile == "paper"
+        layers, left = _full_profile(job.adapter, job.settings)
+        if paper:
+            layers, left = _paper_profile(job.adapter, layers)
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
         job.plan = replace(
             job.plan,
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
-            attentions={}
-            if job.settings.profile == "paper"
-            else attention_plans(job, self.per_step),
-            timesteps=timesteps,
-            times=exact_times(job),
+            attentions={} if paper else _attention_plans(job, per_step=self.per_step),
+            timesteps=tuple(dict.fromkeys(call.timestep for call in job.calls)),
+            times=_exact_times(job),
             ticks=job.adapter.ticks,
             method=job.method,
-            left=left | uncalled(job.adapter) | other_parameters(job.model),
+            left=left | _uncalled(job.adapter) | _other_parameters(job.model),
         )
         quantize_modules(job.model, job.plan)
 
@@ -61,69 +61,80 @@ class Assign(Stage):
         """The plan depends on shapes alone."""
         self.run(job)
 
+    def summary(self, job: Job) -> str:
+        return f"formats chosen for {len(job.plan.layers)} layers"
 
-def exact_times(job: Job) -> tuple[float, ...]:
-    """The timesteps as the denoiser heard them, in the order of their rounded keys."""
-    heard = {
-        call.timestep: float(call.arguments["timestep"].flatten()[0])
-        for call in reversed(job.calls)
-    }
-    return tuple(heard[timestep] for timestep in dict.fromkeys(call.timestep for call in job.calls))
+
+def _exact_times(job: Job) -> tuple[float, ...]:
+    """The timesteps as the denoiser reads them, in the order of their rounded keys."""
+    times: dict[int, float] = {}
+    for call in job.calls:
+        times.setdefault(call.timestep, float(call.arguments["timestep"].flatten()[0]))
+    return tuple(times.values())
 
 
 def weight_format(bits: int, group: int | None) -> Affine | None:
-    """Eight bits, one bit and groups are symmetric, so that codes fit an int8; the rest bend to lopsided channels."""
+    """The format of a weight; None, which is float, above 8 bits.
+
+    It is symmetric at 8 bits, at 1 bit and in groups, so that codes fit an int8. Else it is
+    asymmetric, because the two sides of a channel's range differ.
+    """
     if bits > 8:
         return None
-    return Affine(bits, bits in (1, 8) or group is not None, 0, group)
+    signed = bits in (1, 8) or group is not None
+    return Affine(bits, signed=signed, axis=0, group=group)
 
 
-def full_profile(
+def _full_profile(
     adapter: Adapter, settings: Settings
 ) -> tuple[dict[str, LayerPlan], dict[str, str]]:
-    inner = LayerPlan(
-        weight_format(settings.weights, settings.group), input_format(settings.inputs)
-    )
-    end = LayerPlan(inner.weight and weight_format(END_BITS, None), None)
+    """The plan of each layer, and what stays in float, with the reason."""
+    weight = weight_format(settings.weights, settings.group)
+    inner = LayerPlan(weight, input_format(settings.inputs))
+    end = LayerPlan(weight and weight_format(END_BITS, None), None)
     ends = adapter.ends()
     left = {f"input of {name}": ENDS for name in ends if inner.input}
     return {name: end if name in ends else inner for name in adapter.layers()}, left
 
 
-def paper_profile(
+def _paper_profile(
     adapter: Adapter, layers: dict[str, LayerPlan]
 ) -> tuple[dict[str, LayerPlan], dict[str, str]]:
-    """The released code's choices: ends, shortcuts, downsampling and the first temporal layer in float, two inputs in float."""
+    """The choices of the released code.
+
+    In float are: first and last layer, shortcuts, downsampling, the first temporal layer, and the
+    inputs of two more layers.
+    """
     reasons = dict.fromkeys(adapter.ends(), "first or last layer")
-    reasons |= dict.fromkeys(
-        [*adapter.shortcuts(), *adapter.downsamplers()], "shortcut or downsampling"
-    )
-    temporal = [name for unit in adapter.temporal() for name in unit.layers]
+    resampling = [*adapter.shortcuts(), *adapter.downsamplers()]
+    reasons |= dict.fromkeys(resampling, "shortcut or downsampling")
+    temporal: list[str] = []
+    for unit in adapter.temporal():
+        temporal += unit.layers
     reasons |= dict.fromkeys(temporal[:1], "first temporal layer")
-    first_inner = next(name for unit in adapter.blocks() for name in unit.layers)
-    floating = [name for name in (*temporal[1:2], first_inner) if name not in reasons]
+    first_inner = adapter.blocks()[0].layers[0]
+    float_inputs = [name for name in (*temporal[1:2], first_inner) if name not in reasons]
     layers = layers | {name: LayerPlan(None, None) for name in reasons}
-    layers |= {name: replace(layers[name], input=None) for name in floating}
-    left = {name: f"{why} (paper profile)" for name, why in reasons.items()}
-    left |= {f"input of {name}": "near the input (paper profile)" for name in floating}
-    return layers, left | {
-        "attention": "q, k, v and softmax stay in float in the released code (paper profile)"
-    }
+    layers |= {name: replace(layers[name], input=None) for name in float_inputs}
+    left = {name: f"{reason} (paper profile)" for name, reason in reasons.items()}
+    left |= {f"input of {name}": "near the input (paper profile)" for name in float_inputs}
+    left["attention"] = "q, k, v and softmax stay in float in the released code (paper profile)"
+    return layers, left
 
 
-def attention_plans(job: Job, per_step: bool) -> dict[str, dict[str, LayerPlan]]:
-    part = LayerPlan(None, input_format(job.settings.inputs), per_step)
+def _attention_plans(job: Job, *, per_step: bool) -> dict[str, dict[str, LayerPlan]]:
+    part = LayerPlan(None, input_format(job.settings.inputs), per_step=per_step)
     if part.input is None:
         return {}
     return {name: dict.fromkeys(ATTENTION_PARTS, part) for name in job.adapter.attentions()}
 
 
-def uncalled(adapter: Adapter) -> dict[str, str]:
+def _uncalled(adapter: Adapter) -> dict[str, str]:
     return dict.fromkeys(adapter.uncalled(), "never called in a forward pass")
 
 
-def other_parameters(model: nn.Module) -> dict[str, str]:
-    """Norms, embeddings, tables: what is neither a Linear nor a Conv2d."""
+def _other_parameters(model: nn.Module) -> dict[str, str]:
+    """Modules with parameters that are neither Linear nor Conv2d: norms, embeddings, tables."""
     kinds: dict[str, str] = {}
     for name, module in model.named_modules():
         own = list(module.named_parameters(recurse=False))

@@ -1,4 +1,7 @@
-"""CalibrationBatches: random batches of the recorded calls, mixed over timesteps, with the float model's answers; some images held out."""
+"""CalibrationBatches: random batches of the calibration set, over all timesteps, with targets.
+
+Targets are the float model's answers. Some images are held out.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,41 +17,49 @@ from lowtide.stages.base import Job
 from lowtide.stages.collect import calibration_request
 from lowtide.stages.fit_ranges import run_call
 
-HELD_OUT = 8
-Places = list[tuple[int, int]]
+HELD_OUT = 8  # one image in so many is held out
+Place = tuple[int, int]  # a sample: the number of its call, and its row there
 
 
 class CalibrationBatches:
-    """Samples by place, (call, row). The last eighth of the images is held out, at all its steps and guidance branches."""
+    """Batches of samples of the recorded calls.
+
+    The last eighth of the images is held out, at all its steps and guidance branches.
+    """
 
     def __init__(self, job: Job):
-        self.job, self.calls = job, job.calls
+        self.job = job
+        self.calls = job.calls
         self.rows = len(job.calls[0].arguments["timestep"])
         request = calibration_request(job)
         self.images = request.batch
         self.length = len(job.calls) // (len(request.seeds) // request.batch)
-        places = [(call, row) for call in range(len(self.calls)) for row in range(self.rows)]
-        first_held = len(request.seeds) - max(1, len(request.seeds) // HELD_OUT)
-        self.held_out = [place for place in places if self.image(place) >= first_held]
-        self.taught = [place for place in places if self.image(place) < first_held] or places
+        places: list[Place] = []
+        for call in range(len(self.calls)):
+            places += [(call, row) for row in range(self.rows)]
+        first_held_out = len(request.seeds) - max(1, len(request.seeds) // HELD_OUT)
+        self.held_out = [place for place in places if self.image(place) >= first_held_out]
+        self.training = [place for place in places if self.image(place) < first_held_out] or places
         self.starts = [
-            (call, row) for call, row in self.taught if call % self.length < self.length - 1
+            (call, row) for call, row in self.training if call % self.length < self.length - 1
         ]
-        self.answers = float_answers(job)
+        self.answers = _float_answers(job)
 
-    def image(self, place: tuple[int, int]) -> int:
-        """Which image a place belongs to. Guidance branches follow each other in a call, each with all its images."""
+    def image(self, place: Place) -> int:
+        """The image that a sample belongs to.
+
+        In a call, the guidance branches follow each other, each with all its images.
+        """
         call, row = place
         return call // self.length * self.images + row % self.images
 
-    def some(self, places: Places, generator: torch.Generator) -> Places:
+    def draw(self, places: list[Place], generator: torch.Generator) -> list[Place]:
+        """A random batch of these samples."""
         size = min(self.job.settings.batch, len(places))
-        return [
-            places[number]
-            for number in torch.randint(len(places), (size,), generator=generator).tolist()
-        ]
+        numbers = torch.randint(len(places), (size,), generator=generator).tolist()
+        return [places[number] for number in numbers]
 
-    def pairs(self, generator: torch.Generator) -> Places:
+    def pairs(self, generator: torch.Generator) -> list[Place]:
         """Half a batch of samples, then the same images one step later."""
         if not self.starts:
             raise BadInput(
@@ -56,53 +67,57 @@ class CalibrationBatches:
                 "at least two, to compare consecutive ones",
                 "give a larger --steps",
             )
-        chosen = self.some(self.starts, generator)[: max(1, self.job.settings.batch // 2)]
-        return chosen + [(call + 1, row) for call, row in chosen]
+        first = self.draw(self.starts, generator)[: max(1, self.job.settings.batch // 2)]
+        return first + [(call + 1, row) for call, row in first]
 
-    def arguments(self, chosen: Places) -> dict[str, Any]:
+    def arguments(self, batch: list[Place]) -> dict[str, Any]:
         """These samples as one call of the denoiser."""
-        whole, rows = [self.calls[call].arguments for call, _ in chosen], [row for _, row in chosen]
-        shared, given = self.job.adapter.architecture.shared, dict(whole[0])
-        for name in given.keys() - set(shared):
-            given[name] = self.joined([arguments[name] for arguments in whole], rows)
-        return self.job.on_device(given)
+        whole = [self.calls[call].arguments for call, _ in batch]
+        rows = [row for _, row in batch]
+        joined = dict(whole[0])
+        for name in joined.keys() - set(self.job.adapter.architecture.shared):
+            joined[name] = self._joined([arguments[name] for arguments in whole], rows)
+        return self.job.on_device(joined)
 
-    def joined(self, values: list[Any], rows: list[int]) -> Any:
-        """One row of each value; what has no batch axis is the same for all."""
+    def _joined(self, values: list[Any], rows: list[int]) -> Any:
+        """One row of each value; a value without a batch axis is the same for all."""
         first = values[0]
         if isinstance(first, Mapping):
-            return {name: self.joined([value[name] for value in values], rows) for name in first}
+            return {name: self._joined([value[name] for value in values], rows) for name in first}
         if isinstance(first, Tensor) and first.dim() and len(first) == self.rows:
             return torch.stack([value[row] for value, row in zip(values, rows, strict=True)])
         return first
 
-    def targets(self, chosen: Places) -> Tensor:
-        return self.job.on_device(torch.stack([self.answers[call][row] for call, row in chosen]))
+    def targets(self, batch: list[Place]) -> Tensor:
+        """The float model's answers to these samples."""
+        return self.job.on_device(torch.stack([self.answers[call][row] for call, row in batch]))
 
 
 @torch.no_grad()
-def float_answers(job: Job) -> list[Tensor]:
-    """What the float model says to every recorded call."""
+def _float_answers(job: Job) -> list[Tensor]:
+    """The float model's answer to every recorded call."""
     set_precision(job.model, Precision.FLOAT)
     return [answer_of(run_call(job, call)).cpu() for call in job.track(job.calls, "float answers")]
 
 
 def answer_of(result: Any) -> Tensor:
+    """The tensor in what a denoiser returns."""
     return result if isinstance(result, Tensor) else result[0]
 
 
 @contextmanager
-def features(job: Job) -> Iterator[list[Tensor]]:
-    """What reaches the last layer while the block runs, as samples x channels x positions."""
+def last_features(job: Job) -> Iterator[list[Tensor]]:
+    """Record the last layer's inputs inside this context, as samples x channels x positions."""
     last = job.model.get_submodule(job.adapter.ends()[1])
-    heard: list[Tensor] = []
+    inputs: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple) -> None:
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
-        heard.append(x.movedim(-1, 1).flatten(2) if isinstance(module, nn.Linear) else x.flatten(2))
+        channels_second = x.movedim(-1, 1) if isinstance(module, nn.Linear) else x
+        inputs.append(channels_second.flatten(2))
 
-    hook = last.register_forward_pre_hook(note)
+    hook = last.register_forward_pre_hook(record)
     try:
-        yield heard
+        yield inputs
     finally:
         hook.remove()

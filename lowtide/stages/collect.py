@@ -1,6 +1,7 @@
-"""Collect: one float trajectory through the pipeline's own sampler; every call's inputs are kept, marked steps for weights."""
+"""Collect: the calibration set, which is every call of the denoiser on one float trajectory."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,10 @@ from lowtide.stages.base import Call, Job, Stage
 
 @dataclass(frozen=True)
 class Collect(Stage):
-    """Record the denoiser's inputs at every step; `settings.calibration_steps` of the steps, evenly spread, serve reconstruction."""
+    """Record the denoiser's inputs at every step of the pipeline's own sampler.
+
+    `settings.calibration_steps` of the steps, evenly spread, serve reconstruction.
+    """
 
     essential: ClassVar[bool] = True
 
@@ -30,24 +34,32 @@ class Collect(Stage):
         held = load.steps * load.batch * (whole + changing)
         return Cost(load.passes(load.calls), load.alive_bytes(load.batch) + held)
 
+    def summary(self, job: Job) -> str:
+        timesteps = job.report["timesteps"]
+        return f"{len(job.calls)} calls of the denoiser recorded at {timesteps} timesteps"
+
 
 def sampled_calls(job: Job) -> list[Call]:
-    """One trajectory of the model as it is now: float at first, or, for papers that ask, quantized."""
+    """The calls of one trajectory of the model, at the precision that is set."""
     request = calibration_request(job)
-    moments = trajectory(job.pipe, request)
     total = request.steps * -(-len(request.seeds) // request.batch)
-    calls, previous = [], {}
-    for moment in job.track(moments, "collecting inputs", total):
+    calls: list[tuple[int, Call]] = []
+    arguments: dict[str, Any] = {}
+    for moment in job.track(trajectory(job.pipe, request), "collecting inputs", total):
         timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
-        arguments = previous = share(moment.arguments, previous)
-        calls.append((moment.index, Call(timestep, arguments, False)))
-    kept = keep_some(calls, job.settings.calibration_steps)
-    check_finite(kept)
-    return kept
+        arguments = _share(moment.arguments, arguments)
+        calls.append((moment.index, Call(timestep, arguments, kept=False)))
+    marked = _mark_kept(calls, job.settings.calibration_steps)
+    _check_finite(marked)
+    return marked
 
 
 def calibration_request(job: Job) -> Request:
-    """Seeds of their own, far from those a user samples with; batches of one size, because graphs are recorded for one."""
+    """The images of the calibration set.
+
+    Their seeds are far from those a user samples with. All batches have one size, because graphs
+    are recorded for one.
+    """
     settings = job.settings
     first = 1_000_000_007 * (settings.seed + 1)
     return Request(
@@ -62,42 +74,35 @@ def calibration_request(job: Job) -> Request:
     )
 
 
-def share(arguments: dict[str, Any], previous: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that did not change since the last step (prompts, labels) are kept once."""
-    return {name: shared(value, previous.get(name)) for name, value in arguments.items()}
+def _share(arguments: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments; those equal to the previous step's (prompts, labels) are the same tensors."""
+    return {name: _shared(value, previous.get(name)) for name, value in arguments.items()}
 
 
-def shared(value: Any, before: Any) -> Any:
+def _shared(value: Any, previous: Any) -> Any:
     if isinstance(value, Tensor):
-        same = (
-            isinstance(before, Tensor)
-            and before.shape == value.shape
-            and torch.equal(before, value)
-        )
-        return before if same else value
+        alike = isinstance(previous, Tensor) and previous.shape == value.shape
+        return previous if alike and torch.equal(previous, value) else value
     if isinstance(value, dict):
-        return share(value, before if isinstance(before, dict) else {})
+        return _share(value, previous if isinstance(previous, dict) else {})
     return value
 
 
-def keep_some(calls: list[tuple[int, Call]], kept: int) -> list[Call]:
-    """Mark every call of `kept` evenly spread steps."""
-    indices = sorted({index for index, _ in calls})
-    spread = {
-        indices[round(place * (len(indices) - 1) / max(1, kept - 1))]
-        for place in range(min(kept, len(indices)))
-    }
-    return [Call(call.timestep, call.arguments, index in spread) for index, call in calls]
+def _mark_kept(calls: list[tuple[int, Call]], count: int) -> list[Call]:
+    """Mark every call of `count` evenly spread steps as kept; calls come with their step."""
+    steps = sorted({step for step, _ in calls})
+    gaps = max(1, count - 1)
+    places = [round(number * (len(steps) - 1) / gaps) for number in range(min(count, len(steps)))]
+    kept = {steps[place] for place in places}
+    return [replace(call, kept=step in kept) for step, call in calls]
 
 
-def check_finite(calls: list[Call]) -> None:
+def _check_finite(calls: list[Call]) -> None:
     for call in calls:
         for name, value in call.arguments.items():
-            if (
-                isinstance(value, Tensor)
-                and value.is_floating_point()
-                and not value.isfinite().all()
-            ):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            if not value.isfinite().all():
                 raise BadInput(
                     f"found NaN or infinity in {name} at timestep {call.timestep}",
                     "a float model that samples finite images",

@@ -1,12 +1,15 @@
-"""Distill: teach the whole quantized network to answer like the float one; the second and last training loop in the house.
+"""Distill: train the whole quantized network to answer like the float one.
 
-Learnt are low-rank changes of the weights (QALoRA), the scales of weights, and those of inputs, one for each step (TALSQ): the
-clock's table is keyed by timestep, so nothing can fall out of step. Both models read the recorded calls, which lie on the
-float model's own trajectory. An iteration costs one forward and backward pass of the student; the float answers are computed
-once per call. Terms that stages announced before (job.terms) read pairs of consecutive steps and one float pass more.
+This and Reconstruct are the only two training loops of the library. It learns low-rank changes of
+the weights (QALoRA), the scales of weights, and the scales of inputs, one for each step (TALSQ).
+The clock's table is keyed by timestep, so a scale cannot belong to a wrong step. Both models read
+the recorded calls, which lie on the float model's own trajectory. An iteration takes one forward
+and backward pass of the student; the float answers are computed once per call. Terms that earlier
+stages added (job.terms) read pairs of consecutive steps and take one float pass more.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +22,33 @@ from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock, quant_layers, quantizers, set_precision
 from lowtide.stages.base import Job, Stage
-from lowtide.stages.batches import CalibrationBatches, answer_of, features
+from lowtide.stages.batches import CalibrationBatches, Place, answer_of, last_features
 from lowtide.validation import Count, NotNegative
 
-PAPER_ITERS, JUDGES, LEG = 16_000, 4, 250
-MOST = 0.02  # the share of itself that a scale moves by in one step, at most
-STAGE, NETWORK = "Distill", "network"
-MERGED_CALLS = 20  # small calls that a layer adds to an iteration while its change is learnt
+PAPER_ITERS = 16_000
+JUDGES = 4  # held-out batches that judge the student before and after
+RECORD_EVERY = 250  # iterations
+LARGEST_RATE = 0.02  # the largest share of itself that a scale changes by in one iteration
+MERGED_CALLS = 20  # calls that a layer adds to an iteration while its change is learnt
 STUDENT_BYTES = 40  # bytes of one weight while its change is learnt
+# Names of records: the result, and the state in the middle of the loop.
+STAGE = "Distill"
+NETWORK = "network"
+UNFINISHED = "leg"
 
 
 @dataclass(frozen=True)
 class Distill(Stage):
-    """LoRA factors, weight scales and input scales under Adam with a rate that falls to zero; kept if held-out images agree.
+    """Train LoRA factors, weight scales and input scales with Adam and a rate that falls to zero.
 
-    Rates are those at the paper's 16,000 iterations. A factor's is a share of its layer's mean scale: Adam does not see how a
-    gradient is scaled, so the scale has to be in the rate. A scale's rate is the share of itself that it moves in a step.
+    The result is kept if it is nearer to the float model on held-out images.
+
+    rank: of the low-rank changes.
+    ranges: learn the input scales.
+    weight_rate, scale_rate, range_rate: rates at the paper's 16,000 iterations. The rate of a
+        factor is a share of its layer's mean scale: Adam does not see how a gradient is scaled, so
+        the scale must be in the rate. The rate of a scale is the share of itself that it changes
+        by in one iteration.
     """
 
     rank: Count = 32
@@ -46,11 +60,11 @@ class Distill(Stage):
     def run(self, job: Job) -> None:
         student = Student(job, self)
         if student.layers or student.inputs:
-            found = job.recorded(STAGE, NETWORK)
-            if found is None:
-                found = DistillLoop(job, student).search()
-                job.record(STAGE, NETWORK, found)
-            student.take(found)
+            state = job.recorded(STAGE, NETWORK)
+            if state is None:
+                state = DistillLoop(job, student).search()
+                job.record(STAGE, NETWORK, state)
+            student.restore(state)
         set_precision(job.model, Precision.FULL)
 
     def cost(self, load: Workload) -> Cost:
@@ -60,9 +74,10 @@ class Distill(Stage):
         """
         whole = load.network.whole
         samples = min(load.settings.batch, load.calls * load.batch)
-        products = self.rank * whole.weights
         merged = Work(
-            product=products, values=ROUND * whole.weights, calls=MERGED_CALLS * whole.layers
+            product=self.rank * whole.weights,
+            values=ROUND * whole.weights,
+            calls=MERGED_CALLS * whole.layers,
         )
         work = whole.forward.of(samples) + rounding_inputs(whole, samples) + merged
         forward = load.speed.forward(work)
@@ -72,159 +87,187 @@ class Distill(Stage):
         seconds = answers + load.settings.iters * (forward + load.speed.backward(work))
         return Cost(seconds, SLACK * student + load.calls * load.batch * load.input_bytes[0])
 
+    def summary(self, job: Job) -> str:
+        return "the whole network trained on the float model's answers"
+
 
 class Student:
-    """What is learnt of a quantized model: how it starts, how it is written down, how it is taken up again."""
+    """The parts of a quantized model that learn."""
 
     def __init__(self, job: Job, options: Distill):
-        self.job, self.options = job, options
+        self.job = job
+        self.options = options
         self.layers: dict[str, QuantizedLayer] = {
             name: layer for name, layer in quant_layers(job.model) if layer.format is not None
         }
-        found = quantizers(job.model)
         self.inputs: dict[str, Quantizer] = {
-            name: each for name, each in found.items() if isinstance(each.format, Affine)
+            name: quantizer
+            for name, quantizer in quantizers(job.model).items()
+            if isinstance(quantizer.format, Affine)
         }
 
-    def start(self) -> list[dict]:
-        """Groups of parameters, each with the rate it starts at."""
-        options, hurry = self.options, max(1.0, PAPER_ITERS / self.job.settings.iters) ** 0.75
+    def start(self) -> list[dict[str, Any]]:
+        """Start to learn; groups of parameters for the optimizer, each with its first rate."""
+        options = self.options
+        faster = max(1.0, PAPER_ITERS / self.job.settings.iters) ** 0.75
         loras = [
             layer.start_lora(options.rank, self.job.generator(STAGE, name))
             for name, layer in self.layers.items()
         ]
-        rates = [options.weight_rate * hurry * lora.step() for lora in loras]
-        groups = [
-            group([lora.down, lora.up], rate) for lora, rate in zip(loras, rates, strict=True)
-        ]
-        # All of them learn: one that does not passes gradients on beyond its last code too. Left out, they learn at no rate.
-        learnt = [quantizer.start_learning() for quantizer in self.inputs.values()]
-        groups.append(group(learnt, min(MOST, options.range_rate * hurry) * options.ranges))
-        return [
-            *groups,
-            group([lora.log_scale for lora in loras], min(MOST, options.scale_rate * hurry)),
-        ]
+        groups: list[dict[str, Any]] = []
+        for lora in loras:
+            groups.append(_group([lora.down, lora.up], options.weight_rate * faster * lora.step()))
+        # All inputs learn, if need be at no rate: one that does not learn would pass gradients of
+        # values beyond its last code.
+        scales = [quantizer.start_learning() for quantizer in self.inputs.values()]
+        range_rate = min(LARGEST_RATE, options.range_rate * faster) if options.ranges else 0.0
+        groups.append(_group(scales, range_rate))
+        scale_rate = min(LARGEST_RATE, options.scale_rate * faster)
+        groups.append(_group([lora.log_scale for lora in loras], scale_rate))
+        return groups
 
     def finish(self) -> None:
-        """Merge: codes and tables are all that is left."""
+        """Merge the changes into codes and tables."""
         for layer in self.layers.values():
             layer.finish_lora()
         for quantizer in self.inputs.values():
             quantizer.finish_learning()
 
-    def found(self) -> dict[str, Tensor]:
-        codes = {f"{name}.codes": layer.codes for name, layer in self.layers.items()}
-        scales = {f"{name}.scale": layer.grid.scale for name, layer in self.layers.items()}
+    def state(self) -> dict[str, Tensor]:
+        """Codes and scales of all layers, and the table of input scales."""
+        codes: dict[str, Tensor] = {}
+        scales: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            assert layer.codes is not None and layer.grid is not None
+            codes[f"{name}.codes"] = layer.codes
+            scales[f"{name}.scale"] = layer.grid.scale
         return codes | scales | {"ranges": find_clock(self.job.model).scale.clone()}
 
-    def take(self, found: dict[str, Tensor]) -> None:
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Set what `state` gives."""
         for name, layer in self.layers.items():
-            layer.set_codes(found[f"{name}.codes"].to(layer.codes.device))
-            layer.grid = layer.grid._replace(scale=found[f"{name}.scale"].to(layer.codes.device))
-        find_clock(self.job.model).scale.copy_(found["ranges"])
+            assert layer.codes is not None and layer.grid is not None
+            device = layer.codes.device
+            layer.set_codes(state[f"{name}.codes"].to(device))
+            layer.grid = layer.grid._replace(scale=state[f"{name}.scale"].to(device))
+        find_clock(self.job.model).scale.copy_(state["ranges"])
 
 
-def group(parameters: list[nn.Parameter], rate: float) -> dict:
+def _group(parameters: list[nn.Parameter], rate: float) -> dict[str, Any]:
     return {"params": parameters, "lr": rate, "first": rate}
 
 
 class DistillLoop:
-    """The loop. It is recorded in legs, so that an interrupted run goes on from the last one, to the same bits."""
+    """The training loop. It records its state, so an interrupted run resumes to the same bits."""
 
     def __init__(self, job: Job, student: Student):
-        self.job, self.student, self.lessons = job, student, CalibrationBatches(job)
+        self.job = job
+        self.student = student
+        self.batches = CalibrationBatches(job)
 
     def search(self) -> dict[str, Tensor]:
-        """What was learnt, or what was there before, whichever is nearer to the float model on held-out images."""
-        start, before = self.student.found(), self.judge()
+        """The state after training or before it, whichever does better on held-out images."""
+        start = self.student.state()
+        before = self.judge()
         self.learn()
         self.student.finish()
         after = self.judge()
         self.job.report.setdefault("losses", {})[f"{STAGE} {NETWORK}"] = [before, after]
-        return self.student.found() if after < before else start
+        return self.student.state() if after < before else start
 
     @torch.no_grad()
     def judge(self) -> float:
-        """The distance to the float model on the same few held-out batches before and after."""
+        """The distance to the float model on held-out batches, the same ones at each call."""
         set_precision(self.job.model, Precision.FULL)
-        generator, lessons = self.job.generator(STAGE, "judge"), self.lessons
-        batches = [lessons.some(lessons.held_out, generator) for _ in range(JUDGES)]
-        return (
-            sum(distance(self.answer(batch), lessons.targets(batch)).item() for batch in batches)
-            / JUDGES
-        )
+        generator = self.job.generator(STAGE, "judge")
+        held_out = self.batches.held_out
+        batches = [self.batches.draw(held_out, generator) for _ in range(JUDGES)]
+        return sum(self.task_loss(batch).item() for batch in batches) / JUDGES
 
     def learn(self) -> None:
-        iters, generator = self.job.settings.iters, self.job.generator(STAGE)
+        """Train, from the recorded state if there is one."""
+        iters = self.job.settings.iters
+        generator = self.job.generator(STAGE)
         optimizer = torch.optim.Adam(self.student.start())
-        start = resume(optimizer, generator, self.job.recorded(STAGE, "leg"))
+        start = _resume(optimizer, generator, self.job.recorded(STAGE, UNFINISHED))
         for step in self.job.track(range(start, iters), "distilling", iters - start):
-            for each in optimizer.param_groups:
-                each["lr"] = each["first"] * (1 - step / iters)
+            for group in optimizer.param_groups:
+                group["lr"] = group["first"] * (1 - step / iters)
             optimizer.zero_grad()
             self.loss(generator).backward()
             optimizer.step()
-            if (step + 1) % LEG == 0:
-                self.job.record(STAGE, "leg", written(optimizer, generator, step + 1))
+            if (step + 1) % RECORD_EVERY == 0:
+                self.job.record(STAGE, UNFINISHED, _loop_state(optimizer, generator, step + 1))
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """The task on a random batch, and what terms add where there are any."""
+        """The loss on a random batch, with the job's terms if there are any."""
         if not self.job.terms:
-            batch = self.lessons.some(self.lessons.taught, generator)
-            return distance(self.answer(batch), self.lessons.targets(batch))
-        return self.paired_loss(self.lessons.pairs(generator))
+            return self.task_loss(self.batches.draw(self.batches.training, generator))
+        return self.paired_loss(self.batches.pairs(generator))
 
-    def paired_loss(self, batch: list[tuple[int, int]]) -> Tensor:
-        """Both steps of a pair lie in one graph, so a term's gradient reaches the student through each of them."""
-        with features(self.job) as heard:
+    def task_loss(self, batch: list[Place]) -> Tensor:
+        """The distance of the student's answer from the float model's."""
+        return _distance(self.answer(batch), self.batches.targets(batch))
+
+    def paired_loss(self, batch: list[Place]) -> Tensor:
+        """The loss with the job's terms, on pairs of consecutive steps.
+
+        Both steps of a pair are in one graph, so a term's gradient reaches the student through
+        each of them.
+        """
+        with last_features(self.job) as features:
             with torch.no_grad():
                 set_precision(self.job.model, Precision.FLOAT)
                 self.answer(batch)
             set_precision(self.job.model, Precision.FULL)
             answer = self.answer(batch)
-        theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in heard)
-        return distance(answer, self.lessons.targets(batch)) + sum(
-            term(ours, theirs) for term in self.job.terms
-        )
+        theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in features)
+        terms = sum(term(ours, theirs) for term in self.job.terms)
+        return _distance(answer, self.batches.targets(batch)) + terms
 
-    def answer(self, batch: list[tuple[int, int]]) -> Tensor:
-        return answer_of(self.job.model(**self.lessons.arguments(batch)))
+    def answer(self, batch: list[Place]) -> Tensor:
+        """The model's answer to a batch, at its precision now."""
+        return answer_of(self.job.model(**self.batches.arguments(batch)))
 
 
-def distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Squared error of the answer: summed over a sample, averaged over samples."""
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The squared error, summed over each sample and averaged over samples."""
     return (ours.float() - theirs.float()).square().flatten(1).sum(1).mean()
 
 
-def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for each in optimizer.param_groups for parameter in each["params"]]
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    return parameters
 
 
-def written(
+def _loop_state(
     optimizer: torch.optim.Optimizer, generator: torch.Generator, step: int
 ) -> dict[str, Tensor]:
     """Everything that the rest of the loop depends on."""
-    found = {"step": torch.tensor(step), "generator": generator.get_state()}
-    for place, parameter in enumerate(parameters(optimizer)):
-        found[f"{place}"] = parameter.detach()
-        found |= {f"{place}.{name}": value for name, value in optimizer.state[parameter].items()}
-    return found
+    state = {"step": torch.tensor(step), "generator": generator.get_state()}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        state[f"{number}"] = parameter.detach()
+        averages = optimizer.state[parameter].items()
+        state |= {f"{number}.{name}": value for name, value in averages}
+    return state
 
 
 @torch.no_grad()
-def resume(
-    optimizer: torch.optim.Optimizer, generator: torch.Generator, found: dict[str, Tensor] | None
+def _resume(
+    optimizer: torch.optim.Optimizer, generator: torch.Generator, state: dict[str, Tensor] | None
 ) -> int:
-    """Go on from where a leg ended; at which step that is."""
-    if found is None:
+    """Set the loop to a recorded state; the step that comes next."""
+    if state is None:
         return 0
-    generator.set_state(found["generator"])
-    for place, parameter in enumerate(parameters(optimizer)):
-        parameter.copy_(found[f"{place}"])
+    generator.set_state(state["generator"])
+    for number, parameter in enumerate(_parameters(optimizer)):
+        parameter.copy_(state[f"{number}"])
         for name in ("step", "exp_avg", "exp_avg_sq"):
-            if f"{place}.{name}" in found:
-                value = found[f"{place}.{name}"]
-                optimizer.state[parameter][name] = (
-                    value if name == "step" else value.to(parameter.device)
-                )
-    return int(found["step"])
+            value = state.get(f"{number}.{name}")
+            if value is not None:
+                # Adam keeps its number of steps on the processor.
+                device = value.device if name == "step" else parameter.device
+                optimizer.state[parameter][name] = value.to(device)
+    return int(state["step"])

@@ -1,11 +1,11 @@
-"""FitRanges: the ranges of inputs, one for all timesteps or one for each, from one pass over the collected calls."""
+"""FitRanges: the ranges of inputs, one for all timesteps or one each, from the recorded calls."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lowtide.costs import FLOAT, Cost, Work, Workload
@@ -17,14 +17,20 @@ from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
 from lowtide.stages.base import Call, Job, Stage
 
-KEPT_VALUES, TAILS = 2048, 64
+KEPT_VALUES = 2048
+TAILS = 64
 
 
 class Sample(NamedTuple):
-    """A few of a tensor's values, drawn from anywhere; the least and greatest of each of TAILS parts; how many there were.
+    """A sample of a tensor's values.
 
-    The ends of a range are rare values, one in a million, and few that are drawn are near them. Drawn values alone would let a
-    search cut off what they do not show; an end beside 2,048 drawn ones weighs five hundred times too much, and is never cut.
+    drawn: values drawn at random.
+    tails: the least and the greatest value of each of TAILS parts of the tensor.
+    size: the number of values of the tensor.
+
+    The ends of a range are rare values, one in a million, and few drawn values are near them. From
+    drawn values alone, a search would cut off the values that they do not show. An end that weighs
+    as much as one of 2,048 drawn values weighs five hundred times too much, and is never cut.
     """
 
     drawn: Tensor
@@ -32,43 +38,57 @@ class Sample(NamedTuple):
     size: int
 
     def weights(self) -> Tensor:
-        """How many values each of these stands for: a tail for itself, a drawn one for its share of the rest."""
+        """How many values each one stands for: a tail for itself, a drawn one for its share."""
         share = (self.size - len(self.tails)) / len(self.drawn)
         return torch.cat([torch.full_like(self.drawn, share), torch.ones_like(self.tails)])
 
 
 def sampled(values: Tensor, generator: torch.Generator) -> Sample:
-    """Every n-th would be one and the same column wherever n is a multiple of a row. Few values are all kept."""
+    """A sample of values, (n,); few values are all kept.
+
+    Every n-th value would be one and the same column wherever n is a multiple of a row's length.
+    """
     if len(values) <= KEPT_VALUES:
-        return Sample(values, values[:0], len(values))
-    drawn = values[
-        torch.randint(len(values), (KEPT_VALUES,), generator=generator).to(values.device)
-    ]
+        return Sample(drawn=values, tails=values[:0], size=len(values))
+    places = torch.randint(len(values), (KEPT_VALUES,), generator=generator)
     parts = values[: len(values) // TAILS * TAILS].view(-1, TAILS)
-    return Sample(drawn, torch.cat(parts.aminmax(dim=0)), len(values))
+    tails = torch.cat(parts.aminmax(dim=0))
+    return Sample(drawn=values[places.to(values.device)], tails=tails, size=len(values))
 
 
 @dataclass
 class Seen:
-    """What one quantizer saw: the ends of its inputs at each step, and samples of them for searches that weigh values."""
+    """Statistics of one quantizer's inputs at each step.
+
+    lo, hi: minimum and maximum, (steps,); infinite where the quantizer is not called.
+    samples: samples of the values, for searches that weigh them.
+    """
 
     lo: Tensor
     hi: Tensor
     samples: list[list[Sample]] = field(default_factory=list)
 
-    def note(self, x: Tensor, step: int, generator: torch.Generator | None) -> None:
-        """Widen the ends; with a generator, keep a sample too."""
+    @classmethod
+    def empty(cls, steps: int) -> "Seen":
+        """Statistics of no values."""
+        return cls(
+            lo=torch.full((steps,), float("inf")),
+            hi=torch.full((steps,), float("-inf")),
+            samples=[[] for _ in range(steps)],
+        )
+
+    def add(self, x: Tensor, step: int, generator: torch.Generator | None) -> None:
+        """Add the values of a tensor; with a generator, keep a sample of them."""
         values = x.detach().float().flatten()
         lo, hi = values.aminmax()
-        self.lo[step], self.hi[step] = (
-            torch.minimum(self.lo[step], lo),
-            torch.maximum(self.hi[step], hi),
-        )
+        self.lo[step] = torch.minimum(self.lo[step], lo)
+        self.hi[step] = torch.maximum(self.hi[step], hi)
         if generator is not None:
             self.samples[step].append(sampled(values, generator))
 
     @property
     def called(self) -> bool:
+        """Whether the quantizer was called at any step."""
         return bool(torch.isfinite(self.hi).any())
 
     def drawn(self) -> list[Tensor]:
@@ -76,33 +96,38 @@ class Seen:
         return [torch.cat([sample.drawn for sample in step]) for step in self.samples]
 
     def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each step, values with both ends among them, and how many each stands for."""
+        """For each step, values with both ends among them, and how many each one stands for."""
         for lo, hi, step in zip(self.lo, self.hi, self.samples, strict=True):
-            values = [part for sample in step for part in (sample.drawn, sample.tails)]
-            weights = torch.cat([lo.new_zeros(2), *(sample.weights() for sample in step)])
-            yield torch.cat([lo[None], hi[None], *values]), weights
+            values = [lo[None], hi[None]]
+            weights = [lo.new_zeros(2)]
+            for sample in step:
+                values += [sample.drawn, sample.tails]
+                weights.append(sample.weights())
+            yield torch.cat(values), torch.cat(weights)
 
     def filled(self) -> "Seen":
-        """A step that nothing reached, of those a schedule drew none of, is like the nearest that something did."""
+        """A step without values gets those of the nearest step that has some.
+
+        A stage that draws timesteps may leave some of the schedule's steps out.
+        """
         known = torch.isfinite(self.hi).nonzero().flatten().tolist()
-        near = [
+        nearest = [
             min(known, key=lambda other, step=step: abs(other - step))
             for step in range(len(self.hi))
         ]
-        return Seen(self.lo[near], self.hi[near], [self.samples[step] for step in near])
+        return Seen(self.lo[nearest], self.hi[nearest], [self.samples[step] for step in nearest])
 
     def whole(self) -> "Seen":
         """All steps as one."""
-        return Seen(
-            self.lo.min()[None],
-            self.hi.max()[None],
-            [[sample for step in self.samples for sample in step]],
-        )
+        samples: list[Sample] = []
+        for step in self.samples:
+            samples += step
+        return Seen(self.lo.min()[None], self.hi.max()[None], [samples])
 
 
 @dataclass(frozen=True)
 class FitRanges(Stage):
-    """Run the model with its quantized weights over every collected call and fit every input quantizer."""
+    """Run the model with quantized weights over every recorded call and fit every input range."""
 
     essential: ClassVar[bool] = True
 
@@ -112,80 +137,94 @@ class FitRanges(Stage):
         check_search(self.search)
 
     def run(self, job: Job) -> None:
-        seen = watch(job, keep=self.search != "minmax")
+        statistics = watch(job, keep=self.search != "minmax")
         for name, quantizer in quantizers(job.model).items():
-            if seen[name].called:
-                quantizer.fit(*ranges(seen[name], quantizer, self.search))
-        leave_unseen_attention(job, {name for name, what in seen.items() if not what.called})
+            if statistics[name].called:
+                quantizer.fit(*ranges(statistics[name], quantizer, self.search))
+        _leave_uncalled_attention(
+            job, {name for name, each in statistics.items() if not each.called}
+        )
         set_precision(job.model, Precision.FULL)
 
     def cost(self, load: Workload) -> Cost:
-        """Every recorded call with quantized weights; a search also draws a sample of all values."""
+        """Every recorded call with quantized weights; a search also samples all values."""
         return watching_cost(load, search=self.search != "minmax")
+
+    def summary(self, job: Job) -> str:
+        return f"ranges of {len(quantizers(job.model))} inputs fitted"
 
 
 def watch(job: Job, keep: bool) -> dict[str, Seen]:
-    """One pass over all calls with float inputs; every quantizer notes what reaches it."""
+    """Statistics of every quantizer's inputs, from one pass over all calls with float inputs.
+
+    keep: keep samples too.
+    """
     steps = len(find_clock(job.model).known)
-    seen = {name: nothing_seen(steps) for name in quantizers(job.model)}
-    draws = {name: job.generator("seen", name) if keep else None for name in seen}
-    hooks = [
-        quantizer.register_forward_pre_hook(noting(job, seen[name], draws[name]))
-        for name, quantizer in quantizers(job.model).items()
-    ]
+    statistics: dict[str, Seen] = {}
+    hooks: list[RemovableHandle] = []
+    for name, quantizer in quantizers(job.model).items():
+        statistics[name] = Seen.empty(steps)
+        generator = job.generator("seen", name) if keep else None
+        hook = _adding(job, statistics[name], generator)
+        hooks.append(quantizer.register_forward_pre_hook(hook))
     hear(job, hooks, "input ranges")
-    return seen
+    return statistics
 
 
-def hear(job: Job, hooks: Sequence[RemovableHandle], words: str) -> None:
-    """Run all calls with float inputs, attention by way of its quantizers, for these hooks, which are then taken off."""
+def hear(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
+    """Run all calls with float inputs for these hooks, then remove them.
+
+    Attention calls its quantizers, which round nothing.
+    """
     set_precision(job.model, Precision.WEIGHTS)
-    for attention in (
-        module for module in job.model.modules() if isinstance(module, QuantAttention)
-    ):
-        attention.active = True
-    for call in job.track(job.calls, words):
+    for module in job.model.modules():
+        if isinstance(module, QuantAttention):
+            module.active = True
+    for call in job.track(job.calls, title):
         run_call(job, call)
     for hook in hooks:
         hook.remove()
 
 
-def nothing_seen(steps: int) -> Seen:
-    return Seen(
-        torch.full((steps,), float("inf")),
-        torch.full((steps,), float("-inf")),
-        [[] for _ in range(steps)],
-    )
-
-
-def noting(job: Job, seen: Seen, generator: torch.Generator | None):
+def _adding(
+    job: Job, statistics: Seen, generator: torch.Generator | None
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook that adds a quantizer's input to its statistics."""
     clock = find_clock(job.model)
-    return lambda module, args: seen.note(args[0], int(clock.index), generator)
+
+    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        statistics.add(args[0], int(clock.index), generator)
+
+    return add
 
 
 @torch.no_grad()
-def run_call(job: Job, call: Call) -> Tensor:
+def run_call(job: Job, call: Call) -> Any:
     """Run the denoiser on a recorded call."""
     return job.model(**job.on_device(call.arguments))
 
 
-def ranges(seen: Seen, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:
-    """lo and hi per step, or over all steps where the quantizer has one range."""
-    seen = seen.filled() if quantizer.per_step else seen.whole()
+def ranges(statistics: Seen, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:
+    """lo and hi of each step, or one pair where the quantizer has one range for all steps."""
+    statistics = statistics.filled() if quantizer.per_step else statistics.whole()
     if search == "minmax":
-        return seen.lo, seen.hi
-    found = [
-        SEARCHES[search](values[None], quantizer.format, weights) for values, weights in seen.rows()
+        return statistics.lo, statistics.hi
+    pairs = [
+        SEARCHES[search](values[None], quantizer.format, weights)
+        for values, weights in statistics.rows()
     ]
-    return torch.cat([lo for lo, _ in found]), torch.cat([hi for _, hi in found])
+    return torch.cat([lo for lo, _ in pairs]), torch.cat([hi for _, hi in pairs])
 
 
-def leave_unseen_attention(job: Job, unseen: set[str]) -> None:
-    """An attention whose processor never reaches the function we stand in for stays in float, and is said to."""
+def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
+    """Leave an attention in float if its quantizers are never called, and say so in the plan.
+
+    Its processor does not call the function that calls the quantizers.
+    """
     for name in list(job.plan.attentions):
-        if f"{name}.processor.q" in unseen:
-            module = job.model.get_submodule(name)
-            module.set_processor(module.processor.inner)
+        if f"{name}.processor.q" in uncalled:
+            attention = cast(Any, job.model.get_submodule(name))
+            attention.set_processor(attention.processor.inner)
             del job.plan.attentions[name]
             job.plan.left[f"attention of {name}"] = (
                 "its processor does not call scaled_dot_product_attention"
@@ -194,12 +233,12 @@ def leave_unseen_attention(job: Job, unseen: set[str]) -> None:
 
 
 def watching_cost(load: Workload, *, search: bool) -> Cost:
-    """What `watch` costs; with `search`, the values that are kept and searched too."""
+    """The cost of `watch`; with `search`, also of keeping samples and of the search."""
     whole = load.network.whole
     watched = load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores)
     work = load.decoding() + Work(values=watched, calls=5 * whole.layers)
-    quantizers = whole.layers + 4 * len(load.network.adapter.attentions())
-    values = (KEPT_VALUES + 2 * TAILS) * load.calls * quantizers if search else 0
+    inputs = whole.layers + 4 * len(load.network.adapter.attentions())
+    values = (KEPT_VALUES + 2 * TAILS) * load.calls * inputs if search else 0
     attention = SLACK * FLOAT * WATCHED_COPIES * load.batch * load.network.largest_scores
     seconds = load.passes(load.calls, work) + values * load.speed.search
     return Cost(seconds, load.alive_bytes(load.batch) + attention + FLOAT * values)

@@ -14,7 +14,7 @@ from lowtide.stages.base import Job, Stage
 
 @dataclass(frozen=True)
 class FitWeights(Stage):
-    """One range per output channel (or group), found by `search`."""
+    """One range per output channel, or per group; `search` chooses it."""
 
     essential: ClassVar[bool] = True
 
@@ -24,19 +24,28 @@ class FitWeights(Stage):
         check_search(self.search)
 
     def run(self, job: Job) -> None:
-        layers = [layer for _, layer in quant_layers(job.model) if layer.format is not None]
-        for layer in job.track(layers, "weight ranges"):
-            fit_weight(layer, self.search)
+        for layer in job.track(_low_bit_layers(job), "weight ranges"):
+            _fit_weight(layer, self.search)
             layer.set_precision(Precision.FLOAT)
 
     def cost(self, load: Workload) -> Cost:
-        """Every weight is searched, or its ends are read."""
+        """Every weight is searched, or its minimum and maximum are read."""
         whole = load.network.whole
         each = load.speed.search if self.search == "mse" else WATCH * load.speed.value
         return Cost(whole.weights * each, 4 * FLOAT * whole.largest)
 
+    def summary(self, job: Job) -> str:
+        return f"weights of {len(_low_bit_layers(job))} layers rounded to nearest"
 
-def fit_weight(layer: QuantizedLayer, search: str) -> None:
-    weight, format = layer.whole_weight(), layer.format
-    lo, hi = SEARCHES[search](format.rows(weight), format)
-    layer.set_grid(format.params(lo, hi, weight.shape[0]))
+
+def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
+    """The layers whose weights are quantized."""
+    return [layer for _, layer in quant_layers(job.model) if layer.format is not None]
+
+
+def _fit_weight(layer: QuantizedLayer, search: str) -> None:
+    form = layer.format
+    assert form is not None
+    weight = layer.whole_weight()
+    lo, hi = SEARCHES[search](form.rows(weight), form)
+    layer.set_grid(form.params(lo, hi, weight.shape[0]))

@@ -1,7 +1,8 @@
-"""Products: what a layer reads in the float model and what rounding costs its answer, for stages that weigh choices."""
+"""A layer's inputs in the float model, and the error of its output when both sides are rounded."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +11,19 @@ from torch import Tensor, nn
 from lowtide.formats import SEARCHES, Affine, Grid
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
-from lowtide.nn.swap import find_clock, set_precision
+from lowtide.nn.swap import QuantLayer, find_clock, set_precision
 from lowtide.stages.base import Job
 from lowtide.stages.fit_ranges import run_call
 
 
 @dataclass
 class Watched:
-    """What one layer reads in the float model: ends of each channel at each step, and patches as rows of its matrix product."""
+    """The inputs of one layer in the float model.
+
+    lo, hi: minimum and maximum of each channel at each step, steps x channels.
+    patches: a sample of the rows of the layer's matrix product, each tensor rows x columns.
+    steps: the step of each row.
+    """
 
     lo: Tensor
     hi: Tensor
@@ -25,92 +31,106 @@ class Watched:
     steps: list[int] = field(default_factory=list)
 
     def peaks(self) -> Tensor:
-        """max |X| at each step that was seen, steps x channels."""
-        found = torch.maximum(self.hi, -self.lo)
-        return found[sorted(set(self.steps))]
+        """max |X| at each step that has rows, steps x channels."""
+        peaks = torch.maximum(self.hi, -self.lo)
+        return peaks[sorted(set(self.steps))]
 
-    def note(self, x: Tensor, step: int) -> None:
+    def add(self, x: Tensor, step: int) -> None:
+        """Add values, channels x everything else, to the minima and maxima."""
         lo, hi = x.aminmax(dim=1)
-        self.lo[step], self.hi[step] = (
-            torch.minimum(self.lo[step], lo),
-            torch.maximum(self.hi[step], hi),
-        )
+        self.lo[step] = torch.minimum(self.lo[step], lo)
+        self.hi[step] = torch.maximum(self.hi[step], hi)
 
     def keep(self, patches: Tensor, step: int) -> None:
+        """Keep rows of the matrix product."""
         self.patches.append(patches)
         self.steps += [step] * len(patches)
 
 
 def watched(
     job: Job,
-    layers: Mapping[str, QuantizedLayer],
+    layers: Mapping[str, QuantLayer],
     rows: int,
     weighed: Collection[str] | None = None,
 ) -> dict[str, Watched]:
-    """One pass of the float model over the kept calls; about so many patches are kept of layers that are `weighed`, or of all."""
-    set_precision(job.model, Precision.FLOAT)
-    calls, seen = [call for call in job.calls if call.kept], {}
-    each = -(-rows // len(calls))
+    """The inputs of these layers, from one pass of the float model over the kept calls.
 
-    def note(name: str, layer: QuantizedLayer, x: Tensor) -> None:
-        step, channels = int(find_clock(job.model).index), channels_first(x, layer)
-        ends = torch.zeros(len(find_clock(job.model).known), len(channels), device=x.device)
-        known = seen.setdefault(name, Watched(ends, ends.clone()))
-        known.note(channels, step)
+    About `rows` rows are kept of each layer in `weighed`, or of every layer.
+    """
+    set_precision(job.model, Precision.FLOAT)
+    calls = [call for call in job.calls if call.kept]
+    clock = find_clock(job.model)
+    count = -(-rows // len(calls))
+    inputs: dict[str, Watched] = {}
+
+    def record(name: str, layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
+        x = args[0].detach().float()
+        step = int(clock.index)
+        channels = _channels_first(x, layer)
+        if name not in inputs:
+            zeros = torch.zeros(len(clock.known), len(channels), device=x.device)
+            inputs[name] = Watched(lo=zeros, hi=zeros.clone())
+        known = inputs[name]
+        known.add(channels, step)
         if weighed is None or name in weighed:
-            known.keep(
-                patches(x, layer, job.generator("watched", name, str(len(known.patches))), each),
-                step,
-            )
+            generator = job.generator("watched", name, str(len(known.patches)))
+            known.keep(_patches(x, layer, generator, count), step)
 
     hooks = [
-        layer.register_forward_pre_hook(
-            lambda module, args, name=name: note(name, module, args[0].detach().float())
-        )
-        for name, layer in layers.items()
+        layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()
     ]
     for call in job.track(calls, "inputs of layers"):
         run_call(job, call)
     for hook in hooks:
         hook.remove()
-    return seen
+    return inputs
 
 
-def channels_first(x: Tensor, layer: QuantizedLayer) -> Tensor:
+def _channels_first(x: Tensor, layer: QuantLayer) -> Tensor:
     """Channels x everything else."""
-    return (x.movedim(1, 0) if isinstance(layer, nn.Conv2d) else x.movedim(-1, 0)).flatten(1)
+    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+    return x.movedim(axis, 0).flatten(1)
 
 
-def patches(x: Tensor, layer: QuantizedLayer, generator: torch.Generator, count: int) -> Tensor:
-    """A few rows of the matrix product that the layer is, from one sample."""
-    sample = int(torch.randint(len(x), (), generator=generator))
+def _patches(x: Tensor, layer: QuantLayer, generator: torch.Generator, count: int) -> Tensor:
+    """`count` random rows of the layer's matrix product, from one random sample of x."""
+    number = int(torch.randint(len(x), (), generator=generator))
     if isinstance(layer, nn.Conv2d):
-        rows = F.unfold(
-            x[sample : sample + 1], layer.kernel_size, layer.dilation, layer.padding, layer.stride
-        )[0].T
+        assert not isinstance(layer.padding, str)
+        sample = x[number : number + 1]
+        shape = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        rows = F.unfold(sample, *shape)[0].T
     else:
-        rows = x[sample].reshape(-1, x.shape[-1])
-    return rows[torch.randint(len(rows), (count,), generator=generator).to(x.device)]
+        rows = x[number].reshape(-1, x.shape[-1])
+    places = torch.randint(len(rows), (count,), generator=generator)
+    return rows[places.to(x.device)]
 
 
-def lost(layer: QuantizedLayer, seen: Watched, forms: Sequence[Affine]) -> Iterator[Tensor]:
-    """|| X W - Q(X)Q(W) ||^2 of each output channel, with the layer smoothed as it is now, for each format of the weight."""
-    weight, (exact, rounded) = layer.whole_weight().flatten(1).float(), rounded_rows(layer, seen)
+def lost(layer: QuantizedLayer, inputs: Watched, forms: Sequence[Affine]) -> Iterator[Tensor]:
+    """The output error for each of these formats of the weight, (output channels,).
+
+    It is || X W - Q(X) Q(W) ||^2 of each output channel, with the layer smoothed as it is now.
+    """
+    weight = layer.whole_weight().flatten(1).float()
+    exact, rounded = rounded_rows(layer, inputs)
     target = exact @ weight.T
     for form in forms:
-        grid = form.params(*SEARCHES["mse"](form.rows(weight), form), len(weight))
-        yield (target - rounded @ form.decode(form.encode(weight, grid), grid).T).square().sum(0)
+        lo, hi = SEARCHES["mse"](form.rows(weight), form)
+        grid = form.params(lo, hi, len(weight))
+        rounded_weight = form.decode(form.encode(weight, grid), grid)
+        yield (target - rounded @ rounded_weight.T).square().sum(0)
 
 
-def rounded_rows(layer: QuantizedLayer, seen: Watched) -> tuple[Tensor, Tensor]:
-    """The patches, smoothed, and on the grid of their step."""
-    smooth = layer.divisors.to(seen.lo)
-    exact = torch.cat(seen.patches) / smooth.repeat_interleave(
-        layer.weight[0].numel() // len(smooth)
-    )
-    if layer.input.format is None:
+def rounded_rows(layer: QuantizedLayer, inputs: Watched) -> tuple[Tensor, Tensor]:
+    """The kept rows, smoothed, and the same rows rounded with the range of their step."""
+    smooth = layer.divisors.to(inputs.lo)
+    columns = layer.weight[0].numel()
+    exact = torch.cat(inputs.patches) / smooth.repeat_interleave(columns // len(smooth))
+    form = layer.input.format
+    if form is None:
         return exact, exact
-    lo, hi = ((ends / smooth) for ends in (seen.lo, seen.hi))
-    grid = layer.input.format.params(lo.amin(1, keepdim=True), hi.amax(1, keepdim=True))
-    grid = Grid(*(part[seen.steps] for part in (grid.scale, grid.zero)))
-    return exact, layer.input.format.decode(layer.input.format.encode(exact, grid), grid)
+    lo = (inputs.lo / smooth).amin(1, keepdim=True)
+    hi = (inputs.hi / smooth).amax(1, keepdim=True)
+    steps = form.params(lo, hi)
+    grid = Grid(steps.scale[inputs.steps], steps.zero[inputs.steps])
+    return exact, form.decode(form.encode(exact, grid), grid)

@@ -1,4 +1,4 @@
-"""The layers of a block one after the other, each with what it reads in the quantized block and answers in the float one."""
+"""The layers of a block, one after the other, each with its calibration data, for AdaRound."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,59 +10,70 @@ from torch import Tensor, nn
 from lowtide.models import Unit
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
-from lowtide.stages.stream import Scene
+from lowtide.stages.stream import UnitData
 from lowtide.stages.tape import Tape
 
 
 @dataclass(frozen=True)
-class LayerScene:
-    """One layer of a scene. What it reads depends on the layers before it, so it is looked at when its turn has come."""
+class LayerData:
+    """One layer of a block: its inputs in the quantized block, its answers in the float block.
 
-    scene: Scene
+    The inputs depend on the layers before it, so they are computed when its turn has come.
+
+    block: the calibration data of the block.
+    unit: the layer as a unit of its own.
+    """
+
+    block: UnitData
     unit: Unit
 
     @property
     def layer(self) -> nn.Module:
-        return self.scene.job.model.get_submodule(self.unit.name)
+        return self.block.job.model.get_submodule(self.unit.name)
 
     @cached_property
     def pairs(self) -> tuple[Tape, Tape]:
         """Inputs in the quantized block and answers in the float block, over all calls."""
-        inputs, answers = Tape(self.scene.store), Tape(self.scene.store)
+        inputs = Tape(self.block.store)
+        answers = Tape(self.block.store)
         with torch.no_grad():
-            for call in range(len(self.scene.calls)):
-                inputs.append(self.heard(call, True)[0])
-                answers.append(self.heard(call, False)[1])
-        set_precision(self.scene.module, Precision.WEIGHTS)
+            for call in range(len(self.block.calls)):
+                x, _ = self._run_block(call, Precision.WEIGHTS)
+                _, answer = self._run_block(call, Precision.FLOAT)
+                inputs.append(x)
+                answers.append(answer)
+        set_precision(self.block.module, Precision.WEIGHTS)
         return inputs, answers
 
-    def heard(self, call: int, quantized: bool) -> tuple[Tensor, Tensor]:
-        """What the layer reads and answers as the block runs on one call, quantized or in float on float inputs."""
-        found: list[tuple[Tensor, Tensor]] = []
-        set_precision(self.scene.module, Precision.of(weights=quantized, inputs=False))
-        hook = self.layer.register_forward_hook(
-            lambda layer, args, answer: found.append((args[0], answer))
-        )
+    def _run_block(self, call: int, precision: Precision) -> tuple[Tensor, Tensor]:
+        """The layer's input and answer while the block runs on one call, float on float inputs."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        set_precision(self.block.module, precision)
+
+        def record(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+            pairs.append((args[0], result))
+
+        hook = self.layer.register_forward_hook(record)
         try:
-            self.scene.whole(call, quantized)
+            self.block.answer_on_call(call, quantized=precision.weights)
         finally:
             hook.remove()
-        samples = len(self.scene.calls[call].arguments["timestep"])
-        return tuple(value.expand(samples, *value.shape[1:]) for value in found[0])
+        x, answer = pairs[0]
+        samples = len(self.block.calls[call].arguments["timestep"])
+        return x.expand(samples, *x.shape[1:]), answer.expand(samples, *answer.shape[1:])
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Squared distance on a random batch: summed over channels, averaged over the rest."""
-        chosen = self.scene.choose(generator)
-        self.scene.set_clock(chosen)
-        x, answer = (self.scene.taken(tape, chosen) for tape in self.pairs)
-        return (
-            (self.layer(x).float() - answer.float())
-            .square()
-            .sum(1 if isinstance(self.layer, nn.Conv2d) else -1)
-            .mean()
-        )
+        chosen = self.block.choose(generator)
+        self.block.set_clock(chosen)
+        inputs, answers = self.pairs
+        x = self.block.select(inputs, chosen)
+        target = self.block.select(answers, chosen)
+        channels = 1 if isinstance(self.layer, nn.Conv2d) else -1
+        return (self.layer(x).float() - target.float()).square().sum(channels).mean()
 
 
-def layers_of(scene: Scene) -> Iterator[LayerScene]:
-    for name in scene.unit.layers:
-        yield LayerScene(scene, replace(scene.unit, name=name, layers=(name,)))
+def layers_of(block: UnitData) -> Iterator[LayerData]:
+    """The layers of a block, in forward order."""
+    for name in block.unit.layers:
+        yield LayerData(block, replace(block.unit, name=name, layers=(name,)))

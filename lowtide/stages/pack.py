@@ -1,11 +1,11 @@
-"""Pack: codes at their true bits take the place of the simulation."""
+"""Pack: replace simulated layers by layers that hold their codes at the true number of bits."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lowtide.costs import Cost, Workload
 from lowtide.costs.workload import ROUND
-from lowtide.nn.feature_cache import Blank
+from lowtide.nn.feature_cache import Blank, Cached
 from lowtide.nn.request_cache import answer_by_request
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
 from lowtide.stages.base import Job, Stage
@@ -14,12 +14,12 @@ from lowtide.stages.model_edits import forget
 
 @dataclass(frozen=True)
 class Pack(Stage):
-    """Replace every quantized layer by its packed twin; outputs stay the same bit for bit."""
+    """Replace every quantized layer by its packed twin; outputs stay equal bit for bit."""
 
     essential: ClassVar[bool] = True
 
     def run(self, job: Job) -> None:
-        drop_silent(job)
+        _drop_unused_layers(job)
         pack_modules(job.model)
         if job.plan.requests:
             answer_by_request(job.model, job.plan)
@@ -32,15 +32,20 @@ class Pack(Stage):
         return Cost(ROUND * bits * whole.weights * load.speed.value, (bits + 2) * whole.largest)
 
     def foresee(self, job: Job) -> None:
-        """Layers that a cache takes the place of leave the plan."""
-        drop_silent(job)
+        """Layers that a cache replaces leave the plan."""
+        _drop_unused_layers(job)
+
+    def summary(self, job: Job) -> str:
+        return f"codes of {len(job.plan.layers)} layers packed"
 
 
-def drop_silent(job: Job) -> None:
-    """Temporal layers whose answers all come from a cache leave the model, and their input ranges the table."""
+def _drop_unused_layers(job: Job) -> None:
+    """Remove temporal layers whose answers all come from a cache, and their input ranges."""
     for name, cache in job.plan.cached.items():
         if not cache.computed and not cache.kept:
-            job.model.get_submodule(name).layer = None
+            cached = job.model.get_submodule(name)
+            assert isinstance(cached, Cached)
+            cached.layer = None
             forget(job, name)
     for name, width in job.plan.blank.items():
         replace_module(job.model, name, Blank(width))

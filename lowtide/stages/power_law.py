@@ -1,7 +1,7 @@
-"""How a set of positive numbers falls off: log-likelihoods of a power law, an exponential and a log-normal beyond a threshold.
+"""Log-likelihoods of a power law, an exponential and a log-normal for the tail of positive values.
 
-Maximum likelihood on the values of at least `xmin` (Clauset, Shalizi and Newman, 2009); each is a density on [xmin, inf), so
-that the three can be compared.
+Maximum likelihood on the values of at least `xmin` (Clauset, Shalizi and Newman, 2009). Each law
+is a density on [xmin, inf), so that the three can be compared.
 """
 
 import numpy as np
@@ -23,28 +23,32 @@ def exponential(x: np.ndarray, xmin: float) -> float:
 
 
 def log_normal(x: np.ndarray, xmin: float) -> float:
-    """The log-normal cut off below xmin; its two numbers are found by search."""
+    """The log-normal truncated below xmin; a search gives its mean and width."""
     logs = np.log(x)
 
-    def loss(at: np.ndarray) -> float:
-        mean, width = at[0], np.exp(at[1])
+    def loss(parameters: np.ndarray) -> float:
+        mean = parameters[0]
+        width = np.exp(parameters[1])
         density = norm.logpdf(logs, mean, width) - logs
         return -(density.sum() - len(x) * norm.logsf(np.log(xmin), mean, width))
 
     start = np.array([logs.mean(), np.log(max(logs.std(), 1e-6))])
-    return -minimize(
-        loss, start, method="Nelder-Mead", options={"maxiter": 400, "xatol": 1e-4, "fatol": 1e-4}
-    ).fun
+    options = {"maxiter": 400, "xatol": 1e-4, "fatol": 1e-4}
+    return -minimize(loss, start, method="Nelder-Mead", options=options).fun
 
 
 ALTERNATIVES = {"exponential": exponential, "log_normal": log_normal}
 
 
 def power_law_wins(values: np.ndarray, against: tuple[str, ...], share: float) -> float:
-    """R = L(power law) - the best alternative's, per value, on the largest `share` of the values; above 0 it wins."""
+    """R = L(power law) - L(best alternative), per value; above 0 the power law wins.
+
+    The likelihoods L are those of the largest `share` of the values.
+    """
     x = np.sort(values[values > 0].astype(np.float64))
     x = x[int(len(x) * (1 - share)) :]
     if len(x) < 10 or x[0] == x[-1]:
         return -np.inf
     xmin = x[0]
-    return (power_law(x, xmin) - max(ALTERNATIVES[name](x, xmin) for name in against)) / len(x)
+    best = max(ALTERNATIVES[name](x, xmin) for name in against)
+    return (power_law(x, xmin) - best) / len(x)

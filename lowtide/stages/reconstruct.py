@@ -1,12 +1,14 @@
-"""Reconstruct: learn the rounding of each unit so that it answers like the float model; the only such loop in the house.
+"""Reconstruct: learn the rounding of each unit so that it answers like the float model.
 
-AdaRound (Nagel et al. 2020) block by block (BRECQ, Li et al. 2021): the unit reads its predecessors' quantized outputs and
-is held to the float model's answers on float inputs. Step sizes stay fixed. Random batches depend on (seed, stage, unit).
-Settings turn it into its relatives: layer by layer (AdaRound itself), or on inputs that are rounded by chance (QDrop, whose
-ranges are those of plain rounding here and are fitted anew afterwards).
+AdaRound (Nagel et al. 2020), block by block (BRECQ, Li et al. 2021): a unit reads the quantized
+outputs of the units before it, and its target is the float model's answer on float inputs. Scales
+stay fixed. Random batches depend on (seed, stage, unit). Settings choose its relatives: layer by
+layer (AdaRound itself), or inputs of which each value is rounded or not by chance (QDrop; here its
+ranges are those of rounding to nearest, and are fitted anew afterwards). No other stage has such a
+loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -34,22 +36,33 @@ from lowtide.nn.rounding import Roundings
 from lowtide.nn.swap import find_clock
 from lowtide.stages.base import Job, Stage
 from lowtide.stages.fit_ranges import FitRanges, watching_cost
-from lowtide.stages.layerwise import layers_of
-from lowtide.stages.stream import Stream
+from lowtide.stages.layerwise import LayerData, layers_of
+from lowtide.stages.stream import Stream, UnitData, stream_units
 from lowtide.validation import Count, Within
 
-PAPER_ITERS, PAPER_RATE = 20_000, 1e-3
-PENALTY, WARM_UP, SHARP_FIRST, SHARP_LAST = 0.01, 0.2, 20.0, 2.0
-JUDGES = 4
-RANGE_ITERS = 100  # where a paper learns ranges and the settings do not say for how long
+PAPER_ITERS = 20_000
+PAPER_RATE = 1e-3
+PENALTY = 0.01
+WARM_UP = 0.2  # the share of the iterations without the penalty
+SHARP_FIRST = 20.0
+SHARP_LAST = 2.0
+JUDGES = 4  # batches that judge a unit before and after
+RANGE_ITERS = 100  # where a paper learns ranges and the settings give no number
+RANGE_RATE = 1e-2
+LEARN_RANGES = "LearnRanges"
+# loss(generator) is the unit's distance from the float model on a random batch;
+# loss(generator, drop) is the same with inputs of which some values are not rounded.
 Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Reconstruct(Stage):
-    """Round every unit in forward order; temporal layers with their blocks, unless a stage before maintained them.
+    """Learn the rounding of every unit in forward order.
 
-    A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
+    Temporal layers are learnt with their blocks, unless an earlier stage maintained them.
+
+    round: a later round starts from the decisions of the rounds before, with half the iterations
+        of the one before.
     """
 
     round: Annotated[int, Within(0)] = 0
@@ -58,21 +71,18 @@ class Reconstruct(Stage):
         drops = job.settings.drop is not None
         if drops and not self.round:
             FitRanges("minmax").run(job)
-        if "products" not in job.report:
-            job.report["products"] = words(next(job.model.parameters()))
-            job.console.print(f"Roundings are learnt with {job.report['products']}")
+        _report_products(job)
         stream = Stream(job, inputs_quantized=drops, temporal=not job.maintained)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
-        for scene in job.track(stream.scenes(), "rounding blocks", len(stream.units)):
-            job.report["largest_block_bytes"] = max(
-                job.report.get("largest_block_bytes", 0), scene.bytes()
-            )
-            iters = max(1, job.settings.iters >> self.round)
-            for part in layers_of(scene) if job.settings.scope == "layer" else (scene,):
+        iters = max(1, job.settings.iters >> self.round)
+        for data in job.track(stream.walk(), "rounding blocks", len(stream.units)):
+            largest = job.report.get("largest_block_bytes", 0)
+            job.report["largest_block_bytes"] = max(largest, data.bytes())
+            for part in _parts(data, job.settings.scope):
                 Learner(job, name, part.unit, iters, warm=self.round > 0).learn(part.loss)
 
     def cost(self, load: Workload) -> Cost:
-        """Both streams run through the network once; each unit learns, judged before and after."""
+        """One pass of both streams; each unit learns, and is judged before and after."""
         iters = max(1, load.settings.iters >> self.round)
         units = load.network.by_unit.values()
         samples = load.samples
@@ -82,18 +92,42 @@ class Reconstruct(Stage):
         ranges = 0 if load.settings.drop is None else watching_cost(load, search=False).seconds
         return Cost(ranges + learning + judging + load.streams(), largest + load.tape_bytes())
 
+    def summary(self, job: Job) -> str:
+        units = stream_units(job, temporal=not job.maintained)
+        return f"rounding of {len(units)} blocks learnt"
+
+
+def _parts(data: UnitData, scope: str) -> Iterable[UnitData | LayerData]:
+    """What is learnt at once: the whole unit, or each of its layers."""
+    return layers_of(data) if scope == "layer" else (data,)
+
+
+def _report_products(job: Job) -> None:
+    """Say once in which precision the products of the learning run."""
+    if "products" not in job.report:
+        job.report["products"] = words(next(job.model.parameters()))
+        line = f"Reconstruct: the rounding is learnt with {job.report['products']}"
+        job.console.print(line, soft_wrap=True)
+
 
 @dataclass(frozen=True)
 class LearnRanges(Stage):
-    """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
+    """Learn the input ranges of every unit through straight-through rounding (LSQ).
+
+    Zero points are fixed, and the weights are finished.
+
+    iters: None takes the settings' range_iters.
+    temporal: temporal layers learn with their blocks.
+    """
 
     iters: Count | None = None
     temporal: bool = False
 
     def run(self, job: Job) -> None:
         stream = Stream(job, inputs_quantized=True, temporal=self.temporal)
-        for scene in job.track(stream.scenes(), "learning input ranges", len(stream.units)):
-            RangeLearner(job, scene.unit, self.iters or job.settings.range_iters).learn(scene.loss)
+        iters = self.iters or job.settings.range_iters
+        for data in job.track(stream.walk(), "learning input ranges", len(stream.units)):
+            RangeLearner(job, data.unit, iters).learn(data.loss)
 
     def cost(self, load: Workload) -> Cost:
         """As Reconstruct, with rounded inputs."""
@@ -112,84 +146,108 @@ class LearnRanges(Stage):
         streams = load.streams(rounding_inputs(load.network.whole, load.batch))
         return Cost(seconds + streams, largest + load.tape_bytes())
 
+    def summary(self, job: Job) -> str:
+        units = stream_units(job, temporal=self.temporal)
+        return f"input ranges of {len(units)} blocks learnt"
+
 
 def rate(iters: int) -> float:
-    """Adam's rate: the paper's at the paper's 20,000 iterations, larger as they shrink, so that weights can still cross."""
+    """Adam's rate: the paper's at its 20,000 iterations, larger with fewer iterations.
+
+    With the paper's rate and few iterations, a weight could not cross to its other code.
+    """
     return PAPER_RATE * max(1.0, PAPER_ITERS / iters) ** 0.75
 
 
 class Learner:
-    """Learns the rounding of one unit's layers, keeps it only where it beats nearest, and records it for a resumed run."""
+    """Learns the rounding of one unit's layers.
+
+    The result is kept only where it beats rounding to nearest, and is recorded for a resumed run.
+
+    warm: start from the decisions made before.
+    """
 
     def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False):
-        self.job, self.stage, self.unit, self.iters, self.warm = job, stage, unit, iters, warm
-        modules = {name: job.model.get_submodule(name) for name in unit.layers}
-        self.layers: dict[str, QuantizedLayer] = {
-            name: layer
-            for name, layer in modules.items()
-            if isinstance(layer, QuantizedLayer) and layer.format
-        }
+        self.job = job
+        self.stage = stage
+        self.unit = unit
+        self.iters = iters
+        self.warm = warm
+        self.layers: dict[str, QuantizedLayer] = {}
+        for name in unit.layers:
+            layer = job.model.get_submodule(name)
+            if isinstance(layer, QuantizedLayer) and layer.format:
+                self.layers[name] = layer
 
     @property
     def low(self) -> bool:
-        """Whether bf16 will do: not for time, whose precision is the point; a model that came in fewer bits has its own."""
+        """Whether bf16 products are precise enough.
+
+        They are not for the temporal block. A model in half precision has its own products.
+        """
         return self.unit.kind != "temporal" and all(
             layer.weight.dtype == torch.float32 for layer in self.layers.values()
         )
 
     def learn(self, loss: Loss) -> None:
-        """`loss(generator)` is the unit's distance from the float model on a random batch; `loss(generator, drop)` drops."""
+        """Learn, or take the result of an earlier run."""
         if not self.layers:
             return
-        found = self.job.recorded(self.stage, self.unit.name)
-        if found is None:
-            found = self.search(loss)
-            self.job.record(self.stage, self.unit.name, found)
+        codes = self.job.recorded(self.stage, self.unit.name)
+        if codes is None:
+            codes = self.search(loss)
+            self.job.record(self.stage, self.unit.name, codes)
         for name, layer in self.layers.items():
-            layer.set_codes(found[name])
+            layer.set_codes(codes[name])
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
-        nearest, before = self.codes(), self.judge(loss)
-        roundings = Roundings(
-            [layer.start_rounding(self.warm) for layer in self.layers.values()], rate(self.iters)
-        )
-        self.minimise(loss, roundings)
-        for layer in self.layers.values():
+        """The codes of each layer: learnt ones, or those before where the loss is not lower."""
+        nearest = self._codes()
+        before = self.judge(loss)
+        layers = self.layers.values()
+        alphas = [layer.start_rounding(self.warm) for layer in layers]
+        self.minimise(loss, Roundings(alphas, rate(self.iters)))
+        for layer in layers:
             layer.finish_rounding()
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"{self.stage} {self.unit.name}"] = [before, after]
-        return self.codes() if after < before else nearest
+        return self._codes() if after < before else nearest
 
-    def codes(self) -> dict[str, Tensor]:
-        return {name: layer.codes for name, layer in self.layers.items()}
+    def _codes(self) -> dict[str, Tensor]:
+        codes: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            assert layer.codes is not None
+            codes[name] = layer.codes
+        return codes
 
     @torch.no_grad()
     def judge(self, loss: Loss) -> float:
-        """The loss on the same few batches before and after."""
+        """The loss on a few batches, the same ones at each call."""
         generator = self.job.generator(self.stage, self.unit.name, "judge")
         return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
 
     def minimise(self, loss: Loss, roundings: Roundings) -> None:
-        iters, generator = self.iters, self.job.generator(self.stage, self.unit.name)
-        # Dropped only in blocks: a temporal unit is learnt on its own few inputs as they are.
-        chance = None if self.unit.kind == "temporal" else self.job.settings.drop
-        drop = (
-            ()
-            if chance is None
-            else (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
-        )
+        """Train the roundings."""
+        generator = self.job.generator(self.stage, self.unit.name)
+        drop = self._drop()
         history: list[float] = []
-        for step in range(iters):
-            penalty = PENALTY if step >= WARM_UP * iters else 0.0
-            distance = self.iterate(
-                lambda: loss(generator, *drop),
-                roundings,
-                penalty,
-                sharpness(step / iters, self.warm),
-            )
+        for step in range(self.iters):
+            penalty = PENALTY if step >= WARM_UP * self.iters else 0.0
+            sharp = sharpness(step / self.iters, self.warm)
+            distance = self.iterate(lambda: loss(generator, *drop), roundings, penalty, sharp)
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
                 break
+
+    def _drop(self) -> tuple[Drop, ...]:
+        """QDrop, where the settings choose it and the unit is a block.
+
+        A temporal unit learns on its own few inputs as they are.
+        """
+        chance = self.job.settings.drop
+        if chance is None or self.unit.kind == "temporal":
+            return ()
+        return (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
 
     def iterate(
         self, loss: Callable[[], Tensor], roundings: Roundings, penalty: float, sharpness: float
@@ -203,7 +261,10 @@ class Learner:
 
 
 def sharpness(progress: float, warm: bool = False) -> float:
-    """b of the penalty: 20 at the end of the warm-up, 2 at the end. Decisions that are made already begin half-way."""
+    """b of the penalty: 20 at the end of the warm-up, 2 at the end of the learning.
+
+    A warm start begins half-way, because its decisions are made already.
+    """
     if warm:
         return SHARP_LAST + (SHARP_FIRST - SHARP_LAST) / 2 * (1 - progress)
     done = (progress - WARM_UP) / (1 - WARM_UP)
@@ -211,87 +272,97 @@ def sharpness(progress: float, warm: bool = False) -> float:
 
 
 def settled(history: list[float], roundings: Roundings, window: int = 100) -> bool:
-    """The loss is flat and every weight has decided; looked at once in a window, because looking costs a pass."""
+    """Whether the loss is flat and every weight is decided.
+
+    It looks once in a window, because a look takes a pass over the weights.
+    """
     if len(history) < 2 * window or len(history) % window:
         return False
-    late, early = sum(history[-window:]), sum(history[-2 * window : -window])
+    late = sum(history[-window:])
+    early = sum(history[-2 * window : -window])
     return late > 0.99 * early and roundings.settled()
 
 
 class RangeLearner:
     """Learns the scales of the input quantizers of one unit's own layers and attentions.
 
-    Samples are of the kept steps alone; a step between two of them takes of their changes what lies between.
+    Samples are of the kept steps alone. The scale of a step between two of them changes by a share
+    between theirs.
     """
 
     def __init__(self, job: Job, unit: Unit, iters: int):
-        self.job, self.unit, self.iters = job, unit, iters
-        layers = [
-            job.model.get_submodule(name).input
-            for name in unit.layers
-            if isinstance(job.model.get_submodule(name), QuantizedLayer)
-        ]
-        attentions = [
-            module
-            for module in job.model.get_submodule(unit.name).modules()
-            if isinstance(module, QuantAttention)
-        ]
-        parts = [part for attention in attentions for part in attention.quantizers().values()]
-        self.quantizers: list[Quantizer] = [
-            each for each in (*layers, *parts) if isinstance(each.format, Affine)
-        ]
+        self.job = job
+        self.unit = unit
+        self.iters = iters
+        quantizers: list[Quantizer] = []
+        for name in unit.layers:
+            layer = job.model.get_submodule(name)
+            if isinstance(layer, QuantizedLayer):
+                quantizers.append(layer.input)
+        for module in job.model.get_submodule(unit.name).modules():
+            if isinstance(module, QuantAttention):
+                quantizers += module.quantizers().values()
+        self.quantizers = [each for each in quantizers if isinstance(each.format, Affine)]
 
     def learn(self, loss: Loss) -> None:
+        """Learn, or take the result of an earlier run."""
         if not self.quantizers:
             return
-        found = self.job.recorded("LearnRanges", self.unit.name)
-        if found is None:
+        scales = self.job.recorded(LEARN_RANGES, self.unit.name)
+        if scales is None:
             self.search(loss)
-            self.job.record(
-                "LearnRanges",
-                self.unit.name,
-                {str(row): each.scale for row, each in enumerate(self.quantizers)},
-            )
+            learnt = {str(row): each.scale for row, each in enumerate(self.quantizers)}
+            self.job.record(LEARN_RANGES, self.unit.name, learnt)
         else:
-            self.take([found[str(row)] for row in range(len(self.quantizers))])
+            self._restore([scales[str(row)] for row in range(len(self.quantizers))])
 
     def search(self, loss: Loss) -> None:
-        """Learn, and keep it only where it beats the ranges that were there."""
-        generator = self.job.generator("LearnRanges", self.unit.name)
+        """Learn, and keep the result only where it beats the ranges before."""
         before = [quantizer.scale.clone() for quantizer in self.quantizers]
         start = self.judge(loss)
-        optimizer = torch.optim.Adam(
-            [quantizer.start_learning() for quantizer in self.quantizers], 1e-2
-        )
+        self._minimise(loss)
+        steps = self._kept_steps()
+        for quantizer, old in zip(self.quantizers, before, strict=True):
+            quantizer.finish_learning()
+            if quantizer.per_step:
+                quantizer.scale.copy_(carried(old, quantizer.scale, steps))
+        after = self.judge(loss)
+        self.job.report.setdefault("losses", {})[f"{LEARN_RANGES} {self.unit.name}"] = [
+            start,
+            after,
+        ]
+        if after > start:
+            self._restore(before)
+
+    def _minimise(self, loss: Loss) -> None:
+        generator = self.job.generator(LEARN_RANGES, self.unit.name)
+        scales = [quantizer.start_learning() for quantizer in self.quantizers]
+        optimizer = torch.optim.Adam(scales, RANGE_RATE)
         for _ in range(self.iters):
             optimizer.zero_grad()
             loss(generator).backward()
             optimizer.step()
-        seen = self.seen_steps()
-        for quantizer, old in zip(self.quantizers, before, strict=True):
-            quantizer.finish_learning()
-            if quantizer.per_step:
-                quantizer.scale.copy_(carried(old, quantizer.scale, seen))
-        after = self.judge(loss)
-        self.job.report.setdefault("losses", {})[f"LearnRanges {self.unit.name}"] = [start, after]
-        if after > start:
-            self.take(before)
 
-    def seen_steps(self) -> list[int]:
+    def _kept_steps(self) -> list[int]:
         known = find_clock(self.job.model).known
         return sorted({known[call.timestep] for call in self.job.calls if call.kept})
 
-    def take(self, scales: list[Tensor]) -> None:
+    def _restore(self, scales: list[Tensor]) -> None:
         for quantizer, scale in zip(self.quantizers, scales, strict=True):
             quantizer.scale.copy_(scale)
 
     @torch.no_grad()
     def judge(self, loss: Loss) -> float:
-        generator = self.job.generator("LearnRanges", self.unit.name, "judge")
+        """The loss on a few batches, the same ones at each call."""
+        generator = self.job.generator(LEARN_RANGES, self.unit.name, "judge")
         return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
 
 
-def carried(old: Tensor, new: Tensor, seen: list[int]) -> Tensor:
-    """What was learnt at the steps that were seen, for those between: the change, as a share, runs evenly across."""
+def carried(old: Tensor, new: Tensor, steps: list[int]) -> Tensor:
+    """The scales of all steps, (steps,), from those learnt at some steps.
+
+    Between two of these, the change, as a share of the old scale, is interpolated.
+    """
     change = (new / old).log().cpu().double().numpy()
-    return old * torch.from_numpy(np.interp(np.arange(len(old)), seen, change[seen])).exp().to(old)
+    changes = np.interp(np.arange(len(old)), steps, change[steps])
+    return old * torch.from_numpy(changes).exp().to(old)

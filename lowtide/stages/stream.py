@@ -1,13 +1,14 @@
-"""Stream: walk the recorded graph once, all calibration calls abreast, with the float and the quantized values side by side.
+"""Stream: walk the recorded graph once, with the float and the quantized values of all calls.
 
-At every unit the walk pauses: its quantized inputs and its float answers are at hand, the unit is worked on, then both
-streams go on through it. A unit's quantized input is its predecessors' quantized output. Each value is dropped after its
-last use and spilled to disk beyond the budget, so memory does not grow with depth, and no unit costs a forward pass of the
-whole model.
+At every unit the walk pauses with the unit's quantized inputs and its float answers. A stage works
+on the unit, then both streams run through it. A unit's quantized input is the quantized output of
+the units before it. Each value is dropped after its last use and goes to disk beyond the budget,
+so memory does not grow with depth, and no unit costs a forward pass of the whole model.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,12 +23,19 @@ from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
 from lowtide.stages.tape import Store, Tape
 
-Value = Tape | list[Any]
+Value = Tape | list[Any]  # one entry per call
 
 
 @dataclass
-class Scene:
-    """A unit with its quantized inputs, the float ones and its float answers over all calls."""
+class UnitData:
+    """The calibration data of a unit: its inputs and float answers over all kept calls.
+
+    batched: the values that have a batch axis.
+    inputs: quantized inputs; floating: float inputs; targets: float answers, each by the number
+        of the value in the graph.
+
+    A sample is named by its number: call times batch size, plus its row in the call.
+    """
 
     unit: Unit
     node: Node
@@ -39,174 +47,182 @@ class Scene:
     targets: dict[int, Value]
     store: Store
 
+    @property
+    def module(self) -> nn.Module:
+        """The unit's module in the job's model."""
+        assert isinstance(self.node.target, str)
+        return self.job.model.get_submodule(self.node.target)
+
+    @property
+    def batch(self) -> int:
+        """Samples of one call."""
+        return len(self.calls[0].arguments["timestep"])
+
+    def bytes(self) -> int:
+        """Bytes of the unit's inputs and answers."""
+        total = 0
+        for value in (*self.inputs.values(), *self.targets.values()):
+            if isinstance(value, Tape):
+                total += sum(part.numel() * part.element_size() for part in value.batches)
+        return total
+
+    def choose(self, generator: torch.Generator) -> list[int]:
+        """A random batch of samples."""
+        samples = sum(len(call.arguments["timestep"]) for call in self.calls)
+        size = min(self.job.settings.batch, samples)
+        return torch.randint(samples, (size,), generator=generator).tolist()
+
     def loss(self, generator: torch.Generator, drop: Drop | None = None) -> Tensor:
-        """Squared distance to the float answers on a random batch: summed over channels, which are last where there are tokens,
-        averaged over the rest."""
+        """Squared distance to the float answers on a random batch.
+
+        It is summed over channels, which are the last axis where there are tokens, and averaged
+        over the rest.
+        """
         chosen = self.choose(generator)
         with dropping(self.module, drop):
             answer = self.answer(chosen, drop)
-        pairs = [
-            (leaf, ref.id)
-            for leaf, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True)
-            if ref
-        ]
-        apart = [
-            leaf.float() - self.rows(self.targets[id], id, chosen).float() for leaf, id in pairs
-        ]
-        return sum(each.square().sum(-1 if each.dim() == 3 else 1).mean() for each in apart)
-
-    def bytes(self) -> int:
-        """What the unit's inputs and answers take."""
-        values = [*self.inputs.values(), *self.targets.values()]
-        return sum(
-            part.numel() * part.element_size()
-            for tape in values
-            if isinstance(tape, Tape)
-            for part in tape.batches
-        )
-
-    def choose(self, generator: torch.Generator) -> list[int]:
-        samples = sum(len(call.arguments["timestep"]) for call in self.calls)
-        return torch.randint(
-            samples, (min(self.job.settings.batch, samples),), generator=generator
-        ).tolist()
+        losses: list[Tensor] = []
+        for ours, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True):
+            if ref:
+                target = self.rows(self.targets[ref.id], ref.id, chosen)
+                error = (ours.float() - target.float()).square()
+                losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
+        return reduce(torch.add, losses)
 
     def answer(self, chosen: list[int], drop: Drop | None = None) -> Any:
-        """The unit's own answer on these samples, whatever timesteps they have."""
+        """The unit's own answer to these samples, which may be at different timesteps."""
         self.set_clock(chosen)
 
-        def picked(leaf: Any) -> Any:
-            return self.given(leaf.id, chosen, drop) if isinstance(leaf, Ref) else leaf
+        def value(leaf: Any) -> Any:
+            return self._input(leaf.id, chosen, drop) if isinstance(leaf, Ref) else leaf
 
-        return self.module(*mapped(self.node.args, picked), **mapped(self.node.kwargs, picked))
+        return self.module(*mapped(self.node.args, value), **mapped(self.node.kwargs, value))
+
+    def answer_on_call(self, call: int, *, quantized: bool) -> Any:
+        """The unit's answer to all samples of one call, on quantized or on float inputs."""
+        data = self if quantized else replace(self, inputs=self.floating)
+        return data.answer(list(range(call * self.batch, (call + 1) * self.batch)))
 
     def set_clock(self, chosen: list[int]) -> None:
-        size = len(self.calls[0].arguments["timestep"])
-        times = [self.calls[number // size].timestep for number in chosen]
+        """Set the clock to the timesteps of these samples."""
+        times = [self.calls[number // self.batch].timestep for number in chosen]
         clock = find_clock(self.job.model)
         clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
 
-    def given(self, id: int, chosen: list[int], drop: Drop | None) -> Any:
-        """An input as its predecessors' quantized output, or dropped here and there to what it is in float."""
-        found = self.rows(self.inputs[id], id, chosen)
-        if drop is None or not isinstance(found, Tensor) or not found.is_floating_point():
-            return found
-        return drop(self.rows(self.floating[id], id, chosen), found)
-
-    @property
-    def module(self) -> nn.Module:
-        return self.job.model.get_submodule(self.node.target)
+    def _input(self, id: int, chosen: list[int], drop: Drop | None) -> Any:
+        """A quantized input, with some of its values replaced by their float values by `drop`."""
+        rows = self.rows(self.inputs[id], id, chosen)
+        if drop is None or not isinstance(rows, Tensor) or not rows.is_floating_point():
+            return rows
+        return drop(self.rows(self.floating[id], id, chosen), rows)
 
     def rows(self, value: Value, id: int, chosen: list[int]) -> Any:
         """These samples of a value; a value without a batch axis is the same for all."""
-        return self.taken(value, chosen) if id in self.batched else value[0]
+        return self.select(value, chosen) if id in self.batched else value[0]
 
-    def whole(self, call: int, quantized: bool) -> Any:
-        """The unit's answer on all samples of one call, on quantized or on float inputs."""
-        size = len(self.calls[0].arguments["timestep"])
-        source = self if quantized else replace(self, inputs=self.floating)
-        return source.answer(list(range(call * size, (call + 1) * size)))
-
-    def taken(self, value: Value, chosen: list[int]) -> Tensor:
+    def select(self, value: Value, chosen: list[int]) -> Tensor:
+        """These samples of a value with a batch axis, on the model's device."""
         size = len(value[0])
-        return torch.stack([value[number // size][number % size] for number in chosen]).to(
-            self.device
-        )
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.job.model.parameters()).device
+        samples = [value[number // size][number % size] for number in chosen]
+        return torch.stack(samples).to(self.job.device)
 
 
 class Stream:
-    """Both streams' live values, by number. With `temporal`, temporal layers belong to the blocks they lie in."""
+    """The live values of both streams, by number in the graph.
+
+    inputs_quantized: the quantized stream rounds inputs too.
+    temporal: temporal layers belong to the blocks that they are in; else no unit has them.
+    """
 
     def __init__(self, job: Job, inputs_quantized: bool = False, temporal: bool = False):
-        self.job, self.inputs_quantized = job, inputs_quantized
+        self.job = job
+        self.precision = Precision.of(weights=True, inputs=inputs_quantized)
         self.calls = [call for call in job.calls if call.kept]
         self.graph = job.adapter.block_graph(len(self.calls[0].arguments["timestep"]))
-        self.batched = batched(self.graph, job)
+        self.batched = _batched(self.graph, job)
         self.store = Store(job.settings.memory)
         self.floating: dict[int, Value] = {}
         self.quantized: dict[int, Value] = {}
-        apart = [unit for unit in job.adapter.units() if unit.kind != "temporal"]
-        self.units = {
-            unit.name: unit
-            for unit in (job.adapter.homes(job.adapter.reads) if temporal else apart)
-        }
+        self.units = {unit.name: unit for unit in stream_units(job, temporal=temporal)}
 
-    def scenes(self) -> Iterator[Scene]:
-        """Each unit in forward order; going on to the next runs both streams through it."""
+    def walk(self) -> Iterator[UnitData]:
+        """The data of each unit in forward order; its next item runs both streams through it."""
         self.feed()
         for node in self.graph.nodes:
-            unit = self.units.get(node.target) if node.is_leaf else None
-            answers = self.run(node, self.floating, (False, False))
+            unit = self.units.get(node.target) if isinstance(node.target, str) else None
+            answers = self._run(node, self.floating, Precision.FLOAT)
             if unit:
-                inputs, floating = (
-                    {id: values[id] for id in node.uses()}
-                    for values in (self.quantized, self.floating)
-                )
-                self.show(node.target, True, self.inputs_quantized)
-                yield Scene(
-                    unit,
-                    node,
-                    self.job,
-                    self.calls,
-                    self.batched,
-                    inputs,
-                    floating,
-                    answers,
-                    self.store,
-                )
+                yield self._unit_data(unit, node, answers)
             self.floating |= answers
-            self.quantized |= self.run(node, self.quantized, (True, self.inputs_quantized))
+            self.quantized |= self._run(node, self.quantized, self.precision)
             for id in node.frees:
                 self.floating.pop(id, None)
                 self.quantized.pop(id, None)
             if unit:
                 give_back()
 
+    def _unit_data(self, unit: Unit, node: Node, answers: dict[int, Value]) -> UnitData:
+        """The data of one unit, whose module is left quantized."""
+        self._set_precision(node, self.precision)
+        return UnitData(
+            unit=unit,
+            node=node,
+            job=self.job,
+            calls=self.calls,
+            batched=self.batched,
+            inputs={id: self.quantized[id] for id in node.uses()},
+            floating={id: self.floating[id] for id in node.uses()},
+            targets=answers,
+            store=self.store,
+        )
+
     def feed(self) -> None:
-        given = [flat_inputs(call.arguments) for call in self.calls]
+        """Put the inputs of all calls in both streams."""
+        inputs = [flat_inputs(call.arguments) for call in self.calls]
         for name, id in self.graph.inputs.items():
             tape = Tape(self.store)
-            for arguments in given:
-                tape.append(arguments[name])
-            self.floating[id] = self.quantized[id] = tape
+            for tensors in inputs:
+                tape.append(tensors[name])
+            self.floating[id] = tape
+            self.quantized[id] = tape
 
-    def show(self, target: Any, quantized: bool, inputs: bool) -> None:
-        if isinstance(target, str):
-            set_precision(
-                self.job.model.get_submodule(target), Precision.of(weights=quantized, inputs=inputs)
-            )
+    def _set_precision(self, node: Node, precision: Precision) -> None:
+        if isinstance(node.target, str):
+            set_precision(self.job.model.get_submodule(node.target), precision)
 
     @torch.no_grad()
-    def run(
-        self, node: Node, values: dict[int, Value], state: tuple[bool, bool]
-    ) -> dict[int, Value]:
+    def _run(self, node: Node, values: dict[int, Value], precision: Precision) -> dict[int, Value]:
         """Run one node on every call of one stream."""
-        self.show(node.target, *state)
-        given: dict[int, Value] = {}
-        device = next(self.job.model.parameters()).device
+        self._set_precision(node, precision)
+        outputs: dict[int, Value] = {}
+        device = self.job.device
         clock = find_clock(self.job.model)
-        for place, call in enumerate(self.calls):
+        for number, call in enumerate(self.calls):
             clock.set(call.timestep / clock.ticks)
-            results = run_node(
-                node, self.job.model, lambda id, place=place: on(device, values[id][place]), device
-            )
-            for id, result in results.items():
-                given.setdefault(id, Tape(self.store) if isinstance(result, Tensor) else []).append(
-                    result
-                )
-        return given
+
+            def value(id: int, number: int = number) -> Any:
+                return _on(device, values[id][number])
+
+            for id, result in run_node(node, self.job.model, value, device).items():
+                if id not in outputs:
+                    outputs[id] = Tape(self.store) if isinstance(result, Tensor) else []
+                outputs[id].append(result)
+        return outputs
 
 
-def on(device: torch.device, value: Any) -> Any:
+def stream_units(job: Job, *, temporal: bool) -> list[Unit]:
+    """The units of a stream; with `temporal`, temporal layers belong to their blocks."""
+    if temporal:
+        return job.adapter.homes(job.adapter.reads)
+    return [unit for unit in job.adapter.units() if unit.kind != "temporal"]
+
+
+def _on(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def batched(graph: Graph, job: Job) -> frozenset[int]:
-    """Values with a batch axis: their first axis grew when the same pass was recorded with one more sample."""
+def _batched(graph: Graph, job: Job) -> frozenset[int]:
+    """The values with a batch axis: their shape changes when the batch has one more sample."""
     size = len(job.calls[0].arguments["timestep"])
     larger = job.adapter.block_graph(size + 1)
     grown = (id for id, value in graph.values.items() if larger.values[id].shape != value.shape)

@@ -1,7 +1,7 @@
-"""Tapes: what went into a unit and what came out, in memory up to a budget, on disk beyond it.
+"""Tape: a list of batches of one value, in memory up to a budget, on disk beyond it.
 
-A tape is a list of batches. Whether a batch lies in memory or in a file is invisible to its reader; a file is gone as
-soon as nothing refers to it.
+A reader does not see whether a batch is in memory or in a file. A file is deleted as soon as
+nothing refers to it.
 """
 
 import tempfile
@@ -16,14 +16,19 @@ from lowtide.machine.peak_memory import give_back
 
 
 class Store:
-    """The budget that tapes share: bytes in memory now, and the folder where the rest goes."""
+    """The budget of bytes in memory that tapes share, and the folder for the rest.
+
+    held: bytes in memory now. count: batches written to disk so far.
+    """
 
     def __init__(self, budget: int):
-        self.budget, self.held = budget, 0
+        self.budget = budget
+        self.held = 0
         self.folder = tempfile.TemporaryDirectory(prefix="lowtide-")
         self.count = 0
 
-    def file(self) -> Path:
+    def next_file(self) -> Path:
+        """The path of a new file."""
         self.count += 1
         return Path(self.folder.name) / f"{self.count}.bin"
 
@@ -36,16 +41,17 @@ class Tape:
         self.batches: list[Tensor] = []
 
     def append(self, batch: Tensor) -> None:
+        """Add a batch; beyond the budget it goes to disk."""
         batch = batch.detach()
         size = batch.numel() * batch.element_size()
         if self.store.held + size > self.store.budget and size:
-            self.batches.append(spilled(batch, self.store.file()))
+            self.batches.append(_spilled(batch, self.store.next_file()))
             del batch
             give_back()
             return
         self.store.held += size
         held = batch.contiguous()
-        weakref.finalize(held, release, self.store, size)
+        weakref.finalize(held, _release, self.store, size)
         self.batches.append(held)
 
     def __getitem__(self, index: int) -> Tensor:
@@ -55,12 +61,15 @@ class Tape:
         return len(self.batches)
 
 
-def release(store: Store, size: int) -> None:
+def _release(store: Store, size: int) -> None:
     store.held -= size
 
 
-def spilled(batch: Tensor, path: Path) -> Tensor:
-    """The same values behind a map of a file, which the system may drop from memory; the file goes when the tensor does."""
+def _spilled(batch: Tensor, path: Path) -> Tensor:
+    """The same values in a memory-mapped file, whose pages the system may drop from memory.
+
+    The file is deleted with the tensor.
+    """
     raw = batch.contiguous().cpu().flatten().view(torch.uint8).numpy()
     raw.tofile(path)
     mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r+"))

@@ -1,8 +1,10 @@
-"""TIAR: rounding the temporal information block for its own features; shared by TFMQ-DM and its extension."""
+"""TIAR: rounding of the temporal block for its own features; TFMQ-DM and its extension share it."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
+from torch import Tensor
 
 from lowtide.costs import Cost, Workload
 from lowtide.costs.workload import rounding_bytes, rounding_work
@@ -16,11 +18,12 @@ from lowtide.validation import Count
 
 @dataclass(frozen=True)
 class TIAR(Stage):
-    """Temporal information aware reconstruction: round the temporal block so that its features stay put.
+    """Temporal information aware reconstruction: learn the rounding that keeps the features.
 
-    minimise over the rounding of h and all g_i:   sum_i || g_i(h(t)) - g^_i(h^(t)) ||^2,   t in {1..T}
+    minimise over the rounding of h and all g_i:
+        sum_i || g_i(h(t)) - g^_i(h^(t)) ||^2,   t in {1..T}
 
-    A pass over all t costs next to nothing, so it gets `times` as many iterations as a block.
+    times: iterations, as a multiple of a block's. A pass over all t costs next to nothing.
     """
 
     times: Count = 5
@@ -29,39 +32,42 @@ class TIAR(Stage):
         if job.maintained:
             raise BadInput(
                 "found temporal features that are maintained already",
-                "TIAR before what caches them",
+                "TIAR before the stage that caches them",
                 "put it first",
             )
         for unit in job.track(job.adapter.temporal(), "temporal block"):
-            self.round_unit(job, unit)
+            self._round_unit(job, unit)
         job.maintained = True
 
-    def round_unit(self, job: Job, unit: Unit) -> None:
+    def _round_unit(self, job: Job, unit: Unit) -> None:
         features = JobFeatures(job, unit)
-        target = features.floating()
+        targets = features.floating()
 
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            return sum(
-                (ours - theirs).square().sum(1).mean()
-                for ours, theirs in zip(features(), target, strict=True)
-            )
+        def loss(generator: torch.Generator) -> Tensor:
+            pairs = zip(features(), targets, strict=True)
+            errors = [(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]
+            return reduce(torch.add, errors)
 
         Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
 
     def cost(self, load: Workload) -> Cost:
-        """Every temporal unit on all its rows, over and over."""
+        """Many passes of every temporal unit over all its rows."""
         iters = self.times * load.settings.iters
-        parts = [
-            (load.network.temporal_part(unit), _rows(unit, load)) for unit in load.network.temporal
-        ]
-        seconds = sum(
-            iters * load.speed.learning(rounding_work(part, rows)) for part, rows in parts
-        )
-        return Cost(seconds, max((rounding_bytes(part, rows) for part, rows in parts), default=0))
+        seconds = 0.0
+        largest = 0.0
+        for unit in load.network.temporal:
+            part = load.network.temporal_part(unit)
+            rows = _rows(unit, load)
+            seconds += iters * load.speed.learning(rounding_work(part, rows))
+            largest = max(largest, rounding_bytes(part, rows))
+        return Cost(seconds, largest)
+
+    def summary(self, job: Job) -> str:
+        return "rounding of the temporal block learnt for its own features"
 
 
 def _rows(unit: Unit, load: Workload) -> int:
-    """Timesteps, or (timestep, condition) pairs, that a temporal unit is run on."""
+    """Timesteps, or (timestep, condition) pairs, that a temporal unit runs on."""
     if unit.reads == ("timestep",):
         return load.steps
     return min(MOST_ROWS, load.steps * load.settings.images * load.branches)

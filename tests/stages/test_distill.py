@@ -1,4 +1,4 @@
-"""The whole-network loop: it beats its start, resumes to the same bits, mixes timesteps rightly, leaves integers only."""
+"""Distill: it improves, resumes to the same bits, mixes timesteps, and leaves integers only."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def prepared(folder=None, **settings) -> Job:
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
     pipe.unet.requires_grad_(False)
     job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | settings), "test", folder)
-    run_recipe((Collect(), Assign(True), FitWeights("mse"), FitRanges("mse")), job)
+    run_recipe((Collect(), Assign(per_step=True), FitWeights("mse"), FitRanges("mse")), job)
     return job
 
 
@@ -53,7 +53,7 @@ def same(ours: dict, theirs: dict) -> bool:
     )
 
 
-def test_it_comes_nearer_on_images_it_was_not_taught():
+def test_it_comes_nearer_on_held_out_images():
     job = prepared(iters=60)
     Distill().run(job)
     before, after = job.report["losses"]["Distill network"]
@@ -63,11 +63,11 @@ def test_it_comes_nearer_on_images_it_was_not_taught():
 def test_worse_than_the_start_is_thrown_away():
     job = prepared(iters=3)
     student = Student(job, Distill())
-    start = student.found()
+    start = student.state()
     Distill(weight_rate=1e3, range_rate=1.0).run(job)
     before, after = job.report["losses"]["Distill network"]
     assert not after < before
-    assert same(student.found(), start)
+    assert same(student.state(), start)
 
 
 def test_input_scales_learn_for_their_own_steps():
@@ -90,9 +90,11 @@ def test_equal_seeds_give_equal_bits_whatever_ran_before():
     assert not same(first, state(prepared(iters=4, seed=1)))
 
 
-def test_an_interrupted_run_goes_on_from_its_last_leg_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "LEG", 3)
-    whole, loss, count = state(prepared(iters=8)), DistillLoop.loss, []
+def test_an_interrupted_run_resumes_from_its_last_record_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "RECORD_EVERY", 3)
+    whole = state(prepared(iters=8))
+    loss = DistillLoop.loss
+    count = []
 
     def dying(self, generator):
         count.append(1)
@@ -104,7 +106,7 @@ def test_an_interrupted_run_goes_on_from_its_last_leg_to_the_same_bits(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         state(prepared(tmp_path, iters=8))
     assert same(state(prepared(tmp_path, iters=8)), whole)
-    assert len(count) == 6 + 5  # three of the eight were in the leg
+    assert len(count) == 6 + 5  # three of the eight were recorded
     assert same(state(prepared(tmp_path, iters=8)), whole)
     assert len(count) == 11  # all recorded
 
@@ -117,12 +119,9 @@ def test_nothing_but_integers_and_tables_remains_and_packed_equals_simulated():
     assert all(layer.rounding is None for _, layer in quant_layers(job.model))
     Pack().run(job)
     assert torch.equal(job.model(**call.arguments)[0], simulated)
-    assert not any(
-        part in name
-        for name in job.model.state_dict()
-        for part in ("down.", "rounding", "log_scale", "learnt")
-    )
     dtypes = {name: tensor.dtype for name, tensor in job.model.state_dict().items()}
+    for part in ("down.", "rounding", "log_scale", "learnt"):
+        assert not any(part in name for name in dtypes), part
     assert all(dtypes[f"{name}.weight"] == torch.uint8 for name in job.plan.layers)
 
 
@@ -142,25 +141,27 @@ def test_a_batch_of_mixed_timesteps_answers_as_its_calls_did(name, tmp_path):
     )
     model = sampling.denoiser(pipe)
     job = Job(pipe, model, adapt(model), settings, "test")
-    run_recipe((Collect(), Assign(True), FitWeights(), FitRanges()), job)
-    lessons = CalibrationBatches(job)
-    assert {lessons.image(place) for place in lessons.held_out} == {3}
-    assert {lessons.image(place) for place in lessons.taught} == {0, 1, 2}
+    run_recipe((Collect(), Assign(per_step=True), FitWeights(), FitRanges()), job)
+    batches = CalibrationBatches(job)
+    assert {batches.image(place) for place in batches.held_out} == {3}
+    assert {batches.image(place) for place in batches.training} == {0, 1, 2}
     set_precision(job.model, Precision.FLOAT)
-    chosen = lessons.some(lessons.taught, torch.Generator().manual_seed(0))
+    chosen = batches.draw(batches.training, torch.Generator().manual_seed(0))
     assert len({call for call, _ in chosen}) > 1
-    ours, theirs = answer_of(job.model(**lessons.arguments(chosen))), lessons.targets(chosen)
+    ours = answer_of(job.model(**batches.arguments(chosen)))
+    theirs = batches.targets(chosen)
     assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-4
 
 
 def test_pairs_are_the_same_images_one_step_later():
-    lessons = CalibrationBatches(prepared(steps=3))
-    batch = lessons.pairs(torch.Generator().manual_seed(0))
-    first, second = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+    batches = CalibrationBatches(prepared(steps=3))
+    batch = batches.pairs(torch.Generator().manual_seed(0))
+    first = batch[: len(batch) // 2]
+    second = batch[len(batch) // 2 :]
     assert len(first) == len(second) == 4
     for now, later in zip(first, second, strict=True):
-        assert lessons.image(now) == lessons.image(later)
-        assert lessons.calls[now[0]].timestep > lessons.calls[later[0]].timestep
+        assert batches.image(now) == batches.image(later)
+        assert batches.calls[now[0]].timestep > batches.calls[later[0]].timestep
     with pytest.raises(lowtide.errors.BadInput, match="found one step"):
         CalibrationBatches(prepared(steps=1)).pairs(torch.Generator())
 
@@ -172,5 +173,5 @@ def test_guidance_branches_are_held_out_together():
         "timestep": torch.zeros(16),
     }
     job.calls = [replace(call, arguments=job.calls[0].arguments | doubled) for call in job.calls]
-    lessons = CalibrationBatches(job)
-    assert {row for _, row in lessons.held_out} == {7, 15}
+    batches = CalibrationBatches(job)
+    assert {row for _, row in batches.held_out} == {7, 15}

@@ -1,4 +1,4 @@
-"""What searches weigh comes from all of a tensor, whatever its axes are, and its tails weigh what they are."""
+"""Input statistics: samples come from all of a tensor, and their tails have their true weight."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from lowtide.formats import Affine, mse, percentile
 from lowtide.nn.clock import Clock
 from lowtide.nn.quantizer import Quantizer
-from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, Seen, nothing_seen, ranges, sampled
+from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, Seen, ranges, sampled
 
 
 @pytest.mark.parametrize(
@@ -15,15 +15,15 @@ from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, Seen, nothing_seen, ra
 def test_every_column_has_its_share(shape: tuple[int, ...]) -> None:
     """A stride of numel / 2048 saw column 0 alone in the first two of these."""
     columns = torch.arange(shape[-1]).float().expand(shape)
-    seen = nothing_seen(2)
-    seen.note(columns, 1, torch.Generator().manual_seed(0))
-    (kept,) = seen.samples[1]
-    assert len(kept.drawn) == KEPT_VALUES and not seen.samples[0]
+    statistics = Seen.empty(2)
+    statistics.add(columns, 1, torch.Generator().manual_seed(0))
+    (kept,) = statistics.samples[1]
+    assert len(kept.drawn) == KEPT_VALUES and not statistics.samples[0]
     counts = torch.bincount(kept.drawn.long(), minlength=shape[-1])
     expected = KEPT_VALUES / shape[-1]
     assert (counts > 0).float().mean() > 0.8
     assert counts.max() < expected + 6 * expected**0.5
-    assert (seen.lo[1], seen.hi[1]) == (0, shape[-1] - 1)
+    assert (statistics.lo[1], statistics.hi[1]) == (0, shape[-1] - 1)
 
 
 def test_few_values_are_all_kept() -> None:
@@ -44,16 +44,16 @@ def test_weights_add_up_to_all_values_and_tails_are_the_ends() -> None:
 
 
 def test_nothing_is_kept_where_no_search_weighs_it() -> None:
-    seen = nothing_seen(1)
-    seen.note(torch.randn(4, 4), 0, None)
-    assert seen.samples == [[]]
+    statistics = Seen.empty(1)
+    statistics.add(torch.randn(4, 4), 0, None)
+    assert statistics.samples == [[]]
 
 
 def quantizer(bits: int, *, per_step: bool = True) -> Quantizer:
     return Quantizer(Affine(bits), Clock([1, 2, 3, 4]), per_step=per_step)
 
 
-def lost(x: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor, form: Affine) -> float:
+def rounding_loss(x: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor, form: Affine) -> float:
     grid = form.params(lo.reshape(1), hi.reshape(1))
     return (form.decode(form.encode(x, grid), grid) - x).abs().pow(2.4).mean().item()
 
@@ -63,28 +63,33 @@ def lost(x: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor, form: Affine) -> f
 def test_a_searched_range_is_nearly_as_good_as_one_searched_on_every_value(
     bits: int, law: str
 ) -> None:
-    """Ends that weighed as much as drawn values were never cut, at 1.1 to 2.5 times the loss; left out, outliers would be."""
+    """It needs the right weight for the tails.
+
+    With the weight of drawn values they were never cut, at 1.1 to 2.5 times the loss. Left out,
+    outliers would be cut.
+    """
     torch.manual_seed(0)
-    x = (
-        torch.randn(1 << 18)
-        if law != "laplace"
-        else torch.distributions.Laplace(0.0, 1.0).sample((1 << 18,))
-    )
+    x = torch.randn(1 << 18)
+    if law == "laplace":
+        x = torch.distributions.Laplace(0.0, 1.0).sample((1 << 18,))
     if law == "outliers":
         x.view(64, -1)[5, :100] = 40.0  # a heavy channel at a few places
-    seen = nothing_seen(1)
-    seen.note(x, 0, torch.Generator().manual_seed(1))
+    statistics = Seen.empty(1)
+    statistics.add(x, 0, torch.Generator().manual_seed(1))
     form = Affine(bits)
-    ours, best = (
-        lost(x, *ranges(seen, quantizer(bits), "mse"), form),
-        lost(x, *mse(x[None], form), form),
-    )
+    ours = rounding_loss(x, *ranges(statistics, quantizer(bits), "mse"), form)
+    best = rounding_loss(x, *mse(x[None], form), form)
     assert ours < 1.15 * best
-    assert bits == 8 or law == "outliers" or ours < 0.9 * lost(x, seen.lo, seen.hi, form)
+    assert (
+        bits == 8
+        or law == "outliers"
+        or ours < 0.9 * rounding_loss(x, statistics.lo, statistics.hi, form)
+    )
 
 
 def test_percentiles_weigh_values_too() -> None:
-    values, weights = torch.arange(11.0), torch.ones(11)
+    values = torch.arange(11.0)
+    weights = torch.ones(11)
     weights[10] = 0.01
     lo, hi = percentile(values[None], Affine(8), weights, keep=0.9)
     assert (lo.item(), hi.item()) == (0.0, 9.0)
@@ -93,17 +98,21 @@ def test_percentiles_weigh_values_too() -> None:
 
 @pytest.mark.parametrize("search", ["minmax", "mse"])
 def test_a_step_that_nothing_reached_takes_the_nearest(search: str) -> None:
-    seen = nothing_seen(4)
+    statistics = Seen.empty(4)
     for step, scale in ((1, 1.0), (3, 5.0)):
-        seen.note(scale * torch.randn(1000), step, torch.Generator().manual_seed(0))
-    lo, hi = (ends.flatten() for ends in ranges(seen, quantizer(4), search))
+        statistics.add(scale * torch.randn(1000), step, torch.Generator().manual_seed(0))
+    lo, hi = ranges(statistics, quantizer(4), search)
+    lo = lo.flatten()
+    hi = hi.flatten()
     assert lo.isfinite().all() and hi.isfinite().all()
     assert hi[0] == hi[1] and hi[3] > 3 * hi[1] and hi[2] in (hi[1], hi[3])
 
 
 def test_all_steps_as_one() -> None:
-    seen = Seen(torch.tensor([-1.0, -3.0]), torch.tensor([2.0, 1.0]), [[], []])
-    assert [ends.tolist() for ends in ranges(seen, quantizer(4, per_step=False), "minmax")] == [
+    statistics = Seen(torch.tensor([-1.0, -3.0]), torch.tensor([2.0, 1.0]), [[], []])
+    assert [
+        ends.tolist() for ends in ranges(statistics, quantizer(4, per_step=False), "minmax")
+    ] == [
         [-3.0],
         [2.0],
     ]

@@ -1,4 +1,4 @@
-"""Rewrites: the float answer stays, a checkpoint's skeleton is rewritten alike, a cache answers like what it was filled with."""
+"""Model edits: the float answer stays, a skeleton is edited alike, a cache gives its values."""
 
 import pytest
 import tiny
@@ -8,7 +8,7 @@ from lowtide import sampling
 from lowtide.checkpoint import diffusers_hook
 from lowtide.formats import Adaptive, Affine, Grid
 from lowtide.models import adapt
-from lowtide.nn.plan import CachePlan, Plan
+from lowtide.nn.plan import CachePlan, LayerPlan, Plan
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import find_clock, quantizers, set_precision, skeleton
 from lowtide.settings import Settings
@@ -41,7 +41,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def reloaded(job: Job, call) -> torch.Tensor:
-    """What a checkpoint gives: a skeleton from the plan alone, filled with the packed model's tensors."""
+    """The answer of a skeleton made from the plan alone, with the packed model's tensors."""
     fresh = tiny.model("unet2d")
     with torch.device("meta"):
         skeleton(fresh, Plan.from_json(job.plan.to_json()))
@@ -64,7 +64,7 @@ def test_a_split_layer_answers_the_same_and_survives_the_checkpoint():
     assert distance(answer(job), before) < 1e-6
     assert f"{SHORTCUT}.first" in job.adapter.layers()
     assert f"{SHORTCUT}.second" in job.adapter.layers()
-    run_recipe((Assign(True), FitWeights(), FitRanges()), job)
+    run_recipe((Assign(per_step=True), FitWeights(), FitRanges()), job)
     assert f"{SHORTCUT}.second" in job.plan.layers
     packed(job)
 
@@ -73,14 +73,15 @@ def test_a_split_layer_answers_the_same_and_survives_the_checkpoint():
 def test_smoothing_moves_range_from_inputs_to_weights(weights):
     job = collected(weights=weights)
     before = answer(job)
-    run_recipe((Assign(True),), job)
+    run_recipe((Assign(per_step=True),), job)
     name = "mid_block.resnets.0.conv1"
     layer = job.model.get_submodule(name)
     smooth_layer(job, name, torch.rand(layer.in_channels) * 3 + 0.5)
     x = torch.randn(2, layer.in_channels, 4, 4)
     layer.set_precision(Precision.FLOAT)
     theirs = layer(x)
-    layer.input.format, kept = None, layer.input.format
+    kept = layer.input.format
+    layer.input.format = None
     layer.set_precision(Precision.INPUTS)
     assert distance(layer(x), theirs) < 1e-6  # divided and multiplied, nothing rounded
     layer.input.format = kept
@@ -90,7 +91,7 @@ def test_smoothing_moves_range_from_inputs_to_weights(weights):
 
 def test_a_cache_of_every_step_replaces_the_layer():
     job = collected()
-    run_recipe((Assign(True), FitWeights(), FitRanges()), job)
+    run_recipe((Assign(per_step=True), FitWeights(), FitRanges()), job)
     width = job.model.get_submodule(FEATURE).out_features
     rows = torch.randn(3 * 2, width // 2)
     form = Affine(8)
@@ -111,9 +112,9 @@ def test_a_cache_of_every_step_replaces_the_layer():
     assert not any(name.startswith(f"{FEATURE}.layer") for name in job.model.state_dict())
 
 
-def test_a_cache_of_some_steps_asks_the_layer_at_the_others():
+def test_a_cache_of_some_steps_calls_the_layer_at_the_others():
     job = collected()
-    run_recipe((Assign(True), FitWeights(), FitRanges()), job)
+    run_recipe((Assign(per_step=True), FitWeights(), FitRanges()), job)
     layer = job.model.get_submodule(FEATURE)
     cached = cache_layer(job, FEATURE, CachePlan(layer.out_features, Affine(8), computed=True))
     cached.fill(
@@ -124,9 +125,9 @@ def test_a_cache_of_some_steps_asks_the_layer_at_the_others():
     clock = find_clock(job.model)
     clock.set(torch.tensor(list(clock.known)))
     x = torch.randn(3, layer.in_features)
-    found = cached(x)
-    assert torch.equal(found[[0, 2]], torch.full((2, layer.out_features), 2.0))
-    assert torch.equal(found[1], layer(x)[1])
+    values = cached(x)
+    assert torch.equal(values[[0, 2]], torch.full((2, layer.out_features), 2.0))
+    assert torch.equal(values[1], layer(x)[1])
     set_precision(job.model, Precision.FLOAT)
     assert torch.equal(cached(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
     set_precision(job.model, Precision.FULL)
@@ -148,11 +149,10 @@ def test_a_correction_takes_bias_and_slope_off_the_answer():
 
 def test_softmax_may_be_log2_at_some_steps():
     job = collected(inputs=4)
-    Assign(True).run(job)
+    Assign(per_step=True).run(job)
     name, parts = next(iter(job.plan.attentions.items()))
-    job.plan.attentions[name] = parts | {
-        "softmax": parts["softmax"].__class__(None, Adaptive(4), True)
-    }
+    softmax = LayerPlan(None, Adaptive(4), per_step=True)
+    job.plan.attentions[name] = parts | {"softmax": softmax}
     quantizer = job.model.get_submodule(f"{name}.processor.softmax")
     quantizer.format = Adaptive(4)
     run_recipe((FitWeights(), FitRanges()), job)
@@ -163,10 +163,10 @@ def test_softmax_may_be_log2_at_some_steps():
     packed(job)
 
 
-def test_the_hook_saves_and_loads_what_was_rewritten(tmp_path):
+def test_the_hook_saves_and_loads_an_edited_model(tmp_path):
     job = collected()
     split_layers(job, {SHORTCUT: 32})
-    run_recipe((Assign(True), FitWeights(), FitRanges()), job)
+    run_recipe((Assign(per_step=True), FitWeights(), FitRanges()), job)
     correct_answer(job, 3).slope.fill_(0.1)
     call = job.calls[1]
     ours = packed(job)

@@ -1,4 +1,4 @@
-"""Likelihoods of tails: each law wins on its own data, and the numbers are those of the powerlaw package."""
+"""Tail likelihoods: each law wins on its own data; the numbers equal the powerlaw package's."""
 
 import numpy as np
 import powerlaw
@@ -26,6 +26,6 @@ def test_the_numbers_are_those_of_the_powerlaw_package(kind):
     theirs = powerlaw.Fit(x, xmin=x[0], verbose=0)
     for name, ours in (("exponential", exponential), ("lognormal", log_normal)):
         ratio, _ = theirs.distribution_compare("power_law", name)
-        found = power_law(x, x[0]) - ours(x, x[0])
-        # Their log-normal search stops a little earlier or later than ours.
-        assert found == pytest.approx(ratio, rel=0.02, abs=5.0)
+        difference = power_law(x, x[0]) - ours(x, x[0])
+        # Their search for the log-normal stops a little earlier or later than ours.
+        assert difference == pytest.approx(ratio, rel=0.02, abs=5.0)

@@ -1,4 +1,4 @@
-"""The one loop: it beats nearest, stops early when asked, learns ranges, and its schedule is the papers'."""
+"""Reconstruct: it beats rounding to nearest, stops early, learns ranges, has the papers' rates."""
 
 import itertools
 
@@ -35,56 +35,51 @@ def test_the_schedule_is_the_papers():
 
 
 def test_learning_ranges_lowers_the_distance_at_four_bits():
-    asked = {"inputs": 4, "range_iters": 120, "iters": 5}
-    losses = report(**asked)["losses"]
+    losses = report(inputs=4, range_iters=120, iters=5)["losses"]
     pairs = [pair for stage, pair in losses.items() if stage.startswith("LearnRanges")]
     assert len(pairs) > 10
-    # Scales only, on a random model: 3.3 % was seen at 30 iterations, and a learner that stands still gains nothing.
+    # Only scales learn, on a random model: 3.3 % were measured at 30 iterations. A learner that
+    # changes nothing gains nothing.
     assert sum(min(pair) for pair in pairs) < 0.98 * sum(before for before, _ in pairs)
 
 
-def test_ranges_that_learning_made_worse_are_taken_back(monkeypatch):
-    """The loss is judged before and after: once as it is, once with a learner that is said to have done harm."""
+def test_ranges_that_learning_made_worse_are_restored(monkeypatch):
+    """The losses before and after are given: lower once, higher once."""
     scales = {}
-    for name, judged in {"kept": (1.0, 0.5), "taken back": (1.0, 2.0), "not learnt": None}.items():
-        if judged:
-            answers = itertools.cycle(judged)
+    judgements = {"kept": (1.0, 0.5), "restored": (1.0, 2.0), "not learnt": None}
+    for name, losses in judgements.items():
+        if losses:
+            answers = itertools.cycle(losses)
             monkeypatch.setattr(
                 RangeLearner, "judge", lambda self, loss, answers=answers: next(answers)
             )
-        asked = {"range_iters": 3} if judged else {}
+        options = OPTIONS | {"inputs": 4, "iters": 2} | ({"range_iters": 3} if losses else {})
         pipe = sampling.as_pipeline(tiny.model("unet2d"))
-        result = lowtide.quantize(
-            pipe, method="tfmq", **OPTIONS | {"inputs": 4, "iters": 2} | asked
-        )
+        result = lowtide.quantize(pipe, method="tfmq", **options)
         scales[name] = result.model.lowtide_clock.scale.clone()
-    assert torch.equal(scales["taken back"], scales["not learnt"])
+    assert torch.equal(scales["restored"], scales["not learnt"])
     assert not torch.equal(scales["kept"], scales["not learnt"])
 
 
-def test_what_ranges_learn_reaches_the_steps_between_those_that_were_seen():
+def test_learnt_changes_are_interpolated_between_the_kept_steps():
     old = torch.tensor([1.0, 2.0, 4.0, 1.0, 3.0])
     new = old * torch.tensor([0.5, 1.0, 2.0, 1.0, 0.25])
-    found = carried(old, new, [0, 2, 4])
-    assert torch.allclose(found, old * torch.tensor([0.5, 1.0, 2.0, 0.5**0.5, 0.25]))
+    scales = carried(old, new, [0, 2, 4])
+    assert torch.allclose(scales, old * torch.tensor([0.5, 1.0, 2.0, 0.5**0.5, 0.25]))
     assert torch.allclose(carried(old, new, [1, 2])[3:], old[3:] * 2)
 
 
-def test_every_step_s_range_is_learnt_though_some_are_kept():
+def test_the_range_of_every_step_is_learnt_though_only_some_are_kept():
     def scales(range_iters: int) -> torch.Tensor:
-        asked = OPTIONS | {
-            "steps": 8,
-            "calibration_steps": 3,
-            "iters": 2,
-            "inputs": 4,
-            "range_iters": range_iters,
-        }
+        options = {"steps": 8, "calibration_steps": 3, "iters": 2, "inputs": 4}
+        options = OPTIONS | options | {"range_iters": range_iters}
         pipe = sampling.as_pipeline(tiny.model("unet2d"))
-        return find_clock(lowtide.quantize(pipe, method="tfmq", **asked).model).scale
+        return find_clock(lowtide.quantize(pipe, method="tfmq", **options).model).scale
 
     moved = (scales(20) / scales(0) - 1).abs() > 1e-4
     assert moved.shape[1] == 8
-    # Rows of inputs that another unit's learning leaves alone, such as the temporal block's, stand still at every step.
+    # Some inputs belong to no unit that learns, such as the temporal block's: their scales do not
+    # change at any step.
     learnt = moved[moved.any(1)]
     assert len(learnt) > 20 and learnt.float().mean() > 0.95
 
@@ -94,14 +89,15 @@ def test_settled_is_flat_and_decided():
     decided = Roundings([rounding], 1e-3)
     rounding.alpha.fill_(9.0)
     undecided = Roundings([AdaRound(torch.full((3, 4), 0.5), torch.clone)], 1e-3)
-    flat, falling = [1.0] * 200, [1.0] * 100 + [0.5] * 100
+    flat = [1.0] * 200
+    falling = [1.0] * 100 + [0.5] * 100
     assert settled(flat, decided)
     assert not settled(flat, undecided)
     assert not settled(falling, decided)
     assert not settled(flat[:150], decided)
 
 
-def test_early_stop_stops_only_when_asked(monkeypatch):
+def test_early_stop_stops_only_with_the_option(monkeypatch):
     monkeypatch.setattr(
         "lowtide.stages.reconstruct.settled", lambda history, roundings: len(history) == 3
     )
@@ -122,63 +118,58 @@ def test_early_stop_stops_only_when_asked(monkeypatch):
 
 
 @pytest.mark.parametrize("pays", [True, False])
-def test_learning_takes_bf16_products_where_they_pay_and_neither_judging_nor_time_does(
-    monkeypatch, pays
-):
+def test_learning_uses_bf16_products_where_they_pay_but_judging_and_tiar_do_not(monkeypatch, pays):
     monkeypatch.setattr(bf16, "time_in_bf16", lambda kind: 0.5 if pays else 1.9)
-    seen: dict[str, set[bool]] = {"minimise": set(), "judge": set(), "temporal": set()}
+    autocast: dict[str, set[bool]] = {"minimise": set(), "judge": set(), "temporal": set()}
 
-    def watched(kind, inner):
-        def listening(self, loss, *rest):
+    def recording(kind, inner):
+        def wrapped(self, loss, *rest):
             name = "temporal" if self.unit.kind == "temporal" else kind
             return inner(
                 self,
                 lambda generator: (
-                    seen[name].add(torch.is_autocast_enabled("cpu")),
+                    autocast[name].add(torch.is_autocast_enabled("cpu")),
                     loss(generator),
                 )[1],
                 *rest,
             )
 
-        return listening
+        return wrapped
 
     for kind in ("minimise", "judge"):
-        monkeypatch.setattr(Learner, kind, watched(kind, getattr(Learner, kind)))
-    told = report(iters=2)["products"]
-    assert seen == {"minimise": {pays}, "judge": {False}, "temporal": {False}}
-    assert told == (
+        monkeypatch.setattr(Learner, kind, recording(kind, getattr(Learner, kind)))
+    products = report(iters=2)["products"]
+    assert autocast == {"minimise": {pays}, "judge": {False}, "temporal": {False}}
+    assert products == (
         "products in bf16" if pays else "products in float32: bf16 takes 1.9 x as long here"
     )
 
 
-def test_qdrop_and_adaround_are_options_of_the_one_loop():
-    """Each learns: its own loss falls; and each ends at other codes than the other."""
-    found = {}
-    for name, asked in {
-        "brecq": {},
-        "qdrop": {"drop": 0.5},
-        "adaround": {"scope": "layer"},
-    }.items():
+def test_qdrop_and_adaround_are_options_of_reconstruct():
+    """The loss of each falls, and each ends at other codes than the others."""
+    results = {}
+    cases = {"brecq": {}, "qdrop": {"drop": 0.5}, "adaround": {"scope": "layer"}}
+    for name, options in cases.items():
         pipe = sampling.as_pipeline(tiny.model("unet2d"))
-        result = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"inputs": 4} | asked)
+        result = lowtide.quantize(pipe, method="tfmq", **OPTIONS | {"inputs": 4} | options)
         losses = {
             stage: pair
             for stage, pair in result.report["losses"].items()
             if stage.startswith("Reconstruct ")
         }
-        found[name] = result.model.state_dict(), losses
+        results[name] = result.model.state_dict(), losses
         assert sum(after for _, after in losses.values()) < 0.8 * sum(
             before for before, _ in losses.values()
         )
-    blocks, layers = (set(found[name][1]) for name in ("brecq", "adaround"))
-    assert blocks == set(found["qdrop"][1])
+    blocks, layers = (set(results[name][1]) for name in ("brecq", "adaround"))
+    assert blocks == set(results["qdrop"][1])
     assert "Reconstruct mid_block.resnets.0.conv2" in layers - blocks
     name = "mid_block.resnets.0.conv2.weight"
-    codes = [state[name] for state, _ in found.values()]
+    codes = [state[name] for state, _ in results.values()]
     assert not any(torch.equal(codes[a], codes[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_drop_takes_values_by_chance_and_gradients_straight_through():
+def test_drop_keeps_values_by_chance_and_passes_gradients_straight_through():
     x = torch.linspace(-1, 1, 10_000).requires_grad_()
     rounded = x.detach().round()
     drop = Drop(0.25, torch.Generator().manual_seed(0))
@@ -191,11 +182,11 @@ def test_drop_takes_values_by_chance_and_gradients_straight_through():
 
 
 @pytest.mark.parametrize(
-    "asked", [{"drop": 1.5}, {"scope": "network"}, {"drop": 0.5, "scope": "layer"}]
+    "options", [{"drop": 1.5}, {"scope": "network"}, {"drop": 0.5, "scope": "layer"}]
 )
-def test_scopes_and_chances_that_do_not_exist_are_one_sentence(asked):
+def test_scopes_and_chances_that_do_not_exist_are_errors(options):
     with pytest.raises(BadInput, match=r"found (drop|scope)"):
-        Settings(**asked)
+        Settings(**options)
 
 
 def test_a_round_is_counted_from_zero():

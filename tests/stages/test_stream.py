@@ -1,4 +1,4 @@
-"""The stream: one pass gives every unit the inputs and answers that whole forward passes would, spilled or not."""
+"""The stream: one pass gives every unit the inputs and answers of whole forward passes."""
 
 import pytest
 import tiny
@@ -27,7 +27,7 @@ def started(dtype: torch.dtype = torch.float32, **settings) -> Job:
     return job
 
 
-def heard(job: Job, name: str, quantized: bool) -> torch.Tensor:
+def outputs_of(job: Job, name: str, quantized: bool) -> torch.Tensor:
     """A module's outputs in whole forward passes over the kept calls."""
     set_precision(job.model, Precision.of(weights=quantized, inputs=False))
     outputs: list[torch.Tensor] = []
@@ -44,72 +44,73 @@ def heard(job: Job, name: str, quantized: bool) -> torch.Tensor:
 @pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "on disk"])
 def test_a_units_answers_and_inputs_are_those_of_whole_passes(memory):
     job = started(memory=memory)
-    floats, inputs = {}, {}
-    for scene in Stream(job).scenes():
-        (answers,) = scene.targets.values()
-        floats[scene.unit.name] = torch.cat(
+    floats = {}
+    inputs = {}
+    for data in Stream(job).walk():
+        (answers,) = data.targets.values()
+        floats[data.unit.name] = torch.cat(
             [answers[place].clone() for place in range(len(answers))]
         )
-        first = scene.node.uses()[0]
-        inputs[scene.unit.name] = torch.cat(
-            [batch.clone() for batch in scene.inputs[first].batches]
-        )
+        first = data.node.uses()[0]
+        inputs[data.unit.name] = torch.cat([batch.clone() for batch in data.inputs[first].batches])
     for name, answer in floats.items():
-        assert far(answer, heard(job, name, quantized=False)) < 1e-6, name
-    assert far(inputs["down_blocks.0.resnets.0"], heard(job, "conv_in", quantized=True)) < 1e-6
-    assert (
-        far(inputs["mid_block.resnets.1"], heard(job, "mid_block.attentions.0", quantized=True))
-        < 1e-6
-    )
+        assert far(answer, outputs_of(job, name, quantized=False)) < 1e-6, name
+    assert far(inputs["down_blocks.0.resnets.0"], outputs_of(job, "conv_in", quantized=True)) < 1e-6
+    attention = outputs_of(job, "mid_block.attentions.0", quantized=True)
+    assert far(inputs["mid_block.resnets.1"], attention) < 1e-6
 
 
-def test_the_loss_is_taken_in_float32_whatever_the_model_is_in():
-    """Halves would lose what is small: squared and averaged, most of a gradient is zero there."""
+def test_the_loss_is_computed_in_float32_for_a_model_in_half_precision():
+    """In half precision most of the gradient of the mean square would be zero."""
     job = started(torch.float16)
-    scene = next(
-        scene for scene in Stream(job).scenes() if scene.unit.name == "mid_block.resnets.1"
-    )
-    learner = Learner(job, "test", scene.unit, 1)
-    set_precision(scene.module, Precision.WEIGHTS)
+    data = next(data for data in Stream(job).walk() if data.unit.name == "mid_block.resnets.1")
+    learner = Learner(job, "test", data.unit, 1)
+    set_precision(data.module, Precision.WEIGHTS)
     rounding = [layer.start_rounding() for layer in learner.layers.values()].pop()
-    loss = scene.loss(job.generator("test"))
+    loss = data.loss(job.generator("test"))
     loss.backward()
     assert loss.dtype == torch.float32
     assert (rounding.values().grad == 0).float().mean() < 0.05
 
 
 def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative distance. A tape lays tensors out afresh, and a convolution may sum another layout in another order."""
+    """Relative distance.
+
+    A tape changes the memory layout, and a convolution may sum another layout in another order.
+    """
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def test_every_unit_comes_once_and_in_forward_order():
     job = started()
-    seen = [scene.unit.name for scene in Stream(job).scenes()]
-    assert seen == [unit.name for unit in job.adapter.units() if unit.kind != "temporal"]
+    names = [data.unit.name for data in Stream(job).walk()]
+    assert names == [unit.name for unit in job.adapter.units() if unit.kind != "temporal"]
 
 
 def test_a_mixed_batch_answers_like_whole_passes():
     job = started()
-    for scene in Stream(job).scenes():
-        if scene.unit.name == "mid_block.resnets.0":
-            mixed = scene.answer([5, 0, 6, 1])
+    for data in Stream(job).walk():
+        if data.unit.name == "mid_block.resnets.0":
+            mixed = data.answer([5, 0, 6, 1])
             assert len(set(find_clock(job.model).index.tolist())) == 2
-    whole = heard(job, "mid_block.resnets.0", quantized=True)[[5, 0, 6, 1]]
+    whole = outputs_of(job, "mid_block.resnets.0", quantized=True)[[5, 0, 6, 1]]
     assert far(mixed, whole) < 1e-6
 
 
 def test_spilled_values_do_not_count_as_held():
     job = started(memory=0)
     stream = Stream(job)
-    for _ in stream.scenes():
+    for _ in stream.walk():
         assert stream.store.held == 0
     assert stream.store.count > 0
 
 
 @pytest.mark.parametrize("kind", ["unet2d", "dit"])
 def test_a_units_loss_is_summed_over_channels_wherever_they_are(kind, tmp_path):
-    """Last where there are tokens, second in a picture: every value off by a half is a quarter for each channel."""
+    """They are last where there are tokens, and second in an image.
+
+    An error of one half in every value gives a quarter for each channel.
+    """
     if kind == "dit":
         pipe = tiny_pipelines.dit(tmp_path)
         options = Settings(steps=3, images=4, calibration_steps=2, batch=4, labels=(1, 2))
@@ -117,16 +118,16 @@ def test_a_units_loss_is_summed_over_channels_wherever_they_are(kind, tmp_path):
         run_recipe((Collect(), Assign(per_step=True), FitWeights("minmax")), job)
     else:
         job = started()
-    seen = set()
-    for scene in Stream(job).scenes():
-        (answer,) = scene.targets
-        shape = scene.targets[answer][0].shape
+    axes = set()
+    for data in Stream(job).walk():
+        (answer,) = data.targets
+        shape = data.targets[answer][0].shape
         channels = shape[-1] if len(shape) == 3 else shape[1]
-        scene.answer = lambda chosen, drop=None, scene=scene, id=answer: (
-            scene.rows(scene.targets[id], id, chosen) + 0.5
+        data.answer = lambda chosen, drop=None, data=data, id=answer: (
+            data.rows(data.targets[id], id, chosen) + 0.5
         )
-        assert scene.loss(torch.Generator().manual_seed(0)).item() == pytest.approx(
+        assert data.loss(torch.Generator().manual_seed(0)).item() == pytest.approx(
             channels / 4, rel=1e-4
         )
-        seen.add((len(shape), shape[1] == channels))
-    assert (3, False) in seen if kind == "dit" else (4, True) in seen
+        axes.add((len(shape), shape[1] == channels))
+    assert (3, False) in axes if kind == "dit" else (4, True) in axes
