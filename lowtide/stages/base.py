@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from lowtide.errors import BadInput
 from lowtide.models import Adapter
 from lowtide.models.trace import mapped
 from lowtide.plan import Plan, Settings
+from lowtide.report.progress import track
 
 
 @runtime_checkable
@@ -88,9 +88,7 @@ class Job:
 
     def track(self, things: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
         """The things, behind a bar with the time left."""
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            yield from progress.track(things, total=total, description=title)
+        return track(things, total=total, title=title, console=self.console)
 
 
 @dataclass(frozen=True)

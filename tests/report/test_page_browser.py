@@ -11,9 +11,15 @@ from report.evidence import FEW, SEEDS, make
 
 from lowtide.report.page import draw
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium: install the system's package, such as Debian's `chromium`")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium: install the system's package, such as Debian's `chromium`"
+)
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
 
 
@@ -42,7 +48,12 @@ def open_page(browser: Any, pages: dict[int, Path]) -> Iterator[Any]:
         page = context.new_page()
         page.on("console", lambda message: noise.append(message.text))
         page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("request", lambda request: noise.append(request.url) if request.url.startswith(("http", "ws", "ftp")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                noise.append(request.url) if request.url.startswith(("http", "ws", "ftp")) else None
+            ),
+        )
         page.goto(pages[side].as_uri())
         return page
 
@@ -92,7 +103,9 @@ def sources(page: Any) -> list[str]:
 
 
 def in_sheet(page: Any, model: int, seed: int) -> str:
-    return page.locator(".contact tbody tr").nth(model).locator("img").nth(seed).get_attribute("src")
+    return (
+        page.locator(".contact tbody tr").nth(model).locator("img").nth(seed).get_attribute("src")
+    )
 
 
 def test_pickers_choose_what_is_compared(open_page: Any) -> None:
@@ -105,19 +118,27 @@ def test_pickers_choose_what_is_compared(open_page: Any) -> None:
     assert sources(page) == [in_sheet(page, 0, 5), in_sheet(page, 3, 5)]
     assert page.locator(".which").inner_text() == f"6 of {SEEDS}"
     page.get_by_text("Difference of the two").click()
-    assert page.evaluate("getComputedStyle(document.querySelector('.after')).mixBlendMode") == "difference"
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.after')).mixBlendMode")
+        == "difference"
+    )
 
 
 def test_small_images_stay_sharp(open_page: Any) -> None:
     page = open_page(64)
     for query in (".stage .before", ".contact img"):
-        assert page.evaluate(f"getComputedStyle(document.querySelector('{query}')).imageRendering") == "pixelated"
+        assert (
+            page.evaluate(f"getComputedStyle(document.querySelector('{query}')).imageRendering")
+            == "pixelated"
+        )
     assert page.evaluate("document.querySelector('.contact img').naturalWidth") == 64
 
 
 def test_heat_map_reads_out_the_evidence(open_page: Any, pages: dict[int, Path]) -> None:
     page = open_page()
-    layers = json.loads((pages[32].parent / "evidence.json").read_text())["models"]["tfmq"]["layers"]
+    layers = json.loads((pages[32].parent / "evidence.json").read_text())["models"]["tfmq"][
+        "layers"
+    ]
     page.locator("#layers .picker label").nth(1).click()
     panels = page.locator("#layers .panel")
     assert [panels.nth(place).is_visible() for place in range(2)] == [False, True]
@@ -137,7 +158,9 @@ def test_heat_map_reads_out_the_evidence(open_page: Any, pages: dict[int, Path])
 
 def test_lines_read_out_the_evidence(open_page: Any, pages: dict[int, Path]) -> None:
     page = open_page()
-    path = json.loads((pages[32].parent / "evidence.json").read_text())["models"]["minmax"]["trajectory"]
+    path = json.loads((pages[32].parent / "evidence.json").read_text())["models"]["minmax"][
+        "trajectory"
+    ]
     page.locator("#trajectory .field").focus()
     for _ in range(4):
         page.keyboard.press("ArrowRight")
@@ -177,10 +200,20 @@ def test_nothing_sticks_out_sideways(open_page: Any, side: int, width: int) -> N
 def test_everything_has_a_name(open_page: Any) -> None:
     """Images carry a text, and what takes the keyboard's focus says what it is."""
     page = open_page()
-    assert page.evaluate("[...document.images].filter(image => !image.alt && !image.closest('.cells')).length") == 0
+    assert (
+        page.evaluate(
+            "[...document.images].filter(image => !image.alt && !image.closest('.cells')).length"
+        )
+        == 0
+    )
     nameless = "e => !(e.innerText?.trim() || e.ariaLabel || e.labels?.[0]?.innerText.trim())"
     query = "a, button, input, select, summary, [tabindex='0']"
-    assert page.evaluate(f'[...document.querySelectorAll("{query}")].filter({nameless}).map(e => e.outerHTML.slice(0, 90))') == []
+    assert (
+        page.evaluate(
+            f'[...document.querySelectorAll("{query}")].filter({nameless}).map(e => e.outerHTML.slice(0, 90))'
+        )
+        == []
+    )
 
 
 def test_the_page_reads_without_a_script(open_page: Any) -> None:
