@@ -1,6 +1,6 @@
-"""A realistic evidence folder without a model: small landscapes as images, and errors shaped as quantization shapes them.
+"""A realistic evidence folder without a model: landscapes, and errors as quantization has them.
 
-`python tests/report/evidence.py DIR [SIDE]` writes one and draws it, to look at the page while working on it.
+`python tests/report/evidence.py DIR [SIDE]` writes one and draws it, to look at the page.
 """
 
 import json
@@ -71,7 +71,7 @@ def landscape(seed: int, side: int) -> np.ndarray:
 
 
 def damaged(image: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """Blotches of another colour, as a wrong step along the trajectory leaves them, and a little grain."""
+    """Blotches of another colour, as a wrong step of the trajectory leaves them, and grain."""
     rng = np.random.default_rng(1000 + seed)
     side = len(image)
     coarse = np.kron(rng.standard_normal((4, 4, 3)), np.ones((side // 4, side // 4, 1)))
@@ -247,7 +247,8 @@ def record(psnr: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "version": 1,
         "title": "Landscapes at four bits",
-        "command": "lowtide compare zoo:landscapes runs/minmax-w4a8 runs/tfmq-w4a8 peers/quanto-w8a8 --seeds 0-15 --min-psnr 22",
+        "command": "lowtide compare zoo:landscapes runs/minmax-w4a8 runs/tfmq-w4a8 "
+        "peers/quanto-w8a8 --seeds 0-15 --min-psnr 22",
         "date": "2026-11-21T08:14:00+00:00",
         "environment": {
             "python": "3.11.9",

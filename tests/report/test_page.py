@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 from report.evidence import SEEDS, SETTINGS, TIMESTEPS, make, record, rewrite, write_images
 
@@ -29,6 +30,18 @@ def psnr(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of the evidence as it is; drawn once, because plots take time."""
+    return draw(make(tmp_path_factory.mktemp("page"))).read_text()
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections with an empty plot each, for tests of what stands around the plots."""
+    monkeypatch.setattr(plots, "plot", lambda label, draw: Markup("<svg></svg>"))
 
 
 def changed(folder: Path, change: Change) -> Path:
@@ -121,8 +134,7 @@ def test_names_at_line_ends_keep_apart() -> None:
     assert levels[-1] == pytest.approx(level, abs=2)
 
 
-def test_the_headline_says_what_was_measured(folder: Path, psnr: dict[str, list[float]]) -> None:
-    page = drawn(folder)
+def test_the_headline_says_what_was_measured(page: str, psnr: dict[str, list[float]]) -> None:
     smaller = SETTINGS["float"]["bytes"] / SETTINGS["tfmq"]["bytes"]
     assert (
         f"tfmq W4A8 is {smaller:.1f} times smaller than float and 1.8 times slower a step" in page
@@ -131,9 +143,8 @@ def test_the_headline_says_what_was_measured(folder: Path, psnr: dict[str, list[
     assert "PSNR 20.09, at least 22: failed" in page and "PSNR 26.96, at least 22<" in page
 
 
-def test_best_of_each_metric_is_bold(folder: Path) -> None:
+def test_best_of_each_metric_is_bold(folder: Path, page: str) -> None:
     """Up for PSNR, down for LPIPS; the original does not compete."""
-    page = drawn(folder)
     for metric in ("PSNR, dB", "LPIPS"):
         assert ["<strong>" in cell for cell in cells(page, metric)] == [False, False, False, True]
     page = drawn(
@@ -197,9 +208,8 @@ def test_labels_of_points_do_not_collide() -> None:
     assert "text-anchor: end" in tag and 500 < x < 850
 
 
-def test_plots_follow_the_theme(folder: Path) -> None:
+def test_plots_follow_the_theme(page: str) -> None:
     """No fixed colour remains in a plot, and no id occurs twice on the page."""
-    page = drawn(folder)
     svgs = re.findall(r"<svg.*?</svg>", page, re.S)
     assert len(svgs) == 2 * (1 + 1 + 1 + 2 + 2)
     assert not [svg for svg in svgs if re.search(r"(fill|stroke): #(?!00000)", svg)]
@@ -208,8 +218,7 @@ def test_plots_follow_the_theme(folder: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_image_is_there_once_and_as_it_was(folder: Path) -> None:
-    page = drawn(folder)
+def test_every_image_is_there_once_and_as_it_was(folder: Path, page: str) -> None:
     assert page.count("data:image/png") == SEEDS * len(SETTINGS) + 2 * 2 * 2 * 3
     assert (folder / "images" / "tfmq" / "3.png").read_bytes() in decoded(page)
 
@@ -221,8 +230,7 @@ def decoded(page: str) -> set[bytes]:
     }
 
 
-def test_nothing_is_fetched(folder: Path) -> None:
-    page = drawn(folder)
+def test_nothing_is_fetched(page: str) -> None:
     assert not re.search(r"https?://|url\((?!data:|#)|@import|<link[^>]+href=\"(?!data:)", page)
     assert {text[:5] for text in re.findall(r'(?:src|xlink:href)="([^"#]+)"', page)} == {"data:"}
     assert "default-src 'none'" in page
@@ -240,10 +248,11 @@ OPTIONAL = {
 }
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("absent", [None, "gone"])
 @pytest.mark.parametrize("anchor", OPTIONAL)
 def test_what_was_not_measured_leaves_its_section_out(
-    folder: Path, anchor: str, absent: str | None
+    folder: Path, page: str, anchor: str, absent: str | None
 ) -> None:
     keys, sentence = OPTIONAL[anchor]
 
@@ -252,11 +261,10 @@ def test_what_was_not_measured_leaves_its_section_out(
             for key in keys:
                 model.pop(key, None) if absent else model.update({key: None})
 
-    whole = anchors(drawn(folder))
-    page = drawn(folder, without)
+    rest = drawn(folder, without)
     lost = {anchor, "pareto"} if anchor == "metrics" else {anchor}
-    assert whole - anchors(page) == lost
-    assert f'<p class="note absent">{sentence}' in page
+    assert anchors(page) - anchors(rest) == lost
+    assert f'<p class="note absent">{sentence}' in rest
 
 
 def test_one_float_model_alone_is_a_page(folder: Path) -> None:
@@ -267,6 +275,7 @@ def test_one_float_model_alone_is_a_page(folder: Path) -> None:
     assert anchors(drawn(folder, alone)) == {"images", "command"}
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_without_images_the_rest_is_drawn(tmp_path: Path, psnr: dict[str, list[float]]) -> None:
     page = draw(rewrite(tmp_path, record(psnr))).read_text()
     assert "images" not in anchors(page) and "The images are not beside the evidence." in page
@@ -285,14 +294,15 @@ def test_infinite_and_missing_numbers_are_drawn(folder: Path) -> None:
     assert not re.search(r"\b(nan|inf|None)\b", re.sub(r"<script.*</script>", "", page, flags=re.S))
 
 
-def test_names_are_text_and_never_markup(folder: Path) -> None:
+def test_names_are_text_and_never_markup(folder: Path, page: str) -> None:
     def hostile(data: dict[str, Any]) -> None:
         data["title"] = data["models"]["tfmq"]["name"] = data["captions"][0] = (
             '</script><img src=x onerror="alert(1)">'
         )
 
-    page = drawn(folder, hostile)
-    assert "<img src=x" not in page and page.count("</script>") == drawn(folder).count("</script>")
+    changed_page = drawn(folder, hostile)
+    assert "<img src=x" not in changed_page
+    assert changed_page.count("</script>") == page.count("</script>")
 
 
 def test_a_name_may_look_like_a_formula_or_a_colour(folder: Path) -> None:
@@ -303,6 +313,7 @@ def test_a_name_may_look_like_a_formula_or_a_colour(folder: Path) -> None:
     assert words.count(name) >= 2 * 4
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_metric_that_is_no_number_is_a_dash(folder: Path) -> None:
     """JSON holds no infinity: the PSNR of equal images is null."""
 
@@ -314,6 +325,7 @@ def test_a_metric_that_is_no_number_is_a_dash(folder: Path) -> None:
     assert ">–<" in cells(page, "PSNR, dB")[2] and "PSNR –, at least 22" in page
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_page_of_heavy_images_stays_under_its_bound(tmp_path: Path) -> None:
     """Noise at 512 pixels, 19 MB of it: images shrink, and the page says so."""
     rng = np.random.default_rng(0)
@@ -384,6 +396,7 @@ BAD: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_evidence_is_one_sentence(folder: Path, name: str) -> None:
     change, expected = BAD[name]
@@ -406,6 +419,7 @@ def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
         draw(tmp_path)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_wrong_images_are_one_sentence(folder: Path) -> None:
     Image.new("RGB", (16, 16)).save(folder / "images" / "tfmq" / "2.png")
     with pytest.raises(BadInput, match="found images of sizes 32x32 and 16x16"):

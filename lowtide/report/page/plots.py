@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -253,20 +254,20 @@ def part_name(unit: str) -> str:
 
 def _name_parts(axes: Axes, units: Sequence[str], widths: np.ndarray) -> None:
     """A line below each part of the network, and its name or number where there is room."""
-    right = 0.0
+    edges = [0.0]
     for part, group in groupby(zip(map(part_name, units), widths, strict=True), itemgetter(0)):
-        left = right
-        right += sum(width for _, width in group)
-        room = axes.bbox.width * (right - left)
+        edges.append(edges[-1] + sum(width for _, width in group))
+        room = axes.bbox.width * (edges[-1] - edges[-2])
         words = (part, part.split()[-1])
         name = next((word for word in words if 6.1 * len(word) + 4 <= room), "")
-        middle = ((left + right) / 2, 0)
+        middle = ((edges[-1] + edges[-2]) / 2, 0)
         style = {"ha": "center", "va": "top", "fontsize": 11.5}
         axes.annotate(name, middle, (0, -9), "axes fraction", "offset points", **style)
-        gap = 1.5 / axes.bbox.width
-        rule = {"color": _COLOUR["quiet"], "linewidth": 1, "clip_on": False}
-        below = [-5 / axes.bbox.height] * 2
-        axes.plot([left + gap, right - gap], below, transform=axes.transAxes, **rule)
+    gap = 1.5 / axes.bbox.width
+    below = -5 / axes.bbox.height
+    rules = [((left + gap, below), (right - gap, below)) for left, right in pairwise(edges)]
+    style = {"colors": _COLOUR["quiet"], "linewidths": 1, "clip_on": False}
+    axes.add_collection(LineCollection(rules, transform=axes.transAxes, **style), autolim=False)
 
 
 def bits(width: float, layers: Sequence[LayerBits]) -> Figure:
@@ -283,15 +284,15 @@ def bits(width: float, layers: Sequence[LayerBits]) -> Figure:
     for chosen, colour in ((weights < FLOAT_BITS, "s1"), (weights >= FLOAT_BITS, "hair")):
         heights = np.where(chosen, np.minimum(weights, top), 0)
         axes.stairs(heights, edges, fill=True, color=_COLOUR[colour], linewidth=0)
-    for edge, layer, after in zip(edges[1:], layers, layers[1:], strict=False):
-        thin = layer.unit == after.unit
-        axes.axvline(edge, color=_COLOUR["paper"], linewidth=0.7 if thin else 2.2)
+    units = [layer.unit for layer in layers]
+    gaps = [0.7 if one == other else 2.2 for one, other in pairwise(units)]
+    axes.vlines(edges[1:-1], 0, top, color=_COLOUR["paper"], linewidth=gaps)
     marked = np.where(inputs < FLOAT_BITS, inputs, np.nan)
     axes.stairs(marked, edges, baseline=None, color=_COLOUR["s2"], linewidth=2)
     axes.set(xlim=(0, 1), ylim=(0, top * 1.02), xticks=[])
     axes.set_yticks([mark for mark in (2, 4, 8, 16) if mark <= top])
     axes.grid(axis="y")
-    _name_parts(axes, [layer.unit for layer in layers], widths)
+    _name_parts(axes, units, widths)
     return figure
 
 
