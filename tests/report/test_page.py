@@ -16,7 +16,6 @@ from PIL import Image
 from report.evidence import SEEDS, SETTINGS, TIMESTEPS, make, record, rewrite, write_images
 
 from lowtide.errors import BadInput
-from lowtide.report import evidence, palette, wording
 from lowtide.report.page import MOST_BYTES, draw, plots
 
 Change = Callable[[dict[str, Any]], Any]
@@ -65,75 +64,6 @@ def cells(page: str, metric: str) -> list[str]:
     return re.findall(r"<td>.*?</td>", row, re.S)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0123, "0.0123"),
-        (26.158, "26.2"),
-        (1234.6, "1,235"),
-        (4e-7, "4.00·10⁻⁷"),
-        (0, "0"),
-        (float("inf"), "∞"),
-        (float("nan"), "–"),
-    ],
-)
-def test_figures(value: float, text: str) -> None:
-    assert wording.figures(value) == text
-
-
-def test_numbers_in_words() -> None:
-    sizes = [wording.size(count) for count in (4_449_636, 661_340, 2.567e9, 212.7e6, 8_000)]
-    assert sizes == ["4.45 MB", "0.661 MB", "2.57 GB", "213 MB", "8.00 kB"]
-    lasting = [wording.lasting(value) for value in (6.1, 49.44, 59.97, 61.7, 3600, 7325, 2e6, 1e9)]
-    words = ["6.1 s", "49.4 s", "1 min", "1 min 2 s", "1 h 0 min", "2 h 2 min", "23.1 days"]
-    assert lasting == [*words, "32 years"]
-    rounds = {
-        "5.00 MB": "5 MB",
-        "2.50 GB": "2.5 GB",
-        "100 MB": "100 MB",
-        "35.00": "35",
-        "0.02": "0.02",
-    }
-    assert [wording.brief(text) for text in rounds] == list(rounds.values())
-
-
-def texts(svg: str) -> dict[str, tuple[float, float, str]]:
-    """Text -> (x, y, anchor) of each word of a plot for a wide page."""
-    wide = svg.partition("</svg>")[0]
-    words = re.findall(r"<text ([^>]+)>([^<]*)</text>", wide)
-    return {text: (*map(float, re.findall(r' [xy]="([^"]+)"', tag)), tag) for tag, text in words}
-
-
-def lines_plot(
-    values: list[list[float]], *, log: bool = False
-) -> dict[str, tuple[float, float, str]]:
-    steps = tuple(range(980, -1, -20))
-    series = [
-        plots.Series(f"line {number}", 1 + number, steps, np.array(line * len(steps))[: len(steps)])
-        for number, line in enumerate(values)
-    ]
-    return texts(plots.plot("", lambda width: plots.lines(width, series, "error", log=log)))
-
-
-def test_axes_place_and_tick() -> None:
-    """Timesteps fall from left to right; a logarithmic axis has a tick for each decade."""
-    words = lines_plot([[0.001, 10.0]], log=True)
-    places = [words[str(step)][0] for step in (800, 600, 400, 200, 0)]
-    assert np.diff(places) == pytest.approx([places[1] - places[0]] * 4, rel=1e-3) and places[0] > 0
-    levels = [words[text][1] for text in ("0.001", "0.01", "0.1", "1", "10")]
-    assert np.diff(levels) == pytest.approx([levels[1] - levels[0]] * 4, rel=1e-3)
-    assert levels[0] > levels[-1]
-
-
-def test_names_at_line_ends_keep_apart() -> None:
-    words = lines_plot([[0.5], [0.51], [0.98], [0.99], [0.1]])
-    order = ["line 3", "line 2", "line 1", "line 0", "line 4"]
-    levels = [words[name][1] for name in order]
-    assert np.diff(levels).min() >= plots.NAME_HEIGHT - 1e-6
-    level = words["0"][1] + 0.1 / 0.2 * (words["0.2"][1] - words["0"][1])
-    assert levels[-1] == pytest.approx(level, abs=2)
-
-
 def test_the_headline_says_what_was_measured(page: str, psnr: dict[str, list[float]]) -> None:
     smaller = SETTINGS["float"]["bytes"] / SETTINGS["tfmq"]["bytes"]
     assert (
@@ -151,61 +81,6 @@ def test_best_of_each_metric_is_bold(folder: Path, page: str) -> None:
         folder, lambda data: data["models"]["tfmq"]["metrics"]["lpips"].update(value=0.001)
     )
     assert ["<strong>" in cell for cell in cells(page, "LPIPS")] == [False, False, True, False]
-
-
-def test_heat_map_puts_the_worst_cell_where_it_is() -> None:
-    """The worst cell is the darkest on light paper, and the lightest on dark paper."""
-    error = np.full((5, 3), 0.01)
-    error[3, 1], error[0, 2] = 0.5, np.nan
-    table = evidence.ErrorTable(tuple("abcde"), tuple("abcde"), (900, 500, 100), error)
-    norm = plots.shared_norm([table])
-    light = plots.heat_pixels(table.error.T, norm, "light")
-    dark = plots.heat_pixels(table.error.T, norm, "dark")
-    assert light.shape == dark.shape == (3, 5, 4)
-    known = light[..., 3] == 255
-    assert np.argwhere(~known).tolist() == [[2, 0]] and light[2, 0, 3] == dark[2, 0, 3] == 0
-    darkest = np.where(known, luma(light), 255).argmin()
-    lightest = np.where(known, luma(dark), 0).argmax()
-    assert np.unravel_index(darkest, (3, 5)) == np.unravel_index(lightest, (3, 5)) == (1, 3)
-
-
-def luma(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
-
-
-@pytest.mark.parametrize("theme", palette.RAMPS)
-def test_ramps_read_without_colour(theme: str) -> None:
-    table = evidence.ErrorTable(("a",), ("a",), (0,), np.array([[0.001, 1.0]]))
-    pixels = plots.heat_pixels(np.geomspace(0.001, 1, 256)[None], plots.shared_norm([table]), theme)
-    steps = np.diff(luma(pixels)[0])
-    assert (steps * np.sign(steps.sum())).min() > -1 and abs(steps.sum()) > 150
-
-
-@pytest.mark.parametrize(
-    ("unit", "name"),
-    [
-        ("temporal:time_embedding.linear_1", "time"),
-        ("down_blocks.1.resnets.0", "down 1"),
-        ("mid_block.attentions.0", "mid"),
-        ("conv_in", "in"),
-        ("transformer_blocks.12", "transformer 12"),
-        ("proj_out", "proj out"),
-    ],
-)
-def test_units_have_short_names(unit: str, name: str) -> None:
-    assert plots.part_name(unit) == name
-
-
-def test_labels_of_points_do_not_collide() -> None:
-    """Points side by side and one at the right edge: names apart, and none beyond the edge."""
-    sizes = {"one": 5.0, "two": 5.1, "the rightmost": 9.0}
-    points = [plots.Series(name, 1, (at,), (30.0,)) for name, at in sizes.items()]
-    reference = evidence.Model("float", "float", "float", None, None, 8.0, 1.0, {})
-    words = texts(plots.plot("", lambda width: plots.pareto(width, points, reference)))
-    levels = sorted(words[name][1] for name in sizes)
-    assert np.diff(levels).min() >= plots.NAME_HEIGHT - 1e-6
-    x, _, tag = words["the rightmost"]
-    assert "text-anchor: end" in tag and 500 < x < 850
 
 
 def test_plots_follow_the_theme(page: str) -> None:

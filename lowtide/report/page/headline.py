@@ -22,7 +22,8 @@ def sentence(model: Model, base: Model) -> str:
         return verdict
     interval = f" (interval {_bounds(psnr)})" if _bounds(psnr) else ""
     count = f" over {counted(psnr.n, 'image')}" if psnr.n else ""
-    likeness = f"its images keep {figures(psnr.value, 4)} dB PSNR to the original’s{interval}{count}"
+    value = f"{figures(psnr.value, 4)} dB PSNR"
+    likeness = f"its images keep {value} to the original’s{interval}{count}"
     return f"{verdict} From the same noise, {likeness}."
 
 

@@ -197,7 +197,7 @@ def heat_maps(width: float, tables: Sequence[tuple[str, ErrorTable]], what: str)
         shown = range(0, count, math.ceil(count * 18 / height))
         labels = [str(table.timesteps[row]) for row in shown]
         axes.set_yticks([1 - (row + 0.5) / count for row in shown], labels, fontsize=11.5)
-        _name_parts(axes, table.units, np.full(len(table.units), 1 / len(table.units)))
+        _name_parts(axes, table.names, np.full(len(table.names), 1 / len(table.names)))
         top += height + 74
     _legend(_axes(figure, 44, top - 16, min(280, width - 64), 9), norm, what)
     return figure
@@ -241,21 +241,21 @@ def _legend(axes: Axes, norm: LogNorm, what: str) -> None:
     _ticks(scale.xaxis, lambda value: figures(value, 1))
 
 
-def part_name(unit: str) -> str:
-    """The part of the network that holds a unit: down 1, mid, up 0, time, block 12."""
-    if unit.startswith("temporal:"):
+def part_name(name: str) -> str:
+    """The part of the network that holds a layer or unit: down 1, mid, up 0, time, block 12."""
+    if name.startswith(("temporal:", "time_")):
         return "time"
-    match = re.match(r"([A-Za-z_]+?)(?:_?blocks?|s)?(?:\.(\d+))?(?:\.|$)", unit)
+    match = re.match(r"([A-Za-z_]+?)(?:_?blocks?|s)?(?:\.(\d+))?(?:\.|$)", name)
     if not match:
-        return unit.split(".")[0]
+        return name.split(".")[0]
     stem = match[1].replace("conv_", "").replace("_", " ")
     return f"{stem} {match[2]}" if match[2] else stem
 
 
-def _name_parts(axes: Axes, units: Sequence[str], widths: np.ndarray) -> None:
+def _name_parts(axes: Axes, layers: Sequence[str], widths: np.ndarray) -> None:
     """A line below each part of the network, and its name or number where there is room."""
     edges = [0.0]
-    for part, group in groupby(zip(map(part_name, units), widths, strict=True), itemgetter(0)):
+    for part, group in groupby(zip(map(part_name, layers), widths, strict=True), itemgetter(0)):
         edges.append(edges[-1] + sum(width for _, width in group))
         room = axes.bbox.width * (edges[-1] - edges[-2])
         words = (part, part.split()[-1])
@@ -284,15 +284,14 @@ def bits(width: float, layers: Sequence[LayerBits]) -> Figure:
     for chosen, colour in ((weights < FLOAT_BITS, "s1"), (weights >= FLOAT_BITS, "hair")):
         heights = np.where(chosen, np.minimum(weights, top), 0)
         axes.stairs(heights, edges, fill=True, color=_COLOUR[colour], linewidth=0)
-    units = [layer.unit for layer in layers]
-    gaps = [0.7 if one == other else 2.2 for one, other in pairwise(units)]
+    gaps = [0.7 if one.unit == other.unit else 2.2 for one, other in pairwise(layers)]
     axes.vlines(edges[1:-1], 0, top, color=_COLOUR["paper"], linewidth=gaps)
     marked = np.where(inputs < FLOAT_BITS, inputs, np.nan)
     axes.stairs(marked, edges, baseline=None, color=_COLOUR["s2"], linewidth=2)
     axes.set(xlim=(0, 1), ylim=(0, top * 1.02), xticks=[])
     axes.set_yticks([mark for mark in (2, 4, 8, 16) if mark <= top])
     axes.grid(axis="y")
-    _name_parts(axes, units, widths)
+    _name_parts(axes, [layer.name for layer in layers], widths)
     return figure
 
 

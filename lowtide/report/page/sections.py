@@ -172,10 +172,14 @@ def _bits(model: Model) -> Parts:
 
 
 def _pair(layer: LayerBits) -> str:
-    """at W4A8, or in float"""
+    """at W4A8, at W8 with inputs in float, or in float"""
     if layer.weights >= plots.FLOAT_BITS:
         return "in float"
-    return f"at W{layer.weights:g}" + ("" if layer.inputs is None else f"A{layer.inputs:g}")
+    weights = f"at W{layer.weights:g}"
+    if layer.inputs is None:
+        return weights
+    floating = layer.inputs >= plots.FLOAT_BITS
+    return f"{weights} with inputs in float" if floating else f"{weights}A{layer.inputs:g}"
 
 
 def _tally(kinds: Iterable[str]) -> str:
@@ -193,7 +197,8 @@ def _layer_row(layer: LayerBits) -> list[str]:
 def time(evidence: Evidence) -> Parts:
     """The duration of each stage of each model."""
     models = [model for model in evidence.others if sum(model.stages.values()) > 0]
-    names = dict.fromkeys(name for model in models for name in model.stages)
+    spent = [name for model in models for name, seconds in model.stages.items() if seconds > 0]
+    names = dict.fromkeys(spent)
     longest = max((max(model.stages.values()) for model in models), default=0)
     rows = [[name, *(_stage(model, name, longest) for model in models)] for name in names]
     totals = [Cell(lasting(sum(model.stages.values())), strong=True) for model in models]
@@ -250,7 +255,7 @@ def _in_float(models: Sequence[Model]) -> Parts:
         )
         for why, names in reasons.items()
     ]
-    label = " and ".join(model.name for model in models)
+    label = ", ".join(model.name for model in models)
     names = Table("All layers left in float", ("Layer", "Reason"), list(models[0].left.items()))
     return [Table(label, (head, label), rows, folded=False), names]
 
