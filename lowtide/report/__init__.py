@@ -1,1 +1,1 @@
-"""Results as pictures: grids, tables and plots, drawn from numbers and images alone, without torch."""
+"""Results as pictures, pages and tables, drawn from numbers and images alone, without torch."""

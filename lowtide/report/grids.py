@@ -4,15 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-INK, QUIET, RULE, ACCENT, PAPER = "#1b1f24", "#6a737d", "#d5dade", "#0b6e99", "#ffffff"
-FONT = "DejaVu Sans"
-DPI = 200
+from lowtide.report.palette import ACCENT, HAIR, INK, PAPER, QUIET
+
+_FONT = "DejaVu Sans"
+_DPI = 200
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,24 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def grid(images: np.ndarray, gap: int = 1) -> np.ndarray:
-    """N images as one, as square as N allows, with a light line between them."""
+    """Images (N, H, W, C) as one, as square as N allows, with a white line between them."""
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, channels)
+    sheet = np.full(shape, 255, np.uint8)
     for place, image in enumerate(pixels(images)):
-        top, left = (place // columns) * (height + gap) + gap, (place % columns) * (width + gap) + gap
+        top = (place // columns) * (height + gap) + gap
+        left = (place % columns) * (width + gap) + gap
         sheet[top : top + height, left : left + width] = image
     return np.repeat(sheet, 3, axis=2) if channels == 1 else sheet
 
 
 def write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None:
-    """seed-000007.png for each image, and grid.png."""
+    """Write seed-000007.png for each image, and grid.png."""
     for image, seed in zip(pixels(images), seeds, strict=True):
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(folder / f"seed-{seed:06d}.png")
+        single = image.squeeze(2) if image.shape[2] == 1 else image
+        Image.fromarray(single).save(folder / f"seed-{seed:06d}.png")
     Image.fromarray(grid(images)).save(folder / "grid.png")
 
 
@@ -51,39 +56,51 @@ def draw(path: Path, title: str, columns: Sequence[Column], table: Sequence[Sequ
     """The picture: a title, the grids side by side, and a table whose first row is its head."""
     width = 4.1 * len(columns) + 0.9
     height = 6.2 + 0.36 * len(table)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
-    figure.text(0.45 / width, 1 - 0.55 / height, title, fontsize=17, color=INK, family=FONT, weight="bold", va="center")
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=PAPER)
+    style = {"fontsize": 17, "color": INK, "weight": "bold"}
+    _write(figure, 0.45 / width, 1 - 0.55 / height, title, style)
     for place, column in enumerate(columns):
         left = (0.45 + 4.1 * place) / width
-        draw_column(figure, column, (left, 1 - 5.65 / height, 3.8 / width, 3.8 / height), 1 / height)
-    draw_table(figure, table, width, height)
+        box = (left, 1 - 5.65 / height, 3.8 / width, 3.8 / height)
+        _draw_column(figure, column, box, 1 / height)
+    _draw_table(figure, table, width, height)
     figure.savefig(path, facecolor=PAPER)
 
 
-def draw_column(figure: Figure, column: Column, box: tuple[float, float, float, float], inch: float) -> None:
-    left, bottom, _, tall = box
-    figure.text(left, bottom + tall + 0.48 * inch, column.title, fontsize=13, color=INK, family=FONT, weight="bold", va="center")
-    figure.text(left, bottom + tall + 0.2 * inch, column.subtitle, fontsize=10.5, color=QUIET, family=FONT, va="center")
+def _write(figure: Figure, x: float, y: float, text: str, style: dict[str, Any]) -> None:
+    figure.text(x, y, text, family=_FONT, va="center", **style)
+
+
+def _draw_column(
+    figure: Figure, column: Column, box: tuple[float, float, float, float], inch: float
+) -> None:
+    left, bottom, _, height = box
+    top = bottom + height
+    style = {"fontsize": 13, "color": INK, "weight": "bold"}
+    _write(figure, left, top + 0.48 * inch, column.title, style)
+    style = {"fontsize": 10.5, "color": QUIET}
+    _write(figure, left, top + 0.2 * inch, column.subtitle, style)
     axes = figure.add_axes(box)
     axes.imshow(grid(column.images), interpolation="nearest", aspect="equal")
     axes.set_axis_off()
 
 
-def draw_table(figure: Figure, table: Sequence[Sequence[str]], width: float, height: float) -> None:
-    """Rows of text under hairlines; the last row, the method to look at, in the accent colour."""
+def _draw_table(
+    figure: Figure, table: Sequence[Sequence[str]], width: float, height: float
+) -> None:
+    """Rows of text under hairlines; the last row, the best method, in the accent colour."""
     spans = np.linspace(0, 1, len(table[0]) + 1)[:-1]
     for number, row in enumerate(table):
         level = (0.36 * (len(table) - number) + 0.12) / height
         color = QUIET if number == 0 else ACCENT if number == len(table) - 1 else INK
         for place, cell in zip(spans, row, strict=True):
             x = (0.45 + place * (width - 0.9)) / width
-            figure.text(
-                x, level, cell, fontsize=11, color=color, family=FONT, va="center", weight="bold" if place == 0 else "normal"
-            )
-        line = level - 0.18 / height
+            weight = "bold" if place == 0 else "normal"
+            _write(figure, x, level, cell, {"fontsize": 11, "color": color, "weight": weight})
         if number < len(table) - 1:
-            figure.add_artist(rule(width, line))
+            figure.add_artist(_rule(width, level - 0.18 / height))
 
 
-def rule(width: float, level: float) -> Line2D:
-    return Line2D([0.45 / width, 1 - 0.45 / width], [level, level], color=RULE, linewidth=0.8)
+def _rule(width: float, level: float) -> Line2D:
+    ends = [0.45 / width, 1 - 0.45 / width]
+    return Line2D(ends, [level, level], color=HAIR, linewidth=0.8)

@@ -1,93 +1,81 @@
-"""The verdict of a comparison in the terminal: one column for each model, and a line for each gate that failed."""
+"""The verdict of a comparison in the terminal: a column for each model, and the failed gates."""
 
 import shutil
 import sys
 from collections.abc import Iterable
-from io import StringIO
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from lowtide.report.text import size
+from lowtide.report.tables import table
+from lowtide.report.wording import metric_name, size
 
 Json = dict[str, Any]
-NARROWEST = 100
-SPOKEN = {"psnr": "PSNR", "lpips": "LPIPS", "fd-increase": "FD increase"}
+_NARROWEST = 100
+_GATED = {"psnr": "PSNR", "lpips": "LPIPS", "fd-increase": "FD increase"}
 
 
 def lines(evidence: Json) -> list[str]:
-    """The table, and where the rest lies."""
-    return [*rendered(table(evidence)), f"report: {evidence['report']}"]
+    """Models across, measurements down, and the path of the report; in colour for a terminal."""
+    models = list(evidence["models"].values())
+    reference = evidence["models"][evidence["reference"]]
+    metrics = dict.fromkeys(name for model in reversed(models) for name in model["metrics"])
+    rows = [
+        ["size on disk", *(_weight(model, reference) for model in models)],
+        ["seconds a step", *(_pace(model, reference) for model in models)],
+        *([metric_name(name), *(_measure(each, name) for each in models)] for name in metrics),
+        ["drift of the last sample", *map(_end, models)],
+    ]
+    grid = table(
+        ["", *(model["name"] for model in models)],
+        rows,
+        title=evidence["title"],
+        right=True,
+        width=max(_NARROWEST, shutil.get_terminal_size().columns),
+        colour=sys.stdout.isatty(),
+    )
+    return [*grid, f"report: {evidence['report']}"]
 
 
-def rendered(found: Table) -> list[str]:
-    """In colour where somebody looks, plain where a file or a pipe does."""
-    width = max(NARROWEST, shutil.get_terminal_size().columns)
-    console = Console(file=StringIO(), width=width, force_terminal=sys.stdout.isatty())
-    console.print(found)
-    return console.file.getvalue().rstrip().splitlines()
+def _weight(model: Json, reference: Json) -> str:
+    return size(model["bytes"]) + _ratio(model, reference, "bytes")
 
 
-def table(evidence: Json) -> Table:
-    """Models across, what was measured down."""
-    models, reference = list(evidence["models"].values()), evidence["models"][evidence["reference"]]
-    found = Table(title=Text(evidence["title"]), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    found.add_column("")
-    for model in models:
-        found.add_column(Text(model["name"]), justify="right")
-    found.add_row("size on disk", *(weight(model, reference) for model in models))
-    found.add_row("seconds a step", *(pace(model, reference) for model in models))
-    for name in dict.fromkeys(name for model in reversed(models) for name in model["metrics"]):
-        found.add_row(heading(name), *(measure(model["metrics"].get(name)) for model in models))
-    found.add_row("drift of the last sample", *(map(end, models)))
-    return found
+def _pace(model: Json, reference: Json) -> str:
+    ratio = _ratio(model, reference, "seconds_per_step")
+    return f"{model['seconds_per_step']:.3g}{ratio}"
 
 
-def heading(name: str) -> str:
-    return {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "latent_mse": "latent MSE"}.get(name, name)
+def _ratio(model: Json, reference: Json, key: str) -> str:
+    return "" if model is reference else f" ({model[key] / reference[key]:.2f}x)"
 
 
-def weight(model: Json, reference: Json) -> str:
-    return size(model["bytes"]) + ratio(model["bytes"], reference["bytes"], model is reference)
-
-
-def pace(model: Json, reference: Json) -> str:
-    mine, theirs = (each["seconds_per_step"] for each in (model, reference))
-    return f"{mine:.3g}" + ratio(mine, theirs, model is reference)
-
-
-def ratio(mine: float, theirs: float, same: bool) -> str:
-    return "" if same else f" ({mine / theirs:.2f}x)"
-
-
-def measure(found: Json | None) -> str:
-    """The value, and the interval that it lies in."""
-    if found is None or found["value"] is None:
+def _measure(model: Json, name: str) -> str:
+    """The value and its interval."""
+    measure = model["metrics"].get(name)
+    if measure is None or measure["value"] is None:
         return ""
-    interval = "" if found.get("low") is None else f" ({found['low']:.4g} to {found['high']:.4g})"
-    return f"{found['value']:.4g}{interval}"
+    low = measure.get("low")
+    interval = "" if low is None else f" ({low:.4g} to {measure['high']:.4g})"
+    return f"{measure['value']:.4g}{interval}"
 
 
-def end(model: Json) -> str:
+def _end(model: Json) -> str:
     """Relative L2 of the last sample."""
     path = model.get("trajectory")
     return f"{path['error'][-1]:.3g}" if path else ""
 
 
 def failures(evidence: Json) -> list[str]:
-    """One sentence for each gate that was not kept."""
-    return [sentence(gate, evidence["models"]) for gate in failed(evidence["gates"])]
+    """One sentence for each failed gate."""
+    return [_sentence(gate, evidence["models"]) for gate in _failed(evidence["gates"])]
 
 
-def failed(gates: Iterable[Json]) -> list[Json]:
+def _failed(gates: Iterable[Json]) -> list[Json]:
     return [gate for gate in gates if not gate["passed"]]
 
 
-def sentence(gate: Json, models: Json) -> str:
-    bound, _, metric = gate["name"].partition("-")
-    kind = "at least" if bound == "min" else "at most"
+def _sentence(gate: Json, models: Json) -> str:
+    side, _, metric = gate["name"].partition("-")
+    bound = f"at {'least' if side == 'min' else 'most'} {gate['limit']:g} asked"
     value = "no number" if gate["value"] is None else f"{gate['value']:.4g}"
-    return f"gate failed: {models[gate['model']]['name']}: {SPOKEN.get(metric, metric)} {value}, {kind} {gate['limit']:g} asked"
+    name = models[gate["model"]]["name"]
+    return f"gate failed: {name}: {_GATED.get(metric, metric)} {value}, {bound}"

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,9 +21,12 @@ from lowtide.errors import BadInput
 from lowtide.models import Adapter
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
+from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings
 from lowtide.validation import as_tuple, check
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -130,18 +132,11 @@ class Job:
         device = self.device
         return mapped(tree, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
 
-    def track(self, things: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
-        """Iterate over the things with a progress bar that shows the time left."""
-        columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as progress:
-            yield from progress.track(things, total=total, description=title)
+    def track(
+        self, items: Iterable[Item], title: str, total: int | None = None
+    ) -> Iterator[Item]:
+        """Iterate over the items with a progress bar that shows the time left."""
+        return track(items, total=total, title=title, console=self.console)
 
 
 def run_recipe(recipe: Recipe, job: Job) -> None:

@@ -1,6 +1,6 @@
-"""A realistic evidence folder without a model: small landscapes as images, and errors shaped as quantization shapes them.
+"""A realistic evidence folder without a model: landscapes, and errors as quantization has them.
 
-`python tests/report/evidence.py DIR [SIDE]` writes one and draws it, to look at the page while working on it.
+`python tests/report/evidence.py DIR [SIDE]` writes one and draws it, to look at the page.
 """
 
 import json
@@ -18,9 +18,26 @@ TIMESTEPS = list(range(980, -1, -20))
 FEW = TIMESTEPS[:: len(TIMESTEPS) // 8][:8]
 SETTINGS = {
     "float": {"name": "float", "kind": "float", "bytes": 4_449_636, "seconds_per_step": 0.0213},
-    "minmax": {"name": "minmax W4A8", "kind": "lowtide", "method": "minmax", "bytes": 643_100, "seconds_per_step": 0.0388},
-    "tfmq": {"name": "tfmq W4A8", "kind": "lowtide", "method": "tfmq", "bytes": 661_340, "seconds_per_step": 0.0391},
-    "quanto": {"name": "quanto W8A8", "kind": "peer", "bytes": 1_178_004, "seconds_per_step": 0.0226},
+    "minmax": {
+        "name": "minmax W4A8",
+        "kind": "lowtide",
+        "method": "minmax",
+        "bytes": 643_100,
+        "seconds_per_step": 0.0388,
+    },
+    "tfmq": {
+        "name": "tfmq W4A8",
+        "kind": "lowtide",
+        "method": "tfmq",
+        "bytes": 661_340,
+        "seconds_per_step": 0.0391,
+    },
+    "quanto": {
+        "name": "quanto W8A8",
+        "kind": "peer",
+        "bytes": 1_178_004,
+        "seconds_per_step": 0.0226,
+    },
 }
 DAMAGE = {"float": 0.0, "minmax": 0.1, "tfmq": 0.045, "quanto": 0.02}
 TIMES = {"minmax": (6.1, 0.0, 0.4), "tfmq": (7.7, 44.2, 9.8)}
@@ -46,13 +63,15 @@ def landscape(seed: int, side: int) -> np.ndarray:
     cx, cy, radius = rng.uniform(0.2, 0.8), rng.uniform(0.15, 0.5), rng.uniform(0.08, 0.2)
     image[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = np.sqrt(sun)
     for layer in range(3):
-        waves = rng.uniform(0.02, 0.08) * np.sin(2 * np.pi * (rng.uniform(0.7, 2.2) * x + rng.random()))
+        waves = rng.uniform(0.02, 0.08) * np.sin(
+            2 * np.pi * (rng.uniform(0.7, 2.2) * x + rng.random())
+        )
         image[y > 0.5 + 0.14 * layer + waves] = hill * (1 - 0.28 * layer)
     return image
 
 
 def damaged(image: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """Blotches of another colour, as a wrong step along the trajectory leaves them, and a little grain."""
+    """Blotches of another colour, as a wrong step of the trajectory leaves them, and grain."""
     rng = np.random.default_rng(1000 + seed)
     side = len(image)
     coarse = np.kron(rng.standard_normal((4, 4, 3)), np.ones((side // 4, side // 4, 1)))
@@ -66,37 +85,55 @@ def write(path: Path, image: np.ndarray) -> None:
 
 def write_images(folder: Path, side: int) -> dict[str, list[float]]:
     """The images, and each model's PSNR per image."""
-    found: dict[str, list[float]] = {key: [] for key in SETTINGS}
+    psnr: dict[str, list[float]] = {key: [] for key in SETTINGS}
     for seed in range(SEEDS):
         original = landscape(seed, side)
         for key, amount in DAMAGE.items():
             image = damaged(original, amount, seed)
             write(folder / "images" / key / f"{seed}.png", image)
             error = float(np.mean((np.clip(image, 0, 1) - np.clip(original, 0, 1)) ** 2))
-            found[key].append(-10 * np.log10(error) if error else float("inf"))
-    return found
+            psnr[key].append(-10 * np.log10(error) if error else float("inf"))
+    return psnr
 
 
 def layers() -> list[dict[str, Any]]:
     """Names, units and parameters like those of a small UNet, in forward order."""
-    found = [layer("temporal:time_embedding.linear_1", f"time_embedding.linear_{number}", 64 * 256) for number in (1, 2)]
-    found.append(layer("conv_in", "conv_in", 3 * 64 * 9))
-    places = [("down_blocks", 0, 64), ("down_blocks", 1, 128), ("down_blocks", 2, 128), ("mid_block", None, 128)]
+    entries = [
+        layer("temporal:time_embedding.linear_1", f"time_embedding.linear_{number}", 64 * 256)
+        for number in (1, 2)
+    ]
+    entries.append(layer("conv_in", "conv_in", 3 * 64 * 9))
+    places = [
+        ("down_blocks", 0, 64),
+        ("down_blocks", 1, 128),
+        ("down_blocks", 2, 128),
+        ("mid_block", None, 128),
+    ]
     places += [("up_blocks", 0, 128), ("up_blocks", 1, 128), ("up_blocks", 2, 64)]
     for block, number, width in places:
         stem = block if number is None else f"{block}.{number}"
         for net in range(1 if block == "down_blocks" else 2):
             unit = f"{stem}.resnets.{net}"
-            found += [layer(unit, f"{unit}.conv{part}", width * width * 9) for part in (1, 2)]
+            entries += [layer(unit, f"{unit}.conv{part}", width * width * 9) for part in (1, 2)]
         if width == 128 and number != 1:
             unit = f"{stem}.attentions.0"
-            found += [layer(unit, f"{unit}.{part}", width * width) for part in ("to_q", "to_k", "to_v", "to_out.0")]
-    return [*found, layer("conv_out", "conv_out", 64 * 3 * 9)]
+            entries += [
+                layer(unit, f"{unit}.{part}", width * width)
+                for part in ("to_q", "to_k", "to_v", "to_out.0")
+            ]
+    return [*entries, layer("conv_out", "conv_out", 64 * 3 * 9)]
 
 
 def layer(unit: str, name: str, parameters: int) -> dict[str, Any]:
     ends = name in ("conv_in", "conv_out")
-    return {"name": name, "unit": unit, "weights": 8 if ends else 4, "inputs": 8, "parameters": parameters, "kernel": "reference"}
+    return {
+        "name": name,
+        "unit": unit,
+        "weights": 8 if ends else 4,
+        "inputs": 8,
+        "parameters": parameters,
+        "kernel": "reference",
+    }
 
 
 def measured(values: list[float], better: bool, backend: str) -> dict[str, Any]:
@@ -115,7 +152,10 @@ def measured(values: list[float], better: bool, backend: str) -> dict[str, Any]:
 def metrics(psnr: list[float], amount: float) -> dict[str, Any]:
     rng = np.random.default_rng(3)
     wobble = rng.uniform(0.7, 1.3, len(psnr))
-    lpips = measured((1.9 * amount * wobble).tolist(), False, "lowtide") | {"weights": "sha256:3f1c9a07", "resize": "none"}
+    lpips = measured((1.9 * amount * wobble).tolist(), False, "lowtide") | {
+        "weights": "sha256:3f1c9a07",
+        "resize": "none",
+    }
     fd = measured((412 * amount * wobble).tolist(), False, "lowtide") | {
         "weights": "efficientnet-lite0",
         "resize": "bicubic, antialias, 112",
@@ -134,7 +174,12 @@ def model(key: str, psnr: list[float]) -> dict[str, Any]:
     base = SETTINGS[key] | {"source": "zoo:digits" if key == "float" else key, "metrics": {}}
     if key == "float":
         return base
-    base |= {"metrics": metrics(psnr, amount), "per_image": {"psnr": psnr}, "weights": 8 if key == "quanto" else 4, "inputs": 8}
+    base |= {
+        "metrics": metrics(psnr, amount),
+        "per_image": {"psnr": psnr},
+        "weights": 8 if key == "quanto" else 4,
+        "inputs": 8,
+    }
     steps = np.arange(1, len(TIMESTEPS) + 1)
     path = amount * 2.4 * (1 - np.exp(-steps / 14)) * (1 + 0.04 * np.sin(steps / 2))
     base["trajectory"] = {"timesteps": TIMESTEPS, "error": path.tolist()}
@@ -154,7 +199,12 @@ def made(key: str, amount: float) -> dict[str, Any]:
             "mid_block.attentions.0": "attention scores: no gain was measured",
             "conv_norm_out": "normalization has no matrix to pack",
         },
-        "stages": {"Collect": collect, "Reconstruct": reconstruct, "FitRanges": total * 0.06, "Pack": pack},
+        "stages": {
+            "Collect": collect,
+            "Reconstruct": reconstruct,
+            "FitRanges": total * 0.06,
+            "Pack": pack,
+        },
         "predicted": {"bytes": 655_000, "peak_bytes": 151e6, "minutes": total / 60 * 0.8},
         "real": {"bytes": SETTINGS[key]["bytes"], "peak_bytes": 212.7e6, "minutes": total / 60},
         "float_share": 0.021,
@@ -197,7 +247,8 @@ def record(psnr: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "version": 1,
         "title": "Landscapes at four bits",
-        "command": "lowtide compare zoo:landscapes runs/minmax-w4a8 runs/tfmq-w4a8 peers/quanto-w8a8 --seeds 0-15 --min-psnr 22",
+        "command": "lowtide compare zoo:landscapes runs/minmax-w4a8 runs/tfmq-w4a8 "
+        "peers/quanto-w8a8 --seeds 0-15 --min-psnr 22",
         "date": "2026-11-21T08:14:00+00:00",
         "environment": {
             "python": "3.11.9",

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lowtide.report.ink import ACCENT, INK
 from lowtide.report.lines import lines
+from lowtide.report.palette import ACCENT, INK
 
 
 def place(picture: np.ndarray, colour: str) -> tuple[float, int]:
@@ -17,9 +17,16 @@ def place(picture: np.ndarray, colour: str) -> tuple[float, int]:
 
 def test_plot(tmp_path: Path) -> None:
     steps = list(range(900, -1, -100))
-    path = lines(tmp_path / "new" / "plot.png", {"minmax": [0.9] * 10, "tfmq": [0.1] * 10}, steps, "t", "error", "Title")
+    path = lines(
+        tmp_path / "new" / "plot.png",
+        {"minmax": [0.9] * 10, "tfmq": [0.1] * 10},
+        steps,
+        "t",
+        "error",
+        "Title",
+    )
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert picture.shape == (1000, 1800, 3)
     (high, _), (low, count) = place(picture[150:], INK), place(picture[150:], ACCENT)
     assert high < 200 < 500 < low and count > 1000
-    assert [found.name for found in path.parent.iterdir()] == ["plot.png"]
+    assert [file.name for file in path.parent.iterdir()] == ["plot.png"]

@@ -1,19 +1,28 @@
-"""report.html in headless Chromium: silent, offline, and everything on it that moves, moves."""
+"""report.html in headless Chromium: silent, offline, readable in both themes and on a phone."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from report.evidence import FEW, SEEDS, make
 
 from lowtide.report.page import draw
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium: install the system's package, such as Debian's `chromium`")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium: install the system's package, such as Debian's `chromium`"
+)
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
 
 
@@ -42,7 +51,12 @@ def open_page(browser: Any, pages: dict[int, Path]) -> Iterator[Any]:
         page = context.new_page()
         page.on("console", lambda message: noise.append(message.text))
         page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("request", lambda request: noise.append(request.url) if request.url.startswith(("http", "ws", "ftp")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                noise.append(request.url) if request.url.startswith(("http", "ws", "ftp")) else None
+            ),
+        )
         page.goto(pages[side].as_uri())
         return page
 
@@ -92,7 +106,9 @@ def sources(page: Any) -> list[str]:
 
 
 def in_sheet(page: Any, model: int, seed: int) -> str:
-    return page.locator(".contact tbody tr").nth(model).locator("img").nth(seed).get_attribute("src")
+    return (
+        page.locator(".contact tbody tr").nth(model).locator("img").nth(seed).get_attribute("src")
+    )
 
 
 def test_pickers_choose_what_is_compared(open_page: Any) -> None:
@@ -105,45 +121,64 @@ def test_pickers_choose_what_is_compared(open_page: Any) -> None:
     assert sources(page) == [in_sheet(page, 0, 5), in_sheet(page, 3, 5)]
     assert page.locator(".which").inner_text() == f"6 of {SEEDS}"
     page.get_by_text("Difference of the two").click()
-    assert page.evaluate("getComputedStyle(document.querySelector('.after')).mixBlendMode") == "difference"
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('.after')).mixBlendMode")
+        == "difference"
+    )
 
 
 def test_small_images_stay_sharp(open_page: Any) -> None:
     page = open_page(64)
     for query in (".stage .before", ".contact img"):
-        assert page.evaluate(f"getComputedStyle(document.querySelector('{query}')).imageRendering") == "pixelated"
+        assert (
+            page.evaluate(f"getComputedStyle(document.querySelector('{query}')).imageRendering")
+            == "pixelated"
+        )
     assert page.evaluate("document.querySelector('.contact img').naturalWidth") == 64
 
 
-def test_heat_map_reads_out_the_evidence(open_page: Any, pages: dict[int, Path]) -> None:
-    page = open_page()
-    layers = json.loads((pages[32].parent / "evidence.json").read_text())["models"]["tfmq"]["layers"]
-    page.locator("#layers .picker label").nth(1).click()
-    panels = page.locator("#layers .panel")
-    assert [panels.nth(place).is_visible() for place in range(2)] == [False, True]
-    cells = panels.nth(1).locator(".cells")
-    cells.scroll_into_view_if_needed()
-    box = cells.bounding_box()
-    column, row = 7, 5
-    across, down = (column + 0.5) / len(layers["names"]), (row + 0.5) / len(FEW)
-    page.mouse.move(box["x"] + box["width"] * across, box["y"] + box["height"] * down)
-    told = page.locator("#layers .readout span").all_inner_texts()
-    assert told[:2] == [layers["names"][column], f"timestep {FEW[row]}"]
-    assert float(told[2].split(": ")[1]) == pytest.approx(layers["error"][column][row], rel=6e-3)
-    cells.focus()
-    page.keyboard.press("ArrowLeft")
-    assert page.locator("#layers .readout span").first.inner_text() == layers["names"][column - 1]
+def model_of(pages: dict[int, Path], key: str) -> dict[str, Any]:
+    return json.loads((pages[32].parent / "evidence.json").read_text())["models"][key]
 
 
-def test_lines_read_out_the_evidence(open_page: Any, pages: dict[int, Path]) -> None:
+def rows_of(page: Any, summary: str) -> list[list[str]]:
+    """The texts of a table that folds away, after its summary is opened."""
+    details = page.locator("details", has=page.get_by_text(summary, exact=True)).first
+    assert not details.locator("table").is_visible()
+    details.locator("summary").click()
+    assert details.locator("table").is_visible()
+    rows = [row.locator("th, td").all_inner_texts() for row in details.locator("tbody tr").all()]
+    return [[text.strip() for text in row] for row in rows]
+
+
+def test_heat_map_has_the_colours_and_the_numbers_of_the_evidence(
+    open_page: Any, pages: dict[int, Path]
+) -> None:
+    """On the screen, a worse cell is darker; the table names the worst layer and its timestep."""
     page = open_page()
-    path = json.loads((pages[32].parent / "evidence.json").read_text())["models"]["minmax"]["trajectory"]
-    page.locator("#trajectory .field").focus()
-    for _ in range(4):
-        page.keyboard.press("ArrowRight")
-    told = page.locator("#trajectory .readout span").all_inner_texts()
-    assert told[0] == f"timestep {path['timesteps'][3]}"
-    assert float(told[1].removeprefix("minmax W4A8 ")) == pytest.approx(path["error"][3], rel=6e-3)
+    layers = model_of(pages, "tfmq")["layers"]
+    error = np.array(layers["error"])
+    image = page.locator("#layers svg.wide image.light").nth(1)
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    screen = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L")).astype(int)
+    columns = box["x"] + (np.arange(error.shape[0]) + 0.5) / error.shape[0] * box["width"]
+    rows = box["y"] + (np.arange(len(FEW)) + 0.5) / len(FEW) * box["height"]
+    shown = screen[rows.astype(int)][:, columns.astype(int)].T
+    order = np.argsort(error, axis=None)
+    assert np.diff(shown.ravel()[order]).max() <= 1
+    worst = rows_of(page, "Largest errors of tfmq W4A8")
+    layer, step = np.unravel_index(error.argmax(), error.shape)
+    assert worst[0][:2] == [layers["names"][layer], str(FEW[step])]
+    assert float(worst[0][2]) == pytest.approx(error.max(), rel=6e-3)
+    assert len(worst) == 10
+
+
+def test_lines_have_the_numbers_of_the_evidence(open_page: Any, pages: dict[int, Path]) -> None:
+    path = model_of(pages, "minmax")["trajectory"]
+    rows = rows_of(open_page(), "All values")
+    assert [int(row[0]) for row in rows] == path["timesteps"]
+    assert [float(row[1]) for row in rows] == pytest.approx(path["error"], rel=6e-3)
 
 
 def paper(page: Any) -> int:
@@ -151,16 +186,26 @@ def paper(page: Any) -> int:
     return page.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
 
 
-def test_dark_follows_the_system_and_the_button(open_page: Any) -> None:
-    light, dark = open_page(color_scheme="light"), open_page(color_scheme="dark")
-    assert paper(light) > 240 and paper(dark) < 30
-    for page, scheme in ((light, "light"), (dark, "dark")):
-        assert page.locator(f"#layers .panel:not([hidden]) .only-{scheme}").is_visible()
-        page.get_by_role("button", name="Switch to").click()
-    assert paper(light) < 30 and paper(dark) > 240
-    assert light.locator("#layers .panel:not([hidden]) .only-dark").is_visible()
-    light.reload()
-    assert paper(light) < 30
+def test_dark_follows_the_system(open_page: Any) -> None:
+    """Paper, plots and heat maps: words in plots stand out, and one of two images is visible."""
+    ink = "getComputedStyle(document.querySelector('#trajectory svg.wide text')).fill"
+    for scheme, other in (("light", "dark"), ("dark", "light")):
+        page = open_page(color_scheme=scheme)
+        level = int(page.evaluate(ink).strip("rgb()").split(",")[0])
+        assert (paper(page) > 240 and level < 110) if scheme == "light" else level > 140
+        assert paper(page) < 30 or scheme == "light"
+        assert page.locator(f"#layers svg.wide image.{scheme}").first.is_visible()
+        assert not page.locator(f"#layers svg.wide image.{other}").first.is_visible()
+
+
+def test_plots_fit_the_screen(open_page: Any) -> None:
+    """A phone has plots of its own, whose words can be read."""
+    for viewport, room in ((DESKTOP, "wide"), (PHONE, "narrow")):
+        page = open_page(viewport=viewport)
+        plot = page.locator(f"#trajectory svg.{room}")
+        assert plot.is_visible() and page.locator("#trajectory svg:visible").count() == 1
+        units = float(plot.get_attribute("viewBox").split()[2])
+        assert 12 * plot.bounding_box()["width"] / units > 10
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -177,14 +222,22 @@ def test_nothing_sticks_out_sideways(open_page: Any, side: int, width: int) -> N
 def test_everything_has_a_name(open_page: Any) -> None:
     """Images carry a text, and what takes the keyboard's focus says what it is."""
     page = open_page()
-    assert page.evaluate("[...document.images].filter(image => !image.alt && !image.closest('.cells')).length") == 0
-    nameless = "e => !(e.innerText?.trim() || e.ariaLabel || e.labels?.[0]?.innerText.trim())"
+    assert page.evaluate("[...document.images].filter(image => !image.alt).length") == 0
+    assert (
+        page.evaluate("[...document.querySelectorAll('svg')].filter(e => !e.ariaLabel).length") == 0
+    )
+    name = "e.innerText?.trim() || e.ariaLabel || e.labels?.[0]?.innerText.trim()"
+    nameless = f"e => !({name} || e.querySelector('img')?.alt)"
     query = "a, button, input, select, summary, [tabindex='0']"
-    assert page.evaluate(f'[...document.querySelectorAll("{query}")].filter({nameless}).map(e => e.outerHTML.slice(0, 90))') == []
+    every = f'[...document.querySelectorAll("{query}")]'
+    assert page.evaluate(f"{every}.filter({nameless}).map(e => e.outerHTML.slice(0, 90))") == []
 
 
 def test_the_page_reads_without_a_script(open_page: Any) -> None:
     page = open_page(java_script_enabled=False)
     assert page.locator(".contact img").count() == 4 * SEEDS
     assert page.locator(".compare").is_hidden()
-    assert all(panel.is_visible() for panel in page.locator(".panel").all())
+    assert page.locator("svg.wide").count() == 7
+    assert all(plot.is_visible() for plot in page.locator("svg.wide").all())
+    page.get_by_text("All values").first.click()
+    assert page.locator("#trajectory details table").is_visible()

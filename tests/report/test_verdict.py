@@ -12,7 +12,10 @@ EVIDENCE = {
             "name": "a",
             "bytes": 1_000_000,
             "seconds_per_step": 0.03,
-            "metrics": {"psnr": {"value": 25.4321, "low": 24.0, "high": 27.0}, "odd": {"value": None}},
+            "metrics": {
+                "psnr": {"value": 25.4321, "low": 24.0, "high": 27.0},
+                "odd": {"value": None},
+            },
             "trajectory": {"error": [0.1, 0.25]},
         },
     },
@@ -26,7 +29,17 @@ EVIDENCE = {
 
 def test_numbers_and_ratios():
     text = "\n".join(verdict.lines(EVIDENCE))
-    for words in ("b [float]", "4.00 MB", "1.00 MB", "0.25x", "1.50x", "25.43", "24 to 27", "0.25", "x/report.html"):
+    for words in (
+        "b [float]",
+        "4.00 MB",
+        "1.00 MB",
+        "0.25x",
+        "1.50x",
+        "25.43",
+        "24 to 27",
+        "0.25",
+        "x/report.html",
+    ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 200
 

@@ -1,162 +1,121 @@
-"""The top of the page: what came out, first in a sentence, then one line for each model."""
+"""The top of the page: the verdict in a sentence, and a row of facts for each model."""
 
-from datetime import datetime
+import math
 
-from lowtide.report.page.evidence import Evidence, Gate, Measure, Model
-from lowtide.report.page.markup import (
-    NOTHING,
-    Html,
-    brief,
-    counted,
-    figures,
-    join,
-    percent,
-    seconds,
-    size,
-    tag,
-    times,
-)
-from lowtide.report.page.plot import percentage, swatch
+from lowtide.report.evidence import Bound, Evidence, Measure, Model
+from lowtide.report.page.parts import Cell, Table
+from lowtide.report.wording import NOTHING, brief, counted, day, figures, percent, seconds, size
 
-SAME = 0.03
-SIGNS = {"min": "at least", "max": "at most"}
-
-
-def headline(evidence: Evidence) -> Html:
-    return tag(
-        "header",
-        tag("h1", evidence.title),
-        tag("p", sentence(evidence.lead, evidence.reference), class_="standfirst") if evidence.lead else None,
-        tag("p", setting(evidence), class_="note"),
-        tag("ul", join(line(evidence, model) for model in evidence.models), class_="board"),
-        class_="headline",
-    )
+_SAME = 0.03
+_PACE = ("faster", "slower", "as fast")
+_SIDES = {"min": "at least", "max": "at most"}
 
 
 def sentence(model: Model, base: Model) -> str:
-    """The first thing to know, in words."""
-    parts = f"{model.name} is {comparison(base.bytes / model.bytes, 'smaller', 'larger', 'as large')} {base.name}"
-    speed = comparison(base.seconds_per_step / model.seconds_per_step, "faster", "slower", "as fast")
-    return f"{parts} and {speed.removesuffix(' than').removesuffix(' as')} a step. {likeness(model)}"
-
-
-def comparison(ratio: float, more: str, less: str, same: str) -> str:
-    if abs(ratio - 1) < SAME:
-        return f"{same} as"
-    return f"{figures(max(ratio, 1 / ratio), 2)} times {more if ratio > 1 else less} than"
-
-
-def likeness(model: Model) -> str:
+    """What the page says first: size, speed and likeness of a model."""
+    words = ("smaller than", "larger than", "as large as")
+    smaller = _compared(base.bytes / model.bytes, words, " times")
+    faster = _compared(base.seconds_per_step / model.seconds_per_step, _PACE, " times")
+    verdict = f"{model.name} is {smaller} {base.name} and {faster} a step."
     psnr = model.metrics.get("psnr")
-    if psnr is None:
-        return ""
-    interval = f" (interval {bounds(psnr)})" if psnr.low is not None and psnr.high is not None else ""
+    if psnr is None or math.isnan(psnr.value):
+        return verdict
+    interval = f" (interval {_bounds(psnr)})" if _bounds(psnr) else ""
     count = f" over {counted(psnr.n, 'image')}" if psnr.n else ""
-    return f"From the same noise, its images keep {psnr.value:.2f} dB PSNR to the original’s{interval}{count}."
+    value = f"{figures(psnr.value, 4)} dB PSNR"
+    likeness = f"its images keep {value} to the original’s{interval}{count}"
+    return f"{verdict} From the same noise, {likeness}."
 
 
-def bounds(measure: Measure, digits: int = 2) -> str:
-    return f"{measure.low:.{digits}f} to {measure.high:.{digits}f}"
+def _compared(ratio: float, words: tuple[str, str, str], times: str = "×") -> str:
+    if abs(ratio - 1) < _SAME:
+        return words[2]
+    return f"{figures(max(ratio, 1 / ratio), 2)}{times} {words[ratio < 1]}"
+
+
+def _bounds(measure: Measure) -> str:
+    if measure.low is None or measure.high is None:
+        return ""
+    return f"{measure.low:.2f} to {measure.high:.2f}"
 
 
 def setting(evidence: Evidence) -> str:
-    request = evidence.request
+    """Seeds, sampler and date in one line."""
+    request = {key: value for key, value in evidence.request.items() if value is not None}
     parts = [counted(len(evidence.seeds), "seed")]
-    if request.get("steps"):
-        parts.append(counted(request["steps"], "sampling step"))
-    if request.get("scheduler"):
-        parts.append(str(request["scheduler"]).removesuffix("Scheduler"))
-    if request.get("guidance") is not None:
-        parts.append(f"guidance {request['guidance']:g}")
-    if request.get("eta") is not None:
-        parts.append(f"eta {request['eta']:g}")
-    return ", ".join([*parts, day(evidence.date)])
+    parts += [f"{request['steps']} sampling steps"] if "steps" in request else []
+    parts += [str(request.get("scheduler", "")).removesuffix("Scheduler")]
+    parts += [f"{name} {request[name]:g}" for name in ("guidance", "eta") if name in request]
+    return ", ".join(filter(None, [*parts, day(evidence.date)]))
 
 
-def day(date: str) -> str:
-    try:
-        found = datetime.fromisoformat(date)
-    except ValueError:
-        return date
-    return f"{found.day} {found:%B %Y}"
+def board(evidence: Evidence) -> Table:
+    """Size, speed, PSNR and gates of each model."""
+    heads = ["Model", "Size", "Time a step", "PSNR", "Gates"]
+    heads = heads if evidence.gates else heads[:-1]
+    rows = [_row(evidence, model)[: len(heads)] for model in evidence.models]
+    return Table("Models", heads, rows, folded=False)
 
 
-def line(evidence: Evidence, model: Model) -> Html:
+def _row(evidence: Evidence, model: Model) -> list[Cell]:
     gates = [gate for gate in evidence.gates if gate.model == model.key]
-    return tag(
-        "li",
-        tag("div", tag("h2", swatch(evidence.number(model)), model.name), tag("p", described(evidence, model)), class_="who"),
-        fact("Size", *sized(evidence, model)),
-        fact("Time a step", *paced(evidence, model)),
-        fact("PSNR", *kept(evidence, model)),
-        fact("Gates", *gated(gates)) if evidence.gates else None,
-    )
+    sizes = [each.bytes for each in (model, evidence.reference, *evidence.models)]
+    paces = [each.seconds_per_step for each in (model, evidence.reference, *evidence.models)]
+    return [
+        Cell(model.name, _description(evidence, model), colour=evidence.colour(model)),
+        _against(sizes, size(model.bytes), "on disk", ("smaller", "larger", "same size")),
+        _against(paces, seconds(model.seconds_per_step), "a step", _PACE),
+        _psnr(evidence, model),
+        _gates(gates),
+    ]
 
 
-def described(evidence: Evidence, model: Model) -> str:
+def _against(values: list[float], text: str, unit: str, words: tuple[str, str, str]) -> Cell:
+    """`values`: the model's own, the reference's, then all, for a bar as long as its share."""
+    own, base, *everyone = values
+    ratio = _compared(base / own, words)
+    bar = (0, own / max(everyone))
+    return Cell(text, unit, bar=bar) if own == base else Cell(ratio, f"{text} {unit}", bar=bar)
+
+
+def _description(evidence: Evidence, model: Model) -> str:
+    """The method, a profile other than full, and the share of the parameters in float."""
     if model is evidence.reference:
         return "the original"
-    share = None if model.float_share is None else f"{percent(model.float_share)} left in float"
-    profile = None if model.settings["profile"] in (None, "full") else f"profile {model.settings['profile']}"
-    return ", ".join(filter(None, (model.settings["method"] or model.kind, profile, share)))
+    profile = "" if model.profile in (None, "full") else f"profile {model.profile}"
+    share = "" if model.float_share is None else f"{percent(model.float_share)} left in float"
+    return ", ".join(filter(None, (model.method or model.kind, profile, share)))
 
 
-def fact(name: str, large: str, small: str | Html, extra: Html | None = None) -> Html:
-    return tag("dl", tag("dt", name), tag("dd", tag("strong", large), tag("span", small), extra))
-
-
-def sized(evidence: Evidence, model: Model) -> tuple[str, str, Html]:
-    ratio = evidence.reference.bytes / model.bytes
-    most = max(each.bytes for each in evidence.models)
-    bar = tag("span", tag("i", style=f"width:{percentage(model.bytes / most)}"), class_="gauge", aria_hidden="true")
-    if model is evidence.reference:
-        return size(model.bytes), "on disk", bar
-    return change(ratio, "smaller", "larger", "same size"), size(model.bytes), bar
-
-
-def paced(evidence: Evidence, model: Model) -> tuple[str, str, Html]:
-    most = max(each.seconds_per_step for each in evidence.models)
-    bar = tag("span", tag("i", style=f"width:{percentage(model.seconds_per_step / most)}"), class_="gauge", aria_hidden="true")
-    if model is evidence.reference:
-        return seconds(model.seconds_per_step), "\u00a0", bar
-    ratio = evidence.reference.seconds_per_step / model.seconds_per_step
-    return change(ratio, "faster", "slower", "as fast"), seconds(model.seconds_per_step), bar
-
-
-def change(ratio: float, more: str, less: str, same: str) -> str:
-    return same if abs(ratio - 1) < SAME else f"{times(max(ratio, 1 / ratio))} {more if ratio > 1 else less}"
-
-
-def kept(evidence: Evidence, model: Model) -> tuple[str, str, Html | None]:
+def _psnr(evidence: Evidence, model: Model) -> Cell:
+    """PSNR, and its interval on a bar that holds the intervals of all models."""
     psnr = model.metrics.get("psnr")
     if psnr is None:
-        return NOTHING, "the reference" if model is evidence.reference else "not measured", None
+        return Cell(NOTHING, "the reference" if model is evidence.reference else "not measured")
+    value = f"{figures(psnr.value, 4)} dB"
     if psnr.low is None or psnr.high is None:
-        return f"{figures(psnr.value, 4)} dB", "no interval", None
-    return f"{figures(psnr.value, 4)} dB", bounds(psnr), interval(evidence, psnr)
+        return Cell(value, "no interval")
+    measures = [each.metrics["psnr"] for each in evidence.models if "psnr" in each.metrics]
+    ends = [
+        end for each in measures for end in (each.low, each.high, each.value) if end is not None
+    ]
+    span = (max(ends) - min(ends)) or 1.0
+    bar = ((psnr.low - min(ends)) / span, (psnr.high - psnr.low) / span)
+    return Cell(value, _bounds(psnr), bar=bar)
 
 
-def interval(evidence: Evidence, psnr: Measure) -> Html:
-    """Where this model's interval lies among all."""
-    found = [model.metrics["psnr"] for model in evidence.models if "psnr" in model.metrics]
-    low = min(each.value if each.low is None else each.low for each in found)
-    high = max(each.value if each.high is None else each.high for each in found)
-    span = (high - low) or 1.0
-    place = f"left:{percentage((psnr.low - low) / span)};width:{percentage((psnr.high - psnr.low) / span)}"
-    return tag("span", tag("i", style=place), class_="gauge", aria_hidden="true")
-
-
-def gated(gates: list[Gate]) -> tuple[str, Html | str, Html | None]:
+def _gates(gates: list[Bound]) -> Cell:
     if not gates:
-        return NOTHING, "none set", None
+        return Cell(NOTHING, "none set")
     passed = sum(gate.passed for gate in gates)
-    word = "passed" if passed == len(gates) else "failed" if passed == 0 else f"{passed} of {len(gates)} passed"
-    return word, join(tag("span", gate_line(gate), class_="gate" if gate.passed else "gate bad") for gate in gates), None
+    partly = f"{passed} of {len(gates)} passed"
+    word = partly if 0 < passed < len(gates) else "passed" if passed else "failed"
+    return Cell(word, "; ".join(map(_gate_line, gates)), bad=passed < len(gates))
 
 
-def gate_line(gate: Gate) -> str:
+def _gate_line(gate: Bound) -> str:
     """min-psnr 25 -> PSNR 26.16, at least 25"""
     side, _, metric = gate.name.partition("-")
-    bound = f"{SIGNS[side]} {brief(figures(gate.limit))}" if side in SIGNS else f"{gate.name} {brief(figures(gate.limit))}"
-    short = metric.upper() if len(metric) < 6 else metric.replace("-", " ")
-    return f"{short} {figures(gate.value, 4)}, {bound}{'' if gate.passed else ': failed'}"
+    bound = f"{_SIDES.get(side, gate.name)} {brief(figures(gate.limit))}"
+    name = metric.upper() if len(metric) < 6 else metric.replace("-", " ")
+    return f"{name} {figures(gate.value, 4)}, {bound}{'' if gate.passed else ': failed'}"
