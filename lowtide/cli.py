@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lowtide import __version__
 from lowtide.errors import BadInput
 
 MOST_NUMBERS = 100_000
@@ -67,6 +68,22 @@ Fit = Annotated[str | None, typer.Option(help="The most bits per weight, of 8,6,
 MinPsnr = Annotated[float | None, typer.Option(help="Gate: the least PSNR to the reference, in dB.")]
 MaxLpips = Annotated[float | None, typer.Option(help="Gate: the largest LPIPS to the reference.")]
 MaxFdIncrease = Annotated[float | None, typer.Option(help="Gate: how much farther from --dataset than the reference.")]
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"lowtide {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """The options that stand before a command."""
 
 
 def late(module: str) -> Any:
