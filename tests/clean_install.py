@@ -14,9 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 10_000_000
-QUANTIZE = (
-    "quantize zoo:digits --method tfmq -w 4 -a 8 --steps 3 --images 2 --set iters=2 --out w4a8"
-)
+QUANTIZE = "quantize zoo:digits --method tfmq --steps 3 --images 2 --set iters=2 --out w4a8"
 DRAW = """
 import lowtide
 import numpy as np

@@ -62,7 +62,7 @@ def installed() -> dict[str, str]:
 
 
 def third_party(nodes: Iterator[ast.AST]) -> set[str]:
-    """The distributions that the nodes import. A module that is not installed counts by its name."""
+    """The distributions that the nodes import. A module that is missing here counts by its name."""
     names = set()
     for node in nodes:
         names.update(module.partition(".")[0] for module in modules_of(node))
