@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 10_000_000
+# The repository must not be on the import path.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 QUANTIZE = "quantize zoo:digits --method tfmq --steps 3 --images 2 --set iters=2 --out w4a8"
 DRAW = """
 import lowtide
@@ -29,16 +31,16 @@ print("drew", image.size, "from", lowtide.__file__)
 """
 
 
-def run(*command: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a command and show it. The repository is not on its import path."""
-    print("$", *[part if len(str(part)) < 200 else "..." for part in command], flush=True)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(list(map(str, command)), cwd=cwd, env=environment, text=True, check=True)
+def run(*command: object, cwd: Path) -> None:
+    """Run a command and show it."""
+    print("$", *[part for part in command if part != DRAW], flush=True)
+    subprocess.run(list(map(str, command)), cwd=cwd, env=ENVIRONMENT, check=True)
 
 
-def fails(*command: object, cwd: Path) -> str:
+def error_of(*command: object, cwd: Path) -> str:
     """The error message of a command that must end with exit code 2."""
-    done = subprocess.run(list(map(str, command)), cwd=cwd, text=True, capture_output=True)
+    arguments = list(map(str, command))
+    done = subprocess.run(arguments, cwd=cwd, env=ENVIRONMENT, text=True, capture_output=True)
     assert done.returncode == 2, done
     return done.stderr.strip().splitlines()[-1]
 
@@ -75,7 +77,7 @@ def use(environment: Path, folder: Path) -> None:
     run(lowtide, "--version", cwd=folder)
     run(lowtide, *QUANTIZE.split(), cwd=folder)
     run(environment / "bin" / "python", "-c", DRAW, cwd=folder)
-    message = fails(lowtide, "inspect", "zoo:emoji", cwd=folder)
+    message = error_of(lowtide, "inspect", "zoo:emoji", cwd=folder)
     assert "clone the repository" in message, message
     print(message)
 
