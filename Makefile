@@ -9,8 +9,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 # One OpenMP thread per test process; two processes for two cores.
 WORKERS ?= 2
+PYTEST := -m pytest -q -n $(WORKERS) -m "not slow"
 
-.PHONY: demo test slow lint docs peers table clean
+.PHONY: demo test slow lint docs wheel-check compat compat-lowest compat-newest peers table clean
 
 $(READY): pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -22,7 +23,7 @@ demo: $(READY)
 	$(BIN)/lowtide demo --out demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
@@ -31,20 +32,43 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright --level error
 
 # The documentation site, in build/site. A broken link or reference is an error.
 docs: $(READY)
 	$(BIN)/pip install --quiet -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# Build the wheel, install it without extras into a fresh environment and use it there.
+wheel-check:
+	$(PYTHON) tests/clean_install.py "$(TORCH)"
+
+# The fast part of the suite with the lowest and the newest torch and diffusers that pyproject.toml allows, each pair in an
+# environment of its own. To keep one torch on both sides: make COMPAT_LOWEST_TORCH=torch==2.13.0 COMPAT_NEWEST_TORCH=torch==2.13.0 compat
+COMPAT_LOWEST_TORCH ?= $(shell $(PYTHON) tests/bounds.py lowest torch)
+COMPAT_NEWEST_TORCH ?= $(shell $(PYTHON) tests/bounds.py newest torch)
+COMPAT_LOWEST_DIFFUSERS ?= $(shell $(PYTHON) tests/bounds.py lowest diffusers)
+COMPAT_NEWEST_DIFFUSERS ?= $(shell $(PYTHON) tests/bounds.py newest diffusers)
+COMPAT_TESTS ?= $(addprefix tests/,formats kernels nn models stages methods) $(wildcard tests/checkpoint tests/test_checkpoint.py)
+
+compat: compat-lowest compat-newest
+
+compat-lowest: COMPAT_PACKAGES = "$(COMPAT_LOWEST_TORCH)" "$(COMPAT_LOWEST_DIFFUSERS)"
+compat-newest: COMPAT_PACKAGES = "$(COMPAT_NEWEST_TORCH)" "$(COMPAT_NEWEST_DIFFUSERS)"
+compat-lowest compat-newest:
+	test -d .venv-$@ || $(PYTHON) -m venv .venv-$@
+	.venv-$@/bin/pip install --quiet --upgrade $(COMPAT_PACKAGES) -e ".[dev]"
+	.venv-$@/bin/pip list | grep -E "^(torch|diffusers|transformers|numpy) "
+	OMP_NUM_THREADS=1 .venv-$@/bin/python $(PYTEST) $(COMPAT_TESTS)
+
 # Other quantizers at the same bits, in an environment of their own (bench/.venv-peers); hours on a slow machine, goes on when interrupted.
 # Minutes instead: make QUICK=--quick peers
 peers:
 	TORCH="$(TORCH)" $(PYTHON) bench/peers.py $(QUICK)
 
-# The README's table, one line for each model and width; goes on when interrupted. Minutes instead of hours: make QUICK=--quick table
+# The table of docs/measured.md, one line for each model and width; goes on when interrupted. Minutes instead of hours: make QUICK=--quick table
 table: $(READY)
 	TORCH="$(TORCH)" $(BIN)/python bench/table.py $(QUICK)
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv .venv-compat-* demo build *.egg-info

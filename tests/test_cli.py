@@ -13,7 +13,7 @@ import tiny
 import torch
 from safetensors import SafetensorError
 
-from lowtide import cli
+from lowtide import __version__, cli
 from lowtide.cli import options
 from lowtide.errors import BadInput
 from lowtide.workflows.to_folder import quantize_to_folder
@@ -327,3 +327,7 @@ def test_evaluate_what_cannot_be(lowtide, packed: Path, tmp_path: Path) -> None:
     ended = lowtide("compare", packed, tmp_path / "large", "--out", tmp_path / "x")
     assert_one_sentence(ended, "sample size 16", "sample size 8")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_version_is_one_line(lowtide) -> None:
+    assert lowtide("--version") == Ended(0, f"lowtide {__version__}\n", "")

@@ -1,35 +1,54 @@
-"""Small trained diffusion models: `zoo:digits` wherever a model is asked for. Small ones ship in the package, others lie in
-`zoo/` of the repository."""
+"""Small trained diffusion models: `zoo:NAME` stands wherever a model is expected.
+
+The small models ship in this package. The larger ones lie in the folder `zoo/` of the repository,
+beside the scripts that train all of them.
+"""
 
 from pathlib import Path
 
 from lowtide.errors import BadInput
 
-INSIDE = Path(__file__).parent
-BESIDE = INSIDE.parent.parent / "zoo"
-SHIPPED = ("digits", "digits-cond", "cifar10-small")
+PACKAGE = Path(__file__).parent
+REPOSITORY = PACKAGE.parent.parent / "zoo"
+SHIPPED = ("cifar10-small", "digits", "digits-cond")
+REPOSITORY_ONLY = ("dit", "emoji", "emoji-vae")
+UNTRAINED = ("cifar10",)
 
 
-def homes() -> dict[str, Path]:
-    """Every zoo model that is really here, and where."""
-    marks = [
-        path for place in (BESIDE, INSIDE) for mark in ("model_index.json", "config.json") for path in place.glob(f"*/{mark}")
-    ]
-    return {path.parent.name: path.parent for path in marks}
+def folders() -> dict[str, Path]:
+    """The folder of every zoo model that exists on this machine."""
+    marks = [*REPOSITORY.glob("*/config.json"), *REPOSITORY.glob("*/model_index.json")]
+    marks += [*PACKAGE.glob("*/config.json"), *PACKAGE.glob("*/model_index.json")]
+    return {mark.parent.name: mark.parent for mark in marks}
 
 
 def names() -> list[str]:
-    """Those that are pipelines, for a user to ask for."""
-    return sorted(name for name, home in homes().items() if (home / "model_index.json").exists())
+    """The models that are whole pipelines: those that `zoo:NAME` can name."""
+    return sorted(name for name, path in folders().items() if (path / "model_index.json").exists())
 
 
 def folder(name: str) -> Path:
-    """Where a zoo model lies, as an ordinary diffusers folder."""
-    if name not in homes():
-        raise BadInput(f"found no zoo model called {name!r}", f"one of {', '.join(names())}", "write zoo:NAME")
-    return homes()[name]
+    """The folder of one zoo model, in the ordinary layout of diffusers."""
+    path = folders().get(name)
+    if path is None:
+        raise _missing(name)
+    return path
 
 
-def home(name: str) -> Path:
-    """Where training puts a model."""
-    return (INSIDE if name in SHIPPED else BESIDE) / name
+def _missing(name: str) -> BadInput:
+    """The error that says where a model that is not installed can be had."""
+    if name in REPOSITORY_ONLY:
+        return BadInput(
+            f"found no zoo:{name} in this installation",
+            f"the folder zoo/{name} of the lowtide repository, since the wheel must stay small",
+            f"clone the repository and run lowtide there, or pass the path of that zoo/{name}",
+        )
+    if name in UNTRAINED:
+        return BadInput(
+            f"found no weights of zoo:{name}",
+            "a GPU that trains them, because nobody has trained this model yet",
+            f"clone the lowtide repository, run `python zoo/train.py {name}` there, "
+            f"then run lowtide there or pass the path of its zoo/{name}",
+        )
+    expected = f"one of {', '.join(names())}"
+    return BadInput(f"found no zoo model called {name!r}", expected, "write zoo:NAME")

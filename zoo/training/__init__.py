@@ -1,0 +1,1 @@
+"""How the zoo's models are trained: data, architectures, the loss, the loop and the export."""
