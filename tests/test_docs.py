@@ -21,7 +21,9 @@ def test_every_spread_in_a_methods_page_is_one_of_the_results(page):
 
 
 def test_every_number_in_the_table_of_the_readme_is_measured():
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `zoo:")]
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `zoo:")
+    ]
     assert len(rows) == 3
     measured = set(re.findall(r"\d+\.\d+", (DOCS / "measured.md").read_text()))
     assert set(re.findall(r"\d+\.\d+", "".join(rows))) <= measured

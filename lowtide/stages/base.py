@@ -132,9 +132,7 @@ class Job:
         device = self.device
         return mapped(tree, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
 
-    def track(
-        self, items: Iterable[Item], title: str, total: int | None = None
-    ) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
         """Iterate over the items with a progress bar that shows the time left."""
         return track(items, total=total, title=title, console=self.console)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_pipelines
+from lowtide.report.page.evidence import read
 from packed_pair import QUICK, pair
 from PIL import Image
 
@@ -18,7 +19,6 @@ from lowtide.errors import BadInput
 from lowtide.evaluation.comparison import evaluate_model
 from lowtide.evaluation.evaluation_settings import REQUEST_FIELDS, EvaluationSettings
 from lowtide.evaluation.metrics import psnr
-from lowtide.report.page.evidence import read
 from lowtide.workflows import to_folder
 
 SEEDS = (3, 5, 6)
