@@ -8,17 +8,19 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta
 
 from lowtide.errors import BadInput
-from lowtide.validation import as_tuple, check
+from lowtide.validation import Count, Share, as_tuple, check
 
 MethodName = Literal[
     "best", "minmax", "ptq4dm", "qdiffusion", "ptqd", "tfmq", "temporal_cache", "tcaq",
     "efficientdm", "mpq",
 ]  # fmt: skip
+GATES = ("min-psnr", "max-lpips", "max-fd-increase")
 LARGEST_BATCH = 16
 
 
@@ -33,32 +35,27 @@ LEARNING = "Learning"
 IMAGES = "Images"
 MEASURES = "Measures and gates"
 
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Label = Annotated[int, Meta(ge=0)]
 Bits = Annotated[
     Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32],
     Meta(title="1 to 8, or 16 or 32 to leave them in float"),
 ]
 # What a request for images and a calibration have in common.
 Steps = Annotated[int, _help("Sampling steps.", CALIBRATION, ge=1)]
-OptionalSteps = Annotated[
-    Annotated[int, Meta(ge=1)] | None,
-    _help("Sampling steps; those of the calibration if not given.", IMAGES),
-]
 Prompts = Annotated[
     tuple[str, ...], _help("Prompts to draw; without any, a built-in list.", CALIBRATION)
 ]
-Labels = Annotated[
-    tuple[Annotated[int, Meta(ge=0)], ...],
-    _help("Classes to draw, such as 0-9 or 1,5.", CALIBRATION),
-]
+Labels = Annotated[tuple[Label, ...], _help("Classes to draw, such as 0-9 or 1,5.", CALIBRATION)]
 Guidance = Annotated[
     float | None, _help("Guidance scale; the pipeline's own if not given.", CALIBRATION)
 ]
 Eta = Annotated[
-    Annotated[float, Meta(ge=0, le=1)] | None,
+    Share | None,
     _help("Noise that DDIM adds, 0 to 1; the pipeline's own, 0, if not given.", CALIBRATION),
 ]
 Size = Annotated[
-    Annotated[int, Meta(ge=1)] | None,
+    Count | None,
     _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
 ]
 
@@ -73,7 +70,7 @@ class Settings:
     weights: Annotated[Bits, _help("Bits per weight: 1 to 8, 16 or 32 for float.", BITS)] = 4
     inputs: Annotated[Bits, _help("Bits per input: 1 to 8, 16 or 32 for float.", BITS)] = 8
     group: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
+        Count | None,
         _help("Number of weights that share a scale factor, such as 64.", BITS),
     ] = None
     profile: Annotated[
@@ -113,7 +110,7 @@ class Settings:
         _help("What is rounded together: block (BRECQ) or layer (AdaRound).", LEARNING),
     ] = "block"
     drop: Annotated[
-        Annotated[float, Meta(ge=0, le=1)] | None,
+        Share | None,
         _help("Chance that an input is not rounded while a block learns, 0.5 for QDrop.", LEARNING),
     ] = None
     range_iters: Annotated[
@@ -163,10 +160,7 @@ def settings_from(options: Mapping[str, object]) -> Settings:
 
 
 T = TypeVar("T")
-Seeds = Annotated[
-    tuple[Annotated[int, Meta(ge=0, le=2**63 - 1)], ...],
-    _help("One image per seed, such as 0-63.", IMAGES),
-]
+Seeds = Annotated[tuple[Seed, ...], _help("One image per seed, such as 0-63.", IMAGES)]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
 
 
@@ -193,7 +187,7 @@ class Request:
             yield replace(self, seeds=self.seeds[start : start + self.batch])
 
     def by_seed(self, items: tuple[T, ...]) -> list[T]:
-        """For each seed the prompt or label that is assigned to it."""
+        """The prompt or the label of each seed."""
         return [items[seed % len(items)] for seed in self.seeds]
 
 
@@ -206,18 +200,32 @@ def check_seeds(seeds: tuple[int, ...]) -> None:
         raise BadInput(f"found seed {repeated[0]} twice", "each seed once", "give each seed once")
 
 
+def _optional(text: str, **bounds: float) -> Meta:
+    """Help of an option whose default is the calibration's own value."""
+    return _help(f"{text}; as in the calibration if not given.", IMAGES, **bounds)
+
+
+def _gate(text: str) -> Meta:
+    return _help(f"Gate: {text}.", MEASURES)
+
+
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What `evaluate` and `compare` draw and measure; what is not given is as it was quantized."""
+    """How models are compared, for `evaluate`, `compare` and the command line.
 
-    seeds: Seeds = tuple(range(64))
-    steps: OptionalSteps = None
-    batch: Batch = 16
-    prompts: Prompts = ()
-    labels: Labels = ()
-    guidance: Guidance = None
-    eta: Eta = None
-    size: Size = None
+    None or empty means: seeds 0 to 63, and else as the model was quantized.
+    """
+
+    seeds: Annotated[
+        tuple[Seed, ...] | None, _help("One image per seed, such as 0-63.", IMAGES)
+    ] = None
+    steps: Annotated[Count | None, _optional("Sampling steps")] = None
+    batch: Annotated[Count | None, _help("Images drawn at once; 16 if not given.", IMAGES)] = None
+    prompts: Annotated[tuple[str, ...] | None, _optional("Prompts to draw")] = None
+    labels: Annotated[tuple[Label, ...] | None, _optional("Classes to draw, such as 0-9")] = None
+    guidance: Annotated[float | None, _optional("Guidance scale")] = None
+    eta: Annotated[Share | None, _optional("Noise that DDIM adds, 0 to 1")] = None
+    size: Annotated[Count | None, _optional("Height and width of the images")] = None
     metrics: Annotated[
         tuple[str, ...] | None,
         _help(
@@ -230,20 +238,55 @@ class EvaluationSettings:
         str | None,
         _help("What good images look like: a folder of them, or statistics in an .npz.", MEASURES),
     ] = None
-    min_psnr: Annotated[
-        float | None, _help("Gate: the least PSNR to the reference, in dB.", MEASURES)
-    ] = None
-    max_lpips: Annotated[
-        float | None, _help("Gate: the largest LPIPS to the reference.", MEASURES)
-    ] = None
+    min_psnr: Annotated[float | None, _gate("the least PSNR to the reference, in dB")] = None
+    max_lpips: Annotated[float | None, _gate("the largest LPIPS to the reference")] = None
     max_fd_increase: Annotated[
-        float | None,
-        _help("Gate: how much farther from --dataset than the reference.", MEASURES),
+        float | None, _gate("how much farther from --dataset than the reference")
     ] = None
 
     def __post_init__(self) -> None:
         check(EvaluationSettings, vars(self))
-        check_seeds(self.seeds)
+        if self.seeds is not None:
+            check_seeds(self.seeds)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits of the gates that are set, by the gates' names."""
+        limits = {name: getattr(self, field_of_gate(name)) for name in GATES}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    @property
+    def request_fields(self) -> dict[str, Any]:
+        """The fields of Request that are set."""
+        values = {each.name: getattr(self, each.name) for each in fields(Request)}
+        return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def field_of_gate(gate: str) -> str:
+    """The field that holds a gate's limit."""
+    return gate.replace("-", "_")
+
+
+def evaluation_settings(
+    gates: Mapping[str, float] | None = None,
+    **options: object,
+) -> EvaluationSettings:
+    """Settings from the arguments of `evaluate`: gates such as {"min-psnr": 25.0}, and fields."""
+    limits = gates or {}
+    if unknown := [name for name in limits if name not in GATES]:
+        raise BadInput(
+            f"found gate {unknown[0]!r}", f"one of {', '.join(GATES)}", "check the spelling"
+        )
+    names = [each.name for each in fields(EvaluationSettings)]
+    if unknown := [name for name in options if name not in names]:
+        raise BadInput(
+            f"found option {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
+        )
+    values: dict[str, Any] = {name: as_tuple(value) for name, value in options.items()}
+    if isinstance(values.get("dataset"), Path):
+        values["dataset"] = str(values["dataset"])
+    values |= {field_of_gate(name): limit for name, limit in limits.items()}
+    return EvaluationSettings(**values)
 
 
 def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:

@@ -92,13 +92,3 @@ def _bounds(rule: Meta) -> str:
 def as_tuple(value: Any) -> Any:
     """Lists and ranges as tuples, which is what fields hold."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def check_eta(eta: float | None) -> None:
-    """The share of DDPM's noise that DDIM adds."""
-    if eta is not None and not 0 <= eta <= 1:
-        raise BadInput(
-            f"found eta {eta}",
-            "0, no noise of the sampler's own, to 1, as much as DDPM adds",
-            "choose one, or none",
-        )

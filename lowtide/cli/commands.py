@@ -30,7 +30,6 @@ USE = "Use"
 MEASURE = "Measure"
 DEVELOP = "Develop"
 OUTPUT = "Output"
-GATES = ("min_psnr", "max_lpips", "max_fd_increase")
 MODEL = "Model"
 
 Model = Annotated[str, typer.Argument(help="A hub id, a local diffusers folder, or zoo:NAME.")]
@@ -168,14 +167,6 @@ def _verdict(evidence: dict[str, Any], as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _evaluation(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of evaluate and compare as Python has them, checked."""
-    given = values(options)
-    EvaluationSettings(**given)
-    gates = {name.replace("_", "-"): given.pop(name) for name in GATES}
-    return given | {"gates": {name: limit for name, limit in gates.items() if limit is not None}}
-
-
 @app.command(rich_help_panel=MEASURE)
 @options_of(EvaluationSettings)
 def evaluate(
@@ -195,7 +186,8 @@ def evaluate(
     """Measure a quantized model against the float model: metrics, errors, report.html."""
     from lowtide.evaluation import comparison
 
-    evidence = comparison.evaluate(run, reference=reference, out=out, **_evaluation(options))
+    settings = EvaluationSettings(**values(options))
+    evidence = comparison.evaluate_model(run, settings, reference=reference, out=out)
     _verdict(evidence, as_json)
 
 
@@ -214,7 +206,8 @@ def compare(
     """Measure any models side by side, with the same evidence and gates as evaluate."""
     from lowtide.evaluation import comparison
 
-    evidence = comparison.compare(*models, reference=reference, out=out, **_evaluation(options))
+    settings = EvaluationSettings(**values(options))
+    evidence = comparison.compare_models(models, settings, reference=reference, out=out)
     _verdict(evidence, as_json)
 
 

@@ -19,7 +19,6 @@ from lowtide.errors import BadInput
 from lowtide.evaluation import compared_models, layer_drift
 from lowtide.evaluation.compared_models import FLOAT, ComparedModel, ModelSource
 from lowtide.evaluation.environment import environment
-from lowtide.evaluation.evaluation_settings import EvaluationSettings, evaluation_settings
 from lowtide.evaluation.evidence_json import (
     ComparisonEvidence,
     DriftEvidence,
@@ -37,6 +36,7 @@ from lowtide.evaluation.scores import (
 )
 from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
 from lowtide.report import page, text
+from lowtide.settings import EvaluationSettings, evaluation_settings
 
 __all__ = ["compare", "compare_models", "evaluate", "evaluate_model"]
 
@@ -49,17 +49,8 @@ def evaluate(
     *,
     reference: ModelSource | None = None,
     out: str | Path | None = None,
-    metrics: Sequence[str] | None = None,
-    dataset: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    seeds: Sequence[int] | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    prompts: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
-    guidance: float | None = None,
-    eta: float | None = None,
-    size: int | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Compare a packed model with the float model it was made of, and write the evidence folder.
 
@@ -67,14 +58,13 @@ def evaluate(
         model: a packed folder, a pipeline, or lowtide.Quantized.
         reference: the float model; None is the one that the folder's lowtide.json names.
         out: the evidence folder; None is MODEL/evidence.
-        metrics: psnr, ssim, lpips, latent_mse; with a data set also fd, sfd, kd, precision,
-            recall, fid and others. None is the default set.
-        dataset: a folder of images, or an .npz file of lowtide.evaluation.metrics.Statistics.
         gates: bounds such as {"min-psnr": 25.0, "max-lpips": 0.2, "max-fd-increase": 1.0}.
-        seeds: one image for each; None is 0 to 63.
-        steps, prompts, labels, guidance, eta, size: as in lowtide.Request; None is the value with
-            which the model was quantized.
-        batch: the number of images that are sampled at once; None is 16.
+        **options: the fields of lowtide.settings.EvaluationSettings. metrics: psnr, ssim, lpips,
+            latent_mse; with a data set also fd, sfd, kd, precision, recall, fid and others.
+            dataset: a folder of images, or an .npz file of lowtide.evaluation.metrics.Statistics.
+            seeds: one image for each, 0 to 63 by default. steps, prompts, labels, guidance, eta,
+            size: as in lowtide.Request, by default as the model was quantized. batch: images
+            sampled at once, 16 by default.
 
     Returns:
         The contents of evidence.json, the folder, and the path of the report.
@@ -82,19 +72,7 @@ def evaluate(
     Example:
         lowtide.evaluate("packed", seeds=range(16), gates={"min-psnr": 25.0})
     """
-    settings = evaluation_settings(
-        gates,
-        dataset,
-        metrics=metrics,
-        seeds=seeds,
-        steps=steps,
-        batch=batch,
-        prompts=prompts,
-        labels=labels,
-        guidance=guidance,
-        eta=eta,
-        size=size,
-    )
+    settings = evaluation_settings(gates, **options)
     return evaluate_model(model, settings, reference=reference, out=out)
 
 
@@ -130,17 +108,8 @@ def compare(
     *models: ModelSource,
     reference: ModelSource | None = None,
     out: str | Path = FOLDER,
-    metrics: Sequence[str] | None = None,
-    dataset: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    seeds: Sequence[int] | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    prompts: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
-    guidance: float | None = None,
-    eta: float | None = None,
-    size: int | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
 
@@ -156,19 +125,7 @@ def compare(
     Example:
         lowtide.compare("zoo:digits", "runs/minmax", "runs/tfmq", seeds=range(16))
     """
-    settings = evaluation_settings(
-        gates,
-        dataset,
-        metrics=metrics,
-        seeds=seeds,
-        steps=steps,
-        batch=batch,
-        prompts=prompts,
-        labels=labels,
-        guidance=guidance,
-        eta=eta,
-        size=size,
-    )
+    settings = evaluation_settings(gates, **options)
     return compare_models(models, settings, reference=reference, out=out)
 
 

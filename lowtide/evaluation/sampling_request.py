@@ -6,9 +6,9 @@ from typing import Any
 from lowtide import sampling
 from lowtide.checkpoint import provenance
 from lowtide.evaluation.compared_models import ComparedModel
-from lowtide.evaluation.evaluation_settings import EvaluationSettings
 from lowtide.sampling.pipelines import Pipeline, Scheduler
-from lowtide.validation import check, listed
+from lowtide.settings import EvaluationSettings
+from lowtide.validation import as_tuple, check
 
 SEEDS = tuple(range(64))
 # The fields of a request that the record of a quantized model contains.
@@ -27,7 +27,7 @@ def sampling_request(
 def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:
     recorded = next((model.record.settings for model in models if model.record), {})
     names = [name for name in _RECORDED if recorded.get(name) not in (None, [])]
-    fields = {name: listed(recorded[name]) for name in names}
+    fields = {name: as_tuple(recorded[name]) for name in names}
     check(EvaluationSettings, fields, title=f"in {provenance.NAME} ")
     return fields
 

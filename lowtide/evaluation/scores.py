@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from lowtide.evaluation.compared_models import ComparedModel
-from lowtide.evaluation.evaluation_settings import EvaluationSettings
 from lowtide.evaluation.gates import GATES
 from lowtide.evaluation.metrics import (
     Extractor,
@@ -22,6 +21,7 @@ from lowtide.evaluation.metrics import (
 from lowtide.evaluation.metrics.metric_names import extractor_of, full_name, plain_name
 from lowtide.evaluation.reference_dataset import check_dataset, load_dataset
 from lowtide.evaluation.timed_sampling import ModelSamples
+from lowtide.settings import EvaluationSettings
 
 # Metrics of image pairs, and those that need no reference at all; the others need a data set.
 PAIRS = ("psnr", "ssim", "lpips")
@@ -81,7 +81,7 @@ def measurement_plan(settings: EvaluationSettings) -> MeasurementPlan:
     return MeasurementPlan(
         metrics=metrics,
         extractor=load_extractor(network) if needs_extractor else network,
-        dataset=settings.dataset,
+        dataset=None if settings.dataset is None else Path(settings.dataset),
         limits=settings.limits,
         explicit=settings.metrics is not None,
     )

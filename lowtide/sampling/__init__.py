@@ -24,7 +24,8 @@ from lowtide.sampling.recording import (
     timesteps,
     trajectory,
 )
-from lowtide.sampling.request import Moment, Request, read_prompts
+from lowtide.sampling.request import Moment, read_prompts
+from lowtide.settings import Request
 
 __all__ = [
     "DRIVERS",

@@ -10,7 +10,8 @@ from torch import nn
 
 from lowtide.errors import BadInput
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
-from lowtide.sampling.request import Request, read_prompts
+from lowtide.sampling.request import read_prompts
+from lowtide.settings import Request
 
 
 def denoiser_name(pipe: Pipeline) -> str:
@@ -60,13 +61,13 @@ def _labelled(pipe: Pipeline, request: Request) -> dict[str, Any]:
             "the classes to draw",
             "give --labels, such as --labels 0-9",
         )
-    return {"class_labels": request.dealt(request.labels)} | _guidance(request)
+    return {"class_labels": request.by_seed(request.labels)} | _guidance(request)
 
 
 def _prompted(pipe: Pipeline, request: Request) -> dict[str, Any]:
     size = {} if request.size is None else {"height": request.size, "width": request.size}
     prompts = request.prompts or read_prompts(None)
-    return {"prompt": request.dealt(prompts)} | _guidance(request) | size
+    return {"prompt": request.by_seed(prompts)} | _guidance(request) | size
 
 
 def _unbinned(pipe: Pipeline, request: Request) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from lowtide.sampling.drivers import call_arguments, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
-from lowtide.sampling.request import Moment, Request
+from lowtide.sampling.request import Moment
 from lowtide.sampling.variance_calibration import absorbing, stepping
+from lowtide.settings import Request
 
 
 @contextmanager

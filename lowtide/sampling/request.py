@@ -1,49 +1,12 @@
-"""Which images to draw, and one recorded call of the denoiser."""
+"""One recorded call of the denoiser, and the prompts of a file."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lowtide.errors import BadInput
-from lowtide.validation import check_eta
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which images to draw: one per seed. The seed also picks the image's prompt and label.
-
-    `eta`: how much noise DDIM adds in each step, from 0 (none) to 1 (as much as DDPM). None is the
-    pipeline's own default, which is 0.
-    """
-
-    steps: int = 50
-    seeds: tuple[int, ...] = (0,)
-    prompts: tuple[str, ...] = ()
-    labels: tuple[int, ...] = ()
-    guidance: float | None = None
-    batch: int = 16
-    size: int | None = None
-    eta: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.seeds:
-            raise BadInput("found no seeds", "at least one", "give --seeds, such as --seeds 0-63")
-        for name in ("steps", "batch"):
-            value = getattr(self, name)
-            if value < 1:
-                raise BadInput(f"found {name} {value}", "at least 1", f"give a larger --{name}")
-        check_eta(self.eta)
-
-    def batches(self) -> Iterator["Request"]:
-        for start in range(0, len(self.seeds), self.batch):
-            yield replace(self, seeds=self.seeds[start : start + self.batch])
-
-    def dealt(self, values: tuple) -> list:
-        """One of the values for each image, chosen by its seed."""
-        return [values[seed % len(values)] for seed in self.seeds]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import tiny_pipelines
-from lowtide.report.page.evidence import read
 from packed_pair import QUICK, pair
 from PIL import Image
 
@@ -17,8 +15,9 @@ import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.evaluation.comparison import evaluate_model
-from lowtide.evaluation.evaluation_settings import REQUEST_FIELDS, EvaluationSettings
 from lowtide.evaluation.metrics import psnr
+from lowtide.report.evidence import read
+from lowtide.settings import EvaluationSettings
 from lowtide.workflows import to_folder
 
 SEEDS = (3, 5, 6)
@@ -89,15 +88,6 @@ def test_settings_in_one_object_give_the_same(evaluated, tmp_path):
     assert evidence["request"] == evaluated["request"]
     metrics = evaluated["models"][PACKED]["metrics"]
     assert evidence["models"][PACKED]["metrics"] == metrics
-
-
-def test_the_face_shows_all_fields_of_a_request():
-    fields = set(signature(sampling.Request).parameters)
-    assert set(REQUEST_FIELDS) == fields
-    for function in (lowtide.evaluate, lowtide.compare):
-        parameters = signature(function).parameters
-        assert fields <= set(parameters)
-        assert all(parameters[name].kind.name == "KEYWORD_ONLY" for name in fields)
 
 
 def test_without_a_record_the_reference_is_needed_and_changes_nothing(evaluated, tmp_path):

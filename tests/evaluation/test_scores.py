@@ -3,13 +3,13 @@
 import pytest
 
 from lowtide.errors import BadInput
-from lowtide.evaluation.evaluation_settings import evaluation_settings
 from lowtide.evaluation.metrics.metric_names import extractor_of
 from lowtide.evaluation.scores import measurement_plan
+from lowtide.settings import evaluation_settings
 
 
 def plan(metrics, dataset, gates):
-    return measurement_plan(evaluation_settings(gates, dataset, metrics=metrics))
+    return measurement_plan(evaluation_settings(gates, dataset=dataset, metrics=metrics))
 
 
 def test_default_metrics():

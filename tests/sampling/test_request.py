@@ -9,7 +9,7 @@ from lowtide.sampling import Request
 
 def test_prompts_and_labels_follow_the_seed():
     request = Request(seeds=(4, 5, 9), prompts=("zero", "one"))
-    assert request.dealt(request.prompts) == ["zero", "one", "one"]
+    assert request.by_seed(request.prompts) == ["zero", "one", "one"]
     batches = Request(seeds=tuple(range(5)), batch=2).batches()
     assert [batch.seeds for batch in batches] == [(0, 1), (2, 3), (4,)]
 

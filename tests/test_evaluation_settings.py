@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowtide.errors import BadInput
-from lowtide.evaluation.evaluation_settings import EvaluationSettings, evaluation_settings
+from lowtide.settings import EvaluationSettings, evaluation_settings
 
 
 def test_nothing_is_set():
@@ -20,8 +20,10 @@ def test_nothing_is_set():
 
 def test_arguments_of_evaluate_are_collected():
     gates = {"max-fd-increase": 1.0, "min-psnr": 25.0}
-    settings = evaluation_settings(gates, "set", seeds=range(3), labels=[1, 2], prompts=(), steps=5)
-    assert settings.dataset == Path("set")
+    settings = evaluation_settings(
+        gates, dataset=Path("set"), seeds=range(3), labels=[1, 2], prompts=(), steps=5
+    )
+    assert settings.dataset == "set"
     assert settings.min_psnr == 25.0
     assert settings.limits == {"min-psnr": 25.0, "max-fd-increase": 1.0}
     assert settings.request_fields == {"seeds": (0, 1, 2), "steps": 5, "labels": (1, 2)}
@@ -55,6 +57,6 @@ def test_wrong_values(options, sentence):
 
 
 def test_settings_need_no_torch():
-    code = "import sys, lowtide.evaluation.evaluation_settings; print('torch' in sys.modules)"
+    code = "import sys, lowtide.settings; print('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"
