@@ -31,9 +31,10 @@ def check(thing: type, values: Mapping[str, Any], title: str = "") -> None:
     hints = get_type_hints(thing, include_extras=True)
     for name, value in values.items():
         if not fits(value, hints[name]):
-            raise BadInput(
-                f"found {title}{name} {value!r}", words(hints[name]), f"give another {name}"
-            )
+            expected = words(hints[name])
+            if isinstance(value, float) and not math.isfinite(value):
+                expected = expected.replace("a number", "a finite number", 1)
+            raise BadInput(f"found {title}{name} {value!r}", expected, f"give another {name}")
 
 
 def fits(value: Any, kind: Any) -> bool:

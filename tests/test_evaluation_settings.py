@@ -31,13 +31,13 @@ def test_arguments_of_evaluate_are_collected():
 
 BAD = [
     ({"gates": {"min-ssim": 0.9}}, "found gate 'min-ssim'"),
-    ({"gates": {"min-psnr": float("nan")}}, "found min-psnr nan; expected a finite number"),
-    ({"gates": {"max-lpips": float("inf")}}, "found max-lpips inf; expected a finite number"),
-    ({"gates": {"max-fd-increase": float("-inf")}}, "found max-fd-increase -inf"),
+    ({"gates": {"min-psnr": float("nan")}}, "found min_psnr nan; expected a finite number"),
+    ({"gates": {"max-lpips": float("inf")}}, "found max_lpips inf; expected a finite number"),
+    ({"gates": {"max-fd-increase": float("-inf")}}, "found max_fd_increase -inf"),
     ({"gates": {"min-psnr": "25"}}, "found min_psnr '25'; expected a number"),
     ({"guidance": float("nan")}, "found guidance nan; expected a finite number"),
-    ({"seeds": (0, 0)}, "found seed 0 more than once; expected each seed once"),
-    ({"seeds": [4, 7, 5, 7]}, "found seed 7 more than once"),
+    ({"seeds": (0, 0)}, "found seed 0 twice; expected each seed once"),
+    ({"seeds": [4, 7, 5, 7]}, "found seed 7 twice"),
     ({"seeds": ()}, "found no seeds; expected at least one"),
     ({"seeds": (0.5,)}, "found seeds (0.5,); expected a list, each a whole number"),
     ({"seeds": 3}, "found seeds 3; expected a list"),

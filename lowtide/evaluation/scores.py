@@ -74,14 +74,15 @@ def measurement_plan(settings: EvaluationSettings) -> MeasurementPlan:
     metrics = tuple(dict.fromkeys(plain_names))
     others = (*PAIRS, *WITHOUT_REFERENCE, LATENT)
     dataset_metrics = [name for name in metrics if name not in others]
-    check_dataset(dataset_metrics, settings.dataset)
+    dataset = None if settings.dataset is None else Path(settings.dataset)
+    check_dataset(dataset_metrics, dataset)
     if "lpips" in metrics:
         lpips.load()
     needs_extractor = bool(dataset_metrics) or "is" in metrics
     return MeasurementPlan(
         metrics=metrics,
         extractor=load_extractor(network) if needs_extractor else network,
-        dataset=None if settings.dataset is None else Path(settings.dataset),
+        dataset=dataset,
         limits=settings.limits,
         explicit=settings.metrics is not None,
     )

@@ -148,8 +148,8 @@ def test_steps_that_the_packed_model_does_not_know():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gates": {"min-psnr": float("nan")}}, "found min-psnr nan"),
-        ({"seeds": (0, 0)}, "found seed 0 more than once"),
+        ({"gates": {"min-psnr": float("nan")}}, "found min_psnr nan"),
+        ({"seeds": (0, 0)}, "found seed 0 twice"),
         ({"steps": 0}, "found steps 0"),
     ],
 )
