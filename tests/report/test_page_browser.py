@@ -212,6 +212,9 @@ def test_plots_fit_the_screen(open_page: Any) -> None:
         assert plot.is_visible() and page.locator("#trajectory svg:visible").count() == 1
         units = float(plot.get_attribute("viewBox").split()[2])
         assert 12 * plot.bounding_box()["width"] / units > 10
+        edge = plot.bounding_box()["x"] + plot.bounding_box()["width"]
+        boxes = [text.bounding_box() for text in plot.locator("text").all()]
+        assert max(box["x"] + box["width"] for box in boxes) <= edge
 
 
 @pytest.mark.parametrize("side", [32, 64])

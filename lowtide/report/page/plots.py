@@ -108,7 +108,7 @@ def _field(width: float, right: float, titles: tuple[str, str]) -> tuple[Figure,
 
 def lines(width: float, series: Sequence[Series], title: str, *, log: bool) -> Figure:
     """One line for each model over the timesteps, from noise to image, named where it ends."""
-    room = 7 * max(len(_short(line.name, width)) for line in series) + 12
+    room = 7.8 * max(len(_short(line.name, width)) for line in series) + 16
     figure, axes = _field(width, room, ("timestep, from noise to image", title))
     for line in series:
         style = {"color": _COLOUR[f"s{line.colour}"], "linestyle": _DASHES[line.colour]}
