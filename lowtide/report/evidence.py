@@ -35,7 +35,6 @@ class ErrorTable:
     """Errors by name and timestep; `error` has the shape (names, timesteps)."""
 
     names: tuple[str, ...]
-    units: tuple[str, ...]
     timesteps: tuple[int, ...]
     error: np.ndarray
 
@@ -287,7 +286,6 @@ def _errors(reader: _Reader, key: str, rows: str | None) -> ErrorTable | None:
         return None
     inner = reader.object(key)
     names = tuple(map(str, inner.many(rows))) if rows else ("",)
-    units = tuple(map(str, inner.many("units", []))) or names
     timesteps = tuple(inner.many("timesteps"))
     error = inner.many("error") if rows else [inner.many("error")]
     try:
@@ -296,10 +294,10 @@ def _errors(reader: _Reader, key: str, rows: str | None) -> ErrorTable | None:
         message = f"found ragged or missing errors in {inner.path}"
         raise BadInput(message, "a table of numbers", AGAIN) from wrong
     shape = (len(names), len(timesteps))
-    if table.shape != shape or len(units) != len(names):
+    if table.shape != shape:
         message = f"found {' x '.join(map(str, table.shape))} errors in {inner.path}"
         raise BadInput(message, f"{shape[0]} x {shape[1]}", AGAIN)
-    return ErrorTable(names, units, timesteps, table) if all(shape) else None
+    return ErrorTable(names, timesteps, table) if all(shape) else None
 
 
 def _layer_bits(reader: _Reader) -> LayerBits:

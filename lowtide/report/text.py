@@ -24,6 +24,11 @@ __all__ = [
 
 COLUMNS = progress.COLUMNS
 _NAMED = 12
+_STAGES = {
+    "Assign": "chose the format of each layer",
+    "FitWeights": "fitted the ranges of the weights",
+    "FitRanges": "fitted the ranges of the inputs",
+}
 _LEARNT = {
     "LearnRanges": "learnt the input ranges of {}",
     "Distill": "trained the whole network to answer like the float model",
@@ -45,6 +50,7 @@ def quantized(result: Result) -> list[str]:
         f"{result['model']} is quantized by {result['method']}: {_bits(result)}.",
         f"Saved to {result['folder']}: {size(result['float_bytes'])} -> {size(result['on_disk'])} "
         f"on disk ({ratio:.3f}x), in {duration}, calibrated at {result['timesteps']} timesteps.",
+        "",
         *table(["stage", "time", "result"], _stages(result)),
         *_options(result),
         *_against(result),
@@ -52,7 +58,7 @@ def quantized(result: Result) -> list[str]:
         *temporal(result.get("temporal", {})),
         *(f"{counted(count, 'layer')} run by the kernel: {kernel}" for kernel, count in kernels),
         f"left in float: {100 * result['float_share']:.1f} % of the parameters except biases",
-        *_left_in_float(result["float"]),
+        *_reasons(result["float"]),
     ]
 
 
@@ -67,7 +73,7 @@ def _stages(result: Result) -> list[list[str]]:
     losses: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for key, (before, after) in result.get("losses", {}).items():
         losses[key.split()[0]].append((before, after))
-    notes = {name: _learnt(name, pairs) for name, pairs in losses.items()}
+    notes = _STAGES | {name: _learnt(name, pairs) for name, pairs in losses.items()}
     notes["Collect"] = f"recorded inputs at {result['timesteps']} timesteps"
     notes["Pack"] = f"packed {counted(sum(result['kernels'].values()), 'layer')}"
     return [[name, lasting(time), notes.get(name, "")] for name, time in result["seconds"].items()]
@@ -137,7 +143,7 @@ def _against(result: Result) -> list[str]:
         ["peak memory", size(predicted["peak_bytes"]), size(result["peak_bytes"])],
         ["time", lasting(60 * predicted["minutes"]), lasting(60 * result["minutes"])],
     ]
-    return table(["", "predicted", "real"], rows)
+    return ["", *table(["", "predicted", "real"], rows), ""]
 
 
 def estimated(result: Result) -> list[str]:
@@ -154,7 +160,9 @@ def estimated(result: Result) -> list[str]:
         f"To quantize {result['model']} by {result['method']}, {_bits(result)}, takes:",
         *_fitting(result),
         *_options(result),
+        "",
         *table(["stage", "time", "peak memory"], [*rows, whole], right=True),
+        "",
         f"The checkpoint takes {size(total)}, "
         f"{ratio:.3f} of the {size(result['float_bytes'])} in float32.",
         *_account({kind: count for kind, count in result["size"].items() if kind != "total"}),
@@ -176,16 +184,16 @@ def _fitting(result: Result) -> list[str]:
 
 
 def _account(parts: Mapping[str, int]) -> list[str]:
-    return ["bytes:", *(f"  {name:<14} {size(count):>12}" for name, count in parts.items())]
+    return ["size by kind:", *(f"  {name:<14} {size(count):>12}" for name, count in parts.items())]
 
 
-def _left_in_float(left: Mapping[str, str]) -> list[str]:
+def _reasons(left: Mapping[str, str]) -> list[str]:
     """What was not quantized and why, equal reasons together."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in left.items():
         reasons[why].append(name)
     entries = [_reason(why, names) for why, names in reasons.items()]
-    return ["left in float:", *(line for lines in entries for line in lines)]
+    return [line for lines in entries for line in lines]
 
 
 def _reason(why: str, names: list[str]) -> list[str]:
@@ -208,7 +216,8 @@ def inspected(result: Result) -> list[str]:
         *table(["layer", "shape", "W", "A", "ranges"], map(_layer, result["layers"])),
         "",
         *_account(result["account"]),
-        *_left_in_float(result["float"]),
+        "left in float:",
+        *_reasons(result["float"]),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report.evidence import FEW, SEEDS, make
+from report.evidence import FEW, SEEDS, make, rewrite
 
 from lowtide.report.page import draw
 
@@ -28,7 +28,13 @@ DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    return {side: draw(make(tmp_path_factory.mktemp(f"side{side}"), side)) for side in (32, 64)}
+    """Two pages; the models of the second have long names."""
+    folders = {side: make(tmp_path_factory.mktemp(f"side{side}"), side) for side in (32, 64)}
+    data = json.loads((folders[64] / "evidence.json").read_text())
+    for key, model in data["models"].items():
+        model["name"] = f"{key} with a name-that-nobody-would-call-short/or-break/in-two W4A8"
+    rewrite(folders[64], data)
+    return {side: draw(folder) for side, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, pages: dict[int, Path]) -> Iterator[Any]:
-    """Opens the page, and at the end fails on anything that it said or asked for."""
+    """Opens the page; at the end, any message, error or request of it is a failure."""
     contexts, noise = [], []
 
     def opened(side: int = 32, **options: Any) -> Any:
@@ -206,6 +212,9 @@ def test_plots_fit_the_screen(open_page: Any) -> None:
         assert plot.is_visible() and page.locator("#trajectory svg:visible").count() == 1
         units = float(plot.get_attribute("viewBox").split()[2])
         assert 12 * plot.bounding_box()["width"] / units > 10
+        edge = plot.bounding_box()["x"] + plot.bounding_box()["width"]
+        boxes = [text.bounding_box() for text in plot.locator("text").all()]
+        assert max(box["x"] + box["width"] for box in boxes) <= edge
 
 
 @pytest.mark.parametrize("side", [32, 64])

@@ -50,7 +50,7 @@ def test_heat_map_puts_the_worst_cell_where_it_is() -> None:
     """The worst cell is the darkest on light paper, and the lightest on dark paper."""
     error = np.full((5, 3), 0.01)
     error[3, 1], error[0, 2] = 0.5, np.nan
-    table = evidence.ErrorTable(tuple("abcde"), tuple("abcde"), (900, 500, 100), error)
+    table = evidence.ErrorTable(tuple("abcde"), (900, 500, 100), error)
     norm = plots.shared_norm([table])
     light = plots.heat_pixels(table.error.T, norm, "light")
     dark = plots.heat_pixels(table.error.T, norm, "dark")
@@ -68,7 +68,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("theme", palette.RAMPS)
 def test_ramps_read_without_colour(theme: str) -> None:
-    table = evidence.ErrorTable(("a",), ("a",), (0,), np.array([[0.001, 1.0]]))
+    table = evidence.ErrorTable(("a",), (0,), np.array([[0.001, 1.0]]))
     pixels = plots.heat_pixels(np.geomspace(0.001, 1, 256)[None], plots.shared_norm([table]), theme)
     steps = np.diff(luma(pixels)[0])
     assert (steps * np.sign(steps.sum())).min() > -1 and abs(steps.sum()) > 150

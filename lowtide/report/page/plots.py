@@ -108,7 +108,7 @@ def _field(width: float, right: float, titles: tuple[str, str]) -> tuple[Figure,
 
 def lines(width: float, series: Sequence[Series], title: str, *, log: bool) -> Figure:
     """One line for each model over the timesteps, from noise to image, named where it ends."""
-    room = min(7 * max(len(line.name) for line in series) + 12, width / 3)
+    room = 7.8 * max(len(_short(line.name, width)) for line in series) + 16
     figure, axes = _field(width, room, ("timestep, from noise to image", title))
     for line in series:
         style = {"color": _COLOUR[f"s{line.colour}"], "linestyle": _DASHES[line.colour]}
@@ -119,8 +119,14 @@ def lines(width: float, series: Sequence[Series], title: str, *, log: bool) -> F
     if not log:
         axes.set_ylim(bottom=0)
     _ticks(axes.yaxis, _tick_text)
-    _name(axes, series, width)
+    _name(axes, series, width, math.inf)
     return figure
+
+
+def _short(name: str, width: float) -> str:
+    """The name, cut where it would take more than a third of the plot."""
+    most = int(width / 21)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _tick_text(value: float) -> str:
@@ -137,7 +143,7 @@ def _ticks(axis: Axis, write: Callable[[float], str]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
-def _name(axes: Axes, series: Sequence[Series], edge: float) -> None:
+def _name(axes: Axes, series: Sequence[Series], width: float, edge: float) -> None:
     """Each name beside its last point, left of `edge`; names that would overlap move down."""
     ends = [(line.x[-1], ([y for y in line.y if math.isfinite(y)] or [0])[-1]) for line in series]
     pixels = np.nan_to_num(axes.transData.transform(ends), neginf=axes.bbox.y0)
@@ -146,11 +152,12 @@ def _name(axes: Axes, series: Sequence[Series], edge: float) -> None:
         line = series[place]
         x, y = pixels[place]
         below = min(y, below - NAME_HEIGHT)
-        left = x + 7 * len(line.name) > edge
+        name = _short(line.name, width)
+        left = x + 7 * len(name) > edge
         shift = (-10 if left else 10, below - y)
         style = {"color": _COLOUR[f"s{line.colour}"], "va": "center", "annotation_clip": False}
         style |= {"ha": "right" if left else "left"}
-        axes.annotate(line.name, (x, y), shift, "figure pixels", "offset points", **style)
+        axes.annotate(name, (x, y), shift, "figure pixels", "offset points", **style)
 
 
 def pareto(width: float, points: Sequence[Series], reference: Model) -> Figure:
@@ -165,12 +172,15 @@ def pareto(width: float, points: Sequence[Series], reference: Model) -> Figure:
         axes.plot(point.x * 2, point.interval, color=style["color"], linewidth=1.6)
     axes.axvline(reference.bytes, color=_COLOUR["quiet"], linestyle=(0, (1, 2)))
     at = axes.get_xaxis_transform()
-    name = axes.annotate(reference.name, (reference.bytes, 1), (-6, -12), at, "offset points")
-    name.set_horizontalalignment("right")
+    right = reference.bytes == min(sizes)
+    text = _short(reference.name, width)
+    shift = (6 if right else -6, -12)
+    name = axes.annotate(text, (reference.bytes, 1), shift, at, "offset points")
+    name.set_horizontalalignment("left" if right else "right")
     _front(axes, sorted((point.x[0], point.y[0]) for point in points))
     _ticks(axes.xaxis, lambda count: brief(size(count)))
     _ticks(axes.yaxis, lambda decibel: brief(figures(decibel, 4)))
-    _name(axes, points, axes.bbox.x1)
+    _name(axes, points, width, axes.bbox.x1)
     return figure
 
 
@@ -192,7 +202,9 @@ def heat_maps(width: float, tables: Sequence[tuple[str, ErrorTable]], what: str)
     top = 26.0
     for (name, table), height, count in zip(tables, heights, rows, strict=True):
         axes = _axes(figure, 44, top, width - 48, height)
-        axes.set_title(name, loc="left", color=_COLOUR["ink"], fontsize=14, pad=8)
+        axes.set_title(
+            _short(name, 2 * width), loc="left", color=_COLOUR["ink"], fontsize=14, pad=8
+        )
         _image(axes, table.error.T, norm)
         shown = range(0, count, math.ceil(count * 18 / height))
         labels = [str(table.timesteps[row]) for row in shown]

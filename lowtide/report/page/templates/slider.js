@@ -7,7 +7,8 @@ function compare() {
   const rows = all(".contact tbody tr").map((row) => all("td", row));
   const names = all(".contact tbody th").map((head) => head.textContent);
   const captions = all(".contact thead th").map((head) => head.textContent);
-  const [stage, caption, which] = [".stage", ".caption", ".which"].map((query) => all(query, box)[0]);
+  const parts = [".stage", ".caption", ".which"].map((query) => box.querySelector(query));
+  const [stage, caption, which] = parts;
   const choices = all(".choose", box);
   let seed = 0;
 
@@ -27,7 +28,8 @@ function compare() {
     });
   }
 
-  all("input", stage)[0].oninput = ({ target }) => stage.style.setProperty("--at", `${target.value}%`);
+  const slide = stage.querySelector("input");
+  slide.oninput = () => stage.style.setProperty("--at", `${slide.value}%`);
   choices.forEach((choice) => { choice.onchange = show; });
   all("[data-move]", box).forEach((button) => { button.onclick = () => {
     seed = (seed + Number(button.dataset.move) + captions.length) % captions.length;
