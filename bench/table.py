@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lowtide.evaluation.metrics import Extractor, Statistics, frechet, load_extractor
-from lowtide.report import text
+from lowtide.report.progress import COLUMNS
 
 OUT = RESULTS / "table.json"
 WIDTHS = ("w8a8", "w4a8", "w4a4")
@@ -93,7 +93,7 @@ class Bar:
 def bar(total: int) -> Iterator[Bar]:
     console = Console(file=sys.stderr)
     with Progress(
-        *text.COLUMNS, console=console, transient=True, disable=not console.is_terminal
+        *COLUMNS, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         yield Bar(progress, total)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lowtide.report.ink import ACCENT, FAINT, HAIR, INK, QUIET
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -20,6 +19,7 @@ from lowtide.models import adapt
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import find_clock, quant_layers, quantizers, set_precision
+from lowtide.report.palette import ACCENT, FAINT, HAIR, INK, QUIET
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Stage, run_recipe

@@ -284,7 +284,6 @@ def test_a_step_count_it_was_not_calibrated_for(tmp_path):
             str(folder),
             tmp_path / "images",
             sampling.Request(steps=7),
-            lambda batches, total: batches,
         )
     with pytest.raises(BadInput, match="found timestep"):
         sampling.images(lowtide.load(folder), sampling.Request(steps=7))

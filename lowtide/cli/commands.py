@@ -147,10 +147,9 @@ def reschedule(
 @options_of(Request, seeds="0-15")
 def sample(model: Model, out: Out, as_json: Json = False, **options: Any) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
-    from lowtide.report import text
     from lowtide.workflows.to_folder import sample_to_folder
 
-    result = sample_to_folder(model, out, Request(**values(options)), text.track)
+    result = sample_to_folder(model, out, Request(**values(options)))
     line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
     _show(result, as_json, [line])
 

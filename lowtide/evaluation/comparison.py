@@ -27,7 +27,11 @@ from lowtide.evaluation.evidence_json import (
 )
 from lowtide.evaluation.gates import GateResult, gate_results
 from lowtide.evaluation.layer_bits import checkpoint_contents
-from lowtide.evaluation.sampling_request import captions, request_json, sampling_request
+from lowtide.evaluation.sampling_request import (
+    image_captions,
+    request_json,
+    sampling_request,
+)
 from lowtide.evaluation.scores import (
     MeasurementPlan,
     ModelScores,
@@ -35,7 +39,8 @@ from lowtide.evaluation.scores import (
     model_scores,
 )
 from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
-from lowtide.report import page, text
+from lowtide.report import page
+from lowtide.report.progress import track
 from lowtide.settings import EvaluationSettings, evaluation_settings
 
 __all__ = ["compare", "compare_models", "evaluate", "evaluate_model"]
@@ -170,10 +175,10 @@ def _write_evidence(
     for model in models:
         facts.check_steps(model.denoiser, request.steps)
     # Wrong prompts and labels are an error here, before any sampling.
-    captions(models[0].pipe, request)
+    captions = image_captions(models[0].pipe, request)
     with folders.written_beside(out, (EVIDENCE,)) as fresh:
-        samples = sample_in_turns(models, request, fresh / "images", text.track)
-        evidence = _evidence(models, plan, request, samples, title)
+        samples = sample_in_turns(models, request, fresh / "images")
+        evidence = _evidence(title, models, plan, request, samples, captions)
         tree = evidence_json(evidence)
         encoded = json.dumps(tree, allow_nan=False) + "\n"
         (fresh / EVIDENCE).write_text(encoded, encoding="utf-8")
@@ -182,24 +187,24 @@ def _write_evidence(
 
 
 def _evidence(
+    title: str,
     models: Sequence[ComparedModel],
     plan: MeasurementPlan,
     request: sampling.Request,
     samples: Mapping[str, ModelSamples],
-    title: str,
+    captions: Sequence[str] | None,
 ) -> ComparisonEvidence:
     """All measurements; the first model is the reference."""
     reference = models[0]
-    image_captions = captions(reference.pipe, request)
     drifts = _drifts(models, request, samples)
-    scores = model_scores(plan, models, samples, request.seeds, image_captions)
+    scores = model_scores(plan, models, samples, request.seeds, captions)
     return ComparisonEvidence(
         title=title,
         command=provenance.command(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
         request=request_json(request, reference.pipe.scheduler),
-        captions=image_captions,
+        captions=captions,
         reference=reference.key,
         models={
             model.key: _model_evidence(
@@ -221,7 +226,7 @@ def _drifts(
     adapter = layer_drift.reference_adapter(reference)
     calls = layer_drift.reference_calls(reference, request, samples[reference.key].calls)
     drifts = {}
-    for model in text.track(others, len(others), "comparing layers"):
+    for model in track(others, total=len(others), title="comparing layers"):
         drifts[model.key] = DriftEvidence(
             trajectory=samples[model.key].trajectory(),
             layers=layer_drift.layer_errors(

@@ -7,9 +7,11 @@ import numpy as np
 from PIL import Image
 
 from lowtide.errors import BadInput
-from lowtide.evaluation.metrics import Statistics
+from lowtide.evaluation.metrics import Extractor, Statistics
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+# Metrics for which statistics are enough, and the layer of their features.
+LAYERS = {"fd": "pooled", "sfd": "spatial"}
 # What Pillow raises for a file that is empty, damaged or no image.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -31,6 +33,20 @@ def check_dataset(set_metrics: Sequence[str], dataset: Path | None) -> None:
         Statistics.load(dataset)
     else:
         _check_images(dataset)
+
+
+def check_statistics(
+    set_metrics: Sequence[str], statistics: Statistics, extractor: Extractor
+) -> None:
+    """These metrics can be computed from these statistics; checked before any sampling."""
+    for metric in set_metrics:
+        if metric not in LAYERS:
+            wrong = f"found statistics alone for {metric}"
+            raise BadInput(wrong, "the images of the data set", "give --dataset FOLDER")
+        expected = extractor.source(LAYERS[metric])
+        if statistics.source != expected:
+            wrong = f"found statistics of {statistics.source or 'unnamed features'} for {metric}"
+            raise BadInput(wrong, f"statistics of {expected}", "collect the statistics again")
 
 
 def _check_images(folder: Path) -> None:

@@ -45,7 +45,7 @@ def request_json(request: sampling.Request, scheduler: Scheduler) -> dict[str, o
     }
 
 
-def captions(pipe: Pipeline, request: sampling.Request) -> list[str] | None:
+def image_captions(pipe: Pipeline, request: sampling.Request) -> list[str] | None:
     """The prompt or the label of each seed; None for an unconditional model."""
     arguments = sampling.call_arguments(pipe, request)
     conditions = arguments.get("prompt", arguments.get("class_labels"))

@@ -19,7 +19,7 @@ from lowtide.evaluation.metrics import (
     per_image,
 )
 from lowtide.evaluation.metrics.metric_names import extractor_of, full_name, plain_name
-from lowtide.evaluation.reference_dataset import check_dataset, load_dataset
+from lowtide.evaluation.reference_dataset import check_dataset, check_statistics, load_dataset
 from lowtide.evaluation.timed_sampling import ModelSamples
 from lowtide.settings import EvaluationSettings
 
@@ -79,9 +79,12 @@ def measurement_plan(settings: EvaluationSettings) -> MeasurementPlan:
     if "lpips" in metrics:
         lpips.load()
     needs_extractor = bool(dataset_metrics) or "is" in metrics
+    extractor = load_extractor(network) if needs_extractor else network
+    if dataset and dataset.is_file() and isinstance(extractor, Extractor):
+        check_statistics(dataset_metrics, Statistics.load(dataset), extractor)
     return MeasurementPlan(
         metrics=metrics,
-        extractor=load_extractor(network) if needs_extractor else network,
+        extractor=extractor,
         dataset=dataset,
         limits=settings.limits,
         explicit=settings.metrics is not None,

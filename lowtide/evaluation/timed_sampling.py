@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -19,9 +19,8 @@ from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.evaluation.compared_models import ComparedModel
 from lowtide.report.grids import pixels
+from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline, Scheduler
-
-Track = Callable[[Sequence[Any], int, str], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def check_same_sampling(batch: SampledBatch, reference: SampledBatch) -> None:
 
 
 def sample_in_turns(
-    models: Sequence[ComparedModel], request: sampling.Request, folder: Path, track: Track
+    models: Sequence[ComparedModel], request: sampling.Request, folder: Path
 ) -> dict[str, ModelSamples]:
     """The samples of each model by key; images are also written as FOLDER/<key>/<seed>.png.
 
@@ -105,7 +104,7 @@ def sample_in_turns(
     samples = {model.key: ModelSamples() for model in models}
     turns = list(product(request.batches(), models))
     reference: SampledBatch | None = None
-    for batch_request, model in track(turns, len(turns), "sampling images"):
+    for batch_request, model in track(turns, total=len(turns), title="sampling images"):
         batch = sample_batch(model.pipe, batch_request)
         if model is models[0]:
             reference = batch

@@ -3,10 +3,9 @@
 import statistics
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from lowtide.report import progress
 from lowtide.report.tables import table
 from lowtide.report.wording import counted, lasting, percent, size
 
@@ -19,10 +18,8 @@ __all__ = [
     "rescheduled",
     "table",
     "temporal",
-    "track",
 ]
 
-COLUMNS = progress.COLUMNS
 _NAMED = 12
 _STAGES = {
     "Assign": "chose the format of each layer",
@@ -34,11 +31,6 @@ _LEARNT = {
     "Distill": "trained the whole network to answer like the float model",
 }
 Result = Mapping[str, Any]
-
-
-def track(items: Iterable[Any], total: int, title: str = "sampling") -> Iterator[Any]:
-    """The bar of long work, as callers pass it on: by position."""
-    return progress.track(items, total=total, title=title)
 
 
 def quantized(result: Result) -> list[str]:

@@ -9,7 +9,7 @@ generator, so image k depends on seed k alone, whatever the batch size.
 # pyright: reportPrivateImportUsage=false
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -22,6 +22,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
 from lowtide.sampling.request import Moment
@@ -82,7 +83,8 @@ def run_pipeline(pipe: Pipeline, request: Request) -> np.ndarray:
 def images(
     pipe: DiffusionPipeline | Pipeline,
     request: Request,
-    track: Callable = lambda batches, total: batches,
+    *,
+    show_progress: bool = False,
 ) -> np.ndarray:
     """All images of a request: (images, height, width, channels), in [0, 1].
 
@@ -96,7 +98,8 @@ def images(
             stacklevel=2,
         )
     batches = list(request.batches())
-    return np.concatenate([run_pipeline(pipe, batch) for batch in track(batches, len(batches))])
+    shown = track(batches, total=len(batches), title="sampling") if show_progress else batches
+    return np.concatenate([run_pipeline(pipe, batch) for batch in shown])
 
 
 def trajectory(

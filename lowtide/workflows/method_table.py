@@ -26,6 +26,7 @@ from lowtide.evaluation.metrics import psnr
 from lowtide.methods import METHODS, recipe_of
 from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report import text
+from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import settings_from
 from lowtide.stages.base import source as code
@@ -152,7 +153,7 @@ def quality(
     }
     done = {_key(line): line for line in kept(out, conditions)}
     original: Drawn | None = None
-    for cell in text.track(cells, len(cells), "methods x bits"):
+    for cell in track(cells, total=len(cells), title="methods x bits"):
         if cell.key not in done:
             original = original or draw(pipe, request)
             line = _measured(source, cell, options, request, original)

@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -94,16 +93,14 @@ def _lasting(source: str) -> str:
     return str(home.resolve()) if home else source
 
 
-def sample_to_folder(
-    source: str, out: str | Path, request: sampling.Request, track: Callable
-) -> dict[str, Any]:
+def sample_to_folder(source: str, out: str | Path, request: sampling.Request) -> dict[str, Any]:
     """Draw one PNG per seed and a grid of them all."""
     out = Path(out)
     with folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source)) as fresh:
         pipe = sampling.load_pipeline(source)
         facts.check_steps(sampling.denoiser(pipe), request.steps)
         started = time.perf_counter()
-        images = sampling.images(pipe, request, track)
+        images = sampling.images(pipe, request, show_progress=True)
         seconds = time.perf_counter() - started
         grids.write_images(fresh, images, request.seeds)
     return {

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from lowtide.errors import BadInput
-from lowtide.evaluation.metrics import Statistics
-from lowtide.evaluation.reference_dataset import check_dataset, load_dataset
+from lowtide.evaluation.metrics import Extractor, Origin, Statistics
+from lowtide.evaluation.reference_dataset import check_dataset, check_statistics, load_dataset
 
 COLOUR = np.zeros((1, 8, 8, 3))
 GREY = np.zeros((1, 8, 8, 1))
@@ -93,6 +94,22 @@ def test_unreadable_statistics_are_refused_before_sampling(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"found no statistics in .*x\.npz"):
         check_dataset(["fd"], path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        (["kd"], "found statistics alone for kd; expected the images"),
+        (["fd", "precision"], "found statistics alone for precision"),
+        (["sfd"], "found statistics of net pooled hash for sfd; expected .* of net spatial hash"),
+    ],
+)
+def test_statistics_of_other_features_are_refused_before_sampling(metrics, words):
+    extractor = Extractor("net", nn.Identity(), Origin("test", "hash"))
+    statistics = Statistics.of(np.eye(3), source=extractor.source("pooled"), size=(8, 8))
+    check_statistics(["fd"], statistics, extractor)
+    with pytest.raises(BadInput, match=words):
+        check_statistics(metrics, statistics, extractor)
 
 
 def test_metrics_that_need_a_data_set(tmp_path):

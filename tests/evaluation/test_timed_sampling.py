@@ -14,14 +14,10 @@ from lowtide.evaluation.timed_sampling import ModelSamples, SampledBatch, sample
 SEEDS = (3, 5, 6)
 
 
-def untracked(items, total, title):
-    return iter(items)
-
-
 def sampled(batch, folder, *sources):
     models = compared_models.distinct([compared_models.load(source) for source in sources])
     request = sampling.Request(steps=3, seeds=SEEDS, batch=batch)
-    return timed_sampling.sample_in_turns(models, request, folder / str(batch), untracked)
+    return timed_sampling.sample_in_turns(models, request, folder / str(batch))
 
 
 def relative(ours, theirs):

@@ -35,7 +35,7 @@ def quantize(home, method="minmax", out="x"):
 
 
 def sample(source, out):
-    return to_folder.sample_to_folder(str(source), out, REQUEST, lambda batches, total: batches)
+    return to_folder.sample_to_folder(str(source), out, REQUEST)
 
 
 def test_the_whole_folder_is_listed_readable_and_can_be_replaced(home):

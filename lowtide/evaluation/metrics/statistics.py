@@ -39,7 +39,7 @@ class Statistics:
         return cls(len(exact), exact.sum(0), exact.T @ exact, source, size)
 
     def __add__(self, other: "Statistics") -> "Statistics":
-        check_same_kind(self, other)
+        _check_same_kind(self, other)
         return Statistics(
             n=self.n + other.n,
             total=self.total + other.total,
@@ -101,7 +101,7 @@ def _read(path: str | Path) -> Statistics:
     return statistics
 
 
-def check_same_kind(ours: Statistics, reference: Statistics) -> None:
+def _check_same_kind(ours: Statistics, reference: Statistics) -> None:
     """Statistics that are added or compared come from one extractor and one resolution."""
     if ours.source != reference.source or ours.total.shape != reference.total.shape:
         wrong = f"found statistics of {_kind(reference)} beside {_kind(ours)}"
@@ -126,7 +126,7 @@ def added(parts: Iterable[Statistics]) -> Statistics:
 
 def frechet(ours: Statistics, reference: Statistics) -> float:
     """The Fréchet distance of two Gaussians: |mean difference|^2 + tr(A + B - 2 (A B)^1/2)."""
-    check_same_kind(ours, reference)
+    _check_same_kind(ours, reference)
     a = ours.covariance
     b = reference.covariance
     root = square_root(b)
