@@ -37,11 +37,25 @@ def quantize(
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, in place and return it packed.
 
-    target: a pipeline, a model, or the name of one (a folder, a hub id, zoo:NAME) to load.
-    method: one of lowtide.METHODS. folder: where finished units are kept, so that an interrupted
-    run resumes to the same bits. without: stages of the method's recipe to leave out, by name, to
-    see what each is worth. options: the fields of lowtide.Settings: weights, inputs, steps,
-    prompts, labels, iters, ...; `stages` sets options of single stages, {"omq": {"plus": True}}.
+    Args:
+        target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
+        method: one of `lowtide.METHODS`.
+        folder: where finished units are kept, so that an interrupted run resumes to the same bits.
+        without: stages of the method's recipe to leave out, by name, to see what each is worth.
+        **options: the fields of `lowtide.Settings`: weights, inputs, steps, prompts, labels,
+            iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
+
+    Returns:
+        The pipeline with its packed denoiser (`.pipe`), the plan of its formats (`.plan`) and the
+        report of the run (`.report`). `.save(folder)` writes it.
+
+    Example:
+        >>> import lowtide
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> quantized.plan.summary["weights"], quantized.plan.summary["inputs"]
+        (4, 8)
+        >>> quantized.pipe(num_inference_steps=2).images[0].size
+        (28, 28)
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)
@@ -136,7 +150,20 @@ def _check_model(model: nn.Module) -> None:
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline of a saved folder."""
+    """Load a pipeline, float or packed.
+
+    Args:
+        folder: a diffusers folder, a hub id, or zoo:NAME.
+        dtype: of the weights that are not packed.
+
+    Returns:
+        The diffusers pipeline.
+
+    Example:
+        >>> import lowtide
+        >>> type(lowtide.load("zoo:digits")).__name__
+        'DDIMPipeline'
+    """
     if not Path(folder).exists():
         folders.recover(Path(folder))
     return sampling.load_pipeline(folder, dtype)

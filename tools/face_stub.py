@@ -26,11 +26,11 @@ from torch import nn
 
 from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
 from lowtide.errors import BadInput as BadInput
-from lowtide.estimate.prediction import Estimate as Estimate
-from lowtide.evaluation.comparison import Evaluation as Evaluation
+from lowtide.estimate import Estimate as Estimate
 from lowtide.methods import METHODS as METHODS
 from lowtide.models import adapt as adapt
 from lowtide.sampling import images as images
+from lowtide.settings import EvaluationSettings as EvaluationSettings
 from lowtide.settings import Request as Request
 from lowtide.settings import Settings as Settings
 
@@ -39,6 +39,7 @@ __version__: str
 Model = DiffusionPipeline | nn.Module | str | Path
 MethodName = {methods}
 '''
+GATES = "gates: Mapping[str, float] | None = None"
 FUNCTIONS = {
     "quantize": (
         ["target: Model"],
@@ -62,15 +63,15 @@ FUNCTIONS = {
     ),
     "evaluate": (
         ["model: Model | Quantized"],
-        ["reference: Model | None = None", "out: str | Path | None = None"],
+        ["reference: Model | None = None", "out: str | Path | None = None", GATES],
         EvaluationSettings,
-        "Evaluation",
+        "dict[str, Any]",
     ),
     "compare": (
         ["*models: Model | Quantized"],
-        ["reference: Model | None = None", 'out: str | Path = "evidence"'],
+        ["reference: Model | None = None", 'out: str | Path = "evidence"', GATES],
         EvaluationSettings,
-        "Evaluation",
+        "dict[str, Any]",
     ),
     "load": (
         ["folder: str | Path"],

@@ -48,3 +48,26 @@ class Quantized:
                 "a diffusers model",
                 "keep `.model`, or make it a ModelMixin with a config and quantize that",
             )
+
+
+def save(model: Quantized | DiffusionPipeline, folder: str | Path) -> Path:
+    """Write a pipeline, float or packed, as an ordinary diffusers folder, whole or not at all.
+
+    An older model in its place is replaced if lowtide wrote it and it holds no other files.
+
+    Args:
+        model: what `quantize` or `reschedule` returned, or a pipeline.
+        folder: where it goes.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import lowtide, tempfile
+        >>> place = tempfile.mkdtemp()
+        >>> lowtide.save(lowtide.load("zoo:digits"), f"{place}/digits").name
+        'digits'
+    """
+    if isinstance(model, Quantized):
+        return model.save(folder)
+    return Quantized(cast(Pipeline, model), Plan(), {}).save(folder)

@@ -69,10 +69,23 @@ class Change:
 def reschedule(target: Any, steps: int, *, size: int | None = None) -> quantized_pipeline.Quantized:
     """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
 
-    target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned; the
-    latter two are changed in place. size: that of the images, for schedulers whose timesteps depend
-    on it. Cached temporal features are computed again by the float layers that `keep_temporal` left
-    in the checkpoint. Input ranges and corrections are those of the nearest calibrated timestep.
+    Cached temporal features are computed again by the float layers that `keep_temporal` left in the
+    checkpoint. Input ranges and corrections are those of the nearest calibrated timestep.
+
+    Args:
+        target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned;
+            the latter two are changed in place.
+        steps: sampling steps of the new schedule.
+        size: height and width of the images, for schedulers whose timesteps depend on it.
+
+    Returns:
+        The pipeline, its new plan, and what was computed again.
+
+    Example:
+        >>> import lowtide
+        >>> quantized = lowtide.quantize("zoo:digits", method="tfmq", steps=4, images=2, iters=1)
+        >>> lowtide.reschedule(quantized, 8).plan.summary["steps"]
+        8
     """
     pipe, plan = _packed(target)
     labels = (0,) if "labels" in sampling.heeded(pipe) else ()

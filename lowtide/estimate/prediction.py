@@ -32,11 +32,23 @@ def plan(
     fit: str | None = None,
     **options: Any,
 ) -> Estimate:
-    """Size, peak memory and time of `quantize` with the same options.
+    """Predict size, peak memory and time of `quantize` with the same options.
 
-    source: a hub id (only its configuration is fetched), a local diffusers folder, or zoo:NAME.
-    fit: the most bytes of the checkpoint, such as "500MB"; it chooses the bits of the weights.
-    options: the fields of lowtide.Settings.
+    Args:
+        source: a hub id (only its configuration is fetched), a local diffusers folder, zoo:NAME.
+        method: one of `lowtide.METHODS`.
+        without: stages to leave out.
+        fit: the most bytes of the checkpoint, such as "500MB"; it chooses the bits of the weights.
+        **options: the fields of `lowtide.Settings`.
+
+    Returns:
+        Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage.
+
+    Example:
+        >>> import lowtide
+        >>> estimate = lowtide.plan("zoo:digits", weights=4)
+        >>> estimate.size["total"] < estimate.float_bytes / 4
+        True
     """
     started = time.perf_counter()
     settings = settings_from(options)

@@ -1,0 +1,50 @@
+"""Right and wrong calls of the face, for a type checker. A line that ends in `# wrong` is an error."""
+
+from diffusers import DDIMPipeline
+
+import lowtide
+
+pipe = DDIMPipeline.from_pretrained("digits")
+quantized = lowtide.quantize(pipe, weights=4, inputs=8, steps=50)
+quantized = lowtide.quantize("zoo:digits", method="tfmq", labels=range(3), prompts=["a cat"])
+quantized = lowtide.quantize("zoo:digits", stages={"omq": {"plus": True}}, without=["tiar"])
+folder = quantized.save("packed")
+print(folder.name, quantized.plan.timesteps, quantized.report["seconds"])
+loaded = lowtide.load("packed")
+lowtide.save(loaded, "again")
+lowtide.save(quantized, folder)
+estimate = lowtide.plan("zoo:digits", fit="1MB", profile="paper")
+print(estimate.seconds, estimate.size["total"], estimate.stages[0].name)
+evaluation = lowtide.evaluate("packed", seeds=range(8), gates={"min-psnr": 25.0}, metrics=["psnr"])
+evaluation = lowtide.compare("packed", pipe, quantized, reference="zoo:digits", out="evidence")
+print(evaluation["report"])
+lowtide.reschedule("packed", 25)
+images = lowtide.images(loaded, lowtide.Request(steps=50, seeds=(0, 1)))
+print(images.shape)
+settings = lowtide.Settings(weights=2, scope="layer")
+print(settings.calibration_batch)
+try:
+    lowtide.load("nowhere")
+except lowtide.BadInput as error:
+    print(error.found, error.expected, error.way_out)
+
+lowtide.quantize(pipe, weight=4)  # wrong
+lowtide.quantize(pipe, weights="4")  # wrong
+lowtide.quantize(pipe, weights=9)  # wrong
+lowtide.quantize(pipe, method="magic")  # wrong
+lowtide.quantize(pipe, profile="half")  # wrong
+lowtide.quantize(pipe, "tfmq")  # wrong
+lowtide.quantize(3)  # wrong
+lowtide.quantize()  # wrong
+lowtide.plan("zoo:digits", fits="1MB")  # wrong
+lowtide.plan("zoo:digits").second  # wrong
+lowtide.evaluate("packed", seeds="0-3")  # wrong
+lowtide.evaluate("packed", step=3)  # wrong
+lowtide.compare("packed", out=3)  # wrong
+lowtide.load()  # wrong
+lowtide.save("packed")  # wrong
+lowtide.reschedule("packed", steps="25")  # wrong
+lowtide.Settings(weights="4")  # wrong
+lowtide.Request(seed=(0,))  # wrong
+quantized.store("packed")  # wrong
+lowtide.quantise(pipe)  # wrong
