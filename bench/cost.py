@@ -1,9 +1,10 @@
 """What learning the rounding costs: `python bench/cost.py [--million 10] [--batch 16] [--whole]`.
 
-For each unit of a random UNet: seconds of one AdaRound iteration as it really runs (with bf16 products where they
-pay) against the unit's own forward and backward pass in float32 on the same batch, taking turns, medians.
-From these, and from a short run of all other stages, the minutes of tfmq at W4A8. With --whole nothing is reckoned: tfmq runs
-from the float model to the packed file, and its minutes are told.
+For each unit of a random UNet, it times one AdaRound iteration as it really runs (with bf16
+products where they are faster). Next to it, it times the unit's own forward and backward pass in
+float32 on the same batch. The two take turns; medians count. From these, and from a short run of
+all other stages, it estimates the minutes of tfmq at W4A8. With --whole it estimates nothing: tfmq
+runs from the float model to the packed file, and its minutes are printed.
 """
 
 import argparse
@@ -44,10 +45,14 @@ SETTINGS = Settings(weights=4, inputs=8, steps=10, images=8, calibration_steps=5
 def model(million: int) -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(
-        sample_size=32, block_out_channels=WIDTHS[million], layers_per_block=1, norm_num_groups=8, attention_head_dim=32,
+        sample_size=32,
+        block_out_channels=WIDTHS[million],
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=32,
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    )
 
 
 def count(float_model: torch.nn.Module) -> int:
@@ -62,16 +67,13 @@ def started(million: int, settings: Settings) -> Job:
 
 
 def costs(job: Job, scene: Scene) -> dict[str, float]:
-    """Median seconds of an iteration, and of float forward and backward to the unit's weights and inputs' positions."""
-    learner, generator = (
-        Learner(job, "cost", scene.unit, job.settings.iters),
-        job.generator("cost", scene.unit.name),
-    )
+    """Median seconds of an iteration, and of a float forward and backward pass to the weights."""
+    learner = Learner(job, "cost", scene.unit, job.settings.iters)
+    generator = job.generator("cost", scene.unit.name)
     module = job.model.get_submodule(scene.unit.name)
     weights = [layer.weight for layer in learner.layers.values()]
-    roundings = Roundings(
-        [layer.start_rounding() for layer in learner.layers.values()], rate(job.settings.iters)
-    )
+    starts = [layer.start_rounding() for layer in learner.layers.values()]
+    roundings = Roundings(starts, rate(job.settings.iters))
 
     def iteration() -> None:
         set_precision(module, Precision.WEIGHTS)
@@ -94,7 +96,7 @@ def costs(job: Job, scene: Scene) -> dict[str, float]:
 
 @contextmanager
 def float_weights(learner: Learner) -> Iterator[None]:
-    """Layers answer with their float weight itself, so that its gradient is computed, as training would."""
+    """Layers compute with their float weight itself, so that it gets a gradient, as in training."""
     for layer in learner.layers.values():
         layer.effective_weight = lambda layer=layer: layer.weight
     yield
@@ -103,13 +105,14 @@ def float_weights(learner: Learner) -> Iterator[None]:
 
 
 def taking_turns(*acts: Callable[[], None]) -> list[float]:
+    """Median seconds of each."""
     seconds: list[list[float]] = [[] for _ in acts]
     for _ in range(REPEATS):
-        for act, taken in zip(acts, seconds, strict=True):
+        for act, times in zip(acts, seconds, strict=True):
             before = time.perf_counter()
             act()
-            taken.append(time.perf_counter() - before)
-    return [statistics.median(taken) for taken in seconds]
+            times.append(time.perf_counter() - before)
+    return [statistics.median(times) for times in seconds]
 
 
 def main() -> None:
@@ -119,8 +122,9 @@ def main() -> None:
         "--batch", type=int, default=SETTINGS.batch, help="samples an iteration learns from"
     )
     parser.add_argument("--whole", action="store_true", help="run all of it")
-    given = parser.parse_args()
-    (whole if given.whole else reckoned)(given.million, replace(SETTINGS, batch=given.batch))
+    options = parser.parse_args()
+    run = whole if options.whole else estimated
+    run(options.million, replace(SETTINGS, batch=options.batch))
 
 
 def whole(million: int, settings: Settings) -> None:
@@ -133,18 +137,15 @@ def whole(million: int, settings: Settings) -> None:
         )
         result.save(Path(folder) / "packed")
         minutes = (time.perf_counter() - began) / 60
-    print(
-        json.dumps(
-            {
-                "parameters": parameters,
-                "threads": torch.get_num_threads(),
-                "minutes": round(minutes, 1),
-            }
-        )
-    )
+    summary = {
+        "parameters": parameters,
+        "threads": torch.get_num_threads(),
+        "minutes": round(minutes, 1),
+    }
+    print(json.dumps(summary))
 
 
-def reckoned(million: int, settings: Settings) -> None:
+def estimated(million: int, settings: Settings) -> None:
     began = time.perf_counter()
     job = started(million, settings)
     parameters = count(job.model)
@@ -153,24 +154,24 @@ def reckoned(million: int, settings: Settings) -> None:
     began = time.perf_counter()
     TIAR().run(replace(job, settings=replace(job.settings, iters=20)))
     temporal = (time.perf_counter() - began) * job.settings.iters / 20
-    learning, floating = (sum(row[name] for row in rows) for name in ("iteration", "float"))
+    learning = sum(row["iteration"] for row in rows)
+    floating = sum(row["float"] for row in rows)
+    minutes = (job.settings.iters * learning + temporal + prepared) / 60
     for row in rows:
         milliseconds = [f"{1e3 * row[name]:8.1f} ms" for name in ("iteration", "float")]
         print(
             f"{row['unit']:<40} {'  '.join(milliseconds)}  {row['iteration'] / row['float']:.2f}x"
         )
-    found = {
+    summary = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
         "learnt_with": words(next(job.model.parameters())),
         "batch": settings.batch,
         "iteration_to_float": round(learning / floating, 3),
         "largest": round(max(row["iteration"] / row["float"] for row in rows), 2),
-        "minutes_of_2000_iterations": round(
-            (job.settings.iters * learning + temporal + prepared) / 60, 1
-        ),
+        "minutes_of_2000_iterations": round(minutes, 1),
     }
-    print(json.dumps(found))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

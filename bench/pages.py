@@ -1,17 +1,20 @@
-"""Draw docs/results.md and the tables of docs/methods from the finished cells in bench/results/quality: python bench/pages.py
+"""Write docs/results.md and the tables of docs/methods: python bench/pages.py
 
-A table of a page stands between two comments, and the first says what is in it, one of
+The numbers come from the finished cells in bench/results/quality. A table of a page stands between
+two comments. The first comment says what is in the table, in one of two forms:
 
     <!-- measured: zoo:digits | W6A6, W4A4 | tcaq, tcaq -par, tfmq | psnr, step error -->
     <!-- measured: zoo:digits | best against the papers -->
     <!-- end -->
 
-New cells come from `lowtide bench quality zoo:digits --out bench/results/quality`, with the settings that docs/results.md names.
+`lowtide bench quality zoo:digits --out bench/results/quality` makes new cells. Use the settings
+that docs/results.md names.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +25,14 @@ from lowtide.settings import Settings
 from lowtide.workflows import method_table
 
 ROOT = Path(__file__).parents[1]
-LEDGERS, RESULTS, PAGES = (
-    ROOT / "bench/results/quality",
-    ROOT / "docs/results.md",
-    ROOT / "docs/methods",
-)
-MARKED = re.compile(r"(<!-- measured: (?P<asked>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+LEDGERS = ROOT / "bench/results/quality"
+RESULTS = ROOT / "docs/results.md"
+PAGES = ROOT / "docs/methods"
+MARKED = re.compile(r"(<!-- measured: (?P<contents>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {"psnr": "PSNR to float, dB", "step error": "step error", "bytes": "bytes on disk"}
-STAGES = {
-    type(stage).__name__.lower(): type(stage).__name__
-    for recipe in METHODS.values()
-    for stage in recipe(Settings())
-}
+RECIPES = [recipe(Settings()) for recipe in METHODS.values()]
+NAMES = [type(stage).__name__ for stage in chain.from_iterable(RECIPES)]
+STAGES = {name.lower(): name for name in NAMES}
 Cells = Sequence[dict]
 
 
@@ -46,7 +45,8 @@ def main() -> None:
 
 def drawn() -> dict[Path, str]:
     """What each page should say, by its path."""
-    cells, results = {}, ""
+    cells: dict[str, Cells] = {}
+    results = ""
     for path in sorted(LEDGERS.glob("*.jsonl"), key=lambda path: path.stem):
         newest = json.loads(path.read_text().splitlines()[-1])
         cells[newest["model"]] = method_table.kept(LEDGERS, newest)
@@ -58,38 +58,33 @@ def drawn() -> dict[Path, str]:
 def filled(text: str, cells: dict[str, Cells]) -> str:
     """A page with its tables drawn from these cells."""
 
-    def table(found: re.Match) -> str:
-        model, *asked = [part.strip() for part in found["asked"].split("|")]
+    def table(marks: re.Match) -> str:
+        parts = [part.strip() for part in marks["contents"].split("|")]
+        model, *columns = parts
         if model not in cells:
             raise BadInput(
                 f"found a table of {model}",
                 f"one of {', '.join(cells)}",
                 "run `lowtide bench quality` first",
             )
-        lines = (
-            against(cells[model])
-            if asked == ["best against the papers"]
-            else chosen(cells[model], *asked)
-        )
-        return found[1] + "\n".join(lines) + "\n" + found[3]
+        if columns == ["best against the papers"]:
+            lines = against(cells[model])
+        else:
+            lines = chosen(cells[model], *columns)
+        return marks[1] + "\n".join(lines) + "\n" + marks[3]
 
     return MARKED.sub(table, text)
 
 
 def chosen(cells: Cells, widths: str, titles: str, columns: str = "psnr, step error") -> list[str]:
-    """One line a method, some columns a width; a method left out of the bench at a width leaves its place empty."""
-    columns = [name.strip() for name in columns.split(",")]
-    places = [(width.strip(), name) for width in widths.split(",") for name in columns]
-    head = [
-        "",
-        "seeds",
-        *(
-            f"{width}: {COLUMNS[name]}" if name == columns[0] else COLUMNS[name]
-            for width, name in places
-        ),
-    ]
+    """One line a method, some columns a width; a cell that was not run leaves its place empty."""
+    measures = split(columns)
+    places = list(product(split(widths), measures))
+    head = ["", "seeds"]
+    for width, name in places:
+        head.append(f"{width}: {COLUMNS[name]}" if name == measures[0] else COLUMNS[name])
     rows = []
-    for title in (title.strip() for title in titles.split(",")):
+    for title in split(titles):
         groups = {width: group(cells, title, width) for width, _ in places}
         if not any(groups.values()):
             raise BadInput(
@@ -97,19 +92,18 @@ def chosen(cells: Cells, widths: str, titles: str, columns: str = "psnr, step er
                 "finished cells",
                 "run `lowtide bench quality` first",
             )
-        seeds = sorted({len(found) for found in groups.values() if found})
-        rows.append(
-            [
-                readable(title),
-                ", ".join(map(str, seeds)),
-                *(figure(groups[width], name) for width, name in places),
-            ]
-        )
+        seeds = ", ".join(map(str, sorted({len(cells) for cells in groups.values() if cells})))
+        figures = [figure(groups[width], name) for width, name in places]
+        rows.append([readable(title), seeds, *figures])
     return method_table.lined([head, ["---"] * len(head), *rows])
 
 
+def split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
+
+
 def against(cells: Cells) -> list[str]:
-    """At each width best, and the single paper whose samples come nearest to the float model's."""
+    """At each width: best, and the paper whose samples are nearest to the float model's."""
     head = [
         "bits",
         "best: PSNR to float, dB",
@@ -141,20 +135,18 @@ def mean(group: Cells) -> float:
 
 
 def figure(group: Cells, name: str) -> str:
-    """As the table of results has it."""
-    return (
-        dict(zip(method_table.HEAD[2:], method_table.figures(group), strict=True))[COLUMNS[name]]
-        if group
-        else ""
-    )
+    """One figure as the table of results shows it."""
+    if not group:
+        return ""
+    figures = dict(zip(method_table.HEAD[2:], method_table.figures(group), strict=True))
+    return figures[COLUMNS[name]]
 
 
 def readable(title: str) -> str:
-    """tfmq -fsc -reconstruct -> tfmq without FSC, Reconstruct: as the stages are written."""
+    """tfmq -fsc -reconstruct -> tfmq without FSC, Reconstruct."""
     name, *without = title.split(" -")
-    return name + (
-        " without " + ", ".join(STAGES.get(stage, stage) for stage in without) if without else ""
-    )
+    stages = ", ".join(STAGES.get(stage, stage) for stage in without)
+    return f"{name} without {stages}" if without else name
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The README's table: each zoo model in float and at three widths, by the best method there is and by the best peer.
+"""The README's table: each zoo model in float and at three widths, by lowtide and by the best peer.
 
     python bench/table.py [--models zoo:digits,zoo:dit] [--quick]
 
-Runs in lowtide's own environment (extra `metrics`, for the network behind fd-efficientnet) and makes the one of bench/peers.py
-for the cells. Finished cells are kept in runs/peers: an interrupted run goes on, --fresh forgets them. Writes
-bench/results/table.json (every cell), table.md and the README's table; models and peers that are not asked for (--only lowtide)
-stay as they were there.
+It runs in lowtide's own environment (with the extra `metrics`, for the network behind
+fd-efficientnet), and makes the environment of bench/peers.py for the cells. Finished cells are kept
+in runs/peers: an interrupted run continues, and --fresh removes them. It writes
+bench/results/table.json (every cell), table.md and the README's table. Models and peers that are
+left out (--only lowtide) keep their rows.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,6 @@ from peers.cells import (
     RESULTS,
     ROOT,
     SLACK,
-    TORCH,
     Bench,
     Json,
     aloud,
@@ -33,6 +34,7 @@ from peers.cells import (
     install,
     numbers_of,
     usable,
+    versions_of,
 )
 from rich.console import Console
 from rich.progress import Progress
@@ -62,29 +64,28 @@ RECIPES = {
     "bitsandbytes": ["linears, its own modules"],
 }
 METHODS = "best"
-# How long a cell of lowtide's takes beside one of a peer, roughly, so that the bar's time left means something.
+# A cell of lowtide takes about this many times as long as one of a peer; for the bar's time left.
 LONGER = 4
 
 
 class Bar:
-    """What runs now and the time left: a bar on a terminal, lines in a log."""
+    """The running cell and the time left: a bar on a terminal, lines in a log."""
 
     def __init__(self, progress: Progress, total: int):
-        self.progress, self.task, self.cost = (
-            progress,
-            progress.add_task("starting", total=total),
-            0,
-        )
+        self.progress = progress
+        self.task = progress.add_task("starting", total=total)
+        self.cost = 0
         self.silent = progress.console.is_terminal
 
     def say(self, cell: str) -> None:
         """A cell begins, so the one before it has ended."""
         self.progress.update(self.task, description=cell, advance=self.cost)
         self.cost = cost(cell.split()[0])
-        self.silent or aloud(f"{cell} ({self.progress.tasks[0].percentage:.0f} % done)")
+        if not self.silent:
+            aloud(f"{cell} ({self.progress.tasks[0].percentage:.0f} % done)")
 
     def upto(self, done: int) -> None:
-        """Recipes that do not serve a width are never begun."""
+        """Count recipes that do not serve a width, and so never begin, as done."""
         self.progress.update(self.task, completed=done)
         self.cost = 0
 
@@ -108,17 +109,11 @@ def costs(recipes: dict[str, list[str]]) -> dict[str, int]:
 
 def one_model(bench: Bench, shown: Bar, start: int) -> Iterator[Json]:
     """The model's part of the JSON, more complete each time."""
-    floating = bench.floating()
-    if "cannot" in floating:
-        log = bench.home / "float" / "log.txt"
-        raise SystemExit(
-            f"found {bench.model} unusable ({floating['cannot']}); expected a model that samples; see {log}."
-        )
     part = {
         "model": bench.model,
         "conditions": bench.conditions,
         "numbers": bench.numbers,
-        "float": floating,
+        "float": bench.usable_float(),
         "cells": [],
     }
     for peer, price in costs(bench.recipes).items():
@@ -130,22 +125,23 @@ def one_model(bench: Bench, shown: Bar, start: int) -> Iterator[Json]:
 
 def judged(part: Json, home: Path, extractor: Extractor) -> None:
     """Write the distance to the float model's images into the cells that are shown."""
-    reference = seen(extractor, home / "float")
+    reference = statistics_of(extractor, home / "float")
     for width in WIDTHS:
         for cell in filter(None, chosen(part, width)):
-            cell["fd"] = frechet(seen(extractor, home / cell["folder"]), reference)
+            cell["fd"] = frechet(statistics_of(extractor, home / cell["folder"]), reference)
 
 
-def seen(extractor: Extractor, folder: Path) -> Statistics:
+def statistics_of(extractor: Extractor, folder: Path) -> Statistics:
     return extractor.statistics([np.load(folder / "images.npy")])
 
 
 def as_asked(cell: Json) -> float:
-    """The share of weights in layers that hold them, and read their inputs, in no more bits than asked for."""
+    """The share of weights in layers whose weights and inputs have at most the cell's bits."""
     if not usable(cell):
         return 0.0
-    asked = zip(("weights", "inputs"), cell["bits"].removeprefix("w").split("a"), strict=True)
-    return min(narrow(cell["share"][kind], int(bits)) for kind, bits in asked)
+    weights, inputs = cell["bits"].removeprefix("w").split("a")
+    share = cell["share"]
+    return min(narrow(share["weights"], int(weights)), narrow(share["inputs"], int(inputs)))
 
 
 def narrow(share: dict[str, float], most: int) -> float:
@@ -158,16 +154,15 @@ def fulfils(cell: Json, floating: Json) -> bool:
 
 
 def chosen(part: Json, width: str) -> tuple[Json | None, Json | None]:
-    """lowtide's best method and the best peer: by PSNR among those that do what was asked, else whoever does most of it."""
+    """lowtide's best method and the best peer."""
     own = [cell for cell in part["cells"] if cell["bits"] == width]
-    groups = (
-        [cell for cell in own if (cell["peer"] == "lowtide") == ours] for ours in (True, False)
-    )
-    ours, theirs = (nearest(group, part["float"]) for group in groups)
-    return ours, theirs
+    ours = [cell for cell in own if cell["peer"] == "lowtide"]
+    theirs = [cell for cell in own if cell["peer"] != "lowtide"]
+    return nearest(ours, part["float"]), nearest(theirs, part["float"])
 
 
 def nearest(cells: list[Json], floating: Json) -> Json | None:
+    """The best PSNR among cells that quantize as their bits say, else the closest to that."""
     good = [cell for cell in cells if fulfils(cell, floating)]
     if good:
         return max(good, key=lambda cell: cell["psnr"])
@@ -175,29 +170,27 @@ def nearest(cells: list[Json], floating: Json) -> Json | None:
     return best(able) if able else None
 
 
-# One thread computes, so this is what a clock shows on a machine that does nothing else, and it stays true on a busy one.
+# One thread computes, so processor time is what a clock shows on an idle machine. Unlike the
+# clock, it stays the same on a busy one.
 CLOCK = "processor_seconds"
 HEAD = ("model", "bits", "by", "MB", "PSNR dB", "fd-efficientnet", "s a step", "remarks")
 
 
 def rows(part: Json) -> list[list[str]]:
     """The lines of one model."""
-    floating, lines = part["float"], []
+    floating = part["float"]
+    lines = [[part["model"], "float", "", megabytes(floating), "", "0", float_speed(part), ""]]
     for width in WIDTHS:
         for cell, who in zip(chosen(part, width), ("lowtide", "a peer"), strict=True):
-            lines.append(
-                [width.upper(), *(line(cell, floating) if cell else missing(part, width, who))]
-            )
-    first = ["float", "", megabytes(floating), "", "0", float_speed(part), ""]
-    return [[part["model"] if not place else "", *row] for place, row in enumerate([first, *lines])]
+            columns = line(cell, floating) if cell else missing(part, width, who)
+            lines.append(["", width.upper(), *columns])
+    return lines
 
 
 def line(cell: Json, floating: Json) -> list[str]:
-    name = (
-        f"**lowtide {cell['recipe']}**"
-        if cell["peer"] == "lowtide"
-        else f"{PEERS[cell['peer']]}, {cell['recipe']}"
-    )
+    name = f"{PEERS[cell['peer']]}, {cell['recipe']}"
+    if cell["peer"] == "lowtide":
+        name = f"**lowtide {cell['recipe']}**"
     distance = f"{cell['fd']:.4g}" if "fd" in cell else ""
     remarks = "; ".join(filter(None, (shortcoming(cell, floating), cell["note"])))
     return [name, megabytes(cell), f"{cell['psnr']:.2f}", distance, speed(cell), remarks]
@@ -209,38 +202,31 @@ def megabytes(cell: Json) -> str:
 
 def speed(cell: Json) -> str:
     """Seconds, and how many times as fast as the float model that ran beside it."""
-    theirs, floats = (cell[name][CLOCK] for name in ("seconds_per_step", "float_seconds_per_step"))
-    return f"{theirs:.3f} ({floats / theirs:.2f}x)"
+    seconds = cell["seconds_per_step"][CLOCK]
+    float_seconds = cell["float_seconds_per_step"][CLOCK]
+    return f"{seconds:.3f} ({float_seconds / seconds:.2f}x)"
 
 
 def float_speed(part: Json) -> str:
-    """Each cell timed the float model anew."""
-    found = [cell["float_seconds_per_step"][CLOCK] for cell in part["cells"] if usable(cell)]
-    return f"{statistics.median(found):.3f}" if found else ""
+    """The median over the cells, each of which times the float model anew."""
+    seconds = [cell["float_seconds_per_step"][CLOCK] for cell in part["cells"] if usable(cell)]
+    return f"{statistics.median(seconds):.3f}" if seconds else ""
 
 
 def shortcoming(cell: Json, floating: Json) -> str:
     if fulfils(cell, floating):
         return ""
-    return f"only {100 * as_asked(cell):.0f} % of the weights are in layers of {cell['bits'].upper()}; none does more"
+    share = f"{100 * as_asked(cell):.0f} %"
+    return f"only {share} of the weights are in layers of {cell['bits'].upper()}; none does more"
 
 
 def missing(part: Json, width: str, who: str) -> list[str]:
-    """No cell to show: why, in each peer's words."""
-    own = [
-        cell
-        for cell in part["cells"]
-        if cell["bits"] == width and (cell["peer"] == "lowtide") == (who == "lowtide")
-    ]
-    why = {PEERS[cell["peer"]]: reason(cell) for cell in own}
-    return [
-        f"no {who.removeprefix('a ')}",
-        "",
-        "",
-        "",
-        "",
-        "; ".join(f"{name}: {said}" for name, said in why.items()),
-    ]
+    """The columns where there is no cell to show: each peer's reason."""
+    cells = [cell for cell in part["cells"] if cell["bits"] == width]
+    own = [cell for cell in cells if (cell["peer"] == "lowtide") == (who == "lowtide")]
+    reasons = {PEERS[cell["peer"]]: reason(cell) for cell in own}
+    remarks = "; ".join(f"{name}: {text}" for name, text in reasons.items())
+    return [f"no {who.removeprefix('a ')}", "", "", "", "", remarks]
 
 
 def reason(cell: Json) -> str:
@@ -248,28 +234,21 @@ def reason(cell: Json) -> str:
 
 
 HOW = (
-    "PSNR and fd-efficientnet (Fréchet distance of EfficientNet-Lite0 features; not FID) are to the float model's images of the "
-    "same seeds. A distance of N images is biased upwards by its small N, so it only compares rows of one model. Seconds a step: "
-    "of processor time, median of calls on 16 images, one thread, float32 between layers, the float model interleaved in the "
-    "same process; the factor is the speed against it (above 1 is faster). MB: the denoiser as its own package saves it. Shown "
-    "is the best PSNR among recipes that quantize weights and inputs of all layers as asked, the first and last layer excepted; "
-    "the JSON has all."
+    "PSNR and fd-efficientnet (Fréchet distance of EfficientNet-Lite0 features; not FID) are to "
+    "the float model's images of the same seeds. A distance of N images is biased upwards by its "
+    "small N, so it only compares rows of one model. Seconds a step: of processor time, median of"
+    " calls on 16 images, one thread, float32 between layers, the float model interleaved in the "
+    "same process; the factor is the speed against it (above 1 is faster). MB: the denoiser as "
+    "its own package saves it. Shown is the best PSNR among recipes that quantize weights and "
+    "inputs of all layers as asked, the first and last layer excepted; the JSON has all."
 )
 
 
 def page(result: Json) -> str:
     """Markdown: how it was made, then one table."""
-    lines = [
-        [cell.replace("|", "/") for cell in row] for part in result["models"] for row in rows(part)
-    ]
+    lines = [[text.replace("|", "/") for text in row] for row in all_rows(result)]
     table = [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *lines)]
-    found = {
-        name: number
-        for part in result["models"]
-        for cell in part["cells"]
-        for name, number in cell["versions"].items()
-    }
-    made = ", ".join(f"{name} {number}" for name, number in sorted(found.items())) + f", {TORCH}."
+    made = versions_of(list(chain.from_iterable(part["cells"] for part in result["models"])))
     refused = [f"Could not be installed: {name}: {why}" for name, why in result["refused"].items()]
     intro = [
         "# Each zoo model, by the best method and the best peer",
@@ -281,25 +260,32 @@ def page(result: Json) -> str:
     return "\n".join([*intro, "", made, *refused, "", *table]) + "\n"
 
 
+def all_rows(result: Json) -> list[list[str]]:
+    return list(chain.from_iterable(rows(part) for part in result["models"]))
+
+
 def settings(part: Json) -> str:
-    numbers, given = part["numbers"], json.loads(part["conditions"])
-    dealt = {
-        name: f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"
-        for name, value in given.items()
-    }
+    """One line on how a model was drawn and quantized."""
+    numbers = part["numbers"]
+    conditions = [
+        f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"
+        for name, value in json.loads(part["conditions"]).items()
+    ]
+    images = ", ".join([f"N = {numbers['seeds']} images of {numbers['steps']} steps", *conditions])
     return (
-        f"- {part['model']} (weights {part['float']['fingerprint']}): N = {numbers['seeds']} images of {numbers['steps']} steps"
-        f"{''.join(f', {said}' for said in dealt.values())}; calibrated on {numbers['images']} trajectories, lowtide with "
-        f"{numbers['iters']} iterations a block."
+        f"- {part['model']} (weights {part['float']['fingerprint']}): {images}; "
+        f"calibrated on {numbers['images']} trajectories, "
+        f"lowtide with {numbers['iters']} iterations a block."
     )
 
 
-BEGIN, END = "<!-- bench/table.py writes this table -->", "<!-- end of the table -->"
+BEGIN = "<!-- bench/table.py writes this table -->"
+END = "<!-- end of the table -->"
 
 
 def condensed(result: Json) -> list[str]:
     """The README's table: without remarks."""
-    lines = [row[:-1] for part in result["models"] for row in rows(part)]
+    lines = [row[:-1] for row in all_rows(result)]
     return [f"| {' | '.join(row)} |" for row in (HEAD[:-1], ["---"] * (len(HEAD) - 1), *lines)]
 
 
@@ -310,27 +296,27 @@ def put_in_readme(result: Json, readme: Path) -> None:
     readme.write_text("\n".join([f"{before}{BEGIN}", *condensed(result), f"{END}{after}"]))
 
 
-def merged(old: Json, part: Json, refused: Json, asked: Collection[str]) -> Json:
-    """The table with one model's part in its place, or at the end. Cells of peers that were not asked for stay, if comparable."""
+def merged(old: Json, part: Json, refused: Json, peers: Collection[str]) -> Json:
+    """The table with one model's part in its place, or at the end.
+
+    Older cells of peers that did not run stay, if they are comparable.
+    """
     parts = {each["model"]: each for each in old.get("models", [])}
     before = parts.get(part["model"])
-    kept = (
-        [cell for cell in before["cells"] if cell["peer"] not in asked]
-        if before and comparable(before, part)
-        else []
-    )
-    return {
-        "models": list((parts | {part["model"]: part | {"cells": part["cells"] + kept}}).values()),
-        "refused": refused,
-    }
+    cells = part["cells"]
+    if before and comparable(before, part):
+        cells = cells + [cell for cell in before["cells"] if cell["peer"] not in peers]
+    parts[part["model"]] = part | {"cells": cells}
+    return {"models": list(parts.values()), "refused": refused}
 
 
 def comparable(one: Json, other: Json) -> bool:
     """Whether both are of the same float weights, drawn and quantized alike."""
-    marks = [
-        (each["float"]["fingerprint"], each["conditions"], each["numbers"]) for each in (one, other)
-    ]
-    return marks[0] == marks[1]
+
+    def identity(part: Json) -> tuple:
+        return part["float"]["fingerprint"], part["conditions"], part["numbers"]
+
+    return identity(one) == identity(other)
 
 
 def write(result: Json, out: Path) -> None:
@@ -348,11 +334,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", default=",".join(PEERS), help="lowtide and peers, comma-separated"
     )
-    parser.add_argument(
-        "--conditions",
-        default="{}",
-        help='JSON by model: {"zoo:dit": {"labels": [0, 1], "guidance": 2}}',
-    )
+    by_model = 'JSON by model: {"zoo:dit": {"labels": [0, 1], "guidance": 2}}'
+    parser.add_argument("--conditions", default="{}", help=by_model)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--fresh", action="store_true", help="forget finished cells")
     ask_numbers(parser, NUMBERS)
@@ -360,31 +343,32 @@ def arguments() -> argparse.Namespace:
 
 
 def benches(
-    given: argparse.Namespace, recipes: dict[str, list[str]], shown: Bar
+    options: argparse.Namespace, recipes: dict[str, list[str]], shown: Bar
 ) -> Iterator[Bench]:
-    numbers = numbers_of(given, NUMBERS)
-    asked = CONDITIONS | json.loads(given.conditions)
-    for model in given.models.split(","):
-        conditions = json.dumps(asked.get(model, {}), default=list)
+    numbers = numbers_of(options, NUMBERS)
+    by_model = CONDITIONS | json.loads(options.conditions)
+    for model in options.models.split(","):
+        conditions = json.dumps(by_model.get(model, {}), default=list)
         home = home_of(model, conditions, numbers)
-        if given.fresh:
+        if options.fresh:
             shutil.rmtree(home, ignore_errors=True)
         yield Bench(model, ",".join(WIDTHS), conditions, numbers, home, recipes, shown.say)
 
 
 def main() -> None:
-    given = arguments()
-    extractor, refused = load_extractor("efficientnet"), install()
-    every = {"lowtide": given.methods.split(",")} | RECIPES
-    recipes = {peer: every[peer] for peer in given.only.split(",")}
-    result = json.loads(given.out.read_text()) if given.out.exists() else {}
+    options = arguments()
+    extractor = load_extractor("efficientnet")
+    refused = install()
+    every = {"lowtide": options.methods.split(",")} | RECIPES
+    recipes = {peer: every[peer] for peer in options.only.split(",")}
+    result = json.loads(options.out.read_text()) if options.out.exists() else {}
     price = sum(costs(recipes).values())
-    with bar(price * len(given.models.split(","))) as shown:
-        for number, bench in enumerate(benches(given, recipes, shown)):
+    with bar(price * len(options.models.split(","))) as shown:
+        for number, bench in enumerate(benches(options, recipes, shown)):
             for part in one_model(bench, shown, number * price):
                 judged(part, bench.home, extractor)
                 result = merged(result, part, refused, recipes)
-                write(result, given.out)
+                write(result, options.out)
     print(page(result))
 
 

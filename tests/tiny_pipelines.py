@@ -1,4 +1,4 @@
-"""Real diffusers pipelines with tiny random models and tokenizers made on the spot: nothing is downloaded."""
+"""Real diffusers pipelines with tiny random models and tokenizers; nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -38,26 +38,19 @@ TOKENS = 16
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """Letters only, no merges."""
     letters = [chr(code) for code in range(97, 123)]
-    vocabulary = [
-        "<|startoftext|>",
-        "<|endoftext|>",
-        *letters,
-        *(f"{letter}</w>" for letter in letters),
-    ]
-    (folder / "vocab.json").write_text(
-        json.dumps({token: place for place, token in enumerate(vocabulary)})
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS
-    )
+    last_letters = [f"{letter}</w>" for letter in letters]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *last_letters]
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
+    merges = folder / "merges.txt"
+    merges.write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=TOKENS)
 
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {
-        chr(code): code - 94 for code in range(97, 123)
-    }
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    special = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    letters = {chr(code): code - 94 for code in range(97, 123)}
+    tokenizer = Tokenizer(models.WordLevel(special | letters, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -71,17 +64,24 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 def clip(width: int = 32, projected: bool = False):
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        vocab_size=54, hidden_size=width, intermediate_size=37, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TOKENS, projection_dim=32, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=54,
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=32,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
 def t5():
     torch.manual_seed(0)
-    return T5EncoderModel(
-        T5Config(vocab_size=32, d_model=32, d_ff=37, num_layers=2, num_heads=2, d_kv=16)
-    ).eval()
+    config = T5Config(vocab_size=32, d_model=32, d_ff=37, num_layers=2, num_heads=2, d_kv=16)
+    return T5EncoderModel(config).eval()
 
 
 def vae(channels: int = 4, **changes):
@@ -146,11 +146,9 @@ def pixart(folder: Path):
 
 
 def sd3(folder: Path):
-    tokenizer, first, second = (
-        clip_tokenizer(folder),
-        clip(32, projected=True),
-        clip(32, projected=True),
-    )
+    tokenizer = clip_tokenizer(folder)
+    first = clip(32, projected=True)
+    second = clip(32, projected=True)
     return StableDiffusion3Pipeline(
         tiny.model("sd3"),
         FlowMatchEulerDiscreteScheduler(),
@@ -177,13 +175,20 @@ def flux(folder: Path):
 
 
 PIPELINES = {
-    "ddpm": ddpm, "ddim": ddim, "ldm": ldm, "dit": dit, "sd": stable_diffusion,
-    "sdxl": sdxl, "pixart": pixart, "sd3": sd3, "flux": flux,
-}  # fmt: skip
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "ldm": ldm,
+    "dit": dit,
+    "sd": stable_diffusion,
+    "sdxl": sdxl,
+    "pixart": pixart,
+    "sd3": sd3,
+    "flux": flux,
+}
 
 
 def asked(name: str) -> dict:
-    """What each needs besides seeds."""
+    """The fields of a request that each kind of pipeline needs besides seeds."""
     if name == "dit":
         return {"labels": (1, 3, 7)}
     if name in ("ddpm", "ddim", "ldm"):

@@ -1,4 +1,5 @@
-"""How each peer is asked to quantize: one file per peer, RECIPES from a name to what its documentation recommends.
+"""How each peer quantizes: one file per peer; its RECIPES map a name to what its docs recommend.
 
-peers/work.py runs one recipe at one number of bits in a process of its own; bench/peers.py starts them and draws the table.
+peers/work.py runs one recipe at one number of bits in a process of its own. bench/peers.py starts
+these processes and writes the table.
 """

@@ -22,11 +22,8 @@ def config(bits: Bits) -> Any:
         return BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         )
-    offered = [
-        name
-        for name in inspect.signature(BitsAndBytesConfig).parameters
-        if name.startswith("load_in")
-    ]
+    parameters = inspect.signature(BitsAndBytesConfig).parameters
+    offered = [name for name in parameters if name.startswith("load_in")]
     raise Unable(f"offers {' and '.join(offered)} only: W8A8 and W4A16")
 
 
@@ -42,7 +39,7 @@ def fit(task: Task) -> Packed:
 
 
 def own_modules(task: Task) -> Packed:
-    """Its Linear classes put in by hand, for where diffusers wants a GPU."""
+    """Its Linear classes swapped in by hand, because diffusers needs a GPU for it."""
     config(task.bits)
     for name in task.weights:
         layer = task.model.get_submodule(name)
@@ -58,7 +55,8 @@ def own_modules(task: Task) -> Packed:
 
 
 def replacement(layer: nn.Linear, bits: int) -> nn.Module:
-    shape, biased = (layer.in_features, layer.out_features), layer.bias is not None
+    shape = (layer.in_features, layer.out_features)
+    biased = layer.bias is not None
     if bits == 8:
         fresh = Linear8bitLt(*shape, bias=biased, has_fp16_weights=False)
         fresh.weight = Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
@@ -71,9 +69,8 @@ def replacement(layer: nn.Linear, bits: int) -> nn.Module:
 
 def held(model: nn.Module) -> dict[str, Held]:
     kinds = {Linear8bitLt: Held(8, 8), Linear4bit: Held(4, FLOAT)}
-    return {
-        name: kinds[type(layer)] for name, layer in model.named_modules() if type(layer) in kinds
-    }
+    modules = model.named_modules()
+    return {name: kinds[type(layer)] for name, layer in modules if type(layer) in kinds}
 
 
 RECIPES = {

@@ -1,6 +1,7 @@
-"""Cells: what bench/peers.py and bench/table.py share: the peers' environment, a process for each peer, which cell is best.
+"""Cells, shared by bench/peers.py and bench/table.py: their environment, processes, and the best.
 
-Needs nothing but Python, for it makes the environment in which the rest runs.
+A cell is one recipe of one peer at one number of bits. This module needs nothing but Python,
+because it makes the environment in which the rest runs.
 """
 
 import argparse
@@ -13,12 +14,14 @@ import tomllib
 import venv
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parent
-HOME, RESULTS = HERE / ".venv-peers", HERE / "results"
+HOME = HERE / ".venv-peers"
+RESULTS = HERE / "results"
 PYTHON = HOME / ("Scripts" if os.name == "nt" else "bin") / "python"
 TORCH = os.environ.get("TORCH", "torch==2.13.0")
 PEERS = {
@@ -29,7 +32,7 @@ PEERS = {
     "openvino": "NNCF + OpenVINO",
     "bitsandbytes": "bitsandbytes",
 }
-# One size for calibration, sampling and timing: exported and compiled graphs are made for one shape.
+# One batch size for calibration, sampling and timing: exported graphs are made for one shape.
 BATCH = 16
 # The first and the last layer of a small model.
 SLACK = 0.02
@@ -43,7 +46,10 @@ def aloud(text: str) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, and where its pieces are kept. `recipes` names those of a peer that are run; all, where it is silent."""
+    """What is measured, and where the results are kept.
+
+    `recipes`: by peer, the names of the recipes to run; a peer that is not in it runs all.
+    """
 
     model: str
     bits: str
@@ -58,29 +64,29 @@ class Bench:
         place = self.home / who
         place.mkdir(parents=True, exist_ok=True)
         (place / "result.json").unlink(missing_ok=True)
-        asked = {
+        recipes = json.dumps(self.recipes.get(who, []))
+        options = {
+            "home": self.home,
+            "model": model,
             "bits": self.bits,
             "conditions": self.conditions,
-            "recipes": json.dumps(self.recipes.get(who, [])),
-        }
-        options = {"home": self.home, "model": model} | asked | self.numbers
-        command = [
-            str(PYTHON),
-            "-m",
-            "peers.work",
-            who,
-            *(f"--{name}={value}" for name, value in options.items()),
-        ]
+            "recipes": recipes,
+        } | self.numbers
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        command = [str(PYTHON), "-m", "peers.work", who, *arguments]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
         env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path}
         with (place / "log.txt").open("w") as log:
-            code = self.listened(
+            code = self.followed(
                 subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
             )
         return read(place) or {"cannot": f"crashed, exit code {code}"}
 
-    def listened(self, running: subprocess.Popen) -> int:
-        """Pass on each cell's name as it starts, and hand back the exit code. Whatever ends this ends the work too."""
+    def followed(self, running: subprocess.Popen) -> int:
+        """Pass on each cell's name as it starts; returns the exit code.
+
+        An exception here, such as an interrupt, ends the process too.
+        """
         try:
             for text in running.stdout:
                 self.say(text.rstrip())
@@ -91,19 +97,28 @@ class Bench:
 
     def floating(self) -> Json:
         """The float model; made once."""
-        found = read(self.home / "float")
-        return found if found and "cannot" not in found else self.work("float", self.model)
+        result = read(self.home / "float")
+        return result if result and "cannot" not in result else self.work("float", self.model)
+
+    def usable_float(self) -> Json:
+        """The float model, or an end of the run if it cannot sample."""
+        floating = self.floating()
+        if "cannot" in floating:
+            log = self.home / "float" / "log.txt"
+            raise SystemExit(
+                f"found {self.model} unusable ({floating['cannot']}); "
+                f"expected a model that samples; see {log}."
+            )
+        return floating
 
     def cells(self, peer: str) -> list[Json]:
         """Every recipe of one peer."""
-        found = self.work(peer, str(self.home / "float" / "model"))
-        row = {"peer": peer, "versions": found.get("versions", {})}
-        if "cannot" in found:
-            return [
-                row | {"bits": bits, "recipe": "", "cannot": found["cannot"]}
-                for bits in self.bits.split(",")
-            ]
-        return [row | cell | read(self.home / cell["folder"]) for cell in found["cells"]]
+        result = self.work(peer, str(self.home / "float" / "model"))
+        row = {"peer": peer, "versions": result.get("versions", {})}
+        if "cannot" in result:
+            row |= {"recipe": "", "cannot": result["cannot"]}
+            return [row | {"bits": bits} for bits in self.bits.split(",")]
+        return [row | cell | read(self.home / cell["folder"]) for cell in result["cells"]]
 
 
 def read(place: Path) -> Json:
@@ -112,33 +127,28 @@ def read(place: Path) -> Json:
 
 
 def install() -> dict[str, str]:
-    """The environment of the peers; what could not be installed, and pip's own words."""
-    kept = HOME / "installed.json"
-    wanted = [
-        line
-        for line in (HERE / "requirements-peers.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
-    if kept.exists() and json.loads(kept.read_text())["wanted"] == [TORCH, *wanted]:
-        return json.loads(kept.read_text())["refused"]
+    """Make the peers' environment; returns what could not be installed, with pip's error."""
+    record = HOME / "installed.json"
+    lines = (HERE / "requirements-peers.txt").read_text().splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    if record.exists() and json.loads(record.read_text())["wanted"] == [TORCH, *wanted]:
+        return json.loads(record.read_text())["refused"]
     venv.create(HOME, with_pip=True)
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    for line in (
-        [TORCH],
-        [need for need in needs if not need.startswith("torch")],
-        ["--no-deps", "-e", str(ROOT)],
-    ):
+    others = [need for need in needs if not need.startswith("torch")]
+    for line in ([TORCH], others, ["--no-deps", "-e", str(ROOT)]):
         if refused := pip(line):
             raise SystemExit(
-                f"found pip unable to install {' '.join(line)} ({refused}); expected it to; mend that first."
+                f"found pip unable to install {' '.join(line)} ({refused}); "
+                "expected it to; mend that first."
             )
     refused = {line: why for line in wanted if (why := pip([line]))}
-    kept.write_text(json.dumps({"wanted": [TORCH, *wanted], "refused": refused}, indent=1))
+    record.write_text(json.dumps({"wanted": [TORCH, *wanted], "refused": refused}, indent=1))
     return refused
 
 
 def pip(line: list[str]) -> str:
-    """Empty when it went well, else pip's last error."""
+    """Install one line; returns nothing, or pip's last error."""
     print(f"installing {' '.join(line)}", file=sys.stderr, flush=True)
     ended = subprocess.run(
         [str(PYTHON), "-m", "pip", "install", "-q", *line],
@@ -151,48 +161,46 @@ def pip(line: list[str]) -> str:
 
 
 def ask_numbers(parser: argparse.ArgumentParser, usual: dict[str, int]) -> None:
-    """How many images, steps and so on: each an option, and --quick for few of all."""
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{', '.join(f'{name} {number}' for name, number in QUICK.items())}",
-    )
+    """An option for each number (of images, steps, ...), and --quick for small numbers of all."""
+    quick = ", ".join(f"{name} {number}" for name, number in QUICK.items())
+    parser.add_argument("--quick", action="store_true", help=quick)
     for name, number in usual.items():
         parser.add_argument(f"--{name}", type=int, help=f"default {number}")
 
 
-def numbers_of(given: argparse.Namespace, usual: dict[str, int]) -> dict[str, int]:
-    """The answers; what was not answered is as usual, or as --quick says."""
-    told = {name: number for name in usual if (number := getattr(given, name)) is not None}
-    numbers = {name: (QUICK if given.quick else usual)[name] for name in usual} | told
+def numbers_of(options: argparse.Namespace, usual: dict[str, int]) -> dict[str, int]:
+    """The options' numbers; a missing one is as usual, or as in QUICK with --quick."""
+    numbers = {name: (QUICK if options.quick else usual)[name] for name in usual}
+    for name in usual:
+        if getattr(options, name) is not None:
+            numbers[name] = getattr(options, name)
     for name in ("seeds", "images"):
         if numbers[name] % BATCH:
             raise SystemExit(
-                f"found --{name} {numbers[name]}; expected a multiple of {BATCH}, the batch; round it."
+                f"found --{name} {numbers[name]}; expected a multiple of {BATCH}, the batch; "
+                "round it."
             )
     return numbers
 
 
 def home_of(model: str, conditions: str, numbers: dict[str, int]) -> Path:
-    """Where finished cells are kept: another place for other weights, conditions or numbers."""
-    asked = [
-        model,
-        conditions,
-        {name: number for name, number in numbers.items() if name != "minutes"},
-        weights_of(model),
-    ]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    """Where finished cells are kept: one folder for the same weights, conditions and numbers."""
+    counted = {name: number for name, number in numbers.items() if name != "minutes"}
+    identity = json.dumps([model, conditions, counted, weights_of(model)])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return ROOT / "runs" / "peers" / f"{model.replace(':', '-').replace('/', '-')}-{key}"
 
 
 def weights_of(model: str) -> str:
-    """A hash of the files with weights, for a zoo model may be trained on between two runs; empty for what lies elsewhere."""
+    """A hash of the weight files: a zoo model may be trained further between two runs.
+
+    A model that has no files here, such as a hub id, has the hash of nothing.
+    """
     name = model.removeprefix("zoo:")
-    places = (
-        [ROOT / "zoo" / name, ROOT / "lowtide" / "zoo" / name] if name != model else [Path(model)]
-    )
+    homes = [ROOT / "zoo" / name, ROOT / "lowtide" / "zoo" / name]
+    places = homes if name != model else [Path(model)]
     digest = hashlib.sha256()
-    for file in sorted(file for place in places for file in place.rglob("*.safetensors")):
+    for file in sorted(chain.from_iterable(place.rglob("*.safetensors") for place in places)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -201,15 +209,30 @@ def usable(cell: Json) -> bool:
     return "cannot" not in cell and cell["finite"]
 
 
-def best(found: list[Json]) -> Json:
-    """The recipe that does most of what was asked, and of those the nearest to the float model."""
-    return max(
-        found, key=lambda cell: (usable(cell), round(covered(cell), 2), cell.get("psnr", 0.0))
+def versions_of(cells: list[Json]) -> str:
+    """The packages behind these cells, with their versions."""
+    versions: dict[str, str] = {}
+    for cell in cells:
+        versions |= cell["versions"]
+    return (
+        ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + f", {TORCH}."
     )
 
 
+def best(cells: list[Json]) -> Json:
+    """The recipe that quantizes most, and among equals the nearest to the float model."""
+
+    def rank(cell: Json) -> tuple:
+        return usable(cell), round(covered(cell), 2), cell.get("psnr", 0.0)
+
+    return max(cells, key=rank)
+
+
 def covered(cell: Json) -> float:
-    """The share of weights in layers whose weights and inputs both are in the bits asked for, or fewer than float at least."""
+    """The share of weights in layers that are quantized as the cell's bits say, or at least partly.
+
+    Weights below float count, and at fewer than 16 bits for inputs, so must the inputs be.
+    """
     if not usable(cell):
         return 0.0
     inputs = int(cell["bits"].split("a")[1])

@@ -24,34 +24,31 @@ def fit(task: Task, method: str) -> Packed:
     result = lowtide.quantize(
         task.pipe, method=method, images=task.images, **options, **task.conditions
     )
-    note = (
-        f"tables of answers in the place of {len(gone(result.plan))} of its layers"
-        if gone(result.plan)
-        else ""
-    )
+    replaced = len(gone(result.plan))
+    note = f"tables of answers in the place of {replaced} of its layers" if replaced else ""
     return Packed(result.model, held(result.plan), lambda folder: save(result, folder), note)
 
 
 def held(plan: Plan) -> dict[str, Held]:
-    """A layer that is gone holds no bits; the tables that answer for it count in the bytes."""
-    bits = {
-        name: [width(form) for form in (layer.weight, layer.input)]
-        for name, layer in plan.layers.items()
+    """A layer that a table replaces holds no bits; the table counts in the bytes on disk."""
+    stored = {
+        name: Held(width(layer.weight), width(layer.input)) for name, layer in plan.layers.items()
     }
-    return {name: Held(*both) for name, both in bits.items()} | {
-        name: Held(0, 0) for name in gone(plan)
-    }
+    return stored | {name: Held(0, 0) for name in gone(plan)}
 
 
 def width(form: Affine | Mixed | None) -> int:
-    """Of a layer whose channels differ, the average, rounded up: OMQ gives as many a bit more as it takes one from."""
+    """The bits of a format; the average, rounded up, where channels differ.
+
+    OMQ gives one bit more to as many channels as it takes one bit from.
+    """
     if isinstance(form, Mixed):
         return ceil(mean(form.bits))
     return form.bits if form else FLOAT
 
 
 def gone(plan: Plan) -> list[str]:
-    """Temporal layers whose answers are all cached in few bits, and those that only these listened to."""
+    """Temporal layers replaced by tables of few bits, and the layers that served only them."""
     cached = [
         name
         for name, cache in plan.cached.items()

@@ -1,4 +1,4 @@
-"""NNCF and OpenVINO: post-training quantization with calibration data (8 bits), weight compression below, run by OpenVINO."""
+"""NNCF and OpenVINO: quantization with calibration data at 8 bits, weight compression below."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,9 +36,8 @@ def exported(task: Task) -> Any:
     values = tuple(task.calls[0].values())
     with torch.no_grad():
         graph = ov.convert_model(Bare(task.model, task.calls[0]), example_input=values)
-    graph.reshape(
-        {port: list(value.shape) for port, value in zip(graph.inputs, values, strict=True)}
-    )
+    ports = zip(graph.inputs, values, strict=True)
+    graph.reshape({port: list(value.shape) for port, value in ports})
     return graph
 
 
@@ -47,7 +46,10 @@ def data(task: Task) -> nncf.Dataset:
 
 
 def compiled(task: Task, graph: Any, group: int) -> Any:
-    """One thread and float32 between the layers, as for everybody else; `group` > 0 lets it round linears' inputs as it runs."""
+    """One thread and float32 between the layers, as for every peer.
+
+    `group` > 0 lets OpenVINO round the inputs of linears as it runs.
+    """
     wanted = {
         "INFERENCE_NUM_THREADS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
@@ -80,17 +82,16 @@ def finish(task: Task, graph: Any) -> Packed:
 
 def linears(graph: Any) -> set[str]:
     """What its dynamic quantization may apply to."""
-    return {
-        module_name(node) for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"
-    }
+    nodes = graph.get_ordered_ops()
+    return {module_name(node) for node in nodes if node.get_type_name() == "MatMul"}
 
 
 def held(graph: Any) -> dict[str, Held]:
     products = [node for node in graph.get_ordered_ops() if node.get_type_name() in PRODUCTS]
-    found = {
+    layers = {
         module_name(node): Held(stored(node, 1), 8 if rounded(node) else FLOAT) for node in products
     }
-    return {name: layer for name, layer in found.items() if layer.weights < 16}
+    return {name: layer for name, layer in layers.items() if layer.weights < 16}
 
 
 def module_name(node: Any) -> str:
@@ -119,9 +120,8 @@ def check_eight(bits: Bits) -> None:
 def ptq(task: Task, **options: Any) -> Packed:
     """nncf.quantize: every layer at W8A8, ranges from the calibration calls."""
     check_eight(task.bits)
-    return finish(
-        task, nncf.quantize(exported(task), data(task), subset_size=len(task.calls), **options)
-    )
+    options |= {"subset_size": len(task.calls)}
+    return finish(task, nncf.quantize(exported(task), data(task), **options))
 
 
 def transformer(task: Task) -> Packed:

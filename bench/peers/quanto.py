@@ -1,4 +1,4 @@
-"""optimum-quanto: quantize, calibrate the activations' scales, freeze; HQQ where weights have fewer than 8 bits."""
+"""optimum-quanto: quantize, calibrate activation scales, freeze; HQQ for weights below 8 bits."""
 
 import json
 from pathlib import Path
@@ -24,16 +24,17 @@ PACKAGES = ("optimum-quanto",)
 
 
 def weight_type(bits: int) -> Any:
-    if (name := f"qint{bits}") not in qtypes:
-        raise Unable(
-            f"no {name}; it has {', '.join(sorted(name for name in qtypes if name.startswith('qint')))}"
-        )
+    name = f"qint{bits}"
+    if name not in qtypes:
+        offered = sorted(each for each in qtypes if each.startswith("qint"))
+        raise Unable(f"no {name}; it has {', '.join(offered)}")
     return qtypes[name]
 
 
 def fit(task: Task, optimizer: Any = None) -> Packed:
     """Linear and Conv2d: quanto swaps both."""
-    model, inputs = task.model, qint8 if task.bits.quantized_inputs else None
+    model = task.model
+    inputs = qint8 if task.bits.quantized_inputs else None
     if task.bits.inputs < 8:
         raise Unable(f"activations are qint8 or float8, not {task.bits.inputs} bits")
     end = max(END_BITS, task.bits.weights)
@@ -47,10 +48,9 @@ def fit(task: Task, optimizer: Any = None) -> Packed:
     )
     if inputs:
         # Scales are a moving average: in the sampler's order they would fit the last steps alone.
+        order = torch.randperm(len(task.calls), generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), Calibration():
-            for place in torch.randperm(
-                len(task.calls), generator=torch.Generator().manual_seed(0)
-            ):
+            for place in order:
                 model(**task.calls[place])
     freeze(model)
     note = "inputs: scales from calibration, per tensor" if inputs else ""
@@ -58,22 +58,23 @@ def fit(task: Task, optimizer: Any = None) -> Packed:
 
 
 def held(model: nn.Module) -> dict[str, Held]:
-    layers = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, QModuleMixin)
-    }
     return {
         name: Held(layer.weight_qtype.bits, 8 if rounds_inputs(layer) else FLOAT)
-        for name, layer in layers.items()
+        for name, layer in model.named_modules()
+        if isinstance(layer, QModuleMixin)
     }
 
 
 def rounds_inputs(layer: Any) -> bool:
-    """QConv2d rounds no input of its own: it relies on the layer before it, and a norm or an activation undoes that."""
+    """Whether the layer rounds its input itself.
+
+    QConv2d does not. It relies on the layer before it, and a norm or an activation undoes that.
+    """
     return "input" in layer._quantize_hooks
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """As its documentation says: the state as safetensors, the map as JSON."""
+    """As its documentation says: the state as safetensors, the quantization map as JSON."""
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "quantization_map.json").write_text(json.dumps(quantization_map(model)))
 

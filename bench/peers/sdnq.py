@@ -1,5 +1,6 @@
 """SDNQ: post-load quantization of linears and, on request, convolutions; needs no calibration."""
 
+from functools import partial
 from typing import Any
 
 from sdnq import sdnq_post_load_quant
@@ -17,7 +18,7 @@ def weights_type(bits: int) -> str:
 
 
 def every_layer(task: Task) -> dict[str, Any]:
-    """No threshold and no list of layers to skip: the layers that lowtide quantizes, at its bits."""
+    """No threshold and no layers to skip: the layers that lowtide quantizes, at its bits."""
     ends = {} if task.bits.weights >= END_BITS else {"modules_dtype_dict": {"int8": task.ends}}
     return {
         "minimum_allowed_numel": 0,
@@ -34,15 +35,17 @@ def fit(task: Task, options: dict[str, Any]) -> Packed:
     weights = {"weights_dtype": weights_type(task.bits.weights), "quant_conv": True}
     model = sdnq_post_load_quant(task.model, **weights, **matmul, **options)
     task.replace(model)
-    return Packed(
-        model, held(model), model.save_pretrained, "inputs: dynamic, per row" if inputs else ""
-    )
+    note = "inputs: dynamic, per row" if inputs else ""
+    return Packed(model, held(model), model.save_pretrained, note)
+
+
+def fit_every_layer(task: Task, **options: Any) -> Packed:
+    return fit(task, every_layer(task) | options)
 
 
 def held(model: nn.Module) -> dict[str, Held]:
-    forms = {
-        name: getattr(layer, "sdnq_dequantizer", None) for name, layer in model.named_modules()
-    }
+    modules = model.named_modules()
+    forms = {name: getattr(layer, "sdnq_dequantizer", None) for name, layer in modules}
     return {
         name: Held(bits_of(form), 8 if form.use_quantized_matmul else FLOAT)
         for name, form in forms.items()
@@ -58,19 +61,14 @@ def low(bits: Bits) -> bool:
     return bits.weights < 8
 
 
-# Not here: use_svd, whose float factors of rank 32 are as large as a small model's layers, and use_dynamic_quantization, which
-# chooses the bits itself.
+# Not here: use_svd, whose float factors of rank 32 are as large as a small model's layers, and
+# use_dynamic_quantization, which chooses the bits itself.
 RECIPES = {
     "its own choice of layers": Recipe(lambda task: fit(task, {})),
-    "every layer": Recipe(lambda task: fit(task, every_layer(task))),
-    # With its own size a convolution of few channels is one group, and then 0.2.8 forgets the shape that its matmul asks for.
-    "every layer, groups of 16": Recipe(
-        lambda task: fit(task, every_layer(task) | {"group_size": 16}), low
-    ),
-    "every layer, Hadamard": Recipe(
-        lambda task: fit(task, every_layer(task) | {"use_hadamard": True}), low
-    ),
-    "every layer, codebook": Recipe(
-        lambda task: fit(task, every_layer(task) | {"use_codebook": True}), low
-    ),
+    "every layer": Recipe(fit_every_layer),
+    # With its default group size a convolution of few channels is one group. SDNQ 0.2.8 then loses
+    # the shape that its matmul needs.
+    "every layer, groups of 16": Recipe(partial(fit_every_layer, group_size=16), low),
+    "every layer, Hadamard": Recipe(partial(fit_every_layer, use_hadamard=True), low),
+    "every layer, codebook": Recipe(partial(fit_every_layer, use_codebook=True), low),
 }

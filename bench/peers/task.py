@@ -1,4 +1,4 @@
-"""What a recipe is given (a float model, bits, calibration calls) and what it hands back (a model, its save, its bits)."""
+"""Task, what a recipe gets (model, bits, calibration calls), and Packed, what it returns."""
 
 import inspect
 import re
@@ -16,7 +16,8 @@ from lowtide.models import Adapter, adapt
 from peers.cells import BATCH
 
 FLOAT = 32
-# lowtide keeps the weights of the first and the last layer at 8 bits (their inputs in float); peers that can choose keep 8.
+# lowtide keeps the weights of the first and the last layer at 8 bits, and their inputs in float. A
+# peer that can choose keeps 8 bits.
 END_BITS = 8
 CALIBRATION_SEEDS = 1_000_000_007
 
@@ -34,10 +35,10 @@ class Bits:
 
     @classmethod
     def read(cls, text: str) -> "Bits":
-        found = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
-        if found is None:
+        match = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
+        if match is None:
             raise SystemExit(f"found bits {text!r}; expected such as w4a8; write --bits w8a8,w4a8.")
-        return cls(*map(int, found.groups()))
+        return cls(*map(int, match.groups()))
 
     @property
     def quantized_inputs(self) -> bool:
@@ -96,9 +97,7 @@ class Task:
     @cached_property
     def weights(self) -> dict[str, int]:
         """Every layer with a matrix product, and how many weights it has."""
-        return {
-            name: self.adapter.all_layers[name].weight.numel() for name in self.adapter.layers()
-        }
+        return {name: layer.weight.numel() for name, layer in self.adapter.layers().items()}
 
     @property
     def ends(self) -> list[str]:
@@ -115,7 +114,7 @@ class Task:
 
     @cached_property
     def calls(self) -> list[dict[str, Tensor]]:
-        """The denoiser's inputs over whole trajectories of the float model: the same that lowtide calibrates on."""
+        """The denoiser's inputs over float trajectories, the same that lowtide calibrates on."""
         request = self.request(range(CALIBRATION_SEEDS, CALIBRATION_SEEDS + self.images))
         return [tensors(moment.arguments) for moment in sampling.trajectory(self.pipe, request)]
 
@@ -128,34 +127,35 @@ def tensors(arguments: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class Bare(nn.Module):
-    """The denoiser as exporters like it: tensors in, by place, one tensor out."""
+    """The denoiser as exporters need it: positional tensors in, one tensor out."""
 
     def __init__(self, model: nn.Module, names: Iterable[str]):
         super().__init__()
-        self.model, self.names = model, tuple(names)
+        self.model = model
+        self.names = tuple(names)
 
     def forward(self, *values: Tensor) -> Tensor:
         return self.model(**dict(zip(self.names, values, strict=True)), return_dict=False)[0]
 
 
 class Served(nn.Module):
-    """An exported denoiser in the place of the one it was made from."""
+    """An exported denoiser in the place of the original, with the original's signature."""
 
     def __init__(self, model: nn.Module, names: Iterable[str], answer: Callable[..., Tensor]):
         super().__init__()
-        self.config, self.dtype, self.device = model.config, torch.float32, torch.device("cpu")
-        self.names, self.answer, self.signature = (
-            tuple(names),
-            answer,
-            inspect.signature(model.forward),
-        )
+        self.config = model.config
+        self.dtype = torch.float32
+        self.device = torch.device("cpu")
+        self.names = tuple(names)
+        self.answer = answer
+        self.signature = inspect.signature(model.forward)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = dict(self.signature.bind(*args, **kwargs).arguments)
-        first = given[self.names[0]]
-        given["timestep"] = torch.as_tensor(given["timestep"]).reshape(-1).expand(len(first))
-        eps = self.answer(*(given[name].contiguous() for name in self.names))
-        return Answer(eps) if given.get("return_dict", True) else (eps,)
+        arguments = dict(self.signature.bind(*args, **kwargs).arguments)
+        timestep = torch.as_tensor(arguments["timestep"]).reshape(-1)
+        arguments["timestep"] = timestep.expand(len(arguments[self.names[0]]))
+        eps = self.answer(*(arguments[name].contiguous() for name in self.names))
+        return Answer(eps) if arguments.get("return_dict", True) else (eps,)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""torchao: quantize_ with its integer configs, compiled as documented, and its PT2E flow for x86 (static, convolutions too)."""
+"""torchao: quantize_ with its integer configs, compiled, and its static PT2E flow for x86."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,14 +34,15 @@ HQQ = IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY
 
 
 def config(bits: Bits, columns: int) -> Any:
-    """The config that its documentation names for these bits; HQQ and small groups below 8 bits, where they fit."""
+    """The config that its documentation names for these bits.
+
+    Below 8 bits it uses HQQ, and groups of GROUP columns where the columns divide into them.
+    """
     granularity = PerAxis(0) if columns % GROUP else PerGroup(GROUP)
     if bits.weights == 8:
-        return (
-            Int8DynamicActivationInt8WeightConfig()
-            if bits.quantized_inputs
-            else Int8WeightOnlyConfig()
-        )
+        if bits.quantized_inputs:
+            return Int8DynamicActivationInt8WeightConfig()
+        return Int8WeightOnlyConfig()
     width = getattr(torch, f"int{bits.weights}")
     if not bits.quantized_inputs:
         return IntxWeightOnlyConfig(width, granularity, intx_choose_qparams_algorithm=HQQ)
@@ -55,23 +57,19 @@ def apply(task: Task, kinds: tuple[type, ...], names: list[str], bits: Bits) -> 
     for name in names:
         layer = task.model.get_submodule(name)
         if isinstance(layer, kinds):
-            quantize_(
-                layer,
-                config(bits, layer.weight.shape[1]),
-                filter_fn=lambda module, _: isinstance(module, kinds),
-            )
+            chosen = config(bits, layer.weight.shape[1])
+            quantize_(layer, chosen, filter_fn=lambda module, _: isinstance(module, kinds))
 
 
-def fit(task: Task, kinds: tuple[type, ...], compiled: bool) -> Packed:
+def fit(task: Task, kinds: tuple[type, ...]) -> Packed:
+    """Layers of these kinds, compiled as its documentation says."""
     model = task.model
     apply(task, kinds, task.ends, Bits(max(END_BITS, task.bits.weights), task.bits.inputs))
     apply(task, kinds, task.inner, task.bits)
+    # A layer that cannot run raises here, before a compiler wraps its message.
     with torch.no_grad():
-        model(
-            **task.calls[0]
-        )  # a layer that cannot run says so here, before a compiler wraps its message
-    if compiled:
-        model.compile()
+        model(**task.calls[0])
+    model.compile()
     return Packed(
         model, held(model), lambda folder: torch.save(model.state_dict(), folder / "model.pt")
     )
@@ -112,37 +110,37 @@ def packed_int4(task: Task) -> Packed:
 
 def pt2e(task: Task) -> Packed:
     """Export, observe, convert; a compiler with frozen weights puts oneDNN's int8 kernels in."""
-    model, names = task.model, tuple(task.calls[0])
+    model = task.model
+    names = tuple(task.calls[0])
     exported = torch.export.export(Bare(model, names), tuple(task.calls[0].values())).module()
     prepared = prepare_pt2e(exported, quantizer())
     with torch.no_grad():
         for call in task.calls:
             prepared(*call.values())
     converted = move_exported_model_to_eval(convert_pt2e(prepared))
-    found, whole = (
-        graph_layers(converted),
-        torch.export.export(converted, tuple(task.calls[0].values())),
-    )
+    layers = graph_layers(converted)
+    whole = torch.export.export(converted, tuple(task.calls[0].values()))
     inductor.freezing = True
     task.replace(Served(model, names, torch.compile(converted)))
     return Packed(
         sampling.denoiser(task.pipe),
-        found,
+        layers,
         lambda folder: torch.export.save(whole, folder / "model.pt2"),
     )
 
 
 def quantizer() -> Any:
-    """By kind of layer: with set_global it observes the integer timestep too, and its histogram has no integers."""
+    """A config for each kind of layer.
+
+    set_global would observe the integer timestep too, and its histogram takes no integers.
+    """
     chosen = x86.get_default_x86_inductor_quantization_config()
-    found = x86.X86InductorQuantizer()
-    return found.set_module_type_qconfig(nn.Conv2d, chosen).set_module_type_qconfig(
-        nn.Linear, chosen
-    )
+    quantizer = x86.X86InductorQuantizer().set_module_type_qconfig(nn.Conv2d, chosen)
+    return quantizer.set_module_type_qconfig(nn.Linear, chosen)
 
 
 def graph_layers(graph: torch.fx.GraphModule) -> dict[str, Held]:
-    """Which matrix products of the converted graph read codes, by the name of the module they were in."""
+    """Which matrix products of the converted graph read codes, by the name of their module."""
     products = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
     nodes = [node for node in graph.graph.nodes if node.target in products]
     return {
@@ -161,8 +159,8 @@ def from_codes(value: Any) -> bool:
 
 
 RECIPES = {
-    "convolutions and linears": Recipe(lambda task: fit(task, (nn.Linear, nn.Conv2d), True)),
-    "linears": Recipe(lambda task: fit(task, (nn.Linear,), True)),
+    "convolutions and linears": Recipe(partial(fit, kinds=(nn.Linear, nn.Conv2d))),
+    "linears": Recipe(partial(fit, kinds=(nn.Linear,))),
     "linears, packed int4": Recipe(packed_int4, lambda bits: bits == Bits(4, 16)),
     "PT2E x86": Recipe(pt2e, lambda bits: bits == Bits(8, 8)),
 }

@@ -1,4 +1,4 @@
-"""One peer at work: each recipe at each number of bits in a process of its own, its result in one JSON file.
+"""One peer: each recipe at each number of bits in a process of its own, its result as JSON.
 
 python -m peers.work PEER --home FOLDER ...        (bench/peers.py starts it, first with `float`)
 """
@@ -17,8 +17,10 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ def images(task: Task, seeds: int, path: Path) -> np.ndarray:
 
 def one_call(model: torch.nn.Module, call: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Seconds on the clock and seconds of processor time."""
-    clock, processor = time.perf_counter(), time.process_time()
+    clock = time.perf_counter()
+    processor = time.process_time()
     with torch.no_grad():
         model(**call)
     return time.perf_counter() - clock, time.process_time() - processor
@@ -58,16 +61,23 @@ def one_call(model: torch.nn.Module, call: dict[str, torch.Tensor]) -> tuple[flo
 def timed(
     models: list[torch.nn.Module], call: dict[str, torch.Tensor], rounds: int
 ) -> list[dict[str, float]]:
-    """Medians for each model over rounds in which each is called once, so that whatever else runs slows all alike."""
+    """Medians for each model over rounds that call each model once.
+
+    Whatever else runs on the machine slows all models alike.
+    """
     for model in models:
         one_call(model, call)
     gc.collect()
     runs = [[one_call(model, call) for model in models] for _ in range(rounds)]
-    medians = [
-        [statistics.median(column) for column in zip(*own, strict=True)]
-        for own in zip(*runs, strict=True)
-    ]
-    return [{"seconds": seconds, "processor_seconds": processor} for seconds, processor in medians]
+    return [medians(own) for own in zip(*runs, strict=True)]
+
+
+def medians(calls: Iterable[tuple[float, float]]) -> dict[str, float]:
+    seconds, processor = zip(*calls, strict=True)
+    return {
+        "seconds": statistics.median(seconds),
+        "processor_seconds": statistics.median(processor),
+    }
 
 
 def by_bits(task: Task, bits: dict[str, int]) -> dict[int, float]:
@@ -80,7 +90,10 @@ def by_bits(task: Task, bits: dict[str, int]) -> dict[int, float]:
 
 
 def shares(task: Task, held: dict[str, Held]) -> dict[str, Any]:
-    """How much of all weights is stored at how many bits, how much meets rounded inputs, and which layers stay in float."""
+    """The shares of weights stored, and multiplied with inputs, at each number of bits.
+
+    Also the layers whose weights or inputs stay in float.
+    """
     of = {name: held.get(name, Held(FLOAT)) for name in task.weights}
     share = {
         "weights": by_bits(task, {name: layer.weights for name, layer in of.items()}),
@@ -101,30 +114,32 @@ def on_disk(packed: Packed, folder: Path) -> dict[str, Any]:
     return {"bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
 
 
-def measured(task: Task, packed: Packed, given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    reference = np.load(given.home / "float" / "images.npy")
+def measured(task: Task, packed: Packed, options: argparse.Namespace, out: Path) -> dict[str, Any]:
+    reference = np.load(options.home / "float" / "images.npy")
     drawn = images(task, len(reference), out / "images.npy")
     floating = sampling.denoiser(sampling.load_pipeline(task.source)).eval()
-    theirs, ours = timed([packed.model, floating], task.calls[0], given.rounds)
-    speed = {"batch": BATCH, "seconds_per_step": theirs, "float_seconds_per_step": ours}
+    theirs, ours = timed([packed.model, floating], task.calls[0], options.rounds)
     return {
         "psnr": psnr(drawn, reference),
         "finite": bool(np.isfinite(drawn).all()),
         "note": packed.note,
-    } | speed
+        "batch": BATCH,
+        "seconds_per_step": theirs,
+        "float_seconds_per_step": ours,
+    }
 
 
-def run(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> dict[str, Any]:
+def run(task: Task, recipe: Recipe, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """One cell."""
     started = time.perf_counter()
     packed = recipe.run(task)
     seconds = time.perf_counter() - started
-    found = shares(task, packed.held) | on_disk(packed, out / "saved")
-    return {"quantize_seconds": seconds} | found | measured(task, packed, given, out)
+    stored = shares(task, packed.held) | on_disk(packed, out / "saved")
+    return {"quantize_seconds": seconds} | stored | measured(task, packed, options, out)
 
 
-def run_and_write(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> None:
-    """In the process of the cell: what it prints goes to its own log, what goes wrong is its result."""
+def run_and_write(task: Task, recipe: Recipe, options: argparse.Namespace, out: Path) -> None:
+    """Run in the cell's process: its output goes to its own log, an error becomes its result."""
     os.setsid()
     # Its own cache: a compiler that is killed leaves half a library, which another cell would load.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(out / "compiled")
@@ -133,50 +148,50 @@ def run_and_write(task: Task, recipe: Recipe, given: argparse.Namespace, out: Pa
         os.dup2(log.fileno(), 2)
     torch.manual_seed(0)
     try:
-        found = run(task, recipe, given, out)
+        result = run(task, recipe, options, out)
     except Exception as error:
-        found = {"cannot": f"{type(error).__name__}: {shortened(error)}"}
+        result = {"cannot": f"{type(error).__name__}: {shortened(error)}"}
         traceback.print_exc()
-    write(out, found)
+    write(out, result)
 
 
-def write(out: Path, found: dict[str, Any]) -> None:
-    (out / "result.json").write_text(json.dumps(found, indent=1))
+def write(out: Path, result: dict[str, Any]) -> None:
+    (out / "result.json").write_text(json.dumps(result, indent=1))
 
 
 def done(out: Path) -> bool:
-    """Only what went well is kept: a failure deserves another try."""
-    kept = out / "result.json"
-    return kept.exists() and "cannot" not in json.loads(kept.read_text())
+    """Whether the cell has a result; a failed cell runs again."""
+    path = out / "result.json"
+    return path.exists() and "cannot" not in json.loads(path.read_text())
 
 
-def cell(task: Task, recipe: Recipe, given: argparse.Namespace, out: Path) -> None:
-    """A process forked from this one, which has imported and recorded what all cells need; it may crash or hang."""
+def cell(task: Task, recipe: Recipe, options: argparse.Namespace, out: Path) -> None:
+    """Run a cell in a fork of this process, which has loaded what all cells need.
+
+    The cell may crash or hang.
+    """
     (out / "result.json").unlink(missing_ok=True)
     child = multiprocessing.get_context("fork").Process(
-        target=run_and_write, args=(task, recipe, given, out)
+        target=run_and_write, args=(task, recipe, options, out)
     )
     child.start()
     try:
-        child.join(60 * given.minutes)
+        child.join(60 * options.minutes)
         late = child.is_alive()
     finally:
         end(child)
     if not (out / "result.json").exists():
-        write(
-            out,
-            {
-                "cannot": f"not done in {given.minutes} minutes"
-                if late
-                else f"crashed, exit code {child.exitcode}"
-            },
-        )
+        crash = f"crashed, exit code {child.exitcode}"
+        write(out, {"cannot": f"not done in {options.minutes} minutes" if late else crash})
     for scratch in ("saved", "compiled"):
         shutil.rmtree(out / scratch, ignore_errors=True)
 
 
 def end(child: multiprocessing.Process) -> None:
-    """With the compilers that it started: it leads a session of its own, which an interrupt from the keyboard does not reach."""
+    """End the cell's process with the compilers that it started.
+
+    It leads a session of its own, which an interrupt from the keyboard does not reach.
+    """
     if child.is_alive():
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -184,46 +199,46 @@ def end(child: multiprocessing.Process) -> None:
         child.join()
 
 
-def peer(given: argparse.Namespace, task: Task) -> None:
-    """Every recipe at all bits it is meant for, and a list of what was done."""
-    module = importlib.import_module(f"peers.{given.peer}")
-    task.calls = torch.load(given.home / "float" / "calls.pt")
-    task.weights  # noqa: B018  loads the model before it forks, and before a recipe puts another in its place
-    place, listed = given.home / given.peer, []
-    for bits in given.bits.split(","):
-        for name, recipe in module.RECIPES.items():
-            own = copy.copy(task)
-            own.bits = Bits.read(bits)
-            if recipe.serves(own.bits) and name in (given.recipes or module.RECIPES):
-                out = place / bits / "".join(letter if letter.isalnum() else "-" for letter in name)
-                out.mkdir(parents=True, exist_ok=True)
-                listed.append(
-                    {"bits": bits, "recipe": name, "folder": out.relative_to(given.home).as_posix()}
-                )
-                print(f"{given.peer} {bits} {name}", flush=True)
-                done(out) or cell(own, recipe, given, out)
-    write(place, {"versions": {name: version(name) for name in module.PACKAGES}, "cells": listed})
+def peer(options: argparse.Namespace, task: Task) -> None:
+    """Run every recipe at all bits it is meant for; write a list of the cells."""
+    module = importlib.import_module(f"peers.{options.peer}")
+    task.calls = torch.load(options.home / "float" / "calls.pt")
+    # Load the model before a cell forks, and before a recipe replaces it.
+    task.weights  # noqa: B018
+    place = options.home / options.peer
+    cells = []
+    for bits, (name, recipe) in product(options.bits.split(","), module.RECIPES.items()):
+        own = copy.copy(task)
+        own.bits = Bits.read(bits)
+        if recipe.serves(own.bits) and name in (options.recipes or module.RECIPES):
+            out = place / bits / "".join(letter if letter.isalnum() else "-" for letter in name)
+            out.mkdir(parents=True, exist_ok=True)
+            folder = out.relative_to(options.home).as_posix()
+            cells.append({"bits": bits, "recipe": name, "folder": folder})
+            print(f"{options.peer} {bits} {name}", flush=True)
+            if not done(out):
+                cell(own, recipe, options, out)
+    write(place, {"versions": {name: version(name) for name in module.PACKAGES}, "cells": cells})
 
 
-def floating(given: argparse.Namespace, task: Task) -> None:
-    """The float model's images, its calibration calls, and a copy of it for all: a zoo model may be in training meanwhile."""
-    place = given.home / "float"
+def floating(options: argparse.Namespace, task: Task) -> None:
+    """Save the float model's images, its calibration calls, and a copy of it for all peers.
+
+    The copy matters because a zoo model may be in training meanwhile.
+    """
+    place = options.home / "float"
     task.pipe.save_pretrained(place / "model")
     torch.save(task.calls, place / "calls.pt")
-    images(task, given.seeds, place / "images.npy")
+    images(task, options.seeds, place / "images.npy")
     size = on_disk(Packed(task.model, {}, task.model.save_pretrained), place / "saved")
     shutil.rmtree(place / "saved")
-    convolved = sum(
-        task.weights[name]
-        for name in task.weights
-        if isinstance(task.adapter.all_layers[name], torch.nn.Conv2d)
-    )
-    ends, weights = sum(task.weights[name] for name in task.ends), sum(task.weights.values())
+    layers = task.adapter.layers()
+    convolutions = [name for name in layers if isinstance(layers[name], torch.nn.Conv2d)]
     whole = {
         "layers": len(task.weights),
-        "weights": weights,
-        "in_convolutions": convolved,
-        "in_ends": ends,
+        "weights": sum(task.weights.values()),
+        "in_convolutions": sum(task.weights[name] for name in convolutions),
+        "in_ends": sum(task.weights[name] for name in task.ends),
     }
     write(place, size | whole | {"fingerprint": fingerprint(task.model)})
 
@@ -252,16 +267,21 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = arguments()
-    # As an exit, so that what is running is ended too.
+    options = arguments()
+    # Exit on SIGTERM, so that the running cell is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    (given.home / given.peer).mkdir(parents=True, exist_ok=True)
-    task = Task(given.model, Bits(8, 8), given.steps, given.images, given.iters, given.conditions)
+    (options.home / options.peer).mkdir(parents=True, exist_ok=True)
+    task = Task(
+        options.model, Bits(8, 8), options.steps, options.images, options.iters, options.conditions
+    )
     try:
-        (floating if given.peer == "float" else peer)(given, task)
+        work = floating if options.peer == "float" else peer
+        work(options, task)
     except Exception as error:
-        write(given.home / given.peer, {"cannot": f"{type(error).__name__}: {shortened(error)}"})
+        write(
+            options.home / options.peer, {"cannot": f"{type(error).__name__}: {shortened(error)}"}
+        )
         traceback.print_exc()
 
 

@@ -13,6 +13,7 @@ from lowtide.sampling.loading import (
     class_name,
     load_pipeline,
     local_folder,
+    pipeline_class,
     quiet_libraries,
 )
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
@@ -46,6 +47,7 @@ __all__ = [
     "listening",
     "load_pipeline",
     "local_folder",
+    "pipeline_class",
     "quiet_libraries",
     "read_prompts",
     "run_pipeline",

@@ -71,7 +71,7 @@ def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Pip
         return _hub_pipeline(str(source), dtype)
     if not (folder / INDEX).exists():
         return _bare_model(folder, dtype)
-    own = _pipeline_class(folder) == ClassConditionalPipeline.__name__
+    own = pipeline_class(folder) == ClassConditionalPipeline.__name__
     return _from_pretrained(ClassConditionalPipeline if own else DiffusionPipeline, folder, dtype)
 
 
@@ -92,7 +92,7 @@ def class_name(config: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _pipeline_class(folder: Path) -> str:
+def pipeline_class(folder: Path) -> str:
     """The pipeline's class name in model_index.json, checked before anything is loaded."""
     name = class_name(folder / INDEX)
     if name is None:

@@ -28,10 +28,11 @@ def test_every_method_has_a_measured_table(path):
 
 
 def test_a_table_between_its_marks():
-    asked = "<!-- measured: zoo:x | W4A8, W4A4 | tfmq, tfmq -fsc | psnr, bytes -->"
-    before = f"Above.\n\n{asked}\nolder\n<!-- end -->\n\nBelow.\n"
+    mark = "<!-- measured: zoo:x | W4A8, W4A4 | tfmq, tfmq -fsc | psnr, bytes -->"
+    before = f"Above.\n\n{mark}\nolder\n<!-- end -->\n\nBelow.\n"
     rows = [
-        "|  | seeds | W4A8: PSNR to float, dB | bytes on disk | W4A4: PSNR to float, dB | bytes on disk |",
+        "|  | seeds | W4A8: PSNR to float, dB | bytes on disk "
+        "| W4A4: PSNR to float, dB | bytes on disk |",
         "| --- | --- | --- | --- | --- | --- |",
         "| tfmq | 1, 2 | 31.00 ± 1.41 | 1,000 | 12.00 | 1,000 |",
         "| tfmq without FSC | 1 | 29.00 | 1,000 |  |  |",
@@ -46,7 +47,7 @@ def test_best_against_the_nearest_paper():
     assert lines[2] == "| W4A8 | 33.00 | 0.0200 | tfmq | 31.00 ± 1.41 | 0.0300 ± 0.0000 |"
 
 
-@pytest.mark.parametrize("asked", ["zoo:y | W4A8 | tfmq", "zoo:x | W4A8 | tfmq -tiar"])
-def test_a_table_of_what_was_never_run_is_an_error(asked):
+@pytest.mark.parametrize("contents", ["zoo:y | W4A8 | tfmq", "zoo:x | W4A8 | tfmq -tiar"])
+def test_a_table_of_what_was_never_run_is_an_error(contents):
     with pytest.raises(BadInput, match="found"):
-        pages.filled(f"<!-- measured: {asked} -->\n<!-- end -->", {"zoo:x": CELLS})
+        pages.filled(f"<!-- measured: {contents} -->\n<!-- end -->", {"zoo:x": CELLS})

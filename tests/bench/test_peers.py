@@ -1,4 +1,4 @@
-"""The table of peers: which recipe speaks for a peer, how shares read, what a cell that could not be says."""
+"""The table of peers: which recipe it shows, how shares read, what a failed cell says."""
 
 import argparse
 import importlib.util
@@ -37,19 +37,15 @@ def cell(recipe: str, psnr: float, low: float, **more: object) -> dict:
 
 
 def test_the_recipe_that_quantizes_most_speaks() -> None:
-    linears, everything, worse = (
-        cell("linears", 40, 0.15),
-        cell("all", 20, 1.0),
-        cell("other", 19, 0.998),
-    )
+    linears = cell("linears", 40, 0.15)
+    everything = cell("all", 20, 1.0)
+    worse = cell("other", 19, 0.998)
     assert best([linears, everything, worse]) is everything
 
 
 def test_among_equals_the_nearest_speaks_and_a_failure_never() -> None:
-    failed, broken = (
-        {"recipe": "x", "bits": "w4a8", "cannot": "why"},
-        cell("nan", 90, 1.0, finite=False),
-    )
+    failed = {"recipe": "x", "bits": "w4a8", "cannot": "why"}
+    broken = cell("nan", 90, 1.0, finite=False)
     assert best([failed, cell("a", 20, 0.999), cell("b", 21, 0.997), broken])["recipe"] == "b"
 
 
@@ -60,7 +56,11 @@ def test_inputs_count_only_where_they_were_asked_for() -> None:
 
 
 def test_channels_of_mixed_bits_count_as_their_average() -> None:
-    assert [width(form) for form in (Mixed((3, 5, 4, 4), False), Affine(4), None)] == [4, 4, 32]
+    assert [width(form) for form in (Mixed((3, 5, 4, 4), signed=False), Affine(4), None)] == [
+        4,
+        4,
+        32,
+    ]
 
 
 def test_a_row_says_speed_size_shares_and_failures(peers: ModuleType) -> None:
@@ -90,22 +90,22 @@ def test_a_cell_that_cannot_gives_its_reason(peers: ModuleType) -> None:
     assert row == ["optimum-quanto", "default", "cannot", "", "", "", "", "no qint3"]
 
 
-def asked(*options: str) -> dict[str, int]:
+def numbers(*options: str) -> dict[str, int]:
     parser = argparse.ArgumentParser()
     ask_numbers(parser, {"seeds": 64, "images": 32, "steps": 50})
     return numbers_of(parser.parse_args(options), {"seeds": 64, "images": 32, "steps": 50})
 
 
 def test_quick_fills_in_what_was_not_asked_for() -> None:
-    assert asked() == {"seeds": 64, "images": 32, "steps": 50}
-    assert asked("--quick", "--seeds", "32") == {
+    assert numbers() == {"seeds": 64, "images": 32, "steps": 50}
+    assert numbers("--quick", "--seeds", "32") == {
         "seeds": 32,
         "images": QUICK["images"],
         "steps": QUICK["steps"],
     }
-    assert asked("--steps", "0")["steps"] == 0
+    assert numbers("--steps", "0")["steps"] == 0
 
 
 def test_numbers_that_are_no_multiple_of_the_batch_are_refused() -> None:
     with pytest.raises(SystemExit, match="found --images 20; expected a multiple of 16"):
-        asked("--images", "20")
+        numbers("--images", "20")

@@ -1,4 +1,4 @@
-"""The README's table: who is chosen at a width, what a row says, and how one model's part takes the place of an older one."""
+"""The README's table: which cells it shows, what a row says, and how it replaces a model's part."""
 
 import json
 import sys
@@ -178,7 +178,7 @@ def test_peers_that_were_not_asked_for_stay_if_comparable() -> None:
 def test_the_distance_is_that_of_the_cells_own_images(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Features are given, so the distance is known: unit steps of the mean, no change of the covariance."""
+    """Features differ in their mean alone, so the distance is known."""
     images = {"float": 0.0, "lowtide/best": 3.0, "sdnq/a": 4.0}
     for folder, level in images.items():
         (tmp_path / folder).mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_the_distance_is_that_of_the_cells_own_images(
     spread = np.eye(4)
     monkeypatch.setattr(
         table,
-        "seen",
+        "statistics_of",
         lambda _, folder: table.Statistics.of(spread + np.load(folder / "images.npy")),
     )
     whole = part(

@@ -1,7 +1,8 @@
-"""What the adapter says is held against real forward passes: hooks for the order, perturbed inputs for what is read."""
+"""The adapter agrees with real forward passes: their order, and the inputs that change a layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -29,21 +30,21 @@ def example(name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def heard(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-    """What went into each layer, in the order of first calls."""
-    found: dict[str, list[Tensor]] = {}
+def inputs_of_layers(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+    """The inputs of each layer, in the order of first calls."""
+    by_layer: dict[str, list[Tensor]] = {}
+
+    def recording(name: str) -> Callable:
+        return lambda _, args: by_layer.setdefault(name, []).append(args[0])
+
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            hooks.append(
-                module.register_forward_pre_hook(
-                    lambda _, args, name=name: found.setdefault(name, []).append(args[0])
-                )
-            )
+            hooks.append(module.register_forward_pre_hook(recording(name)))
     model(**inputs)
     for hook in hooks:
         hook.remove()
-    return found
+    return by_layer
 
 
 def changed(inputs: dict[str, Any], path: str) -> dict[str, Any]:
@@ -64,25 +65,26 @@ def moved(before: list[Tensor], after: list[Tensor]) -> bool:
 @every
 def test_layers_are_in_forward_order(name: str) -> None:
     model, adapter = subject(name)
-    assert list(adapter.layers()) == list(heard(model, example(name)))
+    assert list(adapter.layers()) == list(inputs_of_layers(model, example(name)))
 
 
 @every
-def test_reads_are_the_inputs_that_change_what_a_layer_hears(name: str) -> None:
+def test_reads_are_the_inputs_that_change_the_input_of_a_layer(name: str) -> None:
     model, adapter = subject(name)
     inputs = example(name)
-    before, seen = heard(model, inputs), {layer: set() for layer in adapter.layers()}
+    before = inputs_of_layers(model, inputs)
+    expected: dict[str, set[str]] = {layer: set() for layer in adapter.layers()}
     for path in flat_inputs(inputs):
-        after = heard(model, changed(inputs, path))
-        for layer in seen:
-            seen[layer] |= {path} if moved(before[layer], after[layer]) else set()
-    assert {layer: set(dye) for layer, dye in adapter.reads.items()} == seen
+        after = inputs_of_layers(model, changed(inputs, path))
+        for layer in expected:
+            expected[layer] |= {path} if moved(before[layer], after[layer]) else set()
+    assert {layer: set(names) for layer, names in adapter.reads.items()} == expected
 
 
 @every
 def test_units_partition_the_layers(name: str) -> None:
     model, adapter = subject(name)
-    listed = [layer for unit in adapter.units() for layer in unit.layers]
+    listed = list(chain.from_iterable(unit.layers for unit in adapter.units()))
     everything = [
         key for key, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     ]
@@ -95,19 +97,18 @@ def at_time(name: str, inputs: dict[str, Any], time: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def spoken(model: nn.Module, names: list[str], inputs: dict[str, Any]) -> list[Tensor]:
-    """What these layers answer within a whole forward pass."""
-    found: dict[str, Tensor] = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _, args, result, name=name: found.update({name: result})
-        )
-        for name in names
-    ]
+def outputs_of(model: nn.Module, names: list[str], inputs: dict[str, Any]) -> list[Tensor]:
+    """The outputs of these layers within a whole forward pass."""
+    outputs: dict[str, Tensor] = {}
+
+    def recording(name: str) -> Callable:
+        return lambda _, args, result: outputs.update({name: result})
+
+    hooks = [model.get_submodule(name).register_forward_hook(recording(name)) for name in names]
     model(**inputs)
     for hook in hooks:
         hook.remove()
-    return [found[name] for name in names]
+    return [outputs[name] for name in names]
 
 
 @every
@@ -116,26 +117,30 @@ def test_temporal_graph_gives_the_features_of_all_timesteps_at_once(name: str) -
     inputs = example(name)
     for unit in adapter.temporal():
         flat = flat_inputs(inputs)
-        given = {path: flat[path].expand(len(TIMES), *flat[path].shape[1:]) for path in unit.reads}
-        given["timestep"] = torch.cat([at_time(name, inputs, time)["timestep"] for time in TIMES])
+        rows = {path: flat[path].expand(len(TIMES), *flat[path].shape[1:]) for path in unit.reads}
+        rows["timestep"] = torch.cat([at_time(name, inputs, time)["timestep"] for time in TIMES])
         with torch.no_grad():
-            together = adapter.temporal_graph(unit, len(TIMES)).replay(model, given)
-        singly = [spoken(model, list(unit.features), at_time(name, inputs, time)) for time in TIMES]
+            together = adapter.temporal_graph(unit, len(TIMES)).replay(model, rows)
+        features = list(unit.features)
+        singly = [outputs_of(model, features, at_time(name, inputs, time)) for time in TIMES]
         for ours, theirs in zip(together, zip(*singly, strict=True), strict=True):
             target = torch.cat(theirs)
             assert (ours - target).norm() / target.norm() < 1e-5
 
 
 @every
-def test_features_are_all_that_the_picture_learns_of_time(name: str) -> None:
+def test_features_carry_all_that_the_content_knows_of_time(name: str) -> None:
     model, adapter = subject(name)
-    early, late = (at_time(name, example(name), time) for time in (10, 900))
-    features = [feature for unit in adapter.temporal() for feature in unit.features]
-    given = dict(zip(features, spoken(model, features, late), strict=True))
+    early = at_time(name, example(name), 10)
+    late = at_time(name, example(name), 900)
+    features = list(chain.from_iterable(unit.features for unit in adapter.temporal()))
+    late_outputs = dict(zip(features, outputs_of(model, features, late), strict=True))
+
+    def replacing(feature: str) -> Callable:
+        return lambda *_: late_outputs[feature]
+
     hooks = [
-        model.get_submodule(feature).register_forward_hook(
-            lambda *_, feature=feature: given[feature]
-        )
+        model.get_submodule(feature).register_forward_hook(replacing(feature))
         for feature in features
     ]
     with torch.no_grad():
@@ -165,7 +170,7 @@ def test_a_shared_layer_is_named_once() -> None:
     model = tiny.model("unet2d")
     resnets = model.down_blocks[0].resnets, model.up_blocks[1].resnets
     resnets[1][0].time_emb_proj = resnets[0][0].time_emb_proj
-    listed = [layer for unit in adapt(model).units() for layer in unit.layers]
+    listed = list(chain.from_iterable(unit.layers for unit in adapt(model).units()))
     assert listed.count("down_blocks.0.resnets.0.time_emb_proj") == 1
     assert "up_blocks.1.resnets.0.time_emb_proj" not in listed
 

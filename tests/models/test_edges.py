@@ -1,4 +1,4 @@
-"""Edges of recording: writes in place, foreign tensors, swapped leaves, half precision, all gradients, shared recordings."""
+"""Edges of recording: in-place writes, foreign tensors, swapped leaves, half precision."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ class InPlace(nn.Module):
         return self.layer(hidden)
 
 
-def test_writes_in_place_are_replayed_and_dyed() -> None:
+def test_writes_in_place_are_replayed_with_their_inputs() -> None:
     model = InPlace()
     inputs = {"sample": torch.randn(2, 4), "timestep": torch.randn(2)}
     meta = on_meta(model)
@@ -108,9 +108,15 @@ def test_a_tensor_made_elsewhere_is_refused() -> None:
 
 
 def test_temporal_graphs_of_one_batch_share_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, recordings = adapt(tiny.model("dit")), []
+    one = adapt(tiny.model("dit"))
+    recordings: list[tuple] = []
     graph = one.graph
-    monkeypatch.setattr(one, "graph", lambda *given: recordings.append(given) or graph(*given))
+
+    def counted(*arguments: Any) -> Any:
+        recordings.append(arguments)
+        return graph(*arguments)
+
+    monkeypatch.setattr(one, "graph", counted)
     for unit in one.temporal():
         one.temporal_graph(unit, 3)
     assert (len(one.temporal()), len(recordings)) == (2, 1)

@@ -1,4 +1,4 @@
-"""Denoisers that nobody described: found from an example call, or refused in one sentence."""
+"""Denoisers that no Architecture describes: recorded from an example call, or refused."""
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mix, self.shift = nn.Conv2d(width, width, 3, padding=1), nn.Linear(8, width)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.shift = nn.Linear(8, width)
 
     def forward(self, hidden: Tensor, time: Tensor) -> Tensor:
         return hidden + self.mix(torch.relu(hidden + self.shift(time)[:, :, None, None]))
@@ -26,7 +27,9 @@ class Small(nn.Module):
     def __init__(self):
         super().__init__()
         self.spare = nn.Linear(2, 2)
-        self.embed, self.enter, self.leave = nn.Linear(1, 8), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        self.embed = nn.Linear(1, 8)
+        self.enter = nn.Conv2d(3, 4, 1)
+        self.leave = nn.Conv2d(4, 3, 1)
         self.blocks = nn.ModuleList([Block(4), Block(4)])
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
@@ -42,7 +45,9 @@ class Points(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.enter, self.leave = nn.Linear(1, 8), nn.Linear(2, 8), nn.Linear(8, 2)
+        self.embed = nn.Linear(1, 8)
+        self.enter = nn.Linear(2, 8)
+        self.leave = nn.Linear(8, 2)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         return self.leave(torch.relu(self.enter(sample) + self.embed(timestep[:, None])))
@@ -65,19 +70,18 @@ def test_units_of_a_small_denoiser() -> None:
     assert temporal.layers == ("embed", "blocks.0.shift", "blocks.1.shift")
     assert temporal.features == ("blocks.0.shift", "blocks.1.shift")
     assert temporal.reads == ("timestep",)
-    assert [unit.layers for unit in adapter.units()] == [
-        temporal.layers, ("enter",), ("blocks.0.mix",), ("blocks.1.mix",), ("leave",)
-    ]  # fmt: skip
+    plain = [("enter",), ("blocks.0.mix",), ("blocks.1.mix",), ("leave",)]
+    assert [unit.layers for unit in adapter.units()] == [temporal.layers, *plain]
     assert [unit.name for unit in adapter.blocks()] == ["blocks.0", "blocks.1"]
     assert (adapter.ends(), adapter.uncalled()) == (("enter", "leave"), ["spare"])
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_replay_of_a_small_denoiser(batch: int) -> None:
-    model, inputs = Small(), picture(batch)
-    assert torch.equal(
-        adapt(model, picture()).block_graph(batch).replay(model, inputs), model(**inputs)
-    )
+    model = Small()
+    inputs = picture(batch)
+    graph = adapt(model, picture()).block_graph(batch)
+    assert torch.equal(graph.replay(model, inputs), model(**inputs))
 
 
 def test_a_sample_of_two_axes_is_no_condition() -> None:
@@ -91,23 +95,26 @@ def test_a_subclass_of_a_known_model_is_known() -> None:
     class Mine(UNet2DModel):
         """Somebody's own name for it."""
 
-    model = Mine(sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
-                 down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    model = Mine(
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     assert adapt(model).ends() == ("conv_in", "conv_out")
 
 
 def test_an_unknown_model_without_an_example_is_refused() -> None:
-    with pytest.raises(
-        BadInput, match=r"found Small; expected one of UNet2DModel, .*; pass example="
-    ):
+    words = r"found Small; expected one of UNet2DModel, .*; pass example="
+    with pytest.raises(BadInput, match=words):
         adapt(Small())
 
 
 def test_an_example_without_a_timestep_is_refused() -> None:
-    with pytest.raises(
-        BadInput,
-        match=r"found Small with inputs sample; expected a denoiser called \(sample, timestep",
-    ):
+    words = r"found Small with inputs sample; expected a denoiser called \(sample, timestep"
+    with pytest.raises(BadInput, match=words):
         adapt(Small(), {"sample": torch.zeros(1, 3, 8, 8)})
 
 

@@ -1,4 +1,6 @@
-"""A recorded graph replayed is the model itself: same bits, other inputs, any part, with gradients."""
+"""Replaying a recorded graph is the model itself: same bits, any part, with gradients."""
+
+from itertools import chain
 
 import pytest
 import tiny
@@ -6,7 +8,7 @@ import torch
 
 from lowtide.errors import BadInput
 from lowtide.models import adapt
-from lowtide.models.trace import on_meta, record
+from lowtide.models.trace import flat_inputs, on_meta, record
 
 
 @pytest.fixture(scope="module", params=tiny.MODELS)
@@ -30,36 +32,26 @@ def test_the_temporal_part_alone_gives_what_its_layers_give(case):
     model, adapter = case
     inputs = adapter.architecture.example(model, 3)
     for unit in adapter.temporal():
-        heard: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
         hooks = [
-            model.get_submodule(name).register_forward_hook(hearing(heard, name))
+            model.get_submodule(name).register_forward_hook(recording(outputs, name))
             for name in unit.features
         ]
         with torch.no_grad():
             model(**inputs)
             graph = adapter.temporal_graph(unit, 3)
             assert set(graph.inputs) == set(unit.reads)
-            found = graph.replay(
-                model, {name: part for name, part in flat(inputs).items() if name in unit.reads}
-            )
+            tensors = flat_inputs(inputs)
+            features = graph.replay(model, {name: tensors[name] for name in unit.reads})
         for hook in hooks:
             hook.remove()
-        assert len(found) == len(unit.features) > 0
-        for name, value in zip(unit.features, found, strict=True):
-            assert torch.equal(value, heard[name].reshape(value.shape)), name
+        assert len(features) == len(unit.features) > 0
+        for name, value in zip(unit.features, features, strict=True):
+            assert torch.equal(value, outputs[name].reshape(value.shape)), name
 
 
-def hearing(heard: dict[str, torch.Tensor], name: str):
-    return lambda module, args, output: heard.update({name: output})
-
-
-def flat(inputs: dict, prefix: str = "") -> dict:
-    found = {}
-    for name, value in inputs.items():
-        found |= (
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return found
+def recording(outputs: dict[str, torch.Tensor], name: str):
+    return lambda module, args, output: outputs.update({name: output})
 
 
 def test_gradients_flow_through_a_replay():
@@ -76,11 +68,11 @@ def test_many_timesteps_at_once_equal_one_by_one():
     model = tiny.model("unet2d")
     adapter = adapt(model)
     (unit,) = adapter.temporal()
+    many_times = {"timestep": torch.arange(5) * 200}
+    one_time = {"timestep": torch.tensor([600])}
     with torch.no_grad():
-        together = adapter.temporal_graph(unit, 5).replay(
-            model, {"timestep": torch.arange(5) * 200}
-        )
-        alone = adapter.temporal_graph(unit, 1).replay(model, {"timestep": torch.tensor([600])})
+        together = adapter.temporal_graph(unit, 5).replay(model, many_times)
+        alone = adapter.temporal_graph(unit, 1).replay(model, one_time)
     for many, one in zip(together, alone, strict=True):
         assert (many[3] - one[0]).norm() / one.norm() < 1e-6
 
@@ -88,9 +80,11 @@ def test_many_timesteps_at_once_equal_one_by_one():
 def test_values_are_freed_after_their_last_use(case):
     _, adapter = case
     graph = adapter.block_graph(3)
-    freed = [id for node in graph.nodes for id in node.frees]
+    freed = list(chain.from_iterable(node.frees for node in graph.nodes))
     assert len(freed) == len(set(freed))
-    used_after = {id: place for place, node in enumerate(graph.nodes) for id in node.uses()}
+    used_after: dict[int, int] = {}
+    for place, node in enumerate(graph.nodes):
+        used_after |= dict.fromkeys(node.uses(), place)
     for place, node in enumerate(graph.nodes):
         assert all(used_after.get(id, place) <= place for id in node.frees)
 
@@ -109,9 +103,8 @@ def test_recording_touches_no_data():
 
 
 def test_a_model_nobody_described_says_what_to_do():
-    with pytest.raises(
-        BadInput, match=r"found Linear; expected one of UNet2DModel, .* write an Architecture"
-    ):
+    words = r"found Linear; expected one of UNet2DModel, .* write an Architecture"
+    with pytest.raises(BadInput, match=words):
         adapt(torch.nn.Linear(2, 2))
 
 

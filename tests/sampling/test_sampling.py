@@ -103,7 +103,8 @@ def test_every_scheduler_samples_and_quantizes(kind, tmp_path):
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
     fields = {"prompts": ("a b",), "size": 16}
     moments = list(sampling.trajectory(pipe, Request(steps=5, seeds=(1,), **fields)))
-    assert [float(moment.t[0]) for moment in moments] == pipe.scheduler.timesteps.tolist()
+    timesteps = [float(moment.t[0]) for moment in moments]
+    assert timesteps == pipe.scheduler.timesteps.tolist()
     assert len(moments) == (14 if kind is PNDMScheduler else 5)
     result = lowtide.quantize(
         pipe, method="tfmq", steps=5, images=2, calibration_steps=2, iters=1, **fields
@@ -209,7 +210,8 @@ def test_any_module_goes_the_same_way(kind):
     together = sampling.images(pipe, Request(steps=5, seeds=(5, 6, 7), batch=3))
     assert together.shape == (3, 8, 8, 3) and together.min() >= 0 and together.max() <= 1
     assert apart(together[1], sampling.images(pipe, Request(steps=5, seeds=(6,)))[0]) < 1e-5
-    assert sampling.timesteps(pipe, Request(steps=5)) == pipe.scheduler.timesteps.tolist()
+    timesteps = sampling.timesteps(pipe, Request(steps=5))
+    assert timesteps == pipe.scheduler.timesteps.tolist()
 
 
 def test_a_module_called_directly_draws_the_same():
@@ -242,8 +244,9 @@ def test_only_the_requested_steps_are_kept():
 def test_timesteps_are_what_the_denoiser_sees(tmp_path):
     pipe = tiny_pipelines.flux(tmp_path)
     request = Request(steps=3, seeds=(1, 2), prompts=("a",), size=16)
+    timesteps = sampling.timesteps(pipe, request)
     expected = [float(t) / 1000 for t in pipe.scheduler.timesteps]
-    assert sampling.timesteps(pipe, request) == pytest.approx(expected, rel=1e-6)
+    assert timesteps == pytest.approx(expected, rel=1e-6)
 
 
 def test_flow_matching_steps_are_distinct(tmp_path):
