@@ -242,7 +242,7 @@ class Denoiser(nn.Module):
 
     def forward(self, sample, timestep):
         features = self.time(
-            torch.as_tensor(timestep, device=sampling.device).reshape(-1, 1).expand(len(sample), 1)
+            torch.as_tensor(timestep, device=sample.device).reshape(-1, 1).expand(len(sample), 1)
             / 1000
         )
         x = self.enter(sample)
