@@ -1,6 +1,5 @@
-"""The main path: every architecture and pipeline, quantized, saved, loaded; resumed to the same bits; bad input refused."""
+"""The main path: every pipeline quantized, saved, loaded; resumed to the same bits; bad input."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +30,10 @@ def quantized(pipe, method="tfmq", **options):
 @pytest.mark.parametrize("name", tiny_pipelines.PIPELINES)
 def test_each_pipeline_end_to_end(name, tmp_path):
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    asked = tiny_pipelines.asked(name)
-    request = sampling.Request(steps=3, seeds=(5, 6), batch=2, **asked)
+    options = tiny_pipelines.asked(name)
+    request = sampling.Request(steps=3, seeds=(5, 6), batch=2, **options)
     original = sampling.images(pipe, request)
-    result = quantized(pipe, **asked)
+    result = quantized(pipe, **options)
     layers = dict(packed_layers(result.model))
     assert len(layers) == len(adapt(float_twin(result.model)).layers())
     assert all(layer.format.bits in (4, 8) for layer in layers.values())
@@ -51,7 +50,7 @@ def float_twin(model: nn.Module) -> nn.Module:
 
 
 class ByHand:
-    """A processor that computes attention without the one function we stand in for."""
+    """A processor that computes attention without the one function that lowtide replaces."""
 
     def __call__(self, attn, hidden_states, *args, **kwargs):
         return hidden_states + attn.to_out[0](
@@ -80,11 +79,10 @@ def test_a_bare_model_loads_through_its_own_class(tmp_path):
 
 def test_a_model_by_its_name(tmp_path):
     tiny_pipelines.ddim(tmp_path).save_pretrained(tmp_path / "float")
-    ours, given = (
-        quantized(target, method="minmax").model.state_dict()
-        for target in (tmp_path / "float", DiffusionPipeline.from_pretrained(tmp_path / "float"))
-    )
-    assert all(torch.equal(ours[name], given[name]) for name in given)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "float")
+    by_name = quantized(tmp_path / "float", method="minmax").model.state_dict()
+    by_pipeline = quantized(pipe, method="minmax").model.state_dict()
+    assert all(torch.equal(by_name[name], by_pipeline[name]) for name in by_pipeline)
     with pytest.raises(BadInput, match="no folder"):
         quantized("not-there")
 
@@ -141,7 +139,7 @@ def test_the_file_is_within_five_percent_of_bits_times_parameters_and_tables(tmp
 
 
 def test_another_version_of_lowtide_takes_up_nothing(tmp_path, monkeypatch):
-    """Units learnt by other code are not mixed with ours: the run begins anew, in a folder of its own."""
+    """Units of other code are not mixed with these: the run starts again in its own folder."""
     for version in ("one", "one", "other"):
         monkeypatch.setattr(base, "source", lambda version=version: version)
         quantized(sampling.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
@@ -149,31 +147,34 @@ def test_another_version_of_lowtide_takes_up_nothing(tmp_path, monkeypatch):
 
 
 def test_the_source_is_every_file_of_the_package(monkeypatch):
-    read, found = Path.read_bytes, []
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (found.append(self), read(self))[1])
+    read = Path.read_bytes
+    paths = []
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (paths.append(self), read(self))[1])
     assert base.source.__wrapped__() == base.source()
-    assert {Path(lowtide.__file__), Path(base.__file__), Path(quantization.__file__)} <= set(found)
+    assert {Path(lowtide.__file__), Path(base.__file__), Path(quantization.__file__)} <= set(paths)
 
 
 def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole = quantized(sampling.as_pipeline(tiny.model("unet2d")))
     from lowtide.stages.reconstruct import Learner
 
-    search, count = Learner.search, []
+    search = Learner.search
+    units = []
 
     def dying(self, loss):
-        count.append(self.unit.name)
-        if len(count) == 5:
+        units.append(self.unit.name)
+        if len(units) == 5:
             raise KeyboardInterrupt
         return search(self, loss)
 
     monkeypatch.setattr(Learner, "search", dying)
     with pytest.raises(KeyboardInterrupt):
         quantized(sampling.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
-    first = list(count)
+    first = list(units)
     resumed = quantized(sampling.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
-    assert not set(first[:4]) & set(count[5:])
-    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert not set(first[:4]) & set(units[5:])
+    ours = resumed.model.state_dict()
+    theirs = whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -193,9 +194,9 @@ def test_learnt_ranges_are_recorded_too(tmp_path, monkeypatch):
 def test_a_model_in_half_precision_stays_in_it(name, dtype, tmp_path):
     tiny_pipelines.PIPELINES[name](tmp_path).save_pretrained(tmp_path / "half")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "half", dtype=dtype)
-    asked = tiny_pipelines.asked(name)
-    request = sampling.Request(steps=3, seeds=(5,), **asked)
-    result = quantized(pipe, method="best", **asked)
+    options = tiny_pipelines.asked(name)
+    request = sampling.Request(steps=3, seeds=(5,), **options)
+    result = quantized(pipe, method="best", **options)
     drawn = sampling.images(pipe, request)
     assert np.isfinite(drawn).all()
     assert {each.dtype for each in result.model.parameters() if each.is_floating_point()} == {dtype}
@@ -230,7 +231,7 @@ def test_all_zero_channels_and_layers_survive():
 
 
 class Denoiser(nn.Module):
-    """A stranger: no diffusers, its own blocks, called (sample, timestep)."""
+    """A model without diffusers, with blocks of its own, called (sample, timestep)."""
 
     def __init__(self):
         super().__init__()
@@ -241,7 +242,7 @@ class Denoiser(nn.Module):
 
     def forward(self, sample, timestep):
         features = self.time(
-            torch.as_tensor(timestep, device=sampling.device).reshape(-1, 1).expand(len(sample), 1)
+            torch.as_tensor(timestep, device=sample.device).reshape(-1, 1).expand(len(sample), 1)
             / 1000
         )
         x = self.enter(sample)
@@ -253,7 +254,8 @@ class Denoiser(nn.Module):
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.first = nn.Conv2d(16, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
         self.shift = nn.Linear(16, 16)
 
     def forward(self, x, features):
@@ -263,7 +265,8 @@ class Block(nn.Module):
 def test_any_denoiser_called_sample_timestep():
     torch.manual_seed(0)
     model = Denoiser().eval()
-    x, t = torch.randn(4, 3, 8, 8), torch.full((4,), 666)
+    x = torch.randn(4, 3, 8, 8)
+    t = torch.full((4,), 666)
     original = model(x, t).detach()
     pipe = sampling.as_pipeline(model, DDIMScheduler(), (3, 8, 8))
     result = quantized(pipe)
@@ -359,4 +362,4 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     result = quantized(sampling.as_pipeline(tiny.model("unet2d")), method="minmax")
     with pytest.raises(BadInput, match="other files"):
         result.save(tmp_path)
-    shutil.rmtree(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

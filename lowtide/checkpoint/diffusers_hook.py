@@ -49,7 +49,8 @@ class LowtideConfig(QuantizationConfigMixin):
     quant_method: str = LowtideMethod.LOWTIDE  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        self.quant_method = LowtideMethod.LOWTIDE  # pyright: ignore[reportIncompatibleVariableOverride]
+        method = LowtideMethod.LOWTIDE
+        self.quant_method = method  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -234,15 +234,17 @@ def _abandoned(fresh: Path) -> bool:
 
 
 def _settle(old: Path, place: Path, marks: tuple[str, ...]) -> None:
-    """Put an old result back if nothing stands in its place; else remove it."""
+    """Put an old result back if nothing stands in its place; remove it if a result stands there."""
     names = _manifest(old)
     paths = _paths(old, names)
-    empty = not any(old.iterdir())
     ours = names.intersection(marks) and next(_foreign(old, paths), None) is None
-    if ours and not os.path.lexists(place) and all(path.is_file() for path in paths):
+    vacant = not os.path.lexists(place)
+    if ours and vacant and all(path.is_file() for path in paths):
         old.rename(place)
-    elif ours or empty:
+    elif ours and (vacant or _manifest(place).intersection(marks)):
         _remove(old)
+    elif not any(old.iterdir()):
+        old.rmdir()
 
 
 def _replace(fresh: Path, place: Path, marks: tuple[str, ...]) -> None:

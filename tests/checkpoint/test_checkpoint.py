@@ -1,6 +1,7 @@
-"""What can go wrong with a file on the way from one machine to another is an error, never a blurred picture."""
+"""A file that was altered, truncated or mixed up is an error, never a blurred picture."""
 
 import json
+import shutil
 import struct
 
 import pytest
@@ -26,13 +27,11 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def copy(packed, tmp_path):
-    import shutil
-
     return shutil.copytree(packed, tmp_path / "copy")
 
 
 def rewritten(folder, change):
-    """The file with its tensors changed and its header as it was."""
+    """Change the tensors of the file and keep its header."""
     path = folder / FILE
     header = read_metadata(path)
     tensors = load_file(path)

@@ -293,6 +293,18 @@ def test_an_old_result_that_is_half_removed_is_not_put_back(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_an_old_result_stays_while_something_else_stands_in_its_place(tmp_path):
+    write(tmp_path / "x").rename(tmp_path / ".x-old")
+    fill(tmp_path, {"x/thesis.txt": "ten years of work"})
+    with refused(tmp_path, "other files"):
+        work(tmp_path / "x")
+    (tmp_path / "x" / "thesis.txt").unlink()
+    write(tmp_path / "x", "new")
+    assert names(tmp_path) == [".x-old", "x"]
+    folders.check_place(tmp_path / "x")
+    assert names(tmp_path) == ["x"] and weights(tmp_path / "x") == "new"
+
+
 def test_folders_with_such_names_that_are_not_ours_stay(tmp_path):
     for name in (".x-old", ".x-0123abcd", ".x-new", ".y-old"):
         fill(tmp_path, {f"{name}/thesis.txt": "ten years of work"})

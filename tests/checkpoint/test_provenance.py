@@ -1,4 +1,4 @@
-"""lowtide.json: what was written is read back, damage is one sentence, and the command line is the one that ran."""
+"""lowtide.json: what is written is read back, damage is one sentence, the command is exact."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_record_of_the_future(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "command"),
     [
         (["/bin/lowtide", "quantize", "a b", "-w", "4"], "lowtide quantize 'a b' -w 4"),
         (["lowtide/__main__.py", "demo"], "lowtide demo"),
@@ -52,6 +52,6 @@ def test_a_record_of_the_future(tmp_path):
         ([""], "Python, through lowtide's Python interface"),
     ],
 )
-def test_the_command(monkeypatch, argv, told):
+def test_the_command(monkeypatch, argv, command):
     monkeypatch.setattr("sys.argv", argv)
-    assert provenance.command() == told
+    assert provenance.command() == command

@@ -1,4 +1,4 @@
-"""Another schedule: the same one changes no bit, a new one gets the float block's own features, and nothing is guessed."""
+"""Another schedule: the same one changes no bit, a new one has the float block's own features."""
 
 import json
 
@@ -20,13 +20,13 @@ from lowtide.nn.swap import find_clock
 from lowtide.stages.temporal_features import TemporalFeatures, temporal_errors
 from lowtide.workflows import to_folder
 
-# Eight bits, so that what is wrong with the schedule is not lost in what is wrong with the weights.
+# Eight bits, so that errors of the weights do not hide those of the schedule.
 QUICK = {"weights": 8, "steps": 8, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2}
 SEEDS = (5, 6, 7)
 
 
-def loud() -> DDIMPipeline:
-    """A tiny model in which time is heard: its temporal features are as large as a trained model's."""
+def time_sensitive() -> DDIMPipeline:
+    """A tiny model whose temporal features are as large as a trained model's."""
     model = tiny.model("unet2d")
     with torch.no_grad():
         for name, layer in model.named_modules():
@@ -35,13 +35,13 @@ def loud() -> DDIMPipeline:
     return DDIMPipeline(model, DDIMScheduler())
 
 
-def images(pipe, steps, seeds=SEEDS, **asked):
-    return sampling.images(pipe, sampling.Request(steps=steps, seeds=seeds, **asked))
+def images(pipe, steps, seeds=SEEDS, **options):
+    return sampling.images(pipe, sampling.Request(steps=steps, seeds=seeds, **options))
 
 
 def quantized(method, home, **options):
     """A packed folder, and the float pipeline it was made from."""
-    pipe = loud()
+    pipe = time_sensitive()
     pipe.save_pretrained(home / "float")
     to_folder.quantize_to_folder(str(home / "float"), home / method, method, QUICK | options)
     return home / method
@@ -53,10 +53,10 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def clear(tmp_path_factory):
-    """Inputs in float: what is wrong in these images is the weights' rounding, and the schedule."""
+def float_inputs(tmp_path_factory):
+    """Inputs in float: only the rounding of the weights and the schedule change these images."""
     return quantized(
-        "temporal_cache", tmp_path_factory.mktemp("clear"), keep_temporal=True, inputs=16
+        "temporal_cache", tmp_path_factory.mktemp("float_inputs"), keep_temporal=True, inputs=16
     )
 
 
@@ -77,7 +77,9 @@ def tables(model):
 def test_the_same_steps_change_no_bit(name, request):
     folder = request.getfixturevalue(name)
     pipe = face.load(folder)
-    before, plan, drawn = tables(pipe.unet), facts.packed_plan(pipe.unet), images(pipe, 8)
+    before = tables(pipe.unet)
+    plan = facts.packed_plan(pipe.unet)
+    drawn = images(pipe, 8)
     result = face.reschedule(pipe, 8)
     after = tables(pipe.unet)
     assert before.keys() == after.keys()
@@ -96,7 +98,7 @@ def test_features_are_the_float_blocks_own_at_the_new_timesteps(kept, steps):
 
 
 def off_float(folder, pipe):
-    """Relative L2 of each temporal feature, timesteps x features, against the float model's."""
+    """Relative L2 of each temporal feature to the float model's: (timesteps, features)."""
     original = DiffusionPipeline.from_pretrained(folder.parent / "float").unet
     adapter = adapt(original)
     rows = [{"timestep": timestep} for timestep in find_clock(pipe.unet).timesteps]
@@ -106,7 +108,7 @@ def off_float(folder, pipe):
 
 
 def test_eight_bits_are_as_near_as_eight_bits_were(kept):
-    """Ranges are searched anew: the error at new timesteps is that of the calibrated ones, not of borrowed grids."""
+    """Ranges are searched again: the error at new timesteps is that at the calibrated ones."""
     pipe = face.load(kept)
     before = off_float(kept, pipe).mean()
     face.reschedule(pipe, 20)
@@ -114,24 +116,24 @@ def test_eight_bits_are_as_near_as_eight_bits_were(kept):
 
 
 @pytest.mark.parametrize("steps", [3, 5])
-def test_images_are_nearer_to_float_than_with_the_features_of_neighbours(clear, steps):
-    floating = images(loud(), steps)
-    ours, borrowed = face.load(clear), face.load(clear)
+def test_images_are_nearer_to_float_than_with_the_features_of_neighbours(float_inputs, steps):
+    floating = images(time_sensitive(), steps)
+    ours = face.load(float_inputs)
+    borrowed = face.load(float_inputs)
     face.reschedule(ours, steps)
     borrow(borrowed, steps)
-    assert difference(images(ours, steps), floating) < 0.2 * difference(
-        images(borrowed, steps), floating
-    )
+    error = difference(images(ours, steps), floating)
+    assert error < 0.2 * difference(images(borrowed, steps), floating)
 
 
-def test_a_cache_of_floats_is_the_float_block(clear):
-    pipe = face.load(clear)
+def test_a_cache_of_floats_is_the_float_block(float_inputs):
+    pipe = face.load(float_inputs)
     face.reschedule(pipe, 20)
-    assert off_float(clear, pipe).max() < 1e-6
+    assert off_float(float_inputs, pipe).max() < 1e-6
 
 
 def borrow(pipe, steps):
-    """What a careless sampler would do: look everything up at the nearest old timestep."""
+    """Reschedule, and then use every cached feature of the nearest old timestep."""
     rows = {
         name: module.cached(torch.arange(8))
         for name, module in pipe.unet.named_modules()
@@ -147,59 +149,57 @@ def borrow(pipe, steps):
 def test_a_method_without_a_cache_takes_the_nearest_rows(tfmq, tmp_path):
     pipe = face.load(tfmq)
     clock = find_clock(pipe.unet)
-    scale, zero, old = clock.scale.clone(), clock.zero.clone(), list(clock.known)
+    scale = clock.scale.clone()
+    zero = clock.zero.clone()
+    old = list(clock.known)
     result = face.reschedule(pipe, 20)
     assert result.report["features"] == 0 and 0 < result.report["farthest"] <= 125
     assert clock.scale.shape == (len(scale), 20)
     for place, timestep in enumerate(result.plan.timesteps):
         near = min(range(8), key=lambda each: (abs(old[each] - timestep), each))
-        assert torch.equal(clock.scale[:, place], scale[:, near]) and torch.equal(
-            clock.zero[:, place], zero[:, near]
-        )
+        assert torch.equal(clock.scale[:, place], scale[:, near])
+        assert torch.equal(clock.zero[:, place], zero[:, near])
     again = face.load(result.save(tmp_path / "twenty"))
     assert np.array_equal(images(again, 20), images(pipe, 20))
 
 
 def test_corrections_go_along(tmp_path):
     result = face.quantize(
-        loud(), method="ptqd", without=("reconstruct", "learnranges", "stepaware"), **QUICK
+        time_sensitive(),
+        method="ptqd",
+        without=("reconstruct", "learnranges", "stepaware"),
+        **QUICK,
     )
     correction = result.model.lowtide_correction
     bias = correction.bias.clone()
     changed = face.reschedule(result, 4)
     near = rescheduling.nearest(result.plan.timesteps, changed.plan.timesteps)
-    assert (
-        torch.equal(correction.bias, bias[near])
-        and len(correction.slope) == len(correction.noise) == 4
-    )
+    assert torch.equal(correction.bias, bias[near])
+    assert len(correction.slope) == len(correction.noise) == 4
     folder = changed.save(tmp_path / "four")
     assert np.array_equal(images(face.load(folder), 4), images(changed.pipe, 4))
 
 
 def test_nearest_is_the_earlier_of_two_as_near():
-    assert rescheduling.nearest((900, 600, 300, 0), (990, 750, 740, 310, 1)).tolist() == [
-        0,
-        0,
-        1,
-        2,
-        3,
-    ]
+    places = rescheduling.nearest((900, 600, 300, 0), (990, 750, 740, 310, 1))
+    assert places.tolist() == [0, 0, 1, 2, 3]
 
 
 def test_a_label_is_answered_by_request_on_the_new_schedule(tmp_path):
-    asked = tiny_pipelines.asked("dit")
+    options = tiny_pipelines.asked("dit")
     pipe = tiny_pipelines.dit(tmp_path)
-    result = face.quantize(pipe, method="temporal_cache", **QUICK | {"steps": 3}, **asked)
-    images(pipe, 3, (5,), **asked)
+    result = face.quantize(pipe, method="temporal_cache", **QUICK | {"steps": 3}, **options)
+    images(pipe, 3, (5,), **options)
     changed = face.reschedule(result, 4)
     assert changed.plan.requests and len(changed.plan.times) == 4
-    drawn = images(pipe, 4, (5,), **asked)
+    drawn = images(pipe, 4, (5,), **options)
     again = face.load(changed.save(tmp_path / "four"))
-    assert np.array_equal(images(again, 4, (5,), **asked), drawn)
+    assert np.array_equal(images(again, 4, (5,), **options), drawn)
 
 
-def test_a_new_scheduler_is_a_new_schedule(clear):
-    pipe, floating = face.load(clear), loud()
+def test_a_new_scheduler_is_a_new_schedule(float_inputs):
+    pipe = face.load(float_inputs)
+    floating = time_sensitive()
     pipe.scheduler = DDIMScheduler(timestep_spacing="trailing")
     with pytest.raises(BadInput, match=r"found timestep 999.*lowtide reschedule"):
         images(pipe, 8)
@@ -214,7 +214,8 @@ def fails(*args, **kwargs):
 
 def test_a_sampler_that_fails_leaves_the_model_as_it_was(kept, monkeypatch):
     pipe = face.load(kept)
-    before, drawn = tables(pipe.unet), images(pipe, 8)
+    before = tables(pipe.unet)
+    drawn = images(pipe, 8)
     with pytest.raises(BadInput, match="found 2000 steps; expected at most 1000"):
         face.reschedule(pipe, 2000)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="in the middle"):
@@ -226,16 +227,16 @@ def test_a_sampler_that_fails_leaves_the_model_as_it_was(kept, monkeypatch):
 
 
 def test_without_the_float_layers_it_is_an_error(tmp_path):
-    result = face.quantize(loud(), method="temporal_cache", **QUICK)
-    with pytest.raises(
-        BadInput,
-        match=r"cached temporal features without .*expected .* kept them; .*--keep-temporal.*--steps 5",
-    ):
+    result = face.quantize(time_sensitive(), method="temporal_cache", **QUICK)
+    words = (
+        r"cached temporal features without .*expected .* kept them; .*--keep-temporal.*--steps 5"
+    )
+    with pytest.raises(BadInput, match=words):
         face.reschedule(result, 5)
 
 
 def test_where_nothing_depends_on_the_step_there_is_nothing_to_do():
-    result = face.quantize(loud(), method="minmax", **QUICK)
+    result = face.quantize(time_sensitive(), method="minmax", **QUICK)
     with pytest.raises(
         BadInput, match=r"nothing depends on the step; .*; sample it with --steps 5 as it is"
     ):
@@ -243,7 +244,7 @@ def test_where_nothing_depends_on_the_step_there_is_nothing_to_do():
     with pytest.raises(
         BadInput, match=r"no model that lowtide packed; .*; quantize it with --steps 5"
     ):
-        face.reschedule(loud(), 5)
+        face.reschedule(time_sensitive(), 5)
     with pytest.raises(BadInput, match="found steps 0"):
         face.reschedule(result, 0)
 
@@ -256,10 +257,11 @@ def test_the_command_line_from_error_to_images(lowtide, kept, tmp_path):  # noqa
     )
     ended = lowtide("reschedule", kept, "--steps", 5, "--out", tmp_path / "five", "--json")
     assert ended.code == 0, ended.err
-    found = json.loads(ended.out)
+    result = json.loads(ended.out)
     features = sum(isinstance(module, Cached) for module in face.load(kept).unet.modules())
-    assert (found["from"], found["steps"], found["features"]) == (8, 5, features) and features > 3
-    assert found["timesteps"] == [800, 600, 400, 200, 0] and found["farthest"] == 50
+    assert (result["from"], result["steps"], result["features"]) == (8, 5, features)
+    assert features > 3
+    assert result["timesteps"] == [800, 600, 400, 200, 0] and result["farthest"] == 50
     ours = face.load(kept)
     face.reschedule(ours, 5)
     assert np.array_equal(

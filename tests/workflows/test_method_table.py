@@ -1,4 +1,4 @@
-"""The bench of methods: cells are kept, a killed bench goes on, the table says what was measured."""
+"""The bench of methods: cells are kept, a killed bench continues, the table is exact."""
 
 import pytest
 import tiny
@@ -21,24 +21,24 @@ def model(monkeypatch):
 def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     cells = method_table.grid("minmax,tfmq-tiar", "W8A8,W3A6", (0, 1))
     assert [cell.key for cell in cells[1:3]] == [("minmax", "W8A8", 1), ("tfmq -tiar", "W8A8", 0)]
-    found = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4)
-    assert len(found) == 8
+    lines = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4)
+    assert len(lines) == 8
     by_width = {
-        width: [one["psnr"] for one in found if one["width"] == width] for width in ("W8A8", "W3A6")
+        width: [one["psnr"] for one in lines if one["width"] == width] for width in ("W8A8", "W3A6")
     }
     assert min(by_width["W8A8"]) > max(by_width["W3A6"])
-    errors = {one["width"]: one["trajectory_error"] for one in found}
+    errors = {one["width"]: one["trajectory_error"] for one in lines}
     assert 0 < errors["W8A8"] < errors["W3A6"] < 1
-    assert found[0]["bytes"] > found[-1]["bytes"]
-    steps = {one["width"]: one["step_error"] for one in found}
+    assert lines[0]["bytes"] > lines[-1]["bytes"]
+    steps = {one["width"]: one["step_error"] for one in lines}
     assert 0 < steps["W8A8"] < steps["W3A6"] < 1
 
     def forbidden(*args, **options):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(quantization, "quantize", forbidden)
-    assert method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4) == found
-    assert len(method_table.kept(tmp_path, found[0])) == 8
+    assert method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4) == lines
+    assert len(method_table.kept(tmp_path, lines[0])) == 8
     with pytest.raises(AssertionError, match="measured again"):
         method_table.quality("tiny", tmp_path, cells, OPTIONS | {"iters": 3}, images=4)
     ledger = tmp_path / "tiny.jsonl"
@@ -46,80 +46,50 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     ledger.write_text(whole[: len(whole) // 2])
     with pytest.raises(AssertionError, match="measured again"):
         method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4)
-    method_table.note(tmp_path, found[-1])
-    assert found[-1] in method_table.kept(tmp_path, found[0]), (
+    method_table.note(tmp_path, lines[-1])
+    assert lines[-1] in method_table.kept(tmp_path, lines[0]), (
         "a line written after a torn one was lost"
     )
 
 
 def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
     """A bench whose model was replaced under it would otherwise mix two models in one table."""
-    seeds, cells = [], method_table.grid("minmax", "W8A8", (0,))
+    measured = []
+    cells = method_table.grid("minmax", "W8A8", (0,))
     for seed in (0, 0, 1):
         monkeypatch.setattr(
             sampling,
             "load_pipeline",
             lambda source, seed=seed: sampling.as_pipeline(tiny.model("unet2d", seed)),
         )
-        (found,) = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
-        seeds.append((found["weights"], found["psnr"]))
-    assert seeds[0] == seeds[1] != seeds[2]
-    assert len(method_table.kept(tmp_path, found)) == 1
+        (line,) = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
+        measured.append((line["weights"], line["psnr"]))
+    assert measured[0] == measured[1] != measured[2]
+    assert len(method_table.kept(tmp_path, line)) == 1
 
 
 def test_the_float_model_against_itself_has_no_error(model, tmp_path):
-    (found,) = method_table.quality(
+    (line,) = method_table.quality(
         "tiny", tmp_path, [Cell("minmax", "W32A32", 0)], OPTIONS, images=2
     )
-    assert found["psnr"] == 100
-    assert found["trajectory_error"] == found["step_error"] == 0
+    assert line["psnr"] == 100
+    assert line["trajectory_error"] == line["step_error"] == 0
 
 
 def test_the_table_sorts_by_quality_and_states_the_spread():
+    rows = [
+        ("a", 0, 20.0, 0.2, 1000, 1.0),
+        ("a", 1, 22.0, 0.1, 1000, 3.0),
+        ("b", 0, 25.0, 0.1, 2000, 1.0),
+    ]
+    names = ("method", "seed", "psnr", "trajectory_error", "bytes", "minutes")
     shared = {"width": "W4A8", "step_error": 0.3, "code": "c0de"}
-    cells = [
-        shared
-        | {
-            "method": "a",
-            "seed": 0,
-            "psnr": 20.0,
-            "trajectory_error": 0.2,
-            "bytes": 1000,
-            "minutes": 1.0,
-        },
-        shared
-        | {
-            "method": "a",
-            "seed": 1,
-            "psnr": 22.0,
-            "trajectory_error": 0.1,
-            "bytes": 1000,
-            "minutes": 3.0,
-        },
-        shared
-        | {
-            "method": "b",
-            "seed": 0,
-            "psnr": 25.0,
-            "trajectory_error": 0.1,
-            "bytes": 2000,
-            "minutes": 1.0,
-        },
-    ]
-    assert method_table.rows(cells) == [
-        ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0", "c0de"],
-        [
-            "W4A8",
-            "a",
-            "2",
-            "21.00 ± 1.41",
-            "0.1500 ± 0.0707",
-            "0.3000 ± 0.0000",
-            "1,000",
-            "2.0",
-            "c0de",
-        ],
-    ]
+    cells = [shared | dict(zip(names, row, strict=True)) for row in rows]
+    best, other = method_table.rows(cells)
+    assert best == ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0", "c0de"]
+    assert other[:4] == ["W4A8", "a", "2", "21.00 ± 1.41"]
+    assert other[4:6] == ["0.1500 ± 0.0707", "0.3000 ± 0.0000"]
+    assert other[6:] == ["1,000", "2.0", "c0de"]
 
 
 def test_the_page_keeps_a_section_for_each_model():
@@ -176,8 +146,8 @@ def test_a_table_of_two_codes_says_so(tmp_path):
     assert method_table.rows([*cells, cells[0] | {"seed": 1, "code": "old"}])[0][-1] == "new, old"
 
 
-@pytest.mark.parametrize("asked", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])
-def test_mistakes_are_one_sentence(asked, model, tmp_path):
+@pytest.mark.parametrize("names", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])
+def test_mistakes_are_one_sentence(names, model, tmp_path):
     with pytest.raises(BadInput, match="found"):
-        cells = method_table.grid(asked.get("methods", "minmax"), asked.get("widths", "W4A8"), (0,))
+        cells = method_table.grid(names.get("methods", "minmax"), names.get("widths", "W4A8"), (0,))
         method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
