@@ -33,7 +33,7 @@ from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.reconstruct import PENALTY, Learner, rate, sharpness
-from lowtide.stages.stream import Scene, Stream
+from lowtide.stages.stream import Stream, UnitData
 from lowtide.stages.tiar import TIAR
 
 REPEATS = 15
@@ -66,7 +66,7 @@ def started(million: int, settings: Settings) -> Job:
     return job
 
 
-def costs(job: Job, scene: Scene) -> dict[str, float]:
+def costs(job: Job, scene: UnitData) -> dict[str, float]:
     """Median seconds of an iteration, and of a float forward and backward pass to the weights."""
     learner = Learner(job, "cost", scene.unit, job.settings.iters)
     generator = job.generator("cost", scene.unit.name)
@@ -150,7 +150,7 @@ def estimated(million: int, settings: Settings) -> None:
     job = started(million, settings)
     parameters = count(job.model)
     prepared = time.perf_counter() - began
-    rows = [costs(job, scene) for scene in Stream(job).scenes()]
+    rows = [costs(job, scene) for scene in Stream(job).walk()]
     began = time.perf_counter()
     TIAR().run(replace(job, settings=replace(job.settings, iters=20)))
     temporal = (time.perf_counter() - began) * job.settings.iters / 20

@@ -1,6 +1,6 @@
 """Right and wrong calls of the face, for a type checker. A line that ends in `# wrong` is an error."""
 
-from diffusers import DDIMPipeline
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 
 import lowtide
 

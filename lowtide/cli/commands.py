@@ -115,11 +115,12 @@ def plan(
     **options: Any,
 ) -> None:
     """Say before anything runs what quantize would take: size, memory and time by stage."""
-    from lowtide.estimate import predict
+    from lowtide.estimate import plan as estimate
     from lowtide.report import text
 
     settings = changed(values(options), change)
-    result = predict(model, method=method, fit=fit, without=tuple(without), **settings)
+    prediction = estimate(model, method=method, fit=fit, without=tuple(without), **settings)
+    result = prediction.as_json()
     _show(result, as_json, text.estimated(result))
 
 

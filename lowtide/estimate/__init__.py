@@ -11,7 +11,7 @@ Weights are counted as float32, which is how quantizing loads them. Memory is wh
 Python and its libraries.
 """
 
-from lowtide.estimate.prediction import plan, predict, totals
+from lowtide.estimate.prediction import plan
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 
 __all__ = [
@@ -20,6 +20,4 @@ __all__ = [
     "MemoryEstimate",
     "StageEstimate",
     "plan",
-    "predict",
-    "totals",
 ]

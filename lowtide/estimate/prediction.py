@@ -86,21 +86,6 @@ def plan(
     )
 
 
-def predict(source: str, **options: Any) -> dict[str, Any]:
-    """`plan` as JSON."""
-    return plan(source, **options).as_json()
-
-
-def totals(estimate: dict[str, Any]) -> dict[str, Any]:
-    """`Estimate.totals` of an estimate as JSON."""
-    return {
-        "on_disk": estimate["size"]["total"],
-        "peak_bytes": estimate["peak_bytes"],
-        "minutes": round(estimate["seconds"] / 60, 2),
-        "seconds": {stage["name"]: stage["seconds"] for stage in estimate["stages"]},
-    }
-
-
 @dataclass(frozen=True)
 class _Subject:
     """A model and the method that quantizes it."""

@@ -28,7 +28,7 @@ def quantize_to_folder(
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
     with folders.written_beside(out, source=sampling.local_folder(source)) as fresh:
         units = _units_folder(out)
-        predicted = estimate.predict(source, method=method, **options)
+        predicted = estimate.plan(source, method=method, **options)
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
             pipe = sampling.load_pipeline(source)
@@ -38,7 +38,7 @@ def quantize_to_folder(
         minutes = round((time.perf_counter() - started) / 60, 2)
         report = {"model": source, "method": method, "folder": str(out), "minutes": minutes}
         report |= _sizes(result, fresh, float_bytes)
-        report |= {"peak_bytes": peak.above, "predicted": estimate.totals(predicted)}
+        report |= {"peak_bytes": peak.above, "predicted": predicted.totals()}
         report |= result.plan.summary | result.report
         provenance.Record(
             command=provenance.command(),
