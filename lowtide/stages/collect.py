@@ -18,6 +18,9 @@ class Collect(Stage):
     """Record the denoiser's inputs at every step; `settings.calibration_steps` of the steps, evenly spread, serve reconstruction."""
 
     essential: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "images", "prompts", "labels", "guidance", "eta", "size"}
+    )
 
     def run(self, job: Job) -> None:
         job.calls = sampled_calls(job)

@@ -7,6 +7,7 @@ once per call. Terms that stages announced before (job.terms) read pairs of cons
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Distill(Stage):
     Rates are those at the paper's 16,000 iterations. A factor's is a share of its layer's mean scale: Adam does not see how a
     gradient is scaled, so the scale has to be in the rate. A scale's rate is the share of itself that it moves in a step.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"iters", "batch"})
 
     rank: Count = 32
     ranges: bool = True

@@ -8,7 +8,7 @@ ranges are those of plain rounding here and are fitted anew afterwards).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,10 @@ class Reconstruct(Stage):
     A later `round` starts warm from what the rounds before decided, and spends half the iterations of the one before.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"calibration_steps", "iters", "batch", "scope", "drop", "early_stop"}
+    )
+
     round: Annotated[int, Within(0)] = 0
 
     def run(self, job: Job) -> None:
@@ -86,6 +90,8 @@ class Reconstruct(Stage):
 @dataclass(frozen=True)
 class LearnRanges(Stage):
     """Learn the input ranges of every unit through straight-through rounding (LSQ), zero points fixed, weights done."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"calibration_steps", "batch", "range_iters"})
 
     iters: Count | None = None
     temporal: bool = False

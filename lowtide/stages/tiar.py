@@ -1,6 +1,7 @@
 """TIAR: rounding the temporal information block for its own features; shared by TFMQ-DM and its extension."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,8 @@ class TIAR(Stage):
 
     A pass over all t costs next to nothing, so it gets `times` as many iterations as a block.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"iters", "early_stop"})
 
     times: Count = 5
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lowtide import zoo
 from lowtide.evaluation import comparison
+from lowtide.methods import relevant_options
 from lowtide.report import grids
 from lowtide.workflows import to_folder
 
@@ -60,7 +61,8 @@ def perform(act: Act, out: Path, iters: int) -> Json:
     asked: Json = {"prompts": act.prompts, "guidance": act.guidance}
     for method in act.methods:
         options = WIDTHS | {"steps": act.steps, "iters": iters} | asked
-        to_folder.quantize_to_folder(act.model, out / method, method, options)
+        relevant = relevant_options(method, options)
+        to_folder.quantize_to_folder(act.model, out / method, method, relevant)
     drawn = {"seeds": tuple(range(act.images)), "steps": act.steps, "batch": 16} | asked
     found = comparison.compare(
         act.model, *(str(out / method) for method in act.methods), out=out / "evidence", **drawn

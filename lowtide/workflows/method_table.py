@@ -21,7 +21,7 @@ from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
 from lowtide.evaluation.layer_drift import call
 from lowtide.evaluation.metrics import psnr
-from lowtide.methods import METHODS, recipe_of
+from lowtide.methods import METHODS, recipe_of, relevant_options
 from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report import text
 from lowtide.settings import settings_from
@@ -121,7 +121,8 @@ def quality(
 ) -> list[dict[str, Any]]:
     """Make and measure every cell that is not there yet; hand back all of them."""
     for cell in cells:
-        recipe_of(cell.method, settings_from(options | cell.bits()), cell.without)
+        relevant = relevant_options(cell.method, options | cell.bits())
+        recipe_of(cell.method, settings_from(relevant), cell.without)
     request = sampling.Request(
         steps=options.get("steps", 50), seeds=tuple(range(images)), batch=images, **asked(options)
     )
@@ -201,7 +202,7 @@ def measured(
 ) -> dict[str, Any]:
     """Quantize, sample with the same seeds, and compare with the float model."""
     pipe, started = sampling.load_pipeline(source), time.perf_counter()
-    chosen = options | cell.bits() | {"seed": cell.seed}
+    chosen = relevant_options(cell.method, options | cell.bits() | {"seed": cell.seed})
     result = quantization.quantize(pipe, method=cell.method, without=cell.without, **chosen)
     minutes = (time.perf_counter() - started) / 60
     with tempfile.TemporaryDirectory() as folder:
