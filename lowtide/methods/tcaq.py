@@ -1,10 +1,10 @@
 """TCAQ-DM: timestep-channel adaptive quantization (Huang et al., AAAI 2025, arXiv 2412.16700).
 
 The inputs of a denoiser's convolutions vary with the timestep and with the channel, its softmax
-outputs change the shape of their distribution along the way, and a quantized model samples along a
-path on which it was not calibrated. TCAQ moves the variation from inputs into weights, chooses a
-quantizer for each softmax and step by the tail of its distribution, and reconstructs in rounds on
-the quantized model's own path.
+outputs change the shape of their distribution, and a quantized model samples along a path on which
+it was not calibrated. TCAQ moves the variation from inputs into weights, chooses a quantizer for
+each softmax and step by the tail of its distribution, and reconstructs in rounds on the quantized
+model's own path.
 
     TCR   m_{t,c} = max |X^t_c|,  r_{t,c} = m_{t,c} / min_c m_{t,c}                  class TCR
           r_c = sum_t m_{t,c} r_{t,c} / sum_t m_{t,c}, cut at R;  X / r and W r
@@ -221,7 +221,8 @@ def best_cut(layer: QuantConv2d, inputs: Watched, r: Tensor) -> float:
 
     def error(cut: float) -> float:
         layer.set_smooth(divisors * r.clamp(1.0, cut))
-        return float(sum(part.sum() for part in lost(layer, inputs, [layer.format])))
+        errors = lost(layer, inputs, [layer.format])  # pyright: ignore[reportArgumentType] or Mixed
+        return float(sum(part.sum() for part in errors))
 
     best = min(CUTS, key=error)
     layer.set_smooth(smooth)
