@@ -14,7 +14,7 @@ relations where it cannot keep the values.
         of || X W' - Q(X)Q(W'|c) ||^2
     R = softmax(f' f / T) of features smoothed over N = 2 steps,    class TRD, which adds its loss
         KL(R_FP || R_Q)                                             to that of Distill
-    QALoRA distillation and one input scale per step                stages.distill, as in EfficientDM
+    QALoRA distillation and one input scale per step                stages.distill.Distill
 
 The error of a channel depends on its own bits alone, so the full search costs three roundings of a
 layer, not one for each candidate. MPQ-DM+, which lets the average grow, is OMQ(plus=True): a tenth

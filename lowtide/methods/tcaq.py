@@ -254,12 +254,11 @@ class _SoftmaxGrids:
 
     def hooks(self, job: Job) -> list[RemovableHandle]:
         """Hooks that compare both grids; attention rounds its softmax first, then v."""
-        clock = find_clock(job.model)
         held: list[Tensor] = []
         return [
             self.attention.softmax.register_forward_pre_hook(lambda _, args: held.append(args[0])),
             self.attention.v.register_forward_pre_hook(
-                lambda _, args: self.compare(held.pop(), args[0], int(clock.index))
+                lambda _, args: self.compare(held.pop(), args[0], int(find_clock(job.model).index))
             ),
         ]
 
