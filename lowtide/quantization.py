@@ -59,7 +59,7 @@ def quantize(
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)
-    pipe = _pipeline(target)
+    pipe = sampling.as_pipeline(target)
     model = _float_model(pipe)
     weights = fingerprint(model)
     units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
@@ -100,12 +100,6 @@ class _Phases:
             recipe[assigned:packing],
             recipe[packing:],
         )
-
-
-def _pipeline(target: Any) -> Pipeline:
-    if isinstance(target, str | Path):
-        return sampling.load_pipeline(target)
-    return sampling.as_pipeline(target) if isinstance(target, nn.Module) else target
 
 
 def _float_model(pipe: Pipeline) -> nn.Module:

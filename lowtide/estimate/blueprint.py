@@ -118,9 +118,9 @@ def read(source: str) -> Blueprint:
     folder = sampling.local_folder(source) or _fetched(source)
     if not (folder / "model_index.json").exists():
         return _bare(source, folder)
+    pipeline = sampling.pipeline_class(folder)
     index = json.loads((folder / "model_index.json").read_text())
     parts = _parts(index)
-    pipeline = index["_class_name"]
     home = next((name for name in DENOISERS if name in parts), None)
     if home is None or pipeline not in sampling.DRIVERS:
         raise BadInput(

@@ -1,13 +1,19 @@
-"""best, the default: stages of several papers, composed by what measured best at each width (docs/results.md).
+"""best, the default: stages of several papers, chosen by what measured best at each width.
 
-    heavy channels of inputs and weights     OMQ          of MPQ-DM; TCR of TCAQ-DM gains no more, and leaves linear layers alone
-    the sense of time                        TIAR, FSC    of TFMQ-DM; cached features of Temporal Feature Matters
-    the rest of the weights                  Reconstruct, block by block
-    inputs of fewer than 8 bits              ranges learnt block by block (LSQ); of 4 bits DAQ of TCAQ-DM, by error
-    weights of 3 bits, inputs of 4, or fewer Distill of EfficientDM, from what the blocks have learnt
-    what every image's answer has in common  Bias of PTQD: the mean error of each step and channel, taken off
+docs/results.md has the measurements. Each stage can be left out (`--without omq`) to measure what
+it contributes. This is the one file of this folder that imports papers.
 
-The one file of this folder that imports papers. Each stage can be left out (`--without omq`) to see what it is worth.
+    heavy channels of inputs and weights      OMQ of MPQ-DM. TCR of TCAQ-DM gains no more, and
+                                              leaves linear layers alone
+    temporal features                         TIAR and FSC of TFMQ-DM; the feature cache of
+                                              Temporal Feature Matters
+    the rest of the weights                   Reconstruct, block by block
+    inputs of at most 6 bits                  ranges learnt block by block (LSQ)
+    inputs of at most 4 bits                  also DAQ of TCAQ-DM, by error; ranges are searched by
+                                              mse, so that their ends may be clipped
+    weights of at most 3 bits or              Distill of EfficientDM, starting from the
+    inputs of at most 4 bits                  reconstructed blocks
+    the mean error of the answer              Bias of PTQD: subtracted for each step and channel
 """
 
 from lowtide.methods.mpq import OMQ
@@ -25,28 +31,32 @@ from lowtide.stages.pack import Pack
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
 from lowtide.stages.tiar import TIAR
 
-FEW = 3  # weights of so few bits gain from a lesson of the whole network after that of each block
-NARROW = 6  # inputs of so few bits gain from ranges that are learnt
-TIGHT = 4  # inputs of so few bits gain from that too, from ranges that give up their ends, and from log2 for some softmax
+# Weights of at most so many bits gain from distilling the whole network after its blocks.
+DISTILLED_WEIGHTS = 3
+# Inputs of at most so many bits gain from learnt ranges.
+LEARNT_INPUTS = 6
+# Inputs of at most so many bits gain from distillation, from clipped ranges, and from log2 for some
+# softmax outputs.
+COARSE_INPUTS = 4
 
 
 def recipe(settings: Settings) -> Recipe:
-    narrow, tight = settings.inputs <= NARROW, settings.inputs <= TIGHT
-    start = (Collect(), Assign(per_step=True), OMQ(), FitWeights("mse"), TIAR(), Maintain())
-    learnt = (
-        (LearnRanges(iters=settings.range_iters or max(1, settings.iters // 2)),)
-        if narrow or settings.range_iters
-        else ()
-    )
-    adaptive = (DAQ(by="error"),) if tight else ()
-    taught = (Distill(),) if settings.weights <= FEW or tight else ()
+    coarse = settings.inputs <= COARSE_INPUTS
+    learns_ranges = settings.inputs <= LEARNT_INPUTS or settings.range_iters > 0
+    distills = coarse or settings.weights <= DISTILLED_WEIGHTS
+    range_iters = settings.range_iters or max(1, settings.iters // 2)
     return (
-        *start,
+        Collect(),
+        Assign(per_step=True),
+        OMQ(),
+        FitWeights("mse"),
+        TIAR(),
+        Maintain(),
         Reconstruct(),
-        FitRanges("mse" if tight else "minmax"),
-        *adaptive,
-        *learnt,
-        *taught,
+        FitRanges("mse" if coarse else "minmax"),
+        *((DAQ(by="error"),) if coarse else ()),
+        *((LearnRanges(iters=range_iters),) if learns_ranges else ()),
+        *((Distill(),) if distills else ()),
         Bias(),
         Pack(),
     )

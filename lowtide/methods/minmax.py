@@ -1,7 +1,8 @@
-"""minmax: plain post-training quantization, the zero line of every table.
+"""minmax: plain post-training quantization, the baseline of every table.
 
-Weights are rounded to nearest on the min-max range of their output channel; inputs take one min-max range for all
-timesteps. Nothing is learnt and nothing knows the time: this is what the papers set out to beat.
+Each weight is rounded to nearest on the min-max range of its output channel. Each input has one
+min-max range for all timesteps. Nothing is learnt and nothing depends on the timestep: the papers
+set out to improve on this.
 """
 
 from lowtide.settings import Settings

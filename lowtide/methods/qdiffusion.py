@@ -1,23 +1,28 @@
 """Q-Diffusion: quantizing diffusion models (Li et al., ICCV 2023, arXiv 2302.04304).
 
-Inputs drift with the timestep, so calibration takes a few images at every so many steps of the float model's own path. In a
-UNet's up blocks the shortcut reads two tensors laid side by side, one of them come all the way from the down blocks, with
-ranges and weights that are far apart: each half is quantized by itself. Then rounding is learnt block by block, and after it
-the scales of the inputs.
+Inputs drift with the timestep, so the calibration set holds a few images at evenly spaced steps of
+the float model's own trajectory. In the up blocks of a UNet, a shortcut reads two concatenated
+tensors, one of them directly from the down blocks, and their ranges and weights differ widely:
+each half is quantized on its own. Then rounding is learnt block by block, and after it the scales
+of the inputs.
 
-    calibration set: x_t of every (T / c)-th step        stages.collect.Collect, `kept` steps of all images
-    shortcut-splitting, X1 W1 + X2 W2                    class Split over adapter.concatenations()
-    weights: AdaRound, block by block (BRECQ)            Reconstruct; nothing maintains g_i(h(t)): rounded with its block
-    inputs: LSQ of the scales, zero points fixed         LearnRanges(temporal=True)
-    one range for all timesteps                          Assign()
+    calibration set: x_t of every (T / c)-th step    stages.collect, `calibration_steps`, all images
+    shortcut-splitting, X1 W1 + X2 W2                class Split over adapter.concatenations()
+    weights: AdaRound, block by block (BRECQ)        Reconstruct; temporal layers with their blocks
+    inputs: LSQ of the scales, zero points fixed     LearnRanges(temporal=True)
+    one range for all timesteps                      Assign()
 
-Departs from the paper: it keeps first and last layer at the nominal bits, our profile `full` their weights at 8 and their inputs
-in float (and profile `paper`, which is another paper's choice, leaves the shortcuts in float, so that there is nothing to
-split). Weight ranges are found by mse for every model, not by the maximum for CIFAR. Adam's rate grows as iterations shrink
-(stages.reconstruct.rate). Ranges are learnt for `range_iters` iterations, 100 unless told, with the squared error and Adam's rate
-at 1e-2 on the logarithm of each scale; the paper's are 5,000, with p = 2.4 and a rate of 4e-4 that falls along a cosine.
-Departs from the released code: its rounding penalty forgets the second half of a split shortcut, which is then rounded though
-it never decided; here halves are layers like any other. Softmax has an unsigned format everywhere, at the bits of inputs.
+Departs from the paper: the paper keeps the first and the last layer at the nominal bits. Profile
+`full` keeps their weights at 8 bits and their inputs in float. Profile `paper` follows another
+paper: it leaves the shortcuts in float, so there is nothing to split. Weight ranges are searched
+by mse for every model; the paper takes the maximum for CIFAR. Adam's rate grows as iterations
+shrink (stages.reconstruct.rate). Ranges are learnt for `range_iters` iterations, 100 by default,
+with the squared error, and Adam at 1e-2 on the logarithm of each scale. The paper takes 5,000
+iterations, p = 2.4 and a rate of 4e-4 that falls along a cosine.
+
+Departs from the released code: the code's rounding penalty misses the second half of a split
+shortcut, so that half is rounded although its rounding was never decided. Here both halves are
+ordinary layers. The softmax has an unsigned format everywhere, at the bits of inputs.
 """
 
 from dataclasses import dataclass
@@ -36,28 +41,38 @@ from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
 
 @dataclass(frozen=True)
 class Split(Stage):
-    """Shortcut-splitting: a shortcut over two concatenated tensors becomes the sum of two layers."""
+    """Shortcut-splitting: a shortcut over two concatenated tensors becomes a sum of two layers."""
 
     def run(self, job: Job) -> None:
-        joined = job.adapter.concatenations()
-        widths = {name: joined[name] for name in job.adapter.shortcuts() if name in joined}
-        if widths and self.serves(job.settings):
-            split_layers(job, widths)
+        if _quantizes_shortcuts(job.settings):
+            widths = job.adapter.concatenations()
+            shortcuts = [name for name in job.adapter.shortcuts() if name in widths]
+            if shortcuts:
+                split_layers(job, {name: widths[name] for name in shortcuts})
         job.report["split"] = list(job.plan.splits)
 
-    def serves(self, settings: Settings) -> bool:
-        """Whether shortcuts will be quantized at all."""
-        return settings.profile == "full" and min(settings.weights, settings.inputs) <= 8
-
     def cost(self, load: Workload) -> Cost:
-        """Next to nothing."""
+        """Negligible."""
         return Cost()
 
     def foresee(self, job: Job) -> None:
-        """The plan depends on shapes alone."""
+        """The same as `run`: the plan depends on shapes alone."""
         self.run(job)
 
 
+def _quantizes_shortcuts(settings: Settings) -> bool:
+    """Whether the profile and the bits leave anything of a shortcut to quantize."""
+    return settings.profile == "full" and min(settings.weights, settings.inputs) <= 8
+
+
 def recipe(settings: Settings) -> Recipe:
-    start = (Collect(), Split(), Assign(), FitWeights("mse"), Reconstruct(), FitRanges("mse"))
-    return (*start, LearnRanges(settings.range_iters or RANGE_ITERS, temporal=True), Pack())
+    return (
+        Collect(),
+        Split(),
+        Assign(),
+        FitWeights("mse"),
+        Reconstruct(),
+        FitRanges("mse"),
+        LearnRanges(settings.range_iters or RANGE_ITERS, temporal=True),
+        Pack(),
+    )

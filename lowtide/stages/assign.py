@@ -32,6 +32,7 @@ class Assign(Stage):
     """
 
     essential: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = frozenset({"weights", "inputs", "group", "profile"})
 
     per_step: bool = False
 

@@ -37,6 +37,7 @@ class Stage(ABC):
     """
 
     essential: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the stage reads
 
     @abstractmethod
     def run(self, job: "Job") -> None:

@@ -22,6 +22,9 @@ class Collect(Stage):
     """
 
     essential: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"steps", "images", "prompts", "labels", "guidance", "eta", "size"}
+    )
 
     def run(self, job: Job) -> None:
         job.calls = sampled_calls(job)

@@ -9,7 +9,7 @@ stages added (job.terms) read pairs of consecutive steps and take one float pass
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class Distill(Stage):
         the scale must be in the rate. The rate of a scale is the share of itself that it changes
         by in one iteration.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"iters", "batch"})
 
     rank: Count = 32
     ranges: bool = True

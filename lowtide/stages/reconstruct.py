@@ -10,7 +10,7 @@ loop.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ class Reconstruct(Stage):
     round: a later round starts from the decisions of the rounds before, with half the iterations
         of the one before.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"calibration_steps", "iters", "batch", "scope", "drop", "early_stop"}
+    )
 
     round: Annotated[int, Within(0)] = 0
 
@@ -119,6 +123,8 @@ class LearnRanges(Stage):
     iters: None takes the settings' range_iters.
     temporal: temporal layers learn with their blocks.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"calibration_steps", "batch", "range_iters"})
 
     iters: Count | None = None
     temporal: bool = False

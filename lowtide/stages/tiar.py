@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import reduce
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class TIAR(Stage):
 
     times: iterations, as a multiple of a block's. A pass over all t costs next to nothing.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"iters", "early_stop"})
 
     times: Count = 5
 

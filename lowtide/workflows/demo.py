@@ -12,6 +12,7 @@ from PIL import Image
 from lowtide import zoo
 from lowtide.checkpoint import folders
 from lowtide.evaluation import comparison
+from lowtide.methods import relevant_options
 from lowtide.report import grids
 from lowtide.workflows import to_folder
 
@@ -88,7 +89,8 @@ def _perform(act: Act, out: Path, iters: int) -> Json:
     drawing: Json = {"prompts": act.prompts, "guidance": act.guidance}
     for method in act.methods:
         options = WIDTHS | {"steps": act.steps, "iters": iters} | drawing
-        to_folder.quantize_to_folder(act.model, out / method, method, options)
+        relevant = relevant_options(method, options)
+        to_folder.quantize_to_folder(act.model, out / method, method, relevant)
     evidence = comparison.compare(
         act.model,
         *(str(out / method) for method in act.methods),

@@ -23,7 +23,7 @@ from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
 from lowtide.evaluation.layer_drift import call
 from lowtide.evaluation.metrics import psnr
-from lowtide.methods import METHODS, recipe_of
+from lowtide.methods import METHODS, recipe_of, relevant_options
 from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report import text
 from lowtide.report.progress import track
@@ -136,7 +136,8 @@ def quality(
 ) -> list[Line]:
     """Make and measure every cell that is not in the ledger yet. Returns all of them."""
     for cell in cells:
-        recipe_of(cell.method, settings_from({**options, **cell.bits()}), cell.without)
+        relevant = relevant_options(cell.method, {**options, **cell.bits()})
+        recipe_of(cell.method, settings_from(relevant), cell.without)
     request = sampling.Request(
         steps=options.get("steps", 50),
         seeds=tuple(range(images)),
@@ -217,7 +218,8 @@ def _measured(
     pipe = sampling.load_pipeline(source)
     started = time.perf_counter()
     settings: Options = {**options, **cell.bits(), "seed": cell.seed}
-    result = quantization.quantize(pipe, method=cell.method, without=cell.without, **settings)
+    relevant = relevant_options(cell.method, settings)
+    result = quantization.quantize(pipe, method=cell.method, without=cell.without, **relevant)
     minutes = (time.perf_counter() - started) / 60
     with tempfile.TemporaryDirectory() as folder:
         size = facts.on_disk(result.save(Path(folder) / "packed"))
