@@ -1,7 +1,7 @@
 """lowtide: post-training quantization for diffusion models that keeps their sense of time.
 
-The face of the library. What it names is loaded on first use, so that `import lowtide` is quick. Its
-types stand in `__init__.pyi`, which tools/face_stub.py writes.
+The face of the library. What it names is loaded on first use, so that `import lowtide` is quick.
+Its types stand in `__init__.pyi`, which tools/face_stub.py writes.
 """
 
 from importlib import import_module

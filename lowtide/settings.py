@@ -24,9 +24,9 @@ GATES = ("min-psnr", "max-lpips", "max-fd-increase")
 LARGEST_BATCH = 16
 
 
-def _help(text: str, panel: str, **bounds: float) -> Meta:
+def _help(text: str, panel: str, ge: int | None = None, le: int | None = None) -> Meta:
     """Help text and panel of an option, and its bounds."""
-    return Meta(description=text, extra={"panel": panel}, **bounds)
+    return Meta(description=text, extra={"panel": panel}, ge=ge, le=le)
 
 
 BITS = "Bits"
@@ -200,9 +200,9 @@ def check_seeds(seeds: tuple[int, ...]) -> None:
         raise BadInput(f"found seed {repeated[0]} twice", "each seed once", "give each seed once")
 
 
-def _optional(text: str, **bounds: float) -> Meta:
+def _optional(text: str) -> Meta:
     """Help of an option whose default is the calibration's own value."""
-    return _help(f"{text}; as in the calibration if not given.", IMAGES, **bounds)
+    return _help(f"{text}; as in the calibration if not given.", IMAGES)
 
 
 def _gate(text: str) -> Meta:

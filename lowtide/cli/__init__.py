@@ -2,7 +2,7 @@
 
 import errno
 import sys
-from typing import Any
+from typing import Any, cast
 
 from lowtide.errors import BadInput
 
@@ -21,7 +21,8 @@ def _run() -> int:
 
     from lowtide.cli.commands import app
 
-    usage_error = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it
+    # click's class, or typer's own copy of it.
+    usage_error: type[Exception] = cast(type[Exception], typer.BadParameter.__bases__[0])
     try:
         return app(standalone_mode=False) or 0
     except BadInput as error:

@@ -1,1 +1,1 @@
-"""Whole tasks of the command line: quantize into a folder, run a recipe file, compare methods, the demo."""
+"""Whole tasks of the command line: quantize to a folder, run a recipe, compare methods, demo."""
