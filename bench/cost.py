@@ -22,10 +22,10 @@ from diffusers import UNet2DModel
 
 import lowtide
 from lowtide import sampling
-from lowtide.machine.bf16 import words
+from lowtide.machine.bf16 import describe_products
 from lowtide.models import adapt
 from lowtide.nn.precision import Precision
-from lowtide.nn.rounding import Roundings
+from lowtide.nn.rounding import RoundingOptimizer
 from lowtide.nn.swap import set_precision
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
@@ -73,7 +73,7 @@ def costs(job: Job, scene: UnitData) -> dict[str, float]:
     module = job.model.get_submodule(scene.unit.name)
     weights = [layer.weight for layer in learner.layers.values()]
     starts = [layer.start_rounding() for layer in learner.layers.values()]
-    roundings = Roundings(starts, rate(job.settings.iters))
+    roundings = RoundingOptimizer(starts, rate(job.settings.iters))
 
     def iteration() -> None:
         set_precision(module, Precision.WEIGHTS)
@@ -165,7 +165,7 @@ def estimated(million: int, settings: Settings) -> None:
     summary = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
-        "learnt_with": words(next(job.model.parameters())),
+        "learnt_with": describe_products(next(job.model.parameters())),
         "batch": settings.batch,
         "iteration_to_float": round(learning / floating, 3),
         "largest": round(max(row["iteration"] / row["float"] for row in rows), 2),

@@ -49,7 +49,7 @@ def drawn() -> dict[Path, str]:
     results = ""
     for path in sorted(LEDGERS.glob("*.jsonl"), key=lambda path: path.stem):
         newest = json.loads(path.read_text().splitlines()[-1])
-        cells[newest["model"]] = method_table.kept(LEDGERS, newest)
+        cells[newest["model"]] = method_table.finished_cells(LEDGERS, newest)
         results = method_table.page(cells[newest["model"]], results)
     pages = {path: filled(path.read_text(), cells) for path in sorted(PAGES.glob("*.md"))}
     return {RESULTS: results} | pages

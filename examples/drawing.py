@@ -24,7 +24,7 @@ SMALL = {"steps": 20, "images": 4, "calibration_steps": 20, "iters": 100, "batch
 def started(model: str = MODEL, *, per_step: bool = True, **settings) -> Job:
     pipe = sampling.load_pipeline(model)
     denoiser = sampling.denoiser(pipe).requires_grad_(False)
-    adapter = adapt(denoiser, sampling.example(pipe))
+    adapter = adapt(denoiser, sampling.example_inputs(pipe))
     job = Job(pipe, denoiser, adapter, Settings(**SMALL | settings), "figures")
     run_recipe((Collect(), Assign(per_step=per_step)), job)
     return job

@@ -20,7 +20,7 @@ from lowtide.report.palette import ACCENT, FAINT, HAIR, INK, QUIET
 from lowtide.stages.base import run_recipe
 from lowtide.stages.fit_ranges import FitRanges, run_call, watch
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import watched
+from lowtide.stages.layer_error import layer_inputs
 from lowtide.stages.power_law import power_law_wins
 from lowtide.stages.temporal_features import TemporalFeatures
 
@@ -74,7 +74,7 @@ def channel_ranges(path: Path) -> None:
     """The largest input of a convolution by channel and step, before and after TCR."""
     job = started()
     layers = dict(quant_layers(job.model))
-    peaks = watched(job, {LAYER: layers[LAYER]}, 64)[LAYER].peaks()
+    peaks = layer_inputs(job, {LAYER: layers[LAYER]}, 64)[LAYER].peaks()
     r = tcaq.reparameterization(peaks, 0.05).clamp(1, 10)
     order = peaks.amax(0).argsort(descending=True)
     figure, axes = sheet(2)
@@ -194,7 +194,7 @@ def kurtosis_bits(path: Path) -> None:
         if isinstance(layer.format.bits, tuple)
     }
     heavy = {
-        name: kurtosis(layer.whole_weight().flatten(1).float()) for name, layer in layers.items()
+        name: kurtosis(layer.smoothed_weight().flatten(1).float()) for name, layer in layers.items()
     }
 
     def rank(name: str) -> tuple[int, float]:
@@ -227,7 +227,7 @@ def shortcut_halves(path: Path) -> None:
     joined = job.adapter.concatenations()
     layers = dict(quant_layers(job.model))
     names = [name for name in job.adapter.shortcuts() if name in joined]
-    ranges = watched(job, {name: layers[name] for name in names}, 64)
+    ranges = layer_inputs(job, {name: layers[name] for name in names}, 64)
     figure, (left, right) = sheet(2)
     inputs = []
     weights = []

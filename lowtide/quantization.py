@@ -17,7 +17,7 @@ from lowtide.errors import BadInput
 from lowtide.methods import recipe_of
 from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
-from lowtide.nn.plan import summarised
+from lowtide.nn.plan import with_summary
 from lowtide.nn.swap import packed_layers
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import settings_from
@@ -64,7 +64,7 @@ def quantize(
     weights = fingerprint(model)
     units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
 
-    adapter = adapt(model, sampling.example(pipe))
+    adapter = adapt(model, sampling.example_inputs(pipe))
     job = Job(pipe, model, adapter, settings, method, units)
     job.report |= {"fingerprint": weights, "options": settings.stages}
     phases = _Phases.of(recipe)
@@ -112,7 +112,7 @@ def _float_model(pipe: Pipeline) -> nn.Module:
 
 def _finish(job: Job) -> Quantized:
     """The plan's summary, the hook into diffusers, and the report."""
-    plan = summarised(job.plan, job.settings)
+    plan = with_summary(job.plan, job.settings)
     if hasattr(job.model, "register_to_config"):
         diffusers_hook.attach(job.model, plan)
     job.report["account"] = file_format.account(job.model)

@@ -27,7 +27,7 @@ def Within(least: float, most: float | None = None) -> Meta:
 
 
 def check(thing: type, values: Mapping[str, Any], title: str = "") -> None:
-    """Check values for fields of a dataclass; `title` comes before a field's name in the message."""
+    """Check values for fields of a dataclass; `title` stands before a field's name."""
     hints = get_type_hints(thing, include_extras=True)
     for name, value in values.items():
         if not fits(value, hints[name]):

@@ -1,4 +1,4 @@
-"""The command line: one sentence and exit code 2 for what the user can mend, JSON on stdout, ranges of numbers."""
+"""The command line: one sentence and exit code 2 for a wrong input, JSON on stdout, numbers."""
 
 import errno
 import json

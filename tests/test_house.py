@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can hold: sizes, names, circles, first lines, start-up time."""
+"""Rules that a machine can check: sizes, names, circles, first lines, start-up time."""
 
 import ast
 import re
@@ -183,7 +183,8 @@ try:
     main()
 except SystemExit as end:
     assert not end.code
-print(time.perf_counter() - start, *({"torch", "diffusers", "transformers", "numpy", "matplotlib"} & sys.modules.keys()))
+heavy = {"torch", "diffusers", "transformers", "numpy", "matplotlib"}
+print(time.perf_counter() - start, *(heavy & sys.modules.keys()))
 """
 
 

@@ -1,4 +1,4 @@
-"""Any module of ours may be the first to be imported: the hook into diffusers runs while diffusers is half-way imported."""
+"""Any module may be imported first: the hook runs while diffusers is only half imported."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""No text that a user can type and no file that he can name gives a traceback: one sentence each."""
+"""No text that a user types and no file that he names gives a traceback: one sentence each."""
 
 import os
 from collections.abc import Callable

@@ -30,7 +30,7 @@ def quantized(pipe, method="tfmq", **options):
 @pytest.mark.parametrize("name", tiny_pipelines.PIPELINES)
 def test_each_pipeline_end_to_end(name, tmp_path):
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    options = tiny_pipelines.asked(name)
+    options = tiny_pipelines.request_fields(name)
     request = sampling.Request(steps=3, seeds=(5, 6), batch=2, **options)
     original = sampling.images(pipe, request)
     result = quantized(pipe, **options)
@@ -150,7 +150,7 @@ def test_the_source_is_every_file_of_the_package(monkeypatch):
     read = Path.read_bytes
     paths = []
     monkeypatch.setattr(Path, "read_bytes", lambda self: (paths.append(self), read(self))[1])
-    assert base.source.__wrapped__() == base.source()
+    assert base.code_hash.__wrapped__() == base.code_hash()
     assert {Path(lowtide.__file__), Path(base.__file__), Path(quantization.__file__)} <= set(paths)
 
 
@@ -194,7 +194,7 @@ def test_learnt_ranges_are_recorded_too(tmp_path, monkeypatch):
 def test_a_model_in_half_precision_stays_in_it(name, dtype, tmp_path):
     tiny_pipelines.PIPELINES[name](tmp_path).save_pretrained(tmp_path / "half")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "half", dtype=dtype)
-    options = tiny_pipelines.asked(name)
+    options = tiny_pipelines.request_fields(name)
     request = sampling.Request(steps=3, seeds=(5,), **options)
     result = quantized(pipe, method="best", **options)
     drawn = sampling.images(pipe, request)

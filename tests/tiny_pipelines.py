@@ -187,7 +187,7 @@ PIPELINES = {
 }
 
 
-def asked(name: str) -> dict:
+def request_fields(name: str) -> dict:
     """The fields of a request that each kind of pipeline needs besides seeds."""
     if name == "dit":
         return {"labels": (1, 3, 7)}

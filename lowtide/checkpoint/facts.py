@@ -84,11 +84,11 @@ def float_share(job: Job) -> float:
     ]
     layers = adapter.all_layers.values()
     biases = sum(module.bias.numel() for module in layers if isinstance(module.bias, Tensor))
-    cached = sum(_weight(adapter, name).numel() for name in gone_layers(job.plan))
+    cached = sum(_weight(adapter, name).numel() for name in replaced_layers(job.plan))
     return 1 - sum(coded) / (_parameters(adapter) - biases - cached)
 
 
-def gone_layers(plan: Plan) -> list[str]:
+def replaced_layers(plan: Plan) -> list[str]:
     """Temporal layers that a cache replaces."""
     replaced = (
         name for name, cache in plan.cached.items() if not cache.computed and not cache.kept
@@ -202,7 +202,7 @@ def ideal_bytes(adapter: Adapter, plan: Plan) -> int:
     """Bits times weights, without tables and padding, and four bytes per other parameter."""
     sizes = {name: _weight(adapter, name).numel() for name in adapter.layers()}
     others = _parameters(adapter) - sum(sizes.values())
-    gone = gone_layers(plan)
+    gone = replaced_layers(plan)
     formats = {name: layer.weight for name, layer in plan.layers.items()}
     coded = sum(
         size * average_bits(formats.get(name)) / 8

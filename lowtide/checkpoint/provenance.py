@@ -16,7 +16,7 @@ OURS = ("lowtide", "__main__")
 
 
 @dataclass(frozen=True)
-class Record:
+class Provenance:
     """The record of one run.
 
     `source` is absolute where it is a folder. `fingerprint` is a hash of the float weights.
@@ -38,7 +38,7 @@ class Record:
         fresh.replace(folder / NAME)
 
 
-def read(folder: Path | None) -> Record | None:
+def read(folder: Path | None) -> Provenance | None:
     """The record of a checkpoint, if it has one."""
     path = folder / NAME if folder else None
     if path is None or not path.is_file():
@@ -55,7 +55,7 @@ def read(folder: Path | None) -> Record | None:
         ) from error
 
 
-def _parsed(text: str) -> Record:
+def _parsed(text: str) -> Provenance:
     fields = json.loads(text)
     version = fields.pop("version")
     if version != VERSION:
@@ -64,7 +64,7 @@ def _parsed(text: str) -> Record:
             f"version {VERSION}",
             "use the lowtide that wrote it",
         )
-    return Record(**fields | {"without": tuple(fields["without"])})
+    return Provenance(**fields | {"without": tuple(fields["without"])})
 
 
 def command() -> str:

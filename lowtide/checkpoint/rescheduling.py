@@ -88,7 +88,7 @@ def reschedule(target: Any, steps: int, *, size: int | None = None) -> quantized
         8
     """
     pipe, plan = _packed(target)
-    labels = (0,) if "labels" in sampling.heeded(pipe) else ()
+    labels = (0,) if "labels" in sampling.supported_fields(pipe) else ()
     request = sampling.Request(steps, labels=labels, size=size)
     model = sampling.denoiser(pipe)
     _check(plan, steps)
@@ -249,8 +249,8 @@ def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dic
 
 
 def _rescheduled(
-    record: provenance.Record, steps: int, report: dict[str, Any]
-) -> provenance.Record:
+    record: provenance.Provenance, steps: int, report: dict[str, Any]
+) -> provenance.Provenance:
     """The record of the calibrated model, with the new number of steps and this report."""
     return replace(
         record,

@@ -284,7 +284,7 @@ def bench_quality(
     cells = method_table.grid(methods, widths, numbers(seeds))
     results = method_table.quality(model, out, cells, changed({}, change), samples)
     if markdown:
-        method_table.write_page(markdown, method_table.kept(out, results[0]))
+        method_table.write_page(markdown, method_table.finished_cells(out, results[0]))
     _show({"cells": results}, as_json, text.table(method_table.HEAD, method_table.rows(results)))
 
 

@@ -18,7 +18,7 @@ from lowtide.costs.work import Network, Work, layer_weight
 from lowtide.formats import SEARCHES, Affine
 from lowtide.machine.bf16 import bf16_products
 from lowtide.models.trace import Node
-from lowtide.nn.rounding import AdaRound, Roundings
+from lowtide.nn.rounding import AdaRound, RoundingOptimizer
 
 PROBE_SECONDS = 0.05
 PROBE_PRODUCTS = 1e8
@@ -221,7 +221,7 @@ def _call_probe(clock: Clock) -> tuple[float, float]:
 def _weight_probe(clock: Clock) -> float:
     """One step of learning the rounding of a weight: the penalty, Adam, the new value."""
     rounding = AdaRound(15 * torch.rand(64, PROBE_WEIGHTS // 64), lambda codes: 0.1 * (codes - 7))
-    roundings = Roundings([rounding], 1e-3)
+    roundings = RoundingOptimizer([rounding], 1e-3)
     gradient = torch.randn_like(rounding.values())
 
     def act() -> None:

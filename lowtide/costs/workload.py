@@ -17,13 +17,13 @@ from lowtide.settings import Settings
 
 DECODE = 3  # passes over a weight to decode it
 ROUND = 8  # passes over an input to round it
-WATCH = 2  # passes over an input to record its minimum and maximum
+MINMAX_PASSES = 2  # passes over an input to record its minimum and maximum
 ROUNDING_CALLS = 5  # calls that a layer adds to an iteration while its rounding is learnt
 ROUNDING_BYTES = 60  # bytes of one weight while its rounding is learnt
 # Copies of a softmax where attention is computed in plain operations: to round its parts, or to
 # record their ranges.
 ATTENTION_COPIES = 3
-WATCHED_COPIES = 2
+STATISTICS_COPIES = 2
 # Copies of a unit's values: those kept for the backward pass, and the gradients alive at a time.
 BACKWARD_COPIES = 1.25
 SLACK = 1.25  # bytes that the allocator holds, as a multiple of the bytes requested

@@ -11,7 +11,7 @@ from lowtide.checkpoint import file_format
 from lowtide.estimate.blueprint import Blueprint
 from lowtide.models import Adapter
 from lowtide.models.trace import on_meta
-from lowtide.nn.plan import FORMAT_VERSION, Plan, summarised
+from lowtide.nn.plan import FORMAT_VERSION, Plan, with_summary
 from lowtide.nn.swap import skeleton
 from lowtide.sampling import ModulePipeline
 from lowtide.settings import Settings
@@ -41,8 +41,8 @@ def planned(
     job = Job(pipe, model, adapter, settings, method, calls=calls)
     for stage in recipe:
         with torch.device("meta"):
-            stage.foresee(job)
-    return summarised(job.plan, settings)
+            stage.predict_plan(job)
+    return with_summary(job.plan, settings)
 
 
 def checkpoint_bytes(blueprint: Blueprint, plan: Plan) -> dict[str, int]:

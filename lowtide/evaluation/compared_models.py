@@ -33,7 +33,7 @@ class ComparedModel:
     source: str
     pipe: Pipeline
     folder: Path | None = None
-    record: provenance.Record | None = None
+    record: provenance.Provenance | None = None
     name: str = ""
     key: str = ""
 
@@ -79,7 +79,7 @@ def _in_memory(source: Pipeline | quantized_pipeline.Quantized) -> ComparedModel
     return ComparedModel(f"a {type(pipe).__name__} in memory", pipe)
 
 
-def _check_record(record: provenance.Record, source: str | Path) -> None:
+def _check_record(record: provenance.Provenance, source: str | Path) -> None:
     """The parts that a comparison reads have the right types."""
     fits = {
         "source": isinstance(record.source, str),
@@ -113,7 +113,7 @@ def _peer_method(denoiser: nn.Module) -> str:
     return getattr(method, "value", method) or "quantized"
 
 
-def _variant(record: provenance.Record | None) -> str:
+def _variant(record: provenance.Provenance | None) -> str:
     """The stages that were left out and the options of stages."""
     if record is None:
         return ""

@@ -87,7 +87,7 @@ def _layer_widths(model: ComparedModel) -> list[LayerWidth]:
     kernels = facts.kernels(model.denoiser)
     adapter = facts.float_adapter(model.denoiser, plan)
     units = unit_names(adapter)
-    gone = set(facts.gone_layers(plan))
+    gone = set(facts.replaced_layers(plan))
     return [
         _layer_width(name, units[name], layer, plan.layers.get(name, _FLOAT_LAYER), kernels)
         for name, layer in adapter.layers().items()

@@ -74,7 +74,7 @@ def reference_calls(
 def reference_adapter(model: ComparedModel) -> Adapter:
     """The architecture of the float model, even if this model is quantized."""
     if model.kind == FLOAT:
-        return adapt(model.denoiser, sampling.example(model.pipe))
+        return adapt(model.denoiser, sampling.example_inputs(model.pipe))
     return facts.float_adapter(model.denoiser, Plan())
 
 

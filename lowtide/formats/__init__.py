@@ -15,7 +15,7 @@ from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
 from lowtide.formats.packing import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 from lowtide.formats.search import SEARCHES, Search, check_search, minmax, mse, percentile
-from lowtide.formats.table_packing import Table, bundle_words, pack_tables, unpack_tables
+from lowtide.formats.table_packing import Table, pack_tables, table_words, unpack_tables
 
 __all__ = [
     "FLOAT_BITS",
@@ -30,7 +30,6 @@ __all__ = [
     "Search",
     "Table",
     "WeightFormat",
-    "bundle_words",
     "check_bits",
     "check_search",
     "format_from_json",
@@ -42,6 +41,7 @@ __all__ = [
     "pack_tables",
     "packed_bytes",
     "percentile",
+    "table_words",
     "unpack",
     "unpack_mixed",
     "unpack_tables",

@@ -50,6 +50,6 @@ def unpack_tables(packed: Tensor, places: tuple[Table, ...]) -> list[Tensor]:
     ]
 
 
-def bundle_words(places: tuple[Table, ...]) -> int:
+def table_words(places: tuple[Table, ...]) -> int:
     """The number of words of all tables together."""
     return sum(place.words for place in places)

@@ -35,9 +35,6 @@ def describe_products(parameter: torch.Tensor) -> str:
     return f"products in float32{reason}"
 
 
-words = describe_products  # the former name, which some callers still import
-
-
 @cache
 def time_in_bf16(kind: str) -> float:
     """The time in bf16 divided by the time in float32, for this kind of device.

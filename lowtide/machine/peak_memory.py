@@ -23,7 +23,7 @@ INTERVAL = 0.004  # seconds
 MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Return freed heap pages to the system.
 
     Aligned tensors of one size leave holes in the heap that the next tensor just misses. Without
@@ -69,7 +69,7 @@ class Peak:
     def __enter__(self) -> "Peak":
         # Freed memory that the heap still holds would hide an allocation of the same size.
         gc.collect()
-        give_back()
+        release_free_memory()
         self.has_mark = reset_high_water()
         own, mapped = memory()
         self.start = own

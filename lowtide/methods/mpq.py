@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.costs import Cost, Work, Workload
-from lowtide.costs.workload import WATCH, patch_bytes
+from lowtide.costs.workload import MINMAX_PASSES, patch_bytes
 from lowtide.errors import BadInput
 from lowtide.formats import Affine, Format, Mixed
 from lowtide.nn.quantized import QuantizedLayer
@@ -54,7 +54,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import Watched, lost, watched
+from lowtide.stages.layer_error import LayerInputs, layer_inputs, lost
 from lowtide.stages.model_edits import smooth_layer
 from lowtide.stages.pack import Pack
 from lowtide.validation import NotNegative, Positive
@@ -107,7 +107,7 @@ class OMQ(Stage):
             if self.mix and _mixes(layer.format, layer.weight)
         }
         groups: dict[str, int] = {}
-        statistics = watched(job, layers, PATCHES, mixed)
+        statistics = layer_inputs(job, layers, PATCHES, mixed)
         for name, inputs in job.track(statistics.items(), "bits per channel"):
             if self.smooth:
                 smooth_layer(job, name, divisors(layers[name], inputs))
@@ -118,11 +118,11 @@ class OMQ(Stage):
             summary["average_bits"] = average_bits(layers.values())
         job.report["mpq"] = summary
 
-    def assign_bits(self, job: Job, name: str, inputs: Watched) -> int:
+    def assign_bits(self, job: Job, name: str, inputs: LayerInputs) -> int:
         """Fix the bits of a layer's channels; how many groups go up, 0 if nothing changes."""
         layer = job.model.get_submodule(name)
         assert isinstance(layer, QuantizedLayer) and isinstance(layer.format, Affine)
-        order = kurtosis(layer.whole_weight().flatten(1).float()).argsort(descending=True)
+        order = kurtosis(layer.smoothed_weight().flatten(1).float()).argsort(descending=True)
         size = len(order) // SHARE
         groups = 1
         if not self.plus:
@@ -139,7 +139,7 @@ class OMQ(Stage):
 
     def cost(self, load: Workload) -> Cost:
         """One pass, and three searches for each weight that may take other bits."""
-        observed = Work(values=WATCH * load.batch * load.network.whole.reads)
+        observed = Work(values=MINMAX_PASSES * load.batch * load.network.whole.reads)
         form = weight_format(load.settings.weights, load.settings.group)
         layers = load.network.adapter.layers().values()
         mixed = [layer for layer in layers if self.mix and _mixes(form, _weight(layer))]
@@ -147,7 +147,7 @@ class OMQ(Stage):
         seconds = load.passes(load.kept_calls, observed) + searched * load.speed.search
         return Cost(seconds, load.alive_bytes(load.batch) + patch_bytes(mixed, PATCHES))
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """The usual result: no channel changes its bits. MPQ-DM+ raises a tenth of them."""
         for name, layer in _inner_layers(job).items():
             plan = replace(job.plan.layers[name], smooth=self.smooth)
@@ -193,10 +193,10 @@ class TRD(Stage):
         return Cost()
 
 
-def divisors(layer: QuantizedLayer, inputs: Watched) -> Tensor:
+def divisors(layer: QuantizedLayer, inputs: LayerInputs) -> Tensor:
     """sqrt(max|X_i| / max|W_i|) for each input channel i; 1 where one of the two is dead."""
     x = torch.maximum(inputs.hi.amax(0), -inputs.lo.amin(0)) / layer.divisors
-    weight = layer.whole_weight().float().abs().movedim(1, 0).flatten(1).amax(1)
+    weight = layer.smoothed_weight().float().abs().movedim(1, 0).flatten(1).amax(1)
     alive = (x > 1e-6 * x.max()) & (weight > 1e-6 * weight.max())
     return torch.where(alive, x**ALPHA / weight.clamp(min=1e-12) ** (1 - ALPHA), torch.ones_like(x))
 
@@ -207,7 +207,7 @@ def kurtosis(rows: Tensor) -> Tensor:
     return centred.pow(4).mean(1) / rows.var(1).square().clamp(min=1e-30)
 
 
-def errors(layer: QuantizedLayer, inputs: Watched) -> Tensor:
+def errors(layer: QuantizedLayer, inputs: LayerInputs) -> Tensor:
     """|| X W' - Q(X)Q(W'|c) ||^2 by output channel, at N - 1, N and N + 1 bits: (channels, 3)."""
     assert isinstance(layer.format, Affine)
     n = layer.format.bits

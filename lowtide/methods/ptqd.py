@@ -15,7 +15,7 @@ What is measured of D at each step is saved in the checkpoint.
 
 VSC acts only where the sampler adds noise (DDIM with `eta`, DDPM) and lowtide runs it. A pipeline
 that diffusers runs by itself corrects k_t and bias but absorbs nothing, because the denoiser holds
-sigma_q and does not know the sampler. Inside lowtide.sampling.variance_calibration.absorbing it
+sigma_q and does not know the sampler. Inside lowtide.sampling.variance_calibration.calibrated_variance it
 absorbs too.
 
 Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture.
@@ -44,13 +44,13 @@ from lowtide.formats import Affine
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import find_clock, quantizers, set_precision
-from lowtide.sampling.variance_calibration import kept_share, signal_to_noise, stochastic_part
+from lowtide.sampling.variance_calibration import remaining_share, signal_to_noise, stochastic_part
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe, Stage
 from lowtide.stages.batches import answer_of
 from lowtide.stages.collect import Collect
-from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, watch, watching_cost
+from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, statistics_cost, watch
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
@@ -97,7 +97,7 @@ class _Correcting(Stage):
         """Every recorded call in float, and again quantized."""
         return load.comparison(load.calls)
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """A correction has a row for each channel of the noise, which are those of the sample."""
         sample = job.calls[0].arguments[job.adapter.parameters[0]]
         job.plan = replace(job.plan, corrected=sample.shape[channel_axis(sample)])
@@ -176,7 +176,7 @@ class StepAware(Stage):
         if bits > 8:
             return Cost()
         compared = load.comparison(load.steps)
-        observed = watching_cost(load, search=True)
+        observed = statistics_cost(load, search=True)
         comparisons = (len(self._fewer_than(bits)) + 1) * compared.seconds
         seconds = comparisons + observed.seconds * load.steps / load.calls
         return Cost(seconds, max(compared.bytes, observed.bytes))
@@ -233,7 +233,7 @@ def _absorbed(job: Job, sigma: Tensor) -> dict[int, float]:
     for timestep, step in find_clock(job.model).known.items():
         own, c = stochastic_part(job.pipe.scheduler, timestep, job.settings.eta or 0.0)
         if own:
-            shares[timestep] = round(1 - kept_share(own, c, float(sigma[step])) ** 2, 6)
+            shares[timestep] = round(1 - remaining_share(own, c, float(sigma[step])) ** 2, 6)
     return shares
 
 

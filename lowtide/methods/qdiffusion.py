@@ -55,7 +55,7 @@ class Split(Stage):
         """Negligible."""
         return Cost()
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """The same as `run`: the plan depends on shapes alone."""
         self.run(job)
 

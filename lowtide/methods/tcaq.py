@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lowtide.costs import Cost, Work, Workload
-from lowtide.costs.workload import WATCH, patch_bytes, rounding_inputs
+from lowtide.costs.workload import MINMAX_PASSES, patch_bytes, rounding_inputs
 from lowtide.errors import BadInput
 from lowtide.formats import SEARCHES, Adaptive, Grid
 from lowtide.nn.attention import QuantAttention
@@ -43,9 +43,9 @@ from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect, sampled_calls
-from lowtide.stages.fit_ranges import FitRanges, Seen, hear, watch, watching_cost
+from lowtide.stages.fit_ranges import FitRanges, InputStatistics, hear, statistics_cost, watch
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import Watched, lost, watched
+from lowtide.stages.layer_error import LayerInputs, layer_inputs, lost
 from lowtide.stages.model_edits import fold_into_norm, smooth_layer
 from lowtide.stages.pack import Pack
 from lowtide.stages.power_law import ALTERNATIVES, power_law_wins
@@ -76,7 +76,9 @@ class TCR(Stage):
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
         folded: list[str] = []
         cuts: dict[str, float] = {}
-        for name, inputs in job.track(watched(job, layers, ROWS).items(), "reparameterization"):
+        for name, inputs in job.track(
+            layer_inputs(job, layers, ROWS).items(), "reparameterization"
+        ):
             peaks = grouped(inputs.peaks() / layers[name].divisors, self.groups)
             r = reparameterization(peaks, self.lowest)
             cuts[name] = self.most or best_cut(layers[name], inputs, r)
@@ -101,12 +103,12 @@ class TCR(Stage):
 
     def cost(self, load: Workload) -> Cost:
         """One pass that observes the inputs of convolutions and keeps patches of them."""
-        each = Work(values=WATCH * load.batch * load.network.whole.reads)
+        each = Work(values=MINMAX_PASSES * load.batch * load.network.whole.reads)
         layers = load.network.adapter.layers().values()
         patches = patch_bytes([layer for layer in layers if isinstance(layer, nn.Conv2d)], ROWS)
         return Cost(load.passes(load.kept_calls, each), load.alive_bytes(load.batch) + patches)
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """The most that can happen: every convolution that cannot fold r into a norm keeps it."""
         for name, layer in quant_layers(job.model):
             keeps = name in job.adapter.reads and job.adapter.norm_before(name) is None
@@ -159,11 +161,11 @@ class DAQ(Stage):
 
     def cost(self, load: Workload) -> Cost:
         """One pass that observes all inputs, and by error one more that tries both grids."""
-        observed = watching_cost(load, search=True)
-        tried = watching_cost(load, search=False).seconds if self.by == "error" else 0
+        observed = statistics_cost(load, search=True)
+        tried = statistics_cost(load, search=False).seconds if self.by == "error" else 0
         return replace(observed, seconds=observed.seconds + tried)
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """Every softmax takes log2 at some step."""
         for name, parts in job.plan.attentions.items():
             softmax = replace(parts["softmax"], input=Adaptive(job.settings.inputs))
@@ -213,7 +215,7 @@ def reparameterization(peaks: Tensor, lowest: float) -> Tensor:
     return (peaks * peaks / least).sum(0) / peaks.sum(0).clamp(min=1e-12)
 
 
-def best_cut(layer: QuantConv2d, inputs: Watched, r: Tensor) -> float:
+def best_cut(layer: QuantConv2d, inputs: LayerInputs, r: Tensor) -> float:
     """The R that gives the rounded layer the least output error; 1 changes nothing."""
     smooth = layer.smooth
     divisors = layer.divisors
@@ -235,7 +237,7 @@ class _SoftmaxGrids:
     log2 ends at the largest value. Uniform ends there too, or with `search` where it errs least.
     """
 
-    def __init__(self, job: Job, name: str, statistics: Seen, *, search: bool):
+    def __init__(self, job: Job, name: str, statistics: InputStatistics, *, search: bool):
         attention = job.model.get_submodule(name).processor
         assert isinstance(attention, QuantAttention)
         self.attention = attention

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 from lowtide.costs import FLOAT, Cost, Workload
 from lowtide.errors import BadInput
-from lowtide.formats import Affine, Grid, Mixed, bundle_words, packed_bytes
+from lowtide.formats import Affine, Grid, Mixed, packed_bytes, table_words
 from lowtide.models import Adapter, Unit
-from lowtide.nn.feature_cache import gridded
+from lowtide.nn.feature_cache import quantize_features
 from lowtide.nn.packed import grid_places, packed_shape
 from lowtide.nn.plan import CachePlan, LayerPlan
 from lowtide.nn.precision import Precision
@@ -131,7 +131,7 @@ class Maintain(Stage):
             passes += 4 * load.forward(load.network.temporal_part(unit), load.steps)
         return Cost(passes + values * load.speed.search, 4 * FLOAT * values)
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """Every feature is cached at every step, which is the usual result."""
         self.check_model(job.adapter, job.settings)
         for unit in job.adapter.temporal():
@@ -157,7 +157,7 @@ def cache_feature(job: Job, name: str, feature: Tensor) -> CachedFeature:
     plan = _cache_plan(job, name)
     if plan.format is None:
         return CachedFeature(plan, feature, None)
-    codes, grid = gridded(feature, plan)
+    codes, grid = quantize_features(feature, plan)
     values = plan.format.decode(codes, grid).reshape(feature.shape)
     return CachedFeature(plan, values, (codes, grid))
 
@@ -246,7 +246,7 @@ def _put(job: Job, name: str, feature: CachedFeature, cached: Tensor) -> None:
 
 
 def _drop_unread(job: Job, unit: Unit, *, computes: bool) -> None:
-    """Drop layers that nothing reads any more; `keep_temporal` keeps all of them in float."""
+    """QDrop layers that nothing reads any more; `keep_temporal` keeps all of them in float."""
     for name in unit.layers:
         if job.settings.keep_temporal:
             leave_float(job, name, "kept to rebuild the cache (keep_temporal)")
@@ -277,7 +277,7 @@ def _layer_bytes(job: Job, name: str, columns: int) -> int:
         return layer.weight.nbytes + rest + FLOAT * smooth
     assert isinstance(plan.weight, Affine | Mixed)
     rows, inner = layer.weight.flatten(1).shape
-    words = bundle_words(grid_places(rows, inner, plan.weight, smooth))
+    words = table_words(grid_places(rows, inner, plan.weight, smooth))
     return prod(packed_shape(rows, inner, plan.weight)) + FLOAT * words + rest
 
 

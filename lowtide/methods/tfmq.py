@@ -53,7 +53,7 @@ class FSC(Stage):
         """Negligible."""
         return Cost()
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """The same as `run`: the plan depends on shapes alone."""
         self.run(job)
 

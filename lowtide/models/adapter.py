@@ -212,13 +212,15 @@ class Adapter:
 
     @cached_property
     def _units(self) -> tuple[Unit, ...]:
-        plain = self.homes(name for name in self.reads if name not in self._temporal_layers)
+        plain = self.units_by_block(
+            name for name in self.reads if name not in self._temporal_layers
+        )
         order = list(self.reads)
         return tuple(
             sorted([*self._temporal, *plain], key=lambda unit: order.index(unit.layers[0]))
         )
 
-    def homes(self, layers: Iterable[str]) -> list[Unit]:
+    def units_by_block(self, layers: Iterable[str]) -> list[Unit]:
         """These layers grouped by block; a layer outside of blocks is a unit of its own."""
         grouped: dict[str, list[str]] = {}
         for name in layers:

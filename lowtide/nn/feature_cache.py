@@ -10,7 +10,7 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 
 
-def gridded(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
+def quantize_features(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
     """Codes and grid of float features, steps x width, with one row for each (step, chunk).
 
     The range of a row is the whole range, shrunk from both ends to the least squared error.
@@ -75,7 +75,7 @@ class Cached(nn.Module):
         if self.plan.format is None:
             self.values = features.float().clone()
         else:
-            self.fill(*gridded(features, self.plan))
+            self.fill(*quantize_features(features, self.plan))
 
     def cached(self, index: Tensor) -> Tensor:
         """The features of these steps in float32: (width,) for one step, rows for several."""
@@ -107,7 +107,7 @@ class Cached(nn.Module):
             self.layer.set_precision(precision)
 
 
-class Blank(nn.Module):
+class ZeroFeatures(nn.Module):
     """Replaces a temporal layer whose output is no longer used: it gives zeros of its width."""
 
     def __init__(self, width: int):

@@ -11,11 +11,11 @@ from lowtide.formats import (
     Mixed,
     Table,
     WeightFormat,
-    bundle_words,
     pack,
     pack_mixed,
     pack_tables,
     packed_bytes,
+    table_words,
     unpack_tables,
 )
 from lowtide.kernels import Spec, conv2d, linear
@@ -47,7 +47,7 @@ class Packed(nn.Module):
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)
-        self.register_buffer("grid", torch.empty(bundle_words(self.places), dtype=torch.int32))
+        self.register_buffer("grid", torch.empty(table_words(self.places), dtype=torch.int32))
 
     def fill(self, layer: QuantLinear | QuantConv2d) -> None:
         """Take the codes, the tables and the bias of a quantized layer."""

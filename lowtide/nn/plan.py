@@ -149,7 +149,7 @@ def _names_by_reason(left: dict[str, str]) -> dict[str, list[str]]:
     return names
 
 
-def summarised(plan: Plan, settings: Settings) -> Plan:
+def with_summary(plan: Plan, settings: Settings) -> Plan:
     """The plan with the few settings that config.json repeats."""
     names = ("weights", "inputs", "profile", "steps")
     summary = {name: getattr(settings, name) for name in names} | {"layers": len(plan.layers)}

@@ -80,7 +80,7 @@ class QuantizedLayer(nn.Module):
             return self.smooth
         return torch.ones(self.weight.shape[1], device=self.weight.device)
 
-    def whole_weight(self) -> Tensor:
+    def smoothed_weight(self) -> Tensor:
         """The float weight that is rounded: with its columns multiplied by `smooth`."""
         weight = self.weight.detach()
         if not self.smooth.numel():
@@ -98,7 +98,7 @@ class QuantizedLayer(nn.Module):
     def set_grid(self, grid: Grid) -> None:
         """Set the grid, and round the weight to the nearest codes."""
         self.grid = grid
-        self._codes = self._format().encode(self.whole_weight(), grid)
+        self._codes = self._format().encode(self.smoothed_weight(), grid)
         self.quantized = True
 
     def set_codes(self, codes: Tensor) -> None:
@@ -112,7 +112,7 @@ class QuantizedLayer(nn.Module):
     def position(self) -> Tensor:
         """Each weight in units of its step, counted from code 0: rows x columns."""
         steps = self._steps()
-        return self.whole_weight().flatten(1).float() / steps.scale + steps.zero
+        return self.smoothed_weight().flatten(1).float() / steps.scale + steps.zero
 
     def start_rounding(self, warm: bool = False) -> AdaRound:
         """Learn the rounding from here on.
@@ -151,7 +151,7 @@ class QuantizedLayer(nn.Module):
 
         It differs from the original where a code is not the nearest one. Rows x columns.
         """
-        weight = self.whole_weight().flatten(1).float()
+        weight = self.smoothed_weight().flatten(1).float()
         codes = self.codes.float()
         steps = self._steps()
         nearest = self.position().clamp(codes - INSIDE, codes + INSIDE)
@@ -175,7 +175,7 @@ class QuantizedLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """The weight as the layer uses it now."""
         if not self.quantized:
-            return self.whole_weight().to(self.weight.dtype)
+            return self.smoothed_weight().to(self.weight.dtype)
         if self.rounding is not None:
             values = self.rounding.values()
         else:

@@ -12,7 +12,7 @@ from lowtide.nn.clock import Clock
 from lowtide.nn.lsq import lsq_round
 
 
-class Drop:
+class QDrop:
     """QDrop (Wei et al., ICLR 2022): with this chance, a value stays as it was before the rounding.
 
     The other values are rounded. The gradient passes straight through the rounding.
@@ -44,7 +44,7 @@ class Quantizer(nn.Module):
         self.per_step = per_step
         self.enabled = False
         self.learnt: nn.Parameter | None = None
-        self.drop: Drop | None = None
+        self.drop: QDrop | None = None
         # The clock belongs to the denoiser; a plain attribute keeps it out of this module's state.
         object.__setattr__(self, "clock", clock)
 
@@ -118,7 +118,7 @@ class Quantizer(nn.Module):
 
 
 @contextmanager
-def dropping(module: nn.Module, drop: Drop | None) -> Iterator[None]:
+def dropping(module: nn.Module, drop: QDrop | None) -> Iterator[None]:
     """All quantizers of the module apply `drop` within the context."""
     quantizers = [each for each in module.modules() if isinstance(each, Quantizer)]
     for quantizer in quantizers:

@@ -170,7 +170,7 @@ class PerRequest(nn.Module):
         return self.layer(x) if feature is None else feature.to(x.dtype)
 
 
-def answer_by_request(root: nn.Module, plan: Plan) -> None:
+def add_request_cache(root: nn.Module, plan: Plan) -> None:
     """Replace the layers that the plan names, and update their cache before each denoiser call.
 
     The clock's own hook has to be registered before, because hooks run in that order.

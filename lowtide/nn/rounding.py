@@ -99,7 +99,7 @@ class _Chunk:
         return [_Chunk(*tensors) for tensors in zip(*columns, strict=True)]
 
 
-class Roundings:
+class RoundingOptimizer:
     """The roundings of one unit while they learn, by Adam at `rate`.
 
     Small layers are updated together, and a large one in pieces.

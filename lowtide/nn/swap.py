@@ -9,7 +9,7 @@ from torch import nn
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import add_correction
-from lowtide.nn.feature_cache import Blank, Cached
+from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.float_layers import (
     FloatLayer,
     bias_of,
@@ -23,7 +23,7 @@ from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.quantizer import Quantizer
-from lowtide.nn.request_cache import answer_by_request
+from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.split import split_modules
 
 QuantLayer = QuantLinear | QuantConv2d
@@ -79,11 +79,11 @@ def skeleton(root: nn.Module, plan: Plan) -> None:
         layer = root.get_submodule(name) if cache.computed or cache.kept else None
         replace_module(root, name, Cached(cache, inputs.clock, layer))
     for name, width in plan.blank.items():
-        replace_module(root, name, Blank(width))
+        replace_module(root, name, ZeroFeatures(width))
     if plan.corrected:
         add_correction(root, plan.corrected)
     if plan.requests:
-        answer_by_request(root, plan)
+        add_request_cache(root, plan)
     _enable_inputs(root)
 
 

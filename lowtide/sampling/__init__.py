@@ -6,7 +6,7 @@ from lowtide.sampling.drivers import (
     check_steps,
     denoiser,
     denoiser_name,
-    heeded,
+    supported_fields,
 )
 from lowtide.sampling.loading import (
     as_pipeline,
@@ -18,9 +18,9 @@ from lowtide.sampling.loading import (
 )
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
 from lowtide.sampling.recording import (
-    example,
+    example_inputs,
     images,
-    listening,
+    record_calls,
     run_pipeline,
     timesteps,
     trajectory,
@@ -41,16 +41,16 @@ __all__ = [
     "class_name",
     "denoiser",
     "denoiser_name",
-    "example",
-    "heeded",
+    "example_inputs",
     "images",
-    "listening",
     "load_pipeline",
     "local_folder",
     "pipeline_class",
     "quiet_libraries",
     "read_prompts",
+    "record_calls",
     "run_pipeline",
+    "supported_fields",
     "timesteps",
     "trajectory",
 ]

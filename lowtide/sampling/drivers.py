@@ -138,7 +138,7 @@ def _eta(pipe: Pipeline, request: Request) -> dict[str, float]:
     return {"eta": request.eta}
 
 
-def heeded(pipe: Pipeline) -> tuple[str, ...]:
+def supported_fields(pipe: Pipeline) -> tuple[str, ...]:
     """Which of prompts, labels, guidance and size this pipeline supports."""
     return _driver(pipe).fields
 
@@ -146,9 +146,9 @@ def heeded(pipe: Pipeline) -> tuple[str, ...]:
 def _check_fields(pipe: Pipeline, request: Request) -> None:
     """A request may set only fields that the pipeline supports."""
     kind = type(pipe).__name__
-    fields = " and ".join(heeded(pipe)) or "nothing of the kind"
+    fields = " and ".join(supported_fields(pipe)) or "nothing of the kind"
     for name in ("prompts", "labels", "guidance", "size"):
-        if name not in heeded(pipe) and getattr(request, name) not in (None, ()):
+        if name not in supported_fields(pipe) and getattr(request, name) not in (None, ()):
             expected = f"a pipeline that takes it; {kind} takes {fields}"
             raise BadInput(f"found {name} for a {kind}", expected, f"leave --{name} away")
 

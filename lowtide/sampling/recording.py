@@ -26,7 +26,7 @@ from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
 from lowtide.sampling.request import Moment
-from lowtide.sampling.variance_calibration import absorbing, stepping
+from lowtide.sampling.variance_calibration import calibrated_variance, stepping
 from lowtide.settings import Request
 
 
@@ -73,7 +73,7 @@ def run_pipeline(pipe: Pipeline, request: Request) -> np.ndarray:
     with (
         _without_progress_bar(pipe),
         torch.no_grad(),
-        absorbing(pipe.scheduler, denoiser(pipe)),
+        calibrated_variance(pipe.scheduler, denoiser(pipe)),
         _own_noise(pipe.scheduler, arguments["generator"]),
     ):
         images = pipe(**arguments).images
@@ -111,13 +111,13 @@ def trajectory(
     """
     for batch in request.batches():
         moments: list[Moment] = []
-        with listening(denoiser(pipe), moments, keep):
+        with record_calls(denoiser(pipe), moments, keep):
             run_pipeline(pipe, batch)
         yield from moments
 
 
 @contextmanager
-def listening(
+def record_calls(
     model: nn.Module, moments: list[Moment], keep: Collection[int] | None
 ) -> Iterator[None]:
     """Append the denoiser's calls to `moments`: all, or those whose index is in `keep`."""
@@ -165,7 +165,7 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def example(pipe: Pipeline) -> dict[str, Tensor] | None:
+def example_inputs(pipe: Pipeline) -> dict[str, Tensor] | None:
     """One call's inputs, for a denoiser that no Architecture describes."""
     if not isinstance(pipe, ModulePipeline):
         return None

@@ -100,7 +100,7 @@ def stochastic_part(scheduler: Scheduler, timestep: int, eta: float = 0.0) -> tu
     return sqrt(max(0.0, step.variance)), step.slope * original
 
 
-def kept_share(sigma: float, c: float, noise: float) -> float:
+def remaining_share(sigma: float, c: float, noise: float) -> float:
     """The share of sigma that is still to be added, for noise of this size in the prediction."""
     return sqrt(max(0.0, 1 - (c * noise / sigma) ** 2)) if sigma else 1.0
 
@@ -128,7 +128,7 @@ def stepping(scheduler: Any, step: Callable) -> Iterator[None]:
 
 
 @contextmanager
-def absorbing(scheduler: Scheduler, model: nn.Module) -> Iterator[None]:
+def calibrated_variance(scheduler: Scheduler, model: nn.Module) -> Iterator[None]:
     """Let the sampler add less noise, by what the denoiser's correction knows of its predictions.
 
     Without a correction, or with a sampler that is not in SAMPLERS, nothing changes.
@@ -145,7 +145,7 @@ def absorbing(scheduler: Scheduler, model: nn.Module) -> Iterator[None]:
     ) -> Any:
         arguments = signature(step).bind(model_output, timestep, sample, *args, **options).arguments
         sigma, c = stochastic_part(scheduler, int(timestep), arguments.get("eta", 0.0))
-        share = kept_share(sigma, c, correction.remaining())
+        share = remaining_share(sigma, c, correction.remaining())
         z = None if share == 1 else _coming_noise(model_output, arguments)
         result = step(model_output, timestep, sample, *args, **options)
         return result if z is None else _less_noisy(result, (1 - share) * sigma * z)

@@ -58,7 +58,7 @@ class Assign(Stage):
         """Next to nothing."""
         return Cost()
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """The plan depends on shapes alone."""
         self.run(job)
 

@@ -54,7 +54,7 @@ class Stage(ABC):
         """Seconds and bytes of `run`. Where none is known, `lowtide plan` says so."""
         return None
 
-    def foresee(self, job: "Job") -> None:  # noqa: B027 - most stages leave the plan alone
+    def predict_plan(self, job: "Job") -> None:  # noqa: B027 - most stages leave the plan alone
         """Change the plan as `run` does, for a model of shapes alone.
 
         What depends on the calibration data takes its most likely value.
@@ -223,13 +223,13 @@ def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:
     """A hash of what a resumed run must share: stages, settings, the model's weights, the code."""
     stages = [(type(stage).__name__, asdict(stage)) for stage in recipe]
     text = json.dumps(
-        [stages, asdict(settings), fingerprint, source()], sort_keys=True, default=str
+        [stages, asdict(settings), fingerprint, code_hash()], sort_keys=True, default=str
     )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @cache
-def source() -> str:
+def code_hash() -> str:
     """A hash of lowtide's code: results of two versions for the same recipe must not mix."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lowtide.costs import FLOAT, Cost, Work, Workload
-from lowtide.costs.workload import SLACK, WATCH, WATCHED_COPIES
+from lowtide.costs.workload import MINMAX_PASSES, SLACK, STATISTICS_COPIES
 from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.precision import Precision
@@ -57,7 +57,7 @@ def sampled(values: Tensor, generator: torch.Generator) -> Sample:
 
 
 @dataclass
-class Seen:
+class InputStatistics:
     """Statistics of one quantizer's inputs at each step.
 
     lo, hi: minimum and maximum, (steps,); infinite where the quantizer is not called.
@@ -69,7 +69,7 @@ class Seen:
     samples: list[list[Sample]] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, steps: int) -> "Seen":
+    def empty(cls, steps: int) -> "InputStatistics":
         """Statistics of no values."""
         return cls(
             lo=torch.full((steps,), float("inf")),
@@ -105,7 +105,7 @@ class Seen:
                 weights.append(sample.weights())
             yield torch.cat(values), torch.cat(weights)
 
-    def filled(self) -> "Seen":
+    def filled(self) -> "InputStatistics":
         """A step without values gets those of the nearest step that has some.
 
         A stage that draws timesteps may leave some of the schedule's steps out.
@@ -115,14 +115,16 @@ class Seen:
             min(known, key=lambda other, step=step: abs(other - step))
             for step in range(len(self.hi))
         ]
-        return Seen(self.lo[nearest], self.hi[nearest], [self.samples[step] for step in nearest])
+        return InputStatistics(
+            self.lo[nearest], self.hi[nearest], [self.samples[step] for step in nearest]
+        )
 
-    def whole(self) -> "Seen":
+    def whole(self) -> "InputStatistics":
         """All steps as one."""
         samples: list[Sample] = []
         for step in self.samples:
             samples += step
-        return Seen(self.lo.min()[None], self.hi.max()[None], [samples])
+        return InputStatistics(self.lo.min()[None], self.hi.max()[None], [samples])
 
 
 @dataclass(frozen=True)
@@ -148,22 +150,22 @@ class FitRanges(Stage):
 
     def cost(self, load: Workload) -> Cost:
         """Every recorded call with quantized weights; a search also samples all values."""
-        return watching_cost(load, search=self.search != "minmax")
+        return statistics_cost(load, search=self.search != "minmax")
 
     def summary(self, job: Job) -> str:
         return f"ranges of {len(quantizers(job.model))} inputs fitted"
 
 
-def watch(job: Job, keep: bool) -> dict[str, Seen]:
+def watch(job: Job, keep: bool) -> dict[str, InputStatistics]:
     """Statistics of every quantizer's inputs, from one pass over all calls with float inputs.
 
     keep: keep samples too.
     """
     steps = len(find_clock(job.model).known)
-    statistics: dict[str, Seen] = {}
+    statistics: dict[str, InputStatistics] = {}
     hooks: list[RemovableHandle] = []
     for name, quantizer in quantizers(job.model).items():
-        statistics[name] = Seen.empty(steps)
+        statistics[name] = InputStatistics.empty(steps)
         generator = job.generator("seen", name) if keep else None
         hook = _adding(job, statistics[name], generator)
         hooks.append(quantizer.register_forward_pre_hook(hook))
@@ -187,7 +189,7 @@ def hear(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
 
 
 def _adding(
-    job: Job, statistics: Seen, generator: torch.Generator | None
+    job: Job, statistics: InputStatistics, generator: torch.Generator | None
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     """A hook that adds a quantizer's input to its statistics."""
     clock = find_clock(job.model)
@@ -204,7 +206,7 @@ def run_call(job: Job, call: Call) -> Any:
     return job.model(**job.on_device(call.arguments))
 
 
-def ranges(statistics: Seen, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:
+def ranges(statistics: InputStatistics, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:
     """lo and hi of each step, or one pair where the quantizer has one range for all steps."""
     statistics = statistics.filled() if quantizer.per_step else statistics.whole()
     if search == "minmax":
@@ -232,13 +234,13 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
     drop_unused_rows(job.model)
 
 
-def watching_cost(load: Workload, *, search: bool) -> Cost:
+def statistics_cost(load: Workload, *, search: bool) -> Cost:
     """The cost of `watch`; with `search`, also of keeping samples and of the search."""
     whole = load.network.whole
-    watched = load.batch * (WATCH * whole.reads + WATCHED_COPIES * whole.scores)
+    watched = load.batch * (MINMAX_PASSES * whole.reads + STATISTICS_COPIES * whole.scores)
     work = load.decoding() + Work(values=watched, calls=5 * whole.layers)
     inputs = whole.layers + 4 * len(load.network.adapter.attentions())
     values = (KEPT_VALUES + 2 * TAILS) * load.calls * inputs if search else 0
-    attention = SLACK * FLOAT * WATCHED_COPIES * load.batch * load.network.largest_scores
+    attention = SLACK * FLOAT * STATISTICS_COPIES * load.batch * load.network.largest_scores
     seconds = load.passes(load.calls, work) + values * load.speed.search
     return Cost(seconds, load.alive_bytes(load.batch) + attention + FLOAT * values)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowtide.costs import FLOAT, Cost, Workload
-from lowtide.costs.workload import WATCH
+from lowtide.costs.workload import MINMAX_PASSES
 from lowtide.formats import SEARCHES, check_search
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
@@ -31,7 +31,7 @@ class FitWeights(Stage):
     def cost(self, load: Workload) -> Cost:
         """Every weight is searched, or its minimum and maximum are read."""
         whole = load.network.whole
-        each = load.speed.search if self.search == "mse" else WATCH * load.speed.value
+        each = load.speed.search if self.search == "mse" else MINMAX_PASSES * load.speed.value
         return Cost(whole.weights * each, 4 * FLOAT * whole.largest)
 
     def summary(self, job: Job) -> str:
@@ -46,6 +46,6 @@ def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
 def _fit_weight(layer: QuantizedLayer, search: str) -> None:
     form = layer.format
     assert form is not None
-    weight = layer.whole_weight()
+    weight = layer.smoothed_weight()
     lo, hi = SEARCHES[search](form.rows(weight), form)
     layer.set_grid(form.params(lo, hi, weight.shape[0]))

@@ -17,7 +17,7 @@ from lowtide.stages.fit_ranges import run_call
 
 
 @dataclass
-class Watched:
+class LayerInputs:
     """The inputs of one layer in the float model.
 
     lo, hi: minimum and maximum of each channel at each step, steps x channels.
@@ -47,12 +47,12 @@ class Watched:
         self.steps += [step] * len(patches)
 
 
-def watched(
+def layer_inputs(
     job: Job,
     layers: Mapping[str, QuantLayer],
     rows: int,
     weighed: Collection[str] | None = None,
-) -> dict[str, Watched]:
+) -> dict[str, LayerInputs]:
     """The inputs of these layers, from one pass of the float model over the kept calls.
 
     About `rows` rows are kept of each layer in `weighed`, or of every layer.
@@ -61,7 +61,7 @@ def watched(
     calls = [call for call in job.calls if call.kept]
     clock = find_clock(job.model)
     count = -(-rows // len(calls))
-    inputs: dict[str, Watched] = {}
+    inputs: dict[str, LayerInputs] = {}
 
     def record(name: str, layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach().float()
@@ -69,7 +69,7 @@ def watched(
         channels = _channels_first(x, layer)
         if name not in inputs:
             zeros = torch.zeros(len(clock.known), len(channels), device=x.device)
-            inputs[name] = Watched(lo=zeros, hi=zeros.clone())
+            inputs[name] = LayerInputs(lo=zeros, hi=zeros.clone())
         known = inputs[name]
         known.add(channels, step)
         if weighed is None or name in weighed:
@@ -106,12 +106,12 @@ def _patches(x: Tensor, layer: QuantLayer, generator: torch.Generator, count: in
     return rows[places.to(x.device)]
 
 
-def lost(layer: QuantizedLayer, inputs: Watched, forms: Sequence[Affine]) -> Iterator[Tensor]:
+def lost(layer: QuantizedLayer, inputs: LayerInputs, forms: Sequence[Affine]) -> Iterator[Tensor]:
     """The output error for each of these formats of the weight, (output channels,).
 
     It is || X W - Q(X) Q(W) ||^2 of each output channel, with the layer smoothed as it is now.
     """
-    weight = layer.whole_weight().flatten(1).float()
+    weight = layer.smoothed_weight().flatten(1).float()
     exact, rounded = rounded_rows(layer, inputs)
     target = exact @ weight.T
     for form in forms:
@@ -121,7 +121,7 @@ def lost(layer: QuantizedLayer, inputs: Watched, forms: Sequence[Affine]) -> Ite
         yield (target - rounded @ rounded_weight.T).square().sum(0)
 
 
-def rounded_rows(layer: QuantizedLayer, inputs: Watched) -> tuple[Tensor, Tensor]:
+def rounded_rows(layer: QuantizedLayer, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
     """The kept rows, smoothed, and the same rows rounded with the range of their step."""
     smooth = layer.divisors.to(inputs.lo)
     columns = layer.weight[0].numel()

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from lowtide.costs import Cost, Workload
 from lowtide.costs.workload import ROUND
-from lowtide.nn.feature_cache import Blank, Cached
-from lowtide.nn.request_cache import answer_by_request
+from lowtide.nn.feature_cache import Cached, ZeroFeatures
+from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
 from lowtide.stages.base import Job, Stage
 from lowtide.stages.model_edits import forget
@@ -22,7 +22,7 @@ class Pack(Stage):
         _drop_unused_layers(job)
         pack_modules(job.model)
         if job.plan.requests:
-            answer_by_request(job.model, job.plan)
+            add_request_cache(job.model, job.plan)
         job.calls = []
 
     def cost(self, load: Workload) -> Cost:
@@ -31,7 +31,7 @@ class Pack(Stage):
         whole = load.network.whole
         return Cost(ROUND * bits * whole.weights * load.speed.value, (bits + 2) * whole.largest)
 
-    def foresee(self, job: Job) -> None:
+    def predict_plan(self, job: Job) -> None:
         """Layers that a cache replaces leave the plan."""
         _drop_unused_layers(job)
 
@@ -48,6 +48,6 @@ def _drop_unused_layers(job: Job) -> None:
             cached.layer = None
             forget(job, name)
     for name, width in job.plan.blank.items():
-        replace_module(job.model, name, Blank(width))
+        replace_module(job.model, name, ZeroFeatures(width))
         forget(job, name)
     drop_unused_rows(job.model)

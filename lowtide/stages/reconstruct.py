@@ -27,15 +27,15 @@ from lowtide.costs.workload import (
     rounding_work,
 )
 from lowtide.formats import Affine
-from lowtide.machine.bf16 import bf16_products, words
+from lowtide.machine.bf16 import bf16_products, describe_products
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.quantized import QuantizedLayer
-from lowtide.nn.quantizer import Drop, Quantizer
-from lowtide.nn.rounding import Roundings
+from lowtide.nn.quantizer import QDrop, Quantizer
+from lowtide.nn.rounding import RoundingOptimizer
 from lowtide.nn.swap import find_clock
 from lowtide.stages.base import Job, Stage
-from lowtide.stages.fit_ranges import FitRanges, watching_cost
+from lowtide.stages.fit_ranges import FitRanges, statistics_cost
 from lowtide.stages.layerwise import LayerData, layers_of
 from lowtide.stages.stream import Stream, UnitData, stream_units
 from lowtide.validation import Count, Within
@@ -93,7 +93,7 @@ class Reconstruct(Stage):
         learning = sum(iters * load.speed.learning(rounding_work(part, samples)) for part in units)
         judging = sum(2 * JUDGES * load.forward(part, samples) for part in units)
         largest = max(rounding_bytes(part, samples) for part in units)
-        ranges = 0 if load.settings.drop is None else watching_cost(load, search=False).seconds
+        ranges = 0 if load.settings.drop is None else statistics_cost(load, search=False).seconds
         return Cost(ranges + learning + judging + load.streams(), largest + load.tape_bytes())
 
     def summary(self, job: Job) -> str:
@@ -109,7 +109,7 @@ def _parts(data: UnitData, scope: str) -> Iterable[UnitData | LayerData]:
 def _report_products(job: Job) -> None:
     """Say once in which precision the products of the learning run."""
     if "products" not in job.report:
-        job.report["products"] = words(next(job.model.parameters()))
+        job.report["products"] = describe_products(next(job.model.parameters()))
         line = f"Reconstruct: the rounding is learnt with {job.report['products']}"
         job.console.print(line, soft_wrap=True)
 
@@ -212,7 +212,7 @@ class Learner:
         before = self.judge(loss)
         layers = self.layers.values()
         alphas = [layer.start_rounding(self.warm) for layer in layers]
-        self.minimise(loss, Roundings(alphas, rate(self.iters)))
+        self.minimise(loss, RoundingOptimizer(alphas, rate(self.iters)))
         for layer in layers:
             layer.finish_rounding()
         after = self.judge(loss)
@@ -232,7 +232,7 @@ class Learner:
         generator = self.job.generator(self.stage, self.unit.name, "judge")
         return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
 
-    def minimise(self, loss: Loss, roundings: Roundings) -> None:
+    def minimise(self, loss: Loss, roundings: RoundingOptimizer) -> None:
         """Train the roundings."""
         generator = self.job.generator(self.stage, self.unit.name)
         drop = self._drop()
@@ -245,7 +245,7 @@ class Learner:
             if self.job.settings.early_stop and settled(history, roundings):
                 break
 
-    def _drop(self) -> tuple[Drop, ...]:
+    def _drop(self) -> tuple[QDrop, ...]:
         """QDrop, where the settings choose it and the unit is a block.
 
         A temporal unit learns on its own few inputs as they are.
@@ -253,10 +253,14 @@ class Learner:
         chance = self.job.settings.drop
         if chance is None or self.unit.kind == "temporal":
             return ()
-        return (Drop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
+        return (QDrop(chance, self.job.generator(self.stage, self.unit.name, "drop")),)
 
     def iterate(
-        self, loss: Callable[[], Tensor], roundings: Roundings, penalty: float, sharpness: float
+        self,
+        loss: Callable[[], Tensor],
+        roundings: RoundingOptimizer,
+        penalty: float,
+        sharpness: float,
     ) -> Tensor:
         """One iteration; the loss before it."""
         with bf16_products(roundings.device, self.low):
@@ -277,7 +281,7 @@ def sharpness(progress: float, warm: bool = False) -> float:
     return SHARP_LAST + (SHARP_FIRST - SHARP_LAST) * (1 - done)
 
 
-def settled(history: list[float], roundings: Roundings, window: int = 100) -> bool:
+def settled(history: list[float], roundings: RoundingOptimizer, window: int = 100) -> bool:
     """Whether the loss is flat and every weight is decided.
 
     It looks once in a window, because a look takes a pass over the weights.

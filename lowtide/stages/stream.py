@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.machine.peak_memory import give_back
+from lowtide.machine.peak_memory import release_free_memory
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
 from lowtide.nn.precision import Precision
-from lowtide.nn.quantizer import Drop, dropping
+from lowtide.nn.quantizer import QDrop, dropping
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
 from lowtide.stages.tape import Store, Tape
@@ -72,7 +72,7 @@ class UnitData:
         size = min(self.job.settings.batch, samples)
         return torch.randint(samples, (size,), generator=generator).tolist()
 
-    def loss(self, generator: torch.Generator, drop: Drop | None = None) -> Tensor:
+    def loss(self, generator: torch.Generator, drop: QDrop | None = None) -> Tensor:
         """Squared distance to the float answers on a random batch.
 
         It is summed over channels, which are the last axis where there are tokens, and averaged
@@ -89,7 +89,7 @@ class UnitData:
                 losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
         return reduce(torch.add, losses)
 
-    def answer(self, chosen: list[int], drop: Drop | None = None) -> Any:
+    def answer(self, chosen: list[int], drop: QDrop | None = None) -> Any:
         """The unit's own answer to these samples, which may be at different timesteps."""
         self.set_clock(chosen)
 
@@ -109,7 +109,7 @@ class UnitData:
         clock = find_clock(self.job.model)
         clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
 
-    def _input(self, id: int, chosen: list[int], drop: Drop | None) -> Any:
+    def _input(self, id: int, chosen: list[int], drop: QDrop | None) -> Any:
         """A quantized input, with some of its values replaced by their float values by `drop`."""
         rows = self.rows(self.inputs[id], id, chosen)
         if drop is None or not isinstance(rows, Tensor) or not rows.is_floating_point():
@@ -159,7 +159,7 @@ class Stream:
                 self.floating.pop(id, None)
                 self.quantized.pop(id, None)
             if unit:
-                give_back()
+                release_free_memory()
 
     def _unit_data(self, unit: Unit, node: Node, answers: dict[int, Value]) -> UnitData:
         """The data of one unit, whose module is left quantized."""
@@ -213,7 +213,7 @@ class Stream:
 def stream_units(job: Job, *, temporal: bool) -> list[Unit]:
     """The units of a stream; with `temporal`, temporal layers belong to their blocks."""
     if temporal:
-        return job.adapter.homes(job.adapter.reads)
+        return job.adapter.units_by_block(job.adapter.reads)
     return [unit for unit in job.adapter.units() if unit.kind != "temporal"]
 
 

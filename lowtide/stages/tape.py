@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowtide.machine.peak_memory import give_back
+from lowtide.machine.peak_memory import release_free_memory
 
 
 class Store:
@@ -47,7 +47,7 @@ class Tape:
         if self.store.held + size > self.store.budget and size:
             self.batches.append(_spilled(batch, self.store.next_file()))
             del batch
-            give_back()
+            release_free_memory()
             return
         self.store.held += size
         held = batch.contiguous()

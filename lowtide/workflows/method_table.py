@@ -29,7 +29,7 @@ from lowtide.report import text
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import settings_from
-from lowtide.stages.base import source as code
+from lowtide.stages.base import code_hash
 
 WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
 # What must be equal for two cells to be of one table.
@@ -105,7 +105,7 @@ class Drawn:
 def draw(pipe: Pipeline, request: sampling.Request) -> Drawn:
     """Sample one batch and record every call of the denoiser."""
     calls: list[sampling.Moment] = []
-    with sampling.listening(sampling.denoiser(pipe), calls, None):
+    with sampling.record_calls(sampling.denoiser(pipe), calls, None):
         images = sampling.run_pipeline(pipe, request)
     return Drawn(images, calls)
 
@@ -152,15 +152,15 @@ def quality(
         "options": _plain(options),
         "format": FORMAT_VERSION,
     }
-    done = {_key(line): line for line in kept(out, conditions)}
+    done = {_key(line): line for line in finished_cells(out, conditions)}
     original: Drawn | None = None
     for cell in track(cells, total=len(cells), title="methods x bits"):
         if cell.key not in done:
             original = original or draw(pipe, request)
             line = _measured(source, cell, options, request, original)
-            line |= conditions | {"code": code()[:12]}
+            line |= conditions | {"code": code_hash()[:12]}
             done[cell.key] = line
-            note(out, line)
+            append_line(out, line)
     return [done[cell.key] for cell in cells]
 
 
@@ -169,7 +169,7 @@ def _ledger(out: str | Path, source: str) -> Path:
     return Path(out) / (re.sub(r"[^\w.-]+", "-", source) + ".jsonl")
 
 
-def note(out: str | Path, line: Line) -> None:
+def append_line(out: str | Path, line: Line) -> None:
     """Append a line in one write, after a line break if a killed bench left half a line."""
     path = _ledger(out, line["model"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def note(out: str | Path, line: Line) -> None:
         file.write("\n" * torn + json.dumps(line) + "\n")
 
 
-def kept(out: str | Path, like: Mapping[str, Any]) -> list[Line]:
+def finished_cells(out: str | Path, like: Mapping[str, Any]) -> list[Line]:
     """The newest line of every cell that was made under the conditions of `like`, by width."""
     conditions = {name: like[name] for name in CONDITIONS}
     path = _ledger(out, like["model"])
@@ -322,3 +322,9 @@ def page(cells: Sequence[Line], before: str = "") -> str:
     parts = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in sections}
     parts[cells[0]["model"]] = section(cells)
     return "\n".join(["# Results", "", INTRO, "", *parts.values()])
+
+
+def write_page(path: Path, cells: Sequence[Line]) -> None:
+    """Write the cells of one model to its section of a page, among those of other models."""
+    before = path.read_text() if path.exists() else ""
+    path.write_text(page(cells, before))

@@ -40,7 +40,7 @@ def quantize_to_folder(
         report |= _sizes(result, fresh, float_bytes)
         report |= {"peak_bytes": peak.above, "predicted": predicted.totals()}
         report |= result.plan.summary | result.report
-        provenance.Record(
+        provenance.Provenance(
             command=provenance.command(),
             source=_lasting(source),
             fingerprint=result.report["fingerprint"],

@@ -7,7 +7,7 @@ import pytest
 from lowtide.checkpoint import provenance
 from lowtide.errors import BadInput
 
-RECORD = provenance.Record(
+RECORD = provenance.Provenance(
     "lowtide quantize x --out y",
     "x",
     "abc",

@@ -186,7 +186,7 @@ def test_nearest_is_the_earlier_of_two_as_near():
 
 
 def test_a_label_is_answered_by_request_on_the_new_schedule(tmp_path):
-    options = tiny_pipelines.asked("dit")
+    options = tiny_pipelines.request_fields("dit")
     pipe = tiny_pipelines.dit(tmp_path)
     result = face.quantize(pipe, method="temporal_cache", **QUICK | {"steps": 3}, **options)
     images(pipe, 3, (5,), **options)

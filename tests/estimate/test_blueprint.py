@@ -22,7 +22,7 @@ def test_calls_are_those_of_the_real_trajectory(
 ) -> None:
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
     pipe.save_pretrained(tmp_path / "float")
-    settings = Settings(steps=4, images=3, **tiny_pipelines.asked(name))
+    settings = Settings(steps=4, images=3, **tiny_pipelines.request_fields(name))
     shapes_only = blueprint.read(str(tmp_path / "float"))
     request = sampling.Request(
         4, (1, 2, 3), settings.prompts, settings.labels, batch=3, size=settings.size

@@ -204,7 +204,7 @@ def test_another_reference_and_none_in_float(tmp_path):
 @pytest.mark.parametrize("name", ["sd", "dit"])
 def test_pipelines_with_guidance_text_and_decoders(name, tmp_path):
     original, packed = (tiny_pipelines.PIPELINES[name](tmp_path) for _ in range(2))
-    conditions = tiny_pipelines.asked(name)
+    conditions = tiny_pipelines.request_fields(name)
     result = lowtide.quantize(packed, method="minmax", **QUICK | conditions)
     request = {"steps": 3, "seeds": (0, 1, 2), "batch": 2} | conditions
     evidence = lowtide.compare(original, result, out=tmp_path / "x", **request)

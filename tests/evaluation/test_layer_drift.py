@@ -79,7 +79,7 @@ def test_layers_of_rewritten_models_are_compared_where_they_run(method):
 
 
 def test_no_temporal_drift_where_the_block_reads_more_than_time(tmp_path):
-    conditions = tiny_pipelines.asked("dit")
+    conditions = tiny_pipelines.request_fields("dit")
     original = compared_models.load(tiny_pipelines.dit(tmp_path))
     packed = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="minmax", **QUICK | conditions)
     adapter = adapt(original.denoiser)

@@ -2,7 +2,7 @@
 
 import torch
 
-from lowtide.formats import Table, bundle_words, pack_tables, unpack_tables
+from lowtide.formats import Table, pack_tables, table_words, unpack_tables
 
 PLACES = (
     Table((3, 1), torch.float32),
@@ -22,7 +22,7 @@ def test_bits_and_shapes_come_back():
     ]
     packed = pack_tables(tables, PLACES)
     assert packed.dtype == torch.int32
-    assert len(packed) == bundle_words(PLACES) == 3 + 1 + 0 + 6 + 5
+    assert len(packed) == table_words(PLACES) == 3 + 1 + 0 + 6 + 5
     for before, after in zip(tables, unpack_tables(packed, PLACES), strict=True):
         assert before.dtype == after.dtype and torch.equal(before, after)
 

@@ -61,7 +61,7 @@ ALL = (
 def test_all_papers_at_once(name, more, monkeypatch, tmp_path):
     """It runs, is saved, and draws after loading what it drew before."""
     monkeypatch.setitem(METHODS, "all", lambda settings: ALL)
-    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
+    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.request_fields(name)
     request = sampling.Request(steps=3, seeds=(5, 6), batch=2, **asked)
     original = sampling.images(pipe, request)
     result = lowtide.quantize(pipe, method="all", **OPTIONS | asked | more)

@@ -26,7 +26,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill, DistillLoop, Student
 from lowtide.stages.fit_ranges import FitRanges, run_call
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import rounded_rows, watched
+from lowtide.stages.layer_error import layer_inputs, rounded_rows
 
 OPTIONS = {
     "weights": 2,
@@ -120,7 +120,7 @@ def test_channels_with_heavier_tails_get_the_bits():
     seen = 0
     for name, form in mixed(job).items():
         found, bits = (
-            kurtosis(job.model.get_submodule(name).whole_weight().flatten(1)),
+            kurtosis(job.model.get_submodule(name).smoothed_weight().flatten(1)),
             torch.tensor(form.bits),
         )
         if job.report["mpq"]["groups"][name]:
@@ -141,9 +141,9 @@ def test_channels_with_heavier_tails_get_the_bits():
 def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
     job = prepared()
     layer = job.model.get_submodule(name)
-    seen = watched(job, {name: layer}, PATCHES)[name]
+    seen = layer_inputs(job, {name: layer}, PATCHES)[name]
     layer.set_smooth(divisors(layer, seen))
-    weight, lost = layer.whole_weight().flatten(1), errors(layer, seen)
+    weight, lost = layer.smoothed_weight().flatten(1), errors(layer, seen)
     order = kurtosis(weight).argsort(descending=True)
     size, whole = len(order) // 10, []
     exact, rounded = rounded_rows(layer, seen)
@@ -176,7 +176,7 @@ def test_patches_are_rows_of_the_layers_own_product():
         hook = layer.register_forward_hook(
             lambda module, args, answer, heard=heard: heard.append(answer.detach())
         )
-        seen = watched(job, {name: layer}, PATCHES)[name]
+        seen = layer_inputs(job, {name: layer}, PATCHES)[name]
         hook.remove()
         answers = torch.cat(
             [
@@ -196,8 +196,8 @@ def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
     layers = {
         name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()
     }
-    one, whole = next(iter(layers)), watched(job, layers, PATCHES)
-    some = watched(job, layers, PATCHES, [one])
+    one, whole = next(iter(layers)), layer_inputs(job, layers, PATCHES)
+    some = layer_inputs(job, layers, PATCHES, [one])
     assert [name for name in some if some[name].patches] == [one]
     assert all(torch.equal(some[name].hi, whole[name].hi) for name in layers)
     held = sum(patch.nbytes for seen in whole.values() for patch in seen.patches)
@@ -208,11 +208,11 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     job = prepared()
     before = run_call(job, job.calls[1])[0]
     name = "mid_block.resnets.0.conv1"
-    seen = watched(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
+    seen = layer_inputs(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
     OMQ().run(job)
     layer = job.model.get_submodule(name)
     peaks = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.smooth
-    weights = layer.whole_weight().abs().amax((0, 2, 3))
+    weights = layer.smoothed_weight().abs().amax((0, 2, 3))
     assert torch.allclose(peaks, weights, rtol=1e-4)
     set_precision(job.model, Precision.FLOAT)
     assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5

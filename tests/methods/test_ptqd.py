@@ -86,13 +86,14 @@ def test_the_mean_error_of_each_channel_is_gone_after_bias(monkeypatch):
     """By the paper's own algebra, and not by its code's, which takes the correlated part off twice."""
     seen = []
 
-    class Watched(Bias):
+    class LayerInputs(Bias):
         def run(self, job):
             super().run(job)
             seen.append(ptqd.measure(job).noise)
 
     recipe = [
-        Watched() if isinstance(stage, Bias) else stage for stage in METHODS["louder"](Settings())
+        LayerInputs() if isinstance(stage, Bias) else stage
+        for stage in METHODS["louder"](Settings())
     ]
     monkeypatch.setitem(METHODS, "watched", lambda settings: tuple(recipe))
     quantized("watched")
@@ -148,7 +149,7 @@ def test_with_noise_absorbed_a_step_is_as_noisy_as_the_sampler_asked(kind):
 
     model, scheduler = torch.nn.Module(), kind(clip_sample=False)
     model.add_module(variance_calibration.CORRECTION, Known())
-    with variance_calibration.absorbing(scheduler, model):
+    with variance_calibration.calibrated_variance(scheduler, model):
         mended = answers(scheduler, spread)
     assert noisy / asked > 1.001
     assert abs(mended / asked - 1) < 0.2 * abs(noisy / asked - 1)
@@ -159,7 +160,7 @@ def test_a_sampler_without_noise_is_left_alone():
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(10)
     assert variance_calibration.stochastic_part(scheduler, int(scheduler.timesteps[3]), 0.0)[0] == 0
-    assert variance_calibration.kept_share(0.0, 1.0, 0.5) == 1
+    assert variance_calibration.remaining_share(0.0, 1.0, 0.5) == 1
 
 
 def test_ddims_own_noise_absorbs_some_at_eta_1(tmp_path):
@@ -176,7 +177,7 @@ def test_ddims_own_noise_absorbs_some_at_eta_1(tmp_path):
     loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
     assert np.array_equal(sampling.images(loaded, request), ours)
     call = sampling.call_arguments(loaded, request)
-    with variance_calibration.absorbing(loaded.scheduler, loaded.unet):
+    with variance_calibration.calibrated_variance(loaded.scheduler, loaded.unet):
         assert np.array_equal(loaded(**call).images, ours)
     plain = loaded(**sampling.call_arguments(loaded, request)).images
     correction.noise.zero_()
@@ -189,7 +190,7 @@ def test_ddims_own_noise_absorbs_some_at_eta_1(tmp_path):
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "sd"])
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
-    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.asked(name)
+    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.request_fields(name)
     result = lowtide.quantize(pipe, method="ptqd", **OPTIONS | {"iters": 2}, **asked)
     request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **asked)
     ours = sampling.images(pipe, request)

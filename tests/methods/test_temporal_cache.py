@@ -13,7 +13,7 @@ from lowtide import sampling
 from lowtide.methods import METHODS, temporal_cache, tfmq
 from lowtide.methods.temporal_cache import Maintain, maintained
 from lowtide.models import adapt
-from lowtide.nn.feature_cache import Blank, Cached
+from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
 from lowtide.report import text
@@ -111,7 +111,7 @@ def test_a_block_cached_at_every_step_leaves_the_checkpoint(monkeypatch, tmp_pat
     assert not any(
         name.startswith("time_embedding") or ".time_emb_proj.layer" in name for name in names
     )
-    assert isinstance(result.model.time_embedding.linear_1, Blank)
+    assert isinstance(result.model.time_embedding.linear_1, ZeroFeatures)
     assert isinstance(result.model.mid_block.resnets[0].time_emb_proj, Cached)
     told = result.report["temporal"]
     assert told["cached_share"] == 1.0
@@ -225,7 +225,7 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
         assert (
             kept == "kept to rebuild the cache (keep_temporal)"
             if options
-            else isinstance(first, Blank) and kept is None
+            else isinstance(first, ZeroFeatures) and kept is None
         )
         assert "input of time_embedding.linear_2" not in result.plan.left
     assert torch.equal(answers(result.model, result.plan.timesteps), result.report["simulated"])

@@ -3,7 +3,7 @@
 import torch
 
 from lowtide.formats import Affine, mse
-from lowtide.nn.feature_cache import gridded
+from lowtide.nn.feature_cache import quantize_features
 from lowtide.nn.plan import CachePlan
 
 CHUNKS = 2
@@ -19,7 +19,7 @@ def test_a_cache_has_the_least_squared_error_of_all_shrunk_ranges():
     torch.manual_seed(0)
     # Long tails, so that the best range depends on the norm.
     features = torch.randn(50, PLAN.width) ** 3
-    codes, grid = gridded(features, PLAN)
+    codes, grid = quantize_features(features, PLAN)
     rows = features.reshape(50 * CHUNKS, -1)
     ours = (PLAN.format.decode(codes, grid) - rows).square().sum(1)
     lo, hi = rows.aminmax(dim=1, keepdim=True)

@@ -27,7 +27,7 @@ def built(kind: str, form):
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
     layer = quantized_layer(make().requires_grad_(False), form, Quantizer(None, Clock((0,))))
-    weight = layer.whole_weight()
+    weight = layer.smoothed_weight()
     layer.set_grid(form.params(*mse(form.rows(weight), form), len(weight)))
     return layer, torch.randn(shape)
 

@@ -19,7 +19,7 @@ STEPS = 4
 @pytest.fixture(params=["dit", "sdxl", "sd3", "flux"])
 def quantized(request, tmp_path):
     pipe = tiny_pipelines.PIPELINES[request.param](tmp_path)
-    conditions = tiny_pipelines.asked(request.param)
+    conditions = tiny_pipelines.request_fields(request.param)
     options = {"steps": STEPS, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
     return lowtide.quantize(
         pipe, method="temporal_cache", **options, **conditions

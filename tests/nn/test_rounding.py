@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lowtide.nn import rounding as module
-from lowtide.nn.rounding import LOW, WIDTH, AdaRound, Roundings, penalty_gradient
+from lowtide.nn.rounding import LOW, WIDTH, AdaRound, RoundingOptimizer, penalty_gradient
 
 SHARPNESS = (20.0, 11.3, 4.0, 2.0)
 
@@ -75,7 +75,7 @@ def test_steps_are_those_of_the_formulas(
     each = [spread(rows) for rows in (32, 7, 100, 16)]
     twins = [Twin(rounding, 1e-2) for rounding in each]
     starts = [rounding.alpha.clone() for rounding in each]
-    roundings = Roundings(each, 1e-2)
+    roundings = RoundingOptimizer(each, 1e-2)
     assert [len(group) for group, _ in roundings.groups] == [2, 1, 1]
     generator = torch.Generator().manual_seed(1)
     for step in range(20):
@@ -99,7 +99,7 @@ def test_values_are_those_of_the_formula() -> None:
     rounding = spread()
     twin = Twin(rounding, 1e-2)
     alpha = rounding.alpha.clone()
-    Roundings([rounding], 0.0).step(0.0, 8.0)
+    RoundingOptimizer([rounding], 0.0).step(0.0, 8.0)
     assert torch.equal(rounding.alpha, alpha)
     assert distance(rounding.values(), twin.values()) < 1e-6
 
@@ -107,14 +107,14 @@ def test_values_are_those_of_the_formula() -> None:
 def test_a_layer_that_took_no_part_follows_the_penalty_alone() -> None:
     rounding = spread()
     twin = Twin(rounding, 1e-2)
-    Roundings([rounding], 1e-2).step(0.01, 8.0)
+    RoundingOptimizer([rounding], 1e-2).step(0.01, 8.0)
     twin.follow(0.01 * twin.penalty(8.0))
     assert distance(rounding.alpha, twin.alpha) < 1e-5
 
 
 def test_roundings_are_settled_once_every_weight_is() -> None:
     each = [spread(), spread(7)]
-    roundings = Roundings(each, 1e-2)
+    roundings = RoundingOptimizer(each, 1e-2)
     assert not roundings.settled()
     for rounding in each:
         rounding.alpha.fill_(9.0)
@@ -128,7 +128,7 @@ def test_a_weight_outside_the_grid_does_not_move() -> None:
     beyond = (rounding.floor < 0) | (rounding.floor >= 15)
     assert beyond.any() and not beyond.all()
     assert ((rounding.span == 0) == beyond).all()
-    roundings = Roundings([rounding], 1.0)
+    roundings = RoundingOptimizer([rounding], 1.0)
     before = rounding.values().detach().clone()
     rounding.values().sum().backward()
     roundings.step(0.0, 8.0)

@@ -44,7 +44,7 @@ def apart(actual: np.ndarray, expected: np.ndarray) -> float:
 @pytest.fixture(scope="module", params=tiny_pipelines.PIPELINES)
 def case(request, tmp_path_factory):
     pipe = tiny_pipelines.PIPELINES[request.param](tmp_path_factory.mktemp(request.param))
-    return pipe, tiny_pipelines.asked(request.param)
+    return pipe, tiny_pipelines.request_fields(request.param)
 
 
 def own_call(pipe, fields: dict) -> np.ndarray:
@@ -131,7 +131,7 @@ STOCHASTIC = {
 def test_a_noisy_scheduler_draws_from_the_images_own_seed(name, tmp_path):
     kind, changes = STOCHASTIC[name]
     pipe = noisy(tiny_pipelines.PIPELINES[name](tmp_path), kind, **changes)
-    fields = tiny_pipelines.asked(name)
+    fields = tiny_pipelines.request_fields(name)
     together = sampling.images(pipe, Request(steps=3, seeds=(5, 6, 7), batch=3, **fields))
     alone = sampling.images(pipe, Request(steps=3, seeds=(6,), **fields))
     assert apart(together[1], alone[0]) < 1e-5
@@ -148,7 +148,7 @@ ETA = {
 @pytest.mark.parametrize("name", ETA)
 def test_eta_adds_noise_of_the_images_own_seed(name, tmp_path):
     pipe = ETA[name](tmp_path)
-    one = Request(steps=3, seeds=(6,), **tiny_pipelines.asked(name))
+    one = Request(steps=3, seeds=(6,), **tiny_pipelines.request_fields(name))
     three = replace(one, seeds=(5, 6, 7), eta=1.0, batch=3)
     together = sampling.images(pipe, three)
     alone = sampling.images(pipe, replace(one, eta=1.0))

@@ -137,7 +137,8 @@ def test_nothing_quantized_is_left_alone():
 def test_a_batch_of_mixed_timesteps_answers_as_its_calls_did(name, tmp_path):
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
     settings = Settings(
-        **{"steps": 3, "images": 4, "calibration_steps": 1, "batch": 6} | tiny_pipelines.asked(name)
+        **{"steps": 3, "images": 4, "calibration_steps": 1, "batch": 6}
+        | tiny_pipelines.request_fields(name)
     )
     model = sampling.denoiser(pipe)
     job = Job(pipe, model, adapt(model), settings, "test")

@@ -6,7 +6,7 @@ import torch
 from lowtide.formats import Affine, mse, percentile
 from lowtide.nn.clock import Clock
 from lowtide.nn.quantizer import Quantizer
-from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, Seen, ranges, sampled
+from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, InputStatistics, ranges, sampled
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, Seen, ranges, sampled
 def test_every_column_has_its_share(shape: tuple[int, ...]) -> None:
     """A stride of numel / 2048 saw column 0 alone in the first two of these."""
     columns = torch.arange(shape[-1]).float().expand(shape)
-    statistics = Seen.empty(2)
+    statistics = InputStatistics.empty(2)
     statistics.add(columns, 1, torch.Generator().manual_seed(0))
     (kept,) = statistics.samples[1]
     assert len(kept.drawn) == KEPT_VALUES and not statistics.samples[0]
@@ -44,7 +44,7 @@ def test_weights_add_up_to_all_values_and_tails_are_the_ends() -> None:
 
 
 def test_nothing_is_kept_where_no_search_weighs_it() -> None:
-    statistics = Seen.empty(1)
+    statistics = InputStatistics.empty(1)
     statistics.add(torch.randn(4, 4), 0, None)
     assert statistics.samples == [[]]
 
@@ -74,7 +74,7 @@ def test_a_searched_range_is_nearly_as_good_as_one_searched_on_every_value(
         x = torch.distributions.Laplace(0.0, 1.0).sample((1 << 18,))
     if law == "outliers":
         x.view(64, -1)[5, :100] = 40.0  # a heavy channel at a few places
-    statistics = Seen.empty(1)
+    statistics = InputStatistics.empty(1)
     statistics.add(x, 0, torch.Generator().manual_seed(1))
     form = Affine(bits)
     ours = rounding_loss(x, *ranges(statistics, quantizer(bits), "mse"), form)
@@ -98,7 +98,7 @@ def test_percentiles_weigh_values_too() -> None:
 
 @pytest.mark.parametrize("search", ["minmax", "mse"])
 def test_a_step_that_nothing_reached_takes_the_nearest(search: str) -> None:
-    statistics = Seen.empty(4)
+    statistics = InputStatistics.empty(4)
     for step, scale in ((1, 1.0), (3, 5.0)):
         statistics.add(scale * torch.randn(1000), step, torch.Generator().manual_seed(0))
     lo, hi = ranges(statistics, quantizer(4), search)
@@ -109,7 +109,7 @@ def test_a_step_that_nothing_reached_takes_the_nearest(search: str) -> None:
 
 
 def test_all_steps_as_one() -> None:
-    statistics = Seen(torch.tensor([-1.0, -3.0]), torch.tensor([2.0, 1.0]), [[], []])
+    statistics = InputStatistics(torch.tensor([-1.0, -3.0]), torch.tensor([2.0, 1.0]), [[], []])
     assert [
         ends.tolist() for ends in ranges(statistics, quantizer(4, per_step=False), "minmax")
     ] == [

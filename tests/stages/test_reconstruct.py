@@ -10,8 +10,8 @@ import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.machine import bf16
-from lowtide.nn.quantizer import Drop
-from lowtide.nn.rounding import AdaRound, Roundings
+from lowtide.nn.quantizer import QDrop
+from lowtide.nn.rounding import AdaRound, RoundingOptimizer
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
 from lowtide.stages.reconstruct import Learner, RangeLearner, carried, rate, settled, sharpness
@@ -86,9 +86,9 @@ def test_the_range_of_every_step_is_learnt_though_only_some_are_kept():
 
 def test_settled_is_flat_and_decided():
     rounding = AdaRound(torch.zeros(3, 4), torch.clone)
-    decided = Roundings([rounding], 1e-3)
+    decided = RoundingOptimizer([rounding], 1e-3)
     rounding.alpha.fill_(9.0)
-    undecided = Roundings([AdaRound(torch.full((3, 4), 0.5), torch.clone)], 1e-3)
+    undecided = RoundingOptimizer([AdaRound(torch.full((3, 4), 0.5), torch.clone)], 1e-3)
     flat = [1.0] * 200
     falling = [1.0] * 100 + [0.5] * 100
     assert settled(flat, decided)
@@ -172,7 +172,7 @@ def test_qdrop_and_adaround_are_options_of_reconstruct():
 def test_drop_keeps_values_by_chance_and_passes_gradients_straight_through():
     x = torch.linspace(-1, 1, 10_000).requires_grad_()
     rounded = x.detach().round()
-    drop = Drop(0.25, torch.Generator().manual_seed(0))
+    drop = QDrop(0.25, torch.Generator().manual_seed(0))
     mixed = drop(x, rounded)
     kept = torch.isclose(mixed, x)
     assert torch.allclose(mixed[~kept], rounded[~kept], atol=1e-6)

@@ -38,7 +38,7 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantization, "quantize", forbidden)
     assert method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4) == lines
-    assert len(method_table.kept(tmp_path, lines[0])) == 8
+    assert len(method_table.finished_cells(tmp_path, lines[0])) == 8
     with pytest.raises(AssertionError, match="measured again"):
         method_table.quality("tiny", tmp_path, cells, OPTIONS | {"iters": 3}, images=4)
     ledger = tmp_path / "tiny.jsonl"
@@ -46,8 +46,8 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     ledger.write_text(whole[: len(whole) // 2])
     with pytest.raises(AssertionError, match="measured again"):
         method_table.quality("tiny", tmp_path, cells, OPTIONS, images=4)
-    method_table.note(tmp_path, lines[-1])
-    assert lines[-1] in method_table.kept(tmp_path, lines[0]), (
+    method_table.append_line(tmp_path, lines[-1])
+    assert lines[-1] in method_table.finished_cells(tmp_path, lines[0]), (
         "a line written after a torn one was lost"
     )
 
@@ -65,7 +65,7 @@ def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
         (line,) = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
         measured.append((line["weights"], line["psnr"]))
     assert measured[0] == measured[1] != measured[2]
-    assert len(method_table.kept(tmp_path, line)) == 1
+    assert len(method_table.finished_cells(tmp_path, line)) == 1
 
 
 def test_the_float_model_against_itself_has_no_error(model, tmp_path):
@@ -139,8 +139,8 @@ def test_a_table_of_two_codes_says_so(tmp_path):
         "minutes": 1.0,
     }
     for method, code in (("a", "old"), ("b", "old"), ("a", "new")):
-        method_table.note(tmp_path, shared | figures | {"method": method, "code": code})
-    cells = method_table.kept(tmp_path, shared)
+        method_table.append_line(tmp_path, shared | figures | {"method": method, "code": code})
+    cells = method_table.finished_cells(tmp_path, shared)
     assert {cell["method"]: cell["code"] for cell in cells} == {"a": "new", "b": "old"}
     assert [row[-1] for row in method_table.rows(cells)] == ["new", "old"]
     assert method_table.rows([*cells, cells[0] | {"seed": 1, "code": "old"}])[0][-1] == "new, old"

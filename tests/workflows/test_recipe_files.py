@@ -1,4 +1,4 @@
-"""Recipes: every file in recipes/ reads and opens as promised; changes and mistakes are told plainly."""
+"""Recipes: every file in recipes/ can be read; changes work, mistakes are one sentence."""
 
 import re
 from pathlib import Path
