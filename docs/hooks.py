@@ -8,7 +8,7 @@ from mkdocs.structure.files import File, Files
 
 NO_BREAK = "\u00a0"
 ROOT = Path(__file__).parents[1]
-# ](../lowtide/zoo/digits/samples.png, as a page of docs/ links it, so that the link also works in the repository.
+# A page links ../lowtide/zoo/digits/samples.png, so that the link works in the repository too.
 SAMPLES = re.compile(r"\]\(\.\./((?:lowtide/)?zoo/([\w-]+)/samples\.png)\)")
 
 

@@ -43,7 +43,10 @@ def test_stages_follow_the_width():
 
 
 def test_the_mean_error_of_a_step_is_taken_off():
-    """On images that were not calibrated on; and the step's whole error is smaller for it. OMQ leaves this model little of it."""
+    """On images outside the calibration set, and the whole error of a step falls too.
+
+    Without OMQ, which leaves this model little mean error.
+    """
     request = sampling.Request(steps=4, seeds=tuple(range(100, 164)))
     calls = method_table.draw(sampling.as_pipeline(tiny.model("unet2d")), request).calls
 

@@ -1,4 +1,4 @@
-"""TCAQ-DM's own claims: TCR flattens inputs and keeps the float answer, DAQ follows the tail, PAR learns on its own path."""
+"""TCAQ-DM: TCR flattens inputs, DAQ follows the tail, PAR learns on the quantized path."""
 
 import io
 import itertools
@@ -58,8 +58,8 @@ def distance(ours, theirs) -> float:
 
 def test_r_is_weighed_by_peaks_over_time():
     peaks = torch.tensor([[1.0, 2.0, 4.0], [10.0, 10.0, 80.0]])
-    found = tcaq.reparameterization(peaks, lowest=0.0)
-    assert torch.allclose(found, torch.tensor([1.0, (2 * 2 + 10 * 1) / 12, (4 * 4 + 80 * 8) / 84]))
+    r = tcaq.reparameterization(peaks, lowest=0.0)
+    assert torch.allclose(r, torch.tensor([1.0, (2 * 2 + 10 * 1) / 12, (4 * 4 + 80 * 8) / 84]))
     assert torch.equal(tcaq.grouped(peaks, 1), torch.tensor([[10.0, 10.0, 80.0]]))
     dead = tcaq.reparameterization(torch.tensor([[0.0, 1.0, 2.0, 2.0]]), lowest=0.0)
     assert dead.isfinite().all()
@@ -69,7 +69,11 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
     job = started(uneven())
     before = run_call(job, job.calls[0])[0]
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
+<<<<<<< HEAD
     old = {name: seen.peaks() for name, seen in layer_inputs(job, layers, 64).items()}
+=======
+    old = {name: inputs.peaks() for name, inputs in watched(job, layers, 64).items()}
+>>>>>>> room/methods
     TCR(most=100.0).run(job)
     set_precision(job.model, Precision.FLOAT)
     assert distance(run_call(job, job.calls[0])[0], before) < 1e-5
@@ -84,14 +88,19 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
 def test_each_layer_takes_the_cut_that_leaves_it_the_least_error():
     job = started(uneven(), weights=4, inputs=4)
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
+<<<<<<< HEAD
     seen = layer_inputs(job, layers, 64)
+=======
+    inputs = watched(job, layers, 64)
+>>>>>>> room/methods
     for name, layer in layers.items():
-        r = tcaq.reparameterization(seen[name].peaks(), 0.05)
-        chosen, errors = tcaq.best_cut(layer, seen[name], r), {}
+        r = tcaq.reparameterization(inputs[name].peaks(), 0.05)
+        chosen = tcaq.best_cut(layer, inputs[name], r)
+        errors: dict[float, float] = {}
         assert not layer.smooth.numel()
         for cut in tcaq.CUTS:
             layer.set_smooth(r.clamp(1.0, cut))
-            errors[cut] = float(next(lost(layer, seen[name], [layer.format])).sum())
+            errors[cut] = float(next(lost(layer, inputs[name], [layer.format])).sum())
         layer.set_smooth(r.new_empty(0))
         assert errors[chosen] == min(errors.values())
 
@@ -118,7 +127,8 @@ def test_tcr_folds_into_a_norm_only_where_that_is_exact():
 
 
 def test_tcr_lowers_the_error_of_a_trained_model():
-    errors, floating = {}, sampling.load_pipeline("zoo:digits").unet
+    errors: dict[str, float] = {}
+    floating = sampling.load_pipeline("zoo:digits").unet
     for name, stages in {"with": (TCR(),), "without": ()}.items():
         pipe = sampling.load_pipeline("zoo:digits")
         job = Job(
@@ -131,7 +141,7 @@ def test_tcr_lowers_the_error_of_a_trained_model():
             "test",
         )
         run_recipe((Collect(), Assign(per_step=True), *stages, FitWeights("mse"), FitRanges()), job)
-        # Without the last call: there is hardly any noise left to tell, and every error is large beside it.
+        # Without the last call: little noise is left to predict, and every relative error is large.
         errors[name] = sum(
             distance(run_call(job, call)[0], floating(**call.arguments)[0])
             for call in job.calls[:-1]
@@ -167,8 +177,8 @@ def alone(job: Job) -> float:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_daq_by_error_is_no_worse_than_uniform_or_by_law(bits):
-    """On a trained model, where a tail's law says log2 nine times of ten and at eight bits is wrong by it."""
-    found = {}
+    """On a trained model: the law says log2 nine times in ten, which is wrong at eight bits."""
+    errors: dict[str, float] = {}
     for rule, stages in {"uniform": (), "law": (DAQ(),), "error": (DAQ(by="error"),)}.items():
         pipe = sampling.load_pipeline("zoo:digits")
         settings = Settings(
@@ -178,10 +188,12 @@ def test_daq_by_error_is_no_worse_than_uniform_or_by_law(bits):
         run_recipe(
             (Collect(), Assign(per_step=True), FitWeights("minmax"), FitRanges("mse"), *stages), job
         )
-        found[rule] = alone(job)
-    assert found["error"] < 1.1 * min(found.values())
+        errors[rule] = alone(job)
+    assert errors["error"] < 1.1 * min(errors.values())
     assert (
-        found["law"] > 2 * found["uniform"] if bits == 8 else found["law"] < 0.8 * found["uniform"]
+        errors["law"] > 2 * errors["uniform"]
+        if bits == 8
+        else errors["law"] < 0.8 * errors["uniform"]
     )
 
 
@@ -191,7 +203,8 @@ def test_daq_by_either_rule_fits_every_step(by):
     run_recipe((FitWeights(), FitRanges(), DAQ(by=by)), job)
     for name in job.plan.attentions:
         quantizer = job.model.get_submodule(f"{name}.processor.softmax")
-        log2, hi = quantizer.clock.zero[quantizer.row].bool(), quantizer.scale
+        log2 = quantizer.clock.zero[quantizer.row].bool()
+        hi = quantizer.scale
         assert log2.float().mean() == pytest.approx(job.report["daq"][name])
         assert (torch.where(log2, hi, hi * quantizer.format.top) <= 1.0001).all()
     with pytest.raises(BadInput, match="found by 'luck'; expected law or error"):
@@ -222,7 +235,7 @@ def test_a_softmax_that_daq_leaves_uniform_at_every_step_can_still_be_learnt(mon
 
 
 def test_a_log2_softmax_lets_queries_and_keys_learn(monkeypatch):
-    """Their ranges move where each softmax is log2 at every step; without a gradient they would stand still."""
+    """Their ranges move where each softmax is log2 at every step: a gradient reaches them."""
     monkeypatch.setattr(
         DAQ, "by_law", lambda _, rivals: torch.ones_like(rivals.peak, dtype=torch.bool)
     )
@@ -258,9 +271,13 @@ def x_t(call: Call) -> torch.Tensor:
 def test_rounds_learn_on_the_quantized_path_start_warm_and_leave_ranges_alone(monkeypatch, drop):
     job = started(tiny.model("unet2d"), inputs=4, drop=drop)
     run_recipe((FitWeights("mse"), FitRanges("minmax"), DAQ()), job)
-    clock, floating = find_clock(job.model), job.calls
-    tables, inputs, warm = (clock.scale.clone(), clock.zero.clone()), [], []
-    feed, search = Stream.feed, Learner.search
+    clock = find_clock(job.model)
+    floating = job.calls
+    tables = (clock.scale.clone(), clock.zero.clone())
+    inputs: list[list[torch.Tensor]] = []
+    warm: list[bool] = []
+    feed = Stream.feed
+    search = Learner.search
     monkeypatch.setattr(
         Stream,
         "feed",
@@ -285,7 +302,7 @@ def test_rounds_learn_on_the_quantized_path_start_warm_and_leave_ranges_alone(mo
 
 
 def test_later_rounds_change_what_the_first_decided():
-    """A warm start that the penalty holds where it is changes no rounding, and every unit's loss stays to the last digit."""
+    """If the penalty froze a warm start, no rounding would change, nor any unit's loss."""
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
     losses = lowtide.quantize(pipe, method="tcaq", **OPTIONS | {"iters": 60}).report["losses"]
     again = [pair for name, pair in losses.items() if name.startswith("Reconstruct1 ")]
@@ -294,7 +311,8 @@ def test_later_rounds_change_what_the_first_decided():
 
 
 def test_sixteen_bits_change_nothing():
-    original, pipe = tiny.model("unet2d"), sampling.as_pipeline(tiny.model("unet2d"))
+    original = tiny.model("unet2d")
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     lowtide.quantize(pipe, method="tcaq", weights=32, inputs=32, **OPTIONS)
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(pipe.unet(x, 750)[0], original(x, 750)[0])

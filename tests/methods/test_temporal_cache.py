@@ -1,4 +1,4 @@
-"""Temporal Feature Matters on random models: the better of cache and block at every step, and what leaves the checkpoint."""
+"""Temporal Feature Matters on random models: the better of cache and block at every step."""
 
 from dataclasses import dataclass, replace
 
@@ -9,8 +9,9 @@ import torch
 from diffusers import DDPMPipeline, EulerDiscreteScheduler
 
 import lowtide
-from lowtide import sampling
-from lowtide.methods import METHODS, temporal_cache, tfmq
+from lowtide import estimate, sampling
+from lowtide.errors import BadInput
+from lowtide.methods import METHODS, relevant_options, temporal_cache, tfmq
 from lowtide.methods.temporal_cache import Maintain, maintained
 from lowtide.models import adapt
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
@@ -36,7 +37,8 @@ def quantized(recipe, monkeypatch, model=None, **options):
     pipe = sampling.as_pipeline(type(original).from_config(original.config))
     pipe.unet.load_state_dict(original.state_dict())
     monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
-    result = lowtide.quantize(pipe, method="this", **OPTIONS | options)
+    relevant = relevant_options("this", OPTIONS | options)
+    result = lowtide.quantize(pipe, method="this", **relevant)
     return result, temporal_errors(adapt(original), original, pipe.unet)
 
 
@@ -59,7 +61,8 @@ def test_selection_is_never_worse_than_cache_or_block_alone(monkeypatch):
 
 def test_selection_judges_smoothed_layers_as_they_will_run(monkeypatch):
     """A smoothed layer divides what reaches it before it is rounded."""
-    judged, real = [], []
+    judged: list[torch.Tensor] = []
+    real: list[torch.Tensor] = []
 
     @dataclass(frozen=True)
     class Smooth(Stage):
@@ -113,9 +116,9 @@ def test_a_block_cached_at_every_step_leaves_the_checkpoint(monkeypatch, tmp_pat
     )
     assert isinstance(result.model.time_embedding.linear_1, ZeroFeatures)
     assert isinstance(result.model.mid_block.resnets[0].time_emb_proj, Cached)
-    told = result.report["temporal"]
-    assert told["cached_share"] == 1.0
-    assert told["bytes_after"] < told["bytes_before"]
+    summary = result.report["temporal"]
+    assert summary["cached_share"] == 1.0
+    assert summary["bytes_after"] < summary["bytes_before"]
     assert error.mean() < 1e-3
     request = sampling.Request(steps=8, seeds=(0, 1))
     before = sampling.images(result.pipe, request)
@@ -135,7 +138,7 @@ def test_scale_and_shift_have_grids_of_their_own(monkeypatch):
 
 def test_an_unknown_timestep_is_an_error_even_with_one_range_for_all(monkeypatch):
     result, _ = quantized(temporal_cache.recipe(Settings()), monkeypatch, inputs=32)
-    with pytest.raises(lowtide.errors.BadInput, match="found timestep 1; expected one of the 8"):
+    with pytest.raises(BadInput, match="found timestep 1; expected one of the 8"):
         result.model(torch.zeros(1, 3, 8, 8), 1)
 
 
@@ -169,11 +172,28 @@ def test_a_block_that_reads_a_label_is_not_cached_beforehand(tmp_path):
         tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **OPTIONS
     )
     assert result.plan.cached == {}
-    told = result.report["temporal"]
-    assert told["features"] == 0 and told["by_request"] == len(result.plan.requests) > 0
-    assert text.temporal(told) == [
-        f"temporal features computed once a request, not cached: {told['by_request']}"
+    summary = result.report["temporal"]
+    assert summary["features"] == 0 and summary["by_request"] == len(result.plan.requests) > 0
+    assert text.temporal(summary) == [
+        f"temporal features computed once a request, not cached: {summary['by_request']}"
     ]
+
+
+@pytest.mark.parametrize("name", ["dit", "sdxl"])
+def test_nothing_is_kept_for_a_cache_that_cannot_be(name, tmp_path):
+    """The command line predicts first, so it refuses before anything runs."""
+    adapter = adapt(tiny.model("unet-sdxl" if name == "sdxl" else name))
+    kept = Settings(keep_temporal=True)
+    with pytest.raises(BadInput, match="found keep_temporal with a model that has no block"):
+        Maintain().check_model(adapter, kept)
+    Maintain().check_model(adapter, Settings())
+    Maintain().check_model(adapt(tiny.model("unet2d")), kept)
+    pipe = tiny_pipelines.PIPELINES[name](tmp_path)
+    pipe.save_pretrained(tmp_path / "model")
+    with pytest.raises(BadInput, match="found keep_temporal"):
+        estimate.predict(
+            str(tmp_path / "model"), method="temporal_cache", steps=3, keep_temporal=True
+        )
 
 
 @dataclass(frozen=True)
@@ -204,23 +224,21 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
     method, fields, options, monkeypatch, tmp_path
 ):
     recipe = changed(METHODS[method](Settings()), Maintain, **fields)
-    recipe = tuple(
-        each
-        for stage in recipe
-        for each in ((Simulate(), stage) if isinstance(stage, Pack) else (stage,))
-    )
+    assert isinstance(recipe[-1], Pack)
+    recipe = (*recipe[:-1], Simulate(), recipe[-1])
     result, error = quantized(recipe, monkeypatch, profile="paper", **options)
-    told, first = result.report["temporal"], result.model.time_embedding.linear_1
+    summary = result.report["temporal"]
+    first = result.model.time_embedding.linear_1
     assert set(result.plan.cached) == set(adapt(tiny.model("unet2d")).temporal()[0].features)
     assert error.mean() < 2e-3
     if any(cache.computed for cache in result.plan.cached.values()):
-        assert 0 < told["cached_share"] < 1
+        assert 0 < summary["cached_share"] < 1
         assert (
             type(first) is torch.nn.Linear
             and "first temporal layer" in result.plan.left["time_embedding.linear_1"]
         )
     else:
-        assert told["cached_share"] == 1
+        assert summary["cached_share"] == 1
         kept = result.plan.left.get("time_embedding.linear_1")
         assert (
             kept == "kept to rebuild the cache (keep_temporal)"
@@ -245,35 +263,31 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
     ],
 )
 def test_bytes_are_those_of_the_checkpoints_tensors(fields, options, sign, monkeypatch):
-    """Before and after differ by what checkpoints with and without caches differ by, to the byte."""
-    recipe, options = (
-        changed(temporal_cache.recipe(Settings()), Maintain, **fields),
-        options | {"iters": 2},
-    )
+    """Bytes before and after differ as checkpoints without and with caches do, to the byte."""
+    recipe = changed(temporal_cache.recipe(Settings()), Maintain, **fields)
+    options = options | {"iters": 2}
     ours, _ = quantized(recipe, monkeypatch, **options)
     theirs, _ = quantized(
         tuple(each for each in recipe if not isinstance(each, Maintain)), monkeypatch, **options
     )
-    told = ours.report["temporal"]
-    assert (told["cached_share"] == 1) == (
+    summary = ours.report["temporal"]
+    assert (summary["cached_share"] == 1) == (
         fields != {} or "keep_temporal" in options or options["inputs"] == 16
     )
-    saved = told["bytes_before"] - told["bytes_after"]
+    saved = summary["bytes_before"] - summary["bytes_after"]
     assert saved == theirs.report["account"]["total"] - ours.report["account"]["total"]
     assert saved * sign > 0
-    (line,) = text.temporal(told)
-    assert f"{told['bytes_before']:,} -> {told['bytes_after']:,} bytes" in line
-    assert f"cached: {100 * told['cached_share']:.0f} %" in line
+    (line,) = text.temporal(summary)
+    assert f"{summary['bytes_before']:,} -> {summary['bytes_after']:,} bytes" in line
+    assert f"cached: {100 * summary['cached_share']:.0f} %" in line
 
 
 @pytest.mark.parametrize("inputs", [8, 16])
 def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
-    """Karras' sigmas end in timesteps less than one apart: 50 calls of the denoiser, 49 steps of the clock."""
+    """Karras' sigmas end less than one apart: 50 calls of the denoiser, 49 steps of the clock."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    original, scheduler = (
-        tiny.model("unet2d"),
-        EulerDiscreteScheduler(use_karras_sigmas=True, **betas),
-    )
+    original = tiny.model("unet2d")
+    scheduler = EulerDiscreteScheduler(use_karras_sigmas=True, **betas)
     pipe = DDPMPipeline(tiny.model("unet2d"), scheduler)
     options = {
         "steps": 50,
@@ -284,13 +298,13 @@ def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
         "batch": 1,
     }
     result = lowtide.quantize(pipe, method="temporal_cache", **options)
-    heard = [
+    times = [
         float(moment.t[0])
         for moment in sampling.trajectory(result.pipe, sampling.Request(steps=50, seeds=(0,)))
     ]
-    assert len(heard) == 50 and len({round(t) for t in heard}) == 49
+    assert len(times) == 50 and len({round(t) for t in times}) == 49
     assert result.plan.times == tuple(
-        t for place, t in enumerate(heard) if round(t) not in map(round, heard[:place])
+        t for place, t in enumerate(times) if round(t) not in map(round, times[:place])
     )
     assert 0.5 < result.report["temporal"]["cached_share"] <= 1
     cached = result.model.mid_block.resnets[0].time_emb_proj

@@ -1,4 +1,4 @@
-"""TFMQ-DM's own claims on a random model: TIAR keeps the features, each stage left out is the ablation, recipes are tuples."""
+"""TFMQ-DM on a random model: TIAR keeps the features; each stage left out is the ablation."""
 
 import pytest
 import tiny
@@ -6,10 +6,11 @@ import torch
 
 import lowtide
 from lowtide import sampling
-from lowtide.methods import METHODS, minmax, tfmq
+from lowtide.methods import METHODS, minmax, relevant_options, tfmq
 from lowtide.models import adapt
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
+from lowtide.stages.reconstruct import Learner
 from lowtide.stages.temporal_features import temporal_errors
 
 OPTIONS = {"steps": 8, "images": 2, "calibration_steps": 1, "iters": 60, "batch": 2}
@@ -17,9 +18,10 @@ OPTIONS = {"steps": 8, "images": 2, "calibration_steps": 1, "iters": 60, "batch"
 
 def error(recipe, monkeypatch, name="unet2d") -> float:
     """The temporal features' error of a model quantized by a recipe."""
-    original, pipe = tiny.model(name), sampling.as_pipeline(tiny.model(name))
+    original = tiny.model(name)
+    pipe = sampling.as_pipeline(tiny.model(name))
     monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
-    lowtide.quantize(pipe, method="this", **OPTIONS)
+    lowtide.quantize(pipe, method="this", **relevant_options("this", OPTIONS))
     return temporal_errors(adapt(original), original, pipe.unet).sum().item()
 
 
@@ -41,16 +43,13 @@ def test_ranges_per_step_cut_it_further(monkeypatch):
 
 def test_without_fsc_there_is_one_range_for_all_steps():
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    assert (
-        find_clock(
-            lowtide.quantize(pipe, method="tfmq", without=("fsc",), **OPTIONS).model
-        ).scale.shape[1]
-        == 1
-    )
+    result = lowtide.quantize(pipe, method="tfmq", without=("fsc",), **OPTIONS)
+    assert find_clock(result.model).scale.shape[1] == 1
 
 
 def test_errors_are_zero_where_nothing_is_quantized():
-    original, pipe = tiny.model("unet2d"), sampling.as_pipeline(tiny.model("unet2d"))
+    original = tiny.model("unet2d")
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
     lowtide.quantize(pipe, method="tfmq", weights=32, inputs=32, **OPTIONS)
     assert temporal_errors(adapt(original), original, pipe.unet).abs().max() == 0
 
@@ -66,7 +65,8 @@ def test_ranges_follow_the_timestep():
 
 def test_minmax_has_one_range():
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    assert find_clock(lowtide.quantize(pipe, method="minmax", **OPTIONS).model).scale.shape[1] == 1
+    result = lowtide.quantize(pipe, method="minmax", steps=8, images=2)
+    assert find_clock(result.model).scale.shape[1] == 1
 
 
 def test_reconstruction_never_does_worse_than_nearest():
@@ -85,7 +85,8 @@ def test_random_numbers_depend_on_seed_stage_and_unit(name):
     for pipe, seed in zip(pipes, (0, 0, 1), strict=True):
         torch.manual_seed(len(pipes) + seed)  # the global state must not matter
         torch.rand(seed + 1)
-        lowtide.quantize(pipe, method=name, **OPTIONS, seed=seed)
+        options = relevant_options(name, OPTIONS | {"seed": seed})
+        lowtide.quantize(pipe, method=name, **options)
     first, same, other = (pipe.unet.state_dict() for pipe in pipes)
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
@@ -95,8 +96,6 @@ def test_random_numbers_depend_on_seed_stage_and_unit(name):
 def test_temporal_layers_are_rounded_for_themselves_or_else_with_their_blocks(
     monkeypatch, left_out, blocks
 ):
-    from lowtide.stages.reconstruct import Learner
-
     rounded: dict[str, set[str]] = {}
     search = Learner.search
 
