@@ -73,14 +73,9 @@ ALL = (
 def test_all_papers_at_once(name, more, monkeypatch, tmp_path):
     """It runs, is saved, and draws after loading what it drew before."""
     monkeypatch.setitem(METHODS, "all", lambda settings: ALL)
-<<<<<<< HEAD
-    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.request_fields(name)
-    request = sampling.Request(steps=3, seeds=(5, 6), batch=2, **asked)
-=======
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    conditions = tiny_pipelines.asked(name)
+    conditions = tiny_pipelines.request_fields(name)
     request = sampling.Request(steps=3, seeds=(5, 6), batch=2, **conditions)
->>>>>>> room/methods
     original = sampling.images(pipe, request)
     result = lowtide.quantize(pipe, method="all", **OPTIONS | conditions | more)
     drawn = sampling.images(pipe, request)

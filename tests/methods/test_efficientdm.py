@@ -62,14 +62,9 @@ def test_sixteen_bits_change_nothing():
 
 @pytest.mark.parametrize("name", ["ddim", "sd"])
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
-<<<<<<< HEAD
-    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.request_fields(name)
-    result = lowtide.quantize(pipe, method="efficientdm", **OPTIONS | {"iters": 2}, **asked)
-=======
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    conditions = tiny_pipelines.asked(name)
+    conditions = tiny_pipelines.request_fields(name)
     result = lowtide.quantize(pipe, method="efficientdm", **OPTIONS | {"iters": 2}, **conditions)
->>>>>>> room/methods
     assert find_clock(result.model).scale.shape[1] == len(result.plan.timesteps) == 4
     request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **conditions)
     ours = sampling.images(pipe, request)

@@ -121,15 +121,8 @@ def test_channels_with_heavier_tails_get_the_bits():
     job = prepared(OMQ())
     layers = 0
     for name, form in mixed(job).items():
-<<<<<<< HEAD
-        found, bits = (
-            kurtosis(job.model.get_submodule(name).smoothed_weight().flatten(1)),
-            torch.tensor(form.bits),
-        )
-=======
-        kappa = kurtosis(job.model.get_submodule(name).whole_weight().flatten(1))
+        kappa = kurtosis(job.model.get_submodule(name).smoothed_weight().flatten(1))
         bits = torch.tensor(form.bits)
->>>>>>> room/methods
         if job.report["mpq"]["groups"][name]:
             layers += 1
             assert (
@@ -148,16 +141,10 @@ def test_channels_with_heavier_tails_get_the_bits():
 def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
     job = prepared()
     layer = job.model.get_submodule(name)
-<<<<<<< HEAD
-    seen = layer_inputs(job, {name: layer}, PATCHES)[name]
-    layer.set_smooth(divisors(layer, seen))
-    weight, lost = layer.smoothed_weight().flatten(1), errors(layer, seen)
-=======
-    inputs = watched(job, {name: layer}, PATCHES)[name]
+    inputs = layer_inputs(job, {name: layer}, PATCHES)[name]
     layer.set_smooth(divisors(layer, inputs))
-    weight = layer.whole_weight().flatten(1)
+    weight = layer.smoothed_weight().flatten(1)
     channel_errors = errors(layer, inputs)
->>>>>>> room/methods
     order = kurtosis(weight).argsort(descending=True)
     size = len(order) // 10
     whole: list[float] = []
@@ -192,11 +179,7 @@ def test_patches_are_rows_of_the_layers_own_product():
         hook = layer.register_forward_hook(
             lambda module, args, answer, outputs=outputs: outputs.append(answer.detach())
         )
-<<<<<<< HEAD
-        seen = layer_inputs(job, {name: layer}, PATCHES)[name]
-=======
-        inputs = watched(job, {name: layer}, PATCHES)[name]
->>>>>>> room/methods
+        inputs = layer_inputs(job, {name: layer}, PATCHES)[name]
         hook.remove()
         answers = torch.cat(
             [
@@ -216,14 +199,9 @@ def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
     layers = {
         name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()
     }
-<<<<<<< HEAD
-    one, whole = next(iter(layers)), layer_inputs(job, layers, PATCHES)
-    some = layer_inputs(job, layers, PATCHES, [one])
-=======
     one = next(iter(layers))
-    whole = watched(job, layers, PATCHES)
-    some = watched(job, layers, PATCHES, [one])
->>>>>>> room/methods
+    whole = layer_inputs(job, layers, PATCHES)
+    some = layer_inputs(job, layers, PATCHES, [one])
     assert [name for name in some if some[name].patches] == [one]
     assert all(torch.equal(some[name].hi, whole[name].hi) for name in layers)
     patches = [torch.cat(inputs.patches) for inputs in whole.values()]
@@ -235,19 +213,11 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     job = prepared()
     before = run_call(job, job.calls[1])[0]
     name = "mid_block.resnets.0.conv1"
-<<<<<<< HEAD
-    seen = layer_inputs(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
-    OMQ().run(job)
-    layer = job.model.get_submodule(name)
-    peaks = torch.maximum(seen.hi.amax(0), -seen.lo.amin(0)) / layer.smooth
-    weights = layer.smoothed_weight().abs().amax((0, 2, 3))
-=======
-    inputs = watched(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
+    inputs = layer_inputs(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
     OMQ().run(job)
     layer = job.model.get_submodule(name)
     peaks = torch.maximum(inputs.hi.amax(0), -inputs.lo.amin(0)) / layer.smooth
-    weights = layer.whole_weight().abs().amax((0, 2, 3))
->>>>>>> room/methods
+    weights = layer.smoothed_weight().abs().amax((0, 2, 3))
     assert torch.allclose(peaks, weights, rtol=1e-4)
     set_precision(job.model, Precision.FLOAT)
     assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5
@@ -305,13 +275,8 @@ def distillation(**settings) -> tuple[DistillLoop, Student]:
 def test_the_relation_loss_reaches_the_factors_through_both_steps():
     loop, student = distillation()
     student.start()
-<<<<<<< HEAD
-    found.job.terms.append(lambda ours, theirs: ours.sum() * 0)
-    batch = found.batches.pairs(torch.Generator().manual_seed(0))
-=======
     loop.job.terms.append(lambda ours, theirs: ours.sum() * 0)
     batch = loop.lessons.pairs(torch.Generator().manual_seed(0))
->>>>>>> room/methods
     gradients = {}
     for step in (0, 1):
         # Only the feature of one of the two steps keeps its graph.

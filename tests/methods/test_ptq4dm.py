@@ -104,16 +104,10 @@ def test_sixteen_bits_change_nothing():
 
 @pytest.mark.parametrize("name", ["ddim", "sd"])
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
-<<<<<<< HEAD
-    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.request_fields(name)
-    result = lowtide.quantize(pipe, method="ptq4dm", **OPTIONS | {"steps": 4}, **asked)
-    request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **asked)
-=======
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    conditions = tiny_pipelines.asked(name)
+    conditions = tiny_pipelines.request_fields(name)
     result = lowtide.quantize(pipe, method="ptq4dm", **OPTIONS | {"steps": 4}, **conditions)
     request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **conditions)
->>>>>>> room/methods
     ours = sampling.images(pipe, request)
     assert np.array_equal(
         sampling.images(

@@ -114,12 +114,8 @@ def test_nothing_is_split_where_shortcuts_stay_in_float(options):
 
 
 def test_a_transformer_has_no_shortcut_to_split(tmp_path):
-<<<<<<< HEAD
-    pipe, asked = tiny_pipelines.PIPELINES["dit"](tmp_path), tiny_pipelines.request_fields("dit")
-=======
     pipe = tiny_pipelines.PIPELINES["dit"](tmp_path)
-    conditions = tiny_pipelines.asked("dit")
->>>>>>> room/methods
+    conditions = tiny_pipelines.request_fields("dit")
     assert (
         lowtide.quantize(pipe, method="qdiffusion", **OPTIONS | {"iters": 2}, **conditions).report[
             "split"
@@ -130,14 +126,9 @@ def test_a_transformer_has_no_shortcut_to_split(tmp_path):
 
 @pytest.mark.parametrize("name", ["ddim", "sdxl"])
 def test_end_to_end_through_the_checkpoint(name, tmp_path):
-<<<<<<< HEAD
-    pipe, asked = tiny_pipelines.PIPELINES[name](tmp_path), tiny_pipelines.request_fields(name)
-    result = lowtide.quantize(pipe, method="qdiffusion", **OPTIONS | {"iters": 2}, **asked)
-=======
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    conditions = tiny_pipelines.asked(name)
+    conditions = tiny_pipelines.request_fields(name)
     result = lowtide.quantize(pipe, method="qdiffusion", **OPTIONS | {"iters": 2}, **conditions)
->>>>>>> room/methods
     assert result.report["split"]
     request = sampling.Request(steps=4, seeds=(5, 6), batch=2, **conditions)
     ours = sampling.images(pipe, request)

@@ -69,11 +69,7 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
     job = started(uneven())
     before = run_call(job, job.calls[0])[0]
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
-<<<<<<< HEAD
-    old = {name: seen.peaks() for name, seen in layer_inputs(job, layers, 64).items()}
-=======
-    old = {name: inputs.peaks() for name, inputs in watched(job, layers, 64).items()}
->>>>>>> room/methods
+    old = {name: inputs.peaks() for name, inputs in layer_inputs(job, layers, 64).items()}
     TCR(most=100.0).run(job)
     set_precision(job.model, Precision.FLOAT)
     assert distance(run_call(job, job.calls[0])[0], before) < 1e-5
@@ -88,11 +84,7 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
 def test_each_layer_takes_the_cut_that_leaves_it_the_least_error():
     job = started(uneven(), weights=4, inputs=4)
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
-<<<<<<< HEAD
-    seen = layer_inputs(job, layers, 64)
-=======
-    inputs = watched(job, layers, 64)
->>>>>>> room/methods
+    inputs = layer_inputs(job, layers, 64)
     for name, layer in layers.items():
         r = tcaq.reparameterization(inputs[name].peaks(), 0.05)
         chosen = tcaq.best_cut(layer, inputs[name], r)
