@@ -15,6 +15,7 @@ from lowtide import quantization, sampling
 from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
 from lowtide.formats import packed_bytes
+from lowtide.methods import relevant_options
 from lowtide.models import adapt
 from lowtide.nn.swap import packed_layers
 from lowtide.stages import base
@@ -24,7 +25,7 @@ QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2
 
 
 def quantized(pipe, method="tfmq", **options):
-    return lowtide.quantize(pipe, method=method, **QUICK | options)
+    return lowtide.quantize(pipe, method=method, **relevant_options(method, QUICK | options))
 
 
 @pytest.mark.parametrize("name", tiny_pipelines.PIPELINES)
@@ -324,7 +325,7 @@ def test_more_steps_than_the_model_knows(tmp_path):
     tiny_pipelines.ddim(tmp_path).save_pretrained(tmp_path / "model")
     with pytest.raises(BadInput, match="found 2000 steps; expected at most 1000"):
         to_folder.quantize_to_folder(
-            str(tmp_path / "model"), tmp_path / "out", "minmax", QUICK | {"steps": 2000}
+            str(tmp_path / "model"), tmp_path / "out", "tfmq", QUICK | {"steps": 2000}
         )
 
 

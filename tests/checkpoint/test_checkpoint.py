@@ -21,7 +21,7 @@ FILE = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    result = lowtide.quantize(pipe, method="minmax", steps=3, images=2, calibration_steps=1)
+    result = lowtide.quantize(pipe, method="minmax", steps=3, images=2)
     return result.save(tmp_path_factory.mktemp("packed") / "x")
 
 

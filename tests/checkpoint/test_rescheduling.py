@@ -14,6 +14,7 @@ import lowtide as face
 from lowtide import sampling
 from lowtide.checkpoint import facts, rescheduling
 from lowtide.errors import BadInput
+from lowtide.methods import relevant_options
 from lowtide.models import adapt
 from lowtide.nn.feature_cache import Cached
 from lowtide.nn.swap import find_clock
@@ -236,7 +237,7 @@ def test_without_the_float_layers_it_is_an_error(tmp_path):
 
 
 def test_where_nothing_depends_on_the_step_there_is_nothing_to_do():
-    result = face.quantize(time_sensitive(), method="minmax", **QUICK)
+    result = face.quantize(time_sensitive(), method="minmax", **relevant_options("minmax", QUICK))
     with pytest.raises(
         BadInput, match=r"nothing depends on the step; .*; sample it with --steps 5 as it is"
     ):

@@ -124,9 +124,11 @@ def test_a_stage_left_out_costs_nothing(digits: str) -> None:
 
 MID = """
 import json, sys
+from lowtide.methods import relevant_options
 from lowtide.workflows import to_folder
 options = {"steps": 4, "images": 8, "calibration_steps": 4, "iters": 2, "batch": 16}
 options["memory"] = 32 << 20
+options = relevant_options(sys.argv[3], options)
 result = to_folder.quantize_to_folder(sys.argv[1], sys.argv[2], sys.argv[3], options)
 print(json.dumps({name: result[name] for name in ("predicted", "peak_bytes", "on_disk")}))
 """

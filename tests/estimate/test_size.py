@@ -9,7 +9,7 @@ import torch
 import lowtide
 from lowtide.checkpoint import facts
 from lowtide.estimate import blueprint, size
-from lowtide.methods import METHODS
+from lowtide.methods import METHODS, relevant_options
 from lowtide.models import adapt
 from lowtide.settings import settings_from
 
@@ -49,7 +49,7 @@ def test_predicted_size_is_the_size_of_the_file(
     name: str, method: str, options: dict, tmp_path: Path
 ) -> None:
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
-    options = QUICK | tiny_pipelines.request_fields(name) | options
+    options = relevant_options(method, QUICK | tiny_pipelines.request_fields(name) | options)
     pipe.save_pretrained(tmp_path / "float")
     predicted = predicted_size(tmp_path / "float", method, options)
     result = lowtide.quantize(pipe, method=method, **options)

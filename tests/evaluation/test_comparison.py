@@ -16,6 +16,7 @@ from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.evaluation.comparison import evaluate_model
 from lowtide.evaluation.metrics import psnr
+from lowtide.methods import relevant_options
 from lowtide.report.evidence import read
 from lowtide.settings import EvaluationSettings
 from lowtide.workflows import to_folder
@@ -134,7 +135,9 @@ def test_a_record_with_a_setting_of_the_wrong_type(tmp_path):
 def test_other_weights_than_those_that_were_quantized(tmp_path):
     model = sampling.as_pipeline(tiny.model("unet2d"))
     model.save_pretrained(tmp_path / "model")
-    to_folder.quantize_to_folder(str(tmp_path / "model"), tmp_path / "run", "minmax", QUICK)
+    to_folder.quantize_to_folder(
+        str(tmp_path / "model"), tmp_path / "run", "minmax", relevant_options("minmax", QUICK)
+    )
     sampling.as_pipeline(tiny.model("unet2d", seed=1)).save_pretrained(tmp_path / "model")
     with pytest.raises(BadInput, match="other weights"):
         lowtide.evaluate(tmp_path / "run", seeds=(1,))
@@ -205,7 +208,9 @@ def test_another_reference_and_none_in_float(tmp_path):
 def test_pipelines_with_guidance_text_and_decoders(name, tmp_path):
     original, packed = (tiny_pipelines.PIPELINES[name](tmp_path) for _ in range(2))
     conditions = tiny_pipelines.request_fields(name)
-    result = lowtide.quantize(packed, method="minmax", **QUICK | conditions)
+    result = lowtide.quantize(
+        packed, method="minmax", **relevant_options("minmax", QUICK | conditions)
+    )
     request = {"steps": 3, "seeds": (0, 1, 2), "batch": 2} | conditions
     evidence = lowtide.compare(original, result, out=tmp_path / "x", **request)
     _, ours = evidence["models"].values()

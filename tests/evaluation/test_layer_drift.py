@@ -9,6 +9,7 @@ from packed_pair import QUICK, pair
 import lowtide
 from lowtide import sampling
 from lowtide.evaluation import compared_models, layer_drift
+from lowtide.methods import relevant_options
 from lowtide.models import adapt
 from lowtide.stages.temporal_features import temporal_errors
 
@@ -81,7 +82,8 @@ def test_layers_of_rewritten_models_are_compared_where_they_run(method):
 def test_no_temporal_drift_where_the_block_reads_more_than_time(tmp_path):
     conditions = tiny_pipelines.request_fields("dit")
     original = compared_models.load(tiny_pipelines.dit(tmp_path))
-    packed = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="minmax", **QUICK | conditions)
+    options = relevant_options("minmax", QUICK | conditions)
+    packed = lowtide.quantize(tiny_pipelines.dit(tmp_path), method="minmax", **options)
     adapter = adapt(original.denoiser)
     assert layer_drift.temporal_drift(adapter, original, compared_models.load(packed)) is None
 

@@ -11,6 +11,7 @@ import lowtide
 from lowtide import sampling
 from lowtide.checkpoint import folders, rescheduling
 from lowtide.errors import BadInput
+from lowtide.methods import relevant_options
 from lowtide.stages.reconstruct import Learner
 from lowtide.workflows import to_folder
 from lowtide.workflows.demo import ACTS, Act, demo
@@ -31,7 +32,9 @@ def home(tmp_path):
 
 
 def quantize(home, method="minmax", out="x"):
-    return to_folder.quantize_to_folder(str(home / "float"), home / out, method, QUICK)
+    return to_folder.quantize_to_folder(
+        str(home / "float"), home / out, method, relevant_options(method, QUICK)
+    )
 
 
 def sample(source, out):
@@ -98,7 +101,9 @@ def test_an_interrupted_run_leaves_the_older_model(home, monkeypatch):
 
 
 def test_an_old_model_that_a_kill_moved_aside_loads(home):
-    result = lowtide.quantize(lowtide.load(home / "float"), method="minmax", **QUICK)
+    result = lowtide.quantize(
+        lowtide.load(home / "float"), method="minmax", **relevant_options("minmax", QUICK)
+    )
     result.save(home / "x").rename(home / ".x-old")
     ours = lowtide.load(home / "x").unet.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in result.model.state_dict().items())
