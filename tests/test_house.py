@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,68 @@ def test_functions_take_few_parameters() -> None:
 def test_names_say_something() -> None:
     parts = {part for path in FILES for part in path.relative_to(ROOT).with_suffix("").parts}
     assert parts & FORBIDDEN == set()
+
+
+def repeated(places: Iterator[tuple[str, Path]]) -> dict[str, list[str]]:
+    """Names that stand in more than one place."""
+    by_name: dict[str, list[str]] = {}
+    for name, path in places:
+        by_name.setdefault(name, []).append(short(path))
+    return {name: paths for name, paths in by_name.items() if len(paths) > 1}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = ((path.parent if path.stem == "__init__" else path).stem for path in FILES)
+    assert repeated(zip(names, FILES, strict=True)) == {}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    assert repeated(chain.from_iterable(map(public_classes, FILES))) == {}
+
+
+def public_classes(path: Path) -> Iterator[tuple[str, Path]]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, path
+
+
+def test_no_module_bears_the_name_of_a_function_of_the_face() -> None:
+    functions = {"quantize", "load", "save", "evaluate", "compare", "plan", "reschedule", "images"}
+    at_the_top = {path.stem for path in (ROOT / "lowtide").iterdir()}
+    assert at_the_top & functions == set()
+
+
+def test_few_modules_lie_loose_at_the_top() -> None:
+    loose = {path.stem for path in FILES if path.parent == ROOT / "lowtide"}
+    assert loose == {"__init__", "__main__", "errors", "quantization", "settings", "validation"}
+
+
+def packed_assignments(path: Path) -> list[int]:
+    """Lines that assign several values of a written-out tuple at once; a swap is one assignment."""
+    pairs = [
+        (node, node.targets[0])
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+    ]
+    tuples = [(node, target) for node, target in pairs if isinstance(target, ast.Tuple)]
+    return [node.lineno for node, target in tuples if not is_swap(node, target)]
+
+
+def is_swap(node: ast.Assign, target: ast.Tuple) -> bool:
+    values = node.value.elts if isinstance(node.value, ast.Tuple) else []
+    return {ast.unparse(each) for each in target.elts} == {ast.unparse(each) for each in values}
+
+
+def nested_comprehensions(path: Path) -> list[int]:
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+    return [node.lineno for node in nodes if len(node.generators) > 1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_one_assignment_a_line_and_one_for_a_comprehension(path: Path) -> None:
+    assert packed_assignments(path) == []
+    assert nested_comprehensions(path) == []
 
 
 def module_name(path: Path) -> str:

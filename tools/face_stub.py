@@ -1,7 +1,8 @@
-"""Write lowtide/__init__.pyi, the typed face: `python tools/face_stub.py`; with --check, only compare.
+"""Write lowtide/__init__.pyi, the typed face: `python tools/face_stub.py`.
 
-Options are spelled once, in the dataclasses of lowtide/settings.py. An editor and a type checker need
-them as keyword parameters, so the stub repeats them, and a test holds the two equal.
+With --check it only compares. Options are spelled once, in the dataclasses of lowtide/settings.py.
+An editor and a type checker need them as keyword parameters, so the stub repeats them, and a test
+holds the two equal.
 """
 
 import sys

@@ -15,7 +15,7 @@ from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
 from lowtide.formats.packing import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 from lowtide.formats.search import SEARCHES, Search, check_search, minmax, mse, percentile
-from lowtide.formats.table_packing import Table, pack_tables, table_words, unpack_tables
+from lowtide.formats.table_packing import PackedTable, pack_tables, table_words, unpack_tables
 
 __all__ = [
     "FLOAT_BITS",
@@ -27,8 +27,8 @@ __all__ = [
     "InputFormat",
     "Log2",
     "Mixed",
+    "PackedTable",
     "Search",
-    "Table",
     "WeightFormat",
     "check_bits",
     "check_search",

@@ -13,7 +13,7 @@ WORD = 4  # bytes
 
 
 @dataclass(frozen=True)
-class Table:
+class PackedTable:
     """The shape and dtype (float32 or uint8) of one table. Each table starts at a whole word."""
 
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Table:
         return -(-self.count * self.dtype.itemsize // WORD)
 
 
-def pack_tables(tables: list[Tensor], places: tuple[Table, ...]) -> Tensor:
+def pack_tables(tables: list[Tensor], places: tuple[PackedTable, ...]) -> Tensor:
     """The bits of the tables, one after the other, as int32 words."""
     pairs = zip(tables, places, strict=True)
     return torch.cat([_as_words(table.to(place.dtype)) for table, place in pairs])
@@ -41,7 +41,7 @@ def _as_words(table: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -len(flat) % WORD)).view(torch.int32)
 
 
-def unpack_tables(packed: Tensor, places: tuple[Table, ...]) -> list[Tensor]:
+def unpack_tables(packed: Tensor, places: tuple[PackedTable, ...]) -> list[Tensor]:
     """The inverse of pack_tables; each table is a view of the packed tensor."""
     parts = packed.split([place.words for place in places])
     return [
@@ -50,6 +50,6 @@ def unpack_tables(packed: Tensor, places: tuple[Table, ...]) -> list[Tensor]:
     ]
 
 
-def table_words(places: tuple[Table, ...]) -> int:
+def table_words(places: tuple[PackedTable, ...]) -> int:
     """The number of words of all tables together."""
     return sum(place.words for place in places)

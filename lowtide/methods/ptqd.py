@@ -15,8 +15,8 @@ What is measured of D at each step is saved in the checkpoint.
 
 VSC acts only where the sampler adds noise (DDIM with `eta`, DDPM) and lowtide runs it. A pipeline
 that diffusers runs by itself corrects k_t and bias but absorbs nothing, because the denoiser holds
-sigma_q and does not know the sampler. Inside lowtide.sampling.variance_calibration.calibrated_variance it
-absorbs too.
+sigma_q and does not know the sampler. Inside `calibrated_variance` of
+lowtide.sampling.variance_calibration it absorbs too.
 
 Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture.
 Slope and bias are the same for both. The sigma_q of a mixture is larger where the errors of its

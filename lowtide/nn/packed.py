@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import (
     Mixed,
-    Table,
+    PackedTable,
     WeightFormat,
     pack,
     pack_mixed,
@@ -35,7 +35,7 @@ class Packed(nn.Module):
     format: WeightFormat
     input: Quantizer
     grid: Tensor
-    places: tuple[Table, ...]
+    places: tuple[PackedTable, ...]
     spec: list[int]
 
     def _allocate(self, columns: int, format: WeightFormat, inputs: Quantizer, smooth: int) -> None:
@@ -74,16 +74,18 @@ class Packed(nn.Module):
         return list(self.input.step()) if self.input.format is not None else []
 
 
-def grid_places(rows: int, columns: int, format: WeightFormat, smooth: int) -> tuple[Table, ...]:
+def grid_places(
+    rows: int, columns: int, format: WeightFormat, smooth: int
+) -> tuple[PackedTable, ...]:
     """The tables in a layer's grid.
 
     They are scale, zero (unsigned formats), factor (grouped formats), and smooth (divided inputs).
     """
     groups = -(-columns // format.group) if format.group else 0
-    scales = Table((rows, 1), torch.float32)
-    zeros = Table((0,) if format.signed else (rows, 1), torch.uint8)
-    factors = Table((rows, groups) if groups else (0,), torch.uint8)
-    return scales, zeros, factors, Table((smooth,), torch.float32)
+    scales = PackedTable((rows, 1), torch.float32)
+    zeros = PackedTable((0,) if format.signed else (rows, 1), torch.uint8)
+    factors = PackedTable((rows, groups) if groups else (0,), torch.uint8)
+    return scales, zeros, factors, PackedTable((smooth,), torch.float32)
 
 
 def packed_shape(rows: int, columns: int, format: WeightFormat) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class Act:
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """What the picture's table says of one model. `psnr` is None for the original."""
 
     name: str
@@ -113,9 +113,9 @@ def _perform(act: Act, out: Path, iters: int) -> Json:
     }
 
 
-def _row(model: Json, evidence: Json) -> Row:
+def _row(model: Json, evidence: Json) -> DemoRow:
     original = model is evidence["models"][evidence["reference"]]
-    return Row(
+    return DemoRow(
         name="Original" if original else f"{model['method']}, W4A8",
         bytes=model["bytes"],
         psnr=None if original else round(model["metrics"]["psnr"]["value"], 2),
@@ -123,7 +123,7 @@ def _row(model: Json, evidence: Json) -> Row:
     )
 
 
-def _columns(evidence: Json, rows: list[Row]) -> list[grids.Column]:
+def _columns(evidence: Json, rows: list[DemoRow]) -> list[grids.Column]:
     folder = Path(evidence["folder"]) / "images"
     return [
         grids.Column(row.name, _quality(row), _images(folder / key))
@@ -138,16 +138,16 @@ def _images(folder: Path) -> np.ndarray:
     return np.stack([image if image.ndim == 3 else image[..., None] for image in images])
 
 
-def _quality(row: Row) -> str:
+def _quality(row: DemoRow) -> str:
     return "the reference" if row.psnr is None else f"{row.psnr:.2f} dB to the original"
 
 
-def _table(rows: list[Row]) -> list[list[str]]:
+def _table(rows: list[DemoRow]) -> list[list[str]]:
     head = ["model", "size on disk", "PSNR to the original", "seconds per step, a batch"]
     return [head, *(_cells(row, rows[0]) for row in rows)]
 
 
-def _cells(row: Row, original: Row) -> list[str]:
+def _cells(row: DemoRow, original: DemoRow) -> list[str]:
     size = f"{row.bytes / 1e6:.2f} MB ({row.bytes / original.bytes:.2f}x)"
     slowdown = row.seconds_per_step / original.seconds_per_step
     psnr = "" if row.psnr is None else f"{row.psnr:.2f} dB"

@@ -40,7 +40,7 @@ Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
+class MethodCell:
     """One quantized model to make and measure."""
 
     method: str
@@ -64,7 +64,7 @@ class Cell:
         return {"weights": int(weights), "inputs": int(inputs)}
 
 
-def grid(methods: str, widths: str, seeds: Sequence[int]) -> list[Cell]:
+def grid(methods: str, widths: str, seeds: Sequence[int]) -> list[MethodCell]:
     """Cells of the named methods at the named widths, in the order of the table.
 
     Empty names mean all of them. `tcaq-par` is tcaq without its stage PAR.
@@ -74,10 +74,10 @@ def grid(methods: str, widths: str, seeds: Sequence[int]) -> list[Cell]:
         raise BadInput(
             f"found method {unknown[0]!r}", f"one of {', '.join(METHODS)}", "see `lowtide methods`"
         )
-    cells: list[Cell] = []
+    cells: list[MethodCell] = []
     for width in [name.upper() for name in _names(widths)] or WIDTHS:
         for name, *without in requests:
-            cells += [Cell(name, width, seed, tuple(without)) for seed in seeds]
+            cells += [MethodCell(name, width, seed, tuple(without)) for seed in seeds]
     for cell in cells:
         cell.bits()
     return cells
@@ -132,7 +132,7 @@ def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def quality(
-    source: str, out: str | Path, cells: Sequence[Cell], options: Options, images: int = 64
+    source: str, out: str | Path, cells: Sequence[MethodCell], options: Options, images: int = 64
 ) -> list[Line]:
     """Make and measure every cell that is not in the ledger yet. Returns all of them."""
     for cell in cells:
@@ -212,7 +212,7 @@ def _request_options(options: Options) -> dict[str, Any]:
 
 
 def _measured(
-    source: str, cell: Cell, options: Options, request: sampling.Request, original: Drawn
+    source: str, cell: MethodCell, options: Options, request: sampling.Request, original: Drawn
 ) -> Line:
     """Quantize, sample with the same seeds, and compare with the float model."""
     pipe = sampling.load_pipeline(source)

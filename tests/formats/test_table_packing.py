@@ -2,14 +2,14 @@
 
 import torch
 
-from lowtide.formats import Table, pack_tables, table_words, unpack_tables
+from lowtide.formats import PackedTable, pack_tables, table_words, unpack_tables
 
 PLACES = (
-    Table((3, 1), torch.float32),
-    Table((3, 1), torch.uint8),
-    Table((0,), torch.uint8),
-    Table((3, 7), torch.uint8),
-    Table((5,), torch.float32),
+    PackedTable((3, 1), torch.float32),
+    PackedTable((3, 1), torch.uint8),
+    PackedTable((0,), torch.uint8),
+    PackedTable((3, 7), torch.uint8),
+    PackedTable((5,), torch.float32),
 )
 
 

@@ -6,7 +6,7 @@ import tiny
 from lowtide import quantization, sampling
 from lowtide.errors import BadInput
 from lowtide.workflows import method_table
-from lowtide.workflows.method_table import Cell
+from lowtide.workflows.method_table import MethodCell
 
 OPTIONS = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch": 2}
 
@@ -70,7 +70,7 @@ def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
 
 def test_the_float_model_against_itself_has_no_error(model, tmp_path):
     (line,) = method_table.quality(
-        "tiny", tmp_path, [Cell("minmax", "W32A32", 0)], OPTIONS, images=2
+        "tiny", tmp_path, [MethodCell("minmax", "W32A32", 0)], OPTIONS, images=2
     )
     assert line["psnr"] == 100
     assert line["trajectory_error"] == line["step_error"] == 0

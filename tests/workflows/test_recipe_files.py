@@ -91,7 +91,8 @@ def test_a_recipe_runs_with_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(to_folder, "quantize_to_folder", quantize_to_folder)
     path = tmp_path / "x.toml"
     path.write_text(
-        'model = "zoo:digits"\nmethod = "tfmq"\nwithout = ["FSC"]\n[settings]\nweights = 3\nlabels = [1, 2]\n'
+        'model = "zoo:digits"\nmethod = "tfmq"\nwithout = ["FSC"]\n'
+        "[settings]\nweights = 3\nlabels = [1, 2]\n"
     )
     recipe_files.run_row(
         path,
@@ -150,7 +151,8 @@ MIXED = 'model = "x"\nmethod = "mpq"\n'
     [
         (
             "[stages.omega]\nplus = true",
-            "found no stage 'omega' that takes options; expected one of Assign: per_step; OMQ: search",
+            "found no stage 'omega' that takes options; "
+            "expected one of Assign: per_step; OMQ: search",
         ),
         (
             "[stages.omq]\nmore = true",

@@ -123,7 +123,7 @@ def idle(home, monkeypatch):
     (home / "link").symlink_to(home / "full")
     (home / "file").write_text("text")
     monkeypatch.setattr(sampling, "load_pipeline", begin)
-    monkeypatch.setattr("lowtide.estimate.predict", begin)
+    monkeypatch.setattr("lowtide.estimate.plan", begin)
     before = {path: path.is_file() and path.read_bytes() for path in home.rglob("*")}
     yield home
     assert {path: path.is_file() and path.read_bytes() for path in home.rglob("*")} == before
