@@ -55,7 +55,7 @@ def quantize(
         >>> quantized.plan.summary["weights"], quantized.plan.summary["inputs"]
         (4, 8)
         >>> quantized.pipe(num_inference_steps=2).images[0].size
-        (28, 28)
+        (32, 32)
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)

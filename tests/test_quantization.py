@@ -24,8 +24,9 @@ from lowtide.workflows import to_folder
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2}
 
 
-def quantized(pipe, method="tfmq", **options):
-    return lowtide.quantize(pipe, method=method, **relevant_options(method, QUICK | options))
+def quantized(pipe, method="tfmq", folder=None, **options):
+    relevant = relevant_options(method, QUICK | options)
+    return lowtide.quantize(pipe, method=method, folder=folder, **relevant)
 
 
 @pytest.mark.parametrize("name", tiny_pipelines.PIPELINES)
@@ -142,7 +143,7 @@ def test_the_file_is_within_five_percent_of_bits_times_parameters_and_tables(tmp
 def test_another_version_of_lowtide_takes_up_nothing(tmp_path, monkeypatch):
     """Units of other code are not mixed with these: the run starts again in its own folder."""
     for version in ("one", "one", "other"):
-        monkeypatch.setattr(base, "source", lambda version=version: version)
+        monkeypatch.setattr(base, "code_hash", lambda version=version: version)
         quantized(sampling.as_pipeline(tiny.model("unet2d")), folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
