@@ -1,57 +1,28 @@
-"""MPQ-DM: bits average exactly N, the search is the paper's, the relation loss teaches."""
+"""MPQ-DM: bits average exactly N, the search is the paper's, checkpoints load."""
 
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
+from mpq_jobs import prepared, quantized
 
 import lowtide
 from lowtide import sampling
 from lowtide.costs.workload import patch_bytes
 from lowtide.errors import BadInput
 from lowtide.formats import SEARCHES, Mixed
-from lowtide.methods import METHODS, mpq, relevant_options
+from lowtide.methods import mpq
 from lowtide.methods.mpq import OMQ, PATCHES, TRD, best_groups, divisors, errors, kurtosis
-from lowtide.models import adapt
-from lowtide.nn.lora import LoRA
 from lowtide.nn.packed import Packed
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import packed_layers, quant_layers, set_precision
 from lowtide.settings import Settings
-from lowtide.stages.assign import Assign, weight_format
-from lowtide.stages.base import Job, run_recipe
-from lowtide.stages.collect import Collect
-from lowtide.stages.distill import Distill, DistillLoop, Student
-from lowtide.stages.fit_ranges import FitRanges, run_call
-from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import layer_inputs, rounded_rows
-
-OPTIONS = {
-    "weights": 2,
-    "inputs": 6,
-    "steps": 4,
-    "images": 4,
-    "calibration_steps": 2,
-    "iters": 4,
-    "batch": 8,
-}
-
-
-def prepared(*stages, **settings) -> Job:
-    pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    pipe.unet.requires_grad_(False)
-    job = Job(pipe, pipe.unet, adapt(pipe.unet), Settings(**OPTIONS | settings), "test")
-    run_recipe((Collect(), Assign(per_step=True), *stages), job)
-    return job
-
-
-def quantized(recipe, monkeypatch, **options):
-    pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    monkeypatch.setitem(METHODS, "this", lambda settings: recipe)
-    relevant = relevant_options("this", OPTIONS | options)
-    return lowtide.quantize(pipe, method="this", **relevant)
+from lowtide.stages.assign import weight_format
+from lowtide.stages.base import Job
+from lowtide.stages.distill import Distill
+from lowtide.stages.fit_ranges import run_call
+from lowtide.stages.layer_error import rounded_rows, watched
 
 
 def mixed(job: Job) -> dict[str, Mixed]:
@@ -121,7 +92,7 @@ def test_channels_with_heavier_tails_get_the_bits():
     job = prepared(OMQ())
     layers = 0
     for name, form in mixed(job).items():
-        kappa = kurtosis(job.model.get_submodule(name).smoothed_weight().flatten(1))
+        kappa = kurtosis(job.model.get_submodule(name).whole_weight().flatten(1))
         bits = torch.tensor(form.bits)
         if job.report["mpq"]["groups"][name]:
             layers += 1
@@ -141,9 +112,9 @@ def test_channels_with_heavier_tails_get_the_bits():
 def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
     job = prepared()
     layer = job.model.get_submodule(name)
-    inputs = layer_inputs(job, {name: layer}, PATCHES)[name]
+    inputs = watched(job, {name: layer}, PATCHES)[name]
     layer.set_smooth(divisors(layer, inputs))
-    weight = layer.smoothed_weight().flatten(1)
+    weight = layer.whole_weight().flatten(1)
     channel_errors = errors(layer, inputs)
     order = kurtosis(weight).argsort(descending=True)
     size = len(order) // 10
@@ -179,7 +150,7 @@ def test_patches_are_rows_of_the_layers_own_product():
         hook = layer.register_forward_hook(
             lambda module, args, answer, outputs=outputs: outputs.append(answer.detach())
         )
-        inputs = layer_inputs(job, {name: layer}, PATCHES)[name]
+        inputs = watched(job, {name: layer}, PATCHES)[name]
         hook.remove()
         answers = torch.cat(
             [
@@ -200,8 +171,8 @@ def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
         name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()
     }
     one = next(iter(layers))
-    whole = layer_inputs(job, layers, PATCHES)
-    some = layer_inputs(job, layers, PATCHES, [one])
+    whole = watched(job, layers, PATCHES)
+    some = watched(job, layers, PATCHES, [one])
     assert [name for name in some if some[name].patches] == [one]
     assert all(torch.equal(some[name].hi, whole[name].hi) for name in layers)
     patches = [torch.cat(inputs.patches) for inputs in whole.values()]
@@ -213,11 +184,11 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     job = prepared()
     before = run_call(job, job.calls[1])[0]
     name = "mid_block.resnets.0.conv1"
-    inputs = layer_inputs(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
+    inputs = watched(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
     OMQ().run(job)
     layer = job.model.get_submodule(name)
     peaks = torch.maximum(inputs.hi.amax(0), -inputs.lo.amin(0)) / layer.smooth
-    weights = layer.smoothed_weight().abs().amax((0, 2, 3))
+    weights = layer.whole_weight().abs().amax((0, 2, 3))
     assert torch.allclose(peaks, weights, rtol=1e-4)
     set_precision(job.model, Precision.FLOAT)
     assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5
@@ -240,94 +211,6 @@ def test_layers_too_narrow_or_in_groups_are_not_mixed():
     job = prepared(OMQ(), weights=8)
     assert mixed(job) == {}
     assert all(len(job.model.get_submodule(name).weight) >= 10 for name in mixed(prepared(OMQ())))
-
-
-def test_relations_are_the_papers():
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = torch.randn(2, 2, 3, 5, 7, generator=generator)
-    term = TRD(weight=2.0, temperature=0.5)
-    total = 0.0
-    for sample_number in range(3):
-        tables = []
-        for feature in (ours, theirs):
-            f = F.normalize((feature[0, sample_number] + feature[1, sample_number]) / 2, dim=0)
-            tables.append(torch.softmax(f.T @ f / 0.5, -1))
-        total += (tables[1] * (tables[1] / tables[0]).log()).sum().item()
-    assert term.loss(ours, theirs).item() == pytest.approx(2 * total / 3, rel=1e-4)
-    assert term.loss(theirs, theirs).abs().item() < 1e-5
-
-
-def test_relations_of_a_half_precision_model_are_those_of_float32():
-    """Computed in bf16, a loss of 0.4 came out as 1.3."""
-    torch.manual_seed(0)
-    theirs = torch.randn(2, 1, 32, 1024).bfloat16()
-    ours = (theirs + 0.05 * torch.randn(2, 1, 32, 1024)).bfloat16()
-    whole = TRD().loss(ours.float(), theirs.float())
-    assert TRD().loss(ours, theirs).item() == pytest.approx(whole.item(), rel=1e-3)
-
-
-def distillation(**settings) -> tuple[DistillLoop, Student]:
-    job = prepared(OMQ(), FitWeights("mse"), FitRanges("mse"), **settings)
-    student = Student(job, Distill())
-    return DistillLoop(job, student), student
-
-
-def test_the_relation_loss_reaches_the_factors_through_both_steps():
-    loop, student = distillation()
-    student.start()
-    loop.job.terms.append(lambda ours, theirs: ours.sum() * 0)
-    batch = loop.lessons.pairs(torch.Generator().manual_seed(0))
-    gradients = {}
-    for step in (0, 1):
-        # Only the feature of one of the two steps keeps its graph.
-        def term(ours, theirs, step=step):
-            kept = torch.stack(
-                [each if place == step else each.detach() for place, each in enumerate(ours)]
-            )
-            return 1e6 * TRD().loss(kept, theirs)
-
-        loop.job.terms[:] = [term]
-        loras = [module for module in loop.job.model.modules() if isinstance(module, LoRA)]
-        for lora in loras:
-            lora.zero_grad()
-        loop.paired_loss(batch).backward()
-        gradients[step] = torch.cat(
-            [lora.up.grad.flatten() for lora in loras[:-1] if lora.up.grad is not None]
-        )
-        assert sum(
-            lora.up.grad is not None and lora.up.grad.abs().sum() > 0 for lora in loras
-        ) > 0.9 * len(loras)
-    loop.job.terms[:] = [lambda ours, theirs: 0.0]
-    for lora in loras:
-        lora.zero_grad()
-    loop.paired_loss(batch).backward()
-    task = torch.cat([lora.up.grad.flatten() for lora in loras[:-1] if lora.up.grad is not None])
-    assert (gradients[0] - task).norm() > 10 * task.norm()
-    assert (gradients[1] - task).norm() > 10 * task.norm()
-    assert (gradients[0] - gradients[1]).norm() > 0.1 * gradients[0].norm()
-
-
-def test_the_total_and_the_relation_fall():
-    loop, _ = distillation(iters=30)
-    relation: list[torch.Tensor] = []
-    totals: list[torch.Tensor] = []
-    trd = TRD()
-    loss = DistillLoop.loss
-
-    def term(ours, theirs):
-        relation.append(trd.loss(ours, theirs))
-        return relation[-1]
-
-    loop.job.terms.append(term)
-    loop.loss = lambda generator: (
-        totals.append(loss(loop, torch.Generator().manual_seed(len(totals) % 3))),
-        totals[-1],
-    )[1]
-    loop.learn()
-    first = slice(0, 3)
-    last = slice(-3, None)
-    assert sum(totals[last]).item() < 0.7 * sum(totals[first]).item()
-    assert sum(relation[last]).item() < 0.9 * sum(relation[first]).item()
 
 
 def test_leaving_a_stage_out_is_the_ablation(monkeypatch):
