@@ -16,6 +16,7 @@ from lowtide import sampling
 from lowtide.checkpoint import facts
 from lowtide.evaluation.metrics import psnr
 from lowtide.machine.peak_memory import Peak
+from lowtide.methods import relevant_options
 from lowtide.models import adapt
 from lowtide.stages.temporal_features import temporal_errors
 
@@ -26,7 +27,7 @@ def measure(method: str, settings: dict, request: sampling.Request, reference) -
     adapter = adapt(original.unet)
     started = time.perf_counter()
     with Peak() as peak:
-        result = lowtide.quantize(pipe, method=method, **settings)
+        result = lowtide.quantize(pipe, method=method, **relevant_options(method, settings))
     minutes = (time.perf_counter() - started) / 60
     with tempfile.TemporaryDirectory() as folder:
         disk = facts.on_disk(result.save(Path(folder) / "packed"))

@@ -10,7 +10,7 @@ from error_figures import drawn_timesteps, learnt_scales, quantization_noise
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lowtide import quantization, sampling
-from lowtide.methods import METHODS, tcaq
+from lowtide.methods import METHODS, relevant_options, tcaq
 from lowtide.methods.mpq import OMQ, kurtosis
 from lowtide.models import adapt
 from lowtide.nn.attention import QuantAttention
@@ -50,7 +50,7 @@ def temporal_mismatch(path: Path) -> None:
     left.axhline(0, color=HAIR, linewidth=5, solid_capstyle="round")
     for method, colour in (("minmax", FAINT), ("tfmq", INK), ("temporal_cache", ACCENT)):
         pipe = sampling.load_pipeline(MODEL)
-        quantization.quantize(pipe, method=method, weights=4, inputs=8, **SMALL)
+        quantization.quantize(pipe, method=method, **relevant_options(method, SMALL))
         timesteps = pipe.unet.lowtide_clock.timesteps.tolist()
         ours = features(pipe.unet, unit, adapter, timesteps)
         coarse = finely[timesteps]

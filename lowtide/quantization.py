@@ -65,6 +65,8 @@ def quantize(
     units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
 
     adapter = adapt(model, sampling.example_inputs(pipe))
+    for stage in recipe:
+        stage.check_model(adapter, settings)
     job = Job(pipe, model, adapter, settings, method, units)
     job.report |= {"fingerprint": weights, "options": settings.stages}
     phases = _Phases.of(recipe)

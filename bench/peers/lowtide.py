@@ -7,6 +7,7 @@ from statistics import mean
 
 import lowtide
 from lowtide.formats import Affine, Mixed
+from lowtide.methods import relevant_options
 from lowtide.nn.plan import Plan
 from peers.task import FLOAT, Held, Packed, Recipe, Task
 
@@ -21,9 +22,8 @@ def fit(task: Task, method: str) -> Packed:
         "steps": task.steps,
         "iters": task.iters,
     }
-    result = lowtide.quantize(
-        task.pipe, method=method, images=task.images, **options, **task.conditions
-    )
+    options |= {"images": task.images, **task.conditions}
+    result = lowtide.quantize(task.pipe, method=method, **relevant_options(method, options))
     replaced = len(gone(result.plan))
     note = f"tables of answers in the place of {replaced} of its layers" if replaced else ""
     return Packed(result.model, held(result.plan), lambda folder: save(result, folder), note)

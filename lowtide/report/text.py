@@ -75,12 +75,12 @@ def _learnt(stage: str, losses: list[tuple[float, float]]) -> str:
     """learnt the rounding of the weights of 22 blocks: error 63 % lower (median)"""
     rounding = "learnt the rounding of the weights of {}"
     words = _LEARNT.get(stage, rounding).format(counted(len(losses), "block"))
-    falls = [1 - after / before for before, after in losses if before > 0]
+    falls = [1 - after / before for before, after in losses if after < before]
     if not falls:
-        return words
-    fall = statistics.median(falls)
-    change = f"{percent(abs(fall))} {'lower' if fall >= 0 else 'higher'}"
-    return f"{words}: error {change}{' (median)' if len(falls) > 1 else ''}"
+        return f"{words}: none was better than before, nothing was changed"
+    kept = f"kept {len(falls)}, " if len(falls) < len(losses) else ""
+    median = " (median)" if len(falls) > 1 else ""
+    return f"{words}: {kept}error {percent(statistics.median(falls))} lower{median}"
 
 
 def temporal(cache: Result) -> list[str]:

@@ -50,6 +50,11 @@ class Stage(ABC):
     def check(self, settings: Settings) -> None:  # noqa: B027 - most stages have nothing to check
         """Raise, before anything runs, where these settings leave the stage without its input."""
 
+    def check_model(  # noqa: B027 - most stages work on every model
+        self, adapter: Adapter, settings: Settings
+    ) -> None:
+        """Raise, before anything runs, where this model leaves a setting without effect."""
+
     def cost(self, load: Workload) -> Cost | None:
         """Seconds and bytes of `run`. Where none is known, `lowtide plan` says so."""
         return None

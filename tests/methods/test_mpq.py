@@ -22,7 +22,7 @@ from lowtide.stages.assign import weight_format
 from lowtide.stages.base import Job
 from lowtide.stages.distill import Distill
 from lowtide.stages.fit_ranges import run_call
-from lowtide.stages.layer_error import rounded_rows, watched
+from lowtide.stages.layer_error import layer_inputs, rounded_rows
 
 
 def mixed(job: Job) -> dict[str, Mixed]:
@@ -92,7 +92,7 @@ def test_channels_with_heavier_tails_get_the_bits():
     job = prepared(OMQ())
     layers = 0
     for name, form in mixed(job).items():
-        kappa = kurtosis(job.model.get_submodule(name).whole_weight().flatten(1))
+        kappa = kurtosis(job.model.get_submodule(name).smoothed_weight().flatten(1))
         bits = torch.tensor(form.bits)
         if job.report["mpq"]["groups"][name]:
             layers += 1
@@ -112,9 +112,9 @@ def test_channels_with_heavier_tails_get_the_bits():
 def test_the_search_by_channel_is_the_search_over_whole_candidates(name):
     job = prepared()
     layer = job.model.get_submodule(name)
-    inputs = watched(job, {name: layer}, PATCHES)[name]
+    inputs = layer_inputs(job, {name: layer}, PATCHES)[name]
     layer.set_smooth(divisors(layer, inputs))
-    weight = layer.whole_weight().flatten(1)
+    weight = layer.smoothed_weight().flatten(1)
     channel_errors = errors(layer, inputs)
     order = kurtosis(weight).argsort(descending=True)
     size = len(order) // 10
@@ -150,7 +150,7 @@ def test_patches_are_rows_of_the_layers_own_product():
         hook = layer.register_forward_hook(
             lambda module, args, answer, outputs=outputs: outputs.append(answer.detach())
         )
-        inputs = watched(job, {name: layer}, PATCHES)[name]
+        inputs = layer_inputs(job, {name: layer}, PATCHES)[name]
         hook.remove()
         answers = torch.cat(
             [
@@ -171,8 +171,8 @@ def test_patches_are_kept_of_layers_that_are_weighed_and_the_plan_counts_them():
         name: layer for name, layer in quant_layers(job.model) if name not in job.adapter.ends()
     }
     one = next(iter(layers))
-    whole = watched(job, layers, PATCHES)
-    some = watched(job, layers, PATCHES, [one])
+    whole = layer_inputs(job, layers, PATCHES)
+    some = layer_inputs(job, layers, PATCHES, [one])
     assert [name for name in some if some[name].patches] == [one]
     assert all(torch.equal(some[name].hi, whole[name].hi) for name in layers)
     patches = [torch.cat(inputs.patches) for inputs in whole.values()]
@@ -184,11 +184,11 @@ def test_smoothing_evens_inputs_and_weights_and_keeps_the_float_answer():
     job = prepared()
     before = run_call(job, job.calls[1])[0]
     name = "mid_block.resnets.0.conv1"
-    inputs = watched(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
+    inputs = layer_inputs(job, {name: job.model.get_submodule(name)}, PATCHES)[name]
     OMQ().run(job)
     layer = job.model.get_submodule(name)
     peaks = torch.maximum(inputs.hi.amax(0), -inputs.lo.amin(0)) / layer.smooth
-    weights = layer.whole_weight().abs().amax((0, 2, 3))
+    weights = layer.smoothed_weight().abs().amax((0, 2, 3))
     assert torch.allclose(peaks, weights, rtol=1e-4)
     set_precision(job.model, Precision.FLOAT)
     assert ((run_call(job, job.calls[1])[0] - before).norm() / before.norm()).item() < 1e-5

@@ -18,7 +18,7 @@ from lowtide.stages.base import Call, Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges, run_call
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import lost, watched
+from lowtide.stages.layer_error import layer_inputs, lost
 from lowtide.stages.reconstruct import Learner
 from lowtide.stages.stream import Stream
 
@@ -36,7 +36,7 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
     job = started(uneven())
     before = run_call(job, job.calls[0])[0]
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
-    old = {name: inputs.peaks() for name, inputs in watched(job, layers, 64).items()}
+    old = {name: inputs.peaks() for name, inputs in layer_inputs(job, layers, 64).items()}
     TCR(most=100.0).run(job)
     set_precision(job.model, Precision.FLOAT)
     assert distance(run_call(job, job.calls[0])[0], before) < 1e-5
@@ -51,7 +51,7 @@ def test_tcr_keeps_the_float_answer_and_flattens_the_inputs():
 def test_each_layer_takes_the_cut_that_leaves_it_the_least_error():
     job = started(uneven(), weights=4, inputs=4)
     layers = {name: layer for name, layer in quant_layers(job.model) if TCR().suits(layer)}
-    inputs = watched(job, layers, 64)
+    inputs = layer_inputs(job, layers, 64)
     for name, layer in layers.items():
         r = tcaq.reparameterization(inputs[name].peaks(), 0.05)
         chosen = tcaq.best_cut(layer, inputs[name], r)
