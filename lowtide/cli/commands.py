@@ -8,13 +8,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lowtide import __version__
 from lowtide.cli.options import numbers, options_of, values
 from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
+
+if TYPE_CHECKING:
+    from lowtide.evaluation.comparison import Evaluation
 
 app = typer.Typer(
     help="Quantize diffusion models and keep their sense of time.",
@@ -155,12 +158,13 @@ def sample(model: Model, out: Out, as_json: Json = False, **options: Any) -> Non
     _show(result, as_json, [line])
 
 
-def _verdict(evidence: dict[str, Any], as_json: bool) -> None:
-    """Print what was measured; a gate that failed is a line on stderr and exit code 1."""
+def _verdict(evaluation: "Evaluation", as_json: bool) -> None:
+    """Print the measurements; a gate that failed is a line on stderr and exit code 1."""
     from lowtide.report import verdict
 
-    _show(evidence, as_json, verdict.lines(evidence))
-    failures = verdict.failures(evidence)
+    lines = [*verdict.lines(evaluation.evidence), f"report: {evaluation.report}"]
+    _show(evaluation.as_json(), as_json, lines)
+    failures = verdict.failures(evaluation.evidence)
     for line in failures:
         print(line, file=sys.stderr)
     if failures:
@@ -187,8 +191,8 @@ def evaluate(
     from lowtide.evaluation import comparison
 
     settings = EvaluationSettings(**values(options))
-    evidence = comparison.evaluate_model(run, settings, reference=reference, out=out)
-    _verdict(evidence, as_json)
+    evaluation = comparison.evaluate_model(run, settings, reference=reference, out=out)
+    _verdict(evaluation, as_json)
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -207,8 +211,8 @@ def compare(
     from lowtide.evaluation import comparison
 
     settings = EvaluationSettings(**values(options))
-    evidence = comparison.compare_models(models, settings, reference=reference, out=out)
-    _verdict(evidence, as_json)
+    evaluation = comparison.compare_models(models, settings, reference=reference, out=out)
+    _verdict(evaluation, as_json)
 
 
 @app.command(rich_help_panel=USE)

@@ -7,11 +7,13 @@
 The package is not called `evaluate`: a module of that name would hide `lowtide.evaluate`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from lowtide import sampling
 from lowtide.checkpoint import facts, folders, provenance
@@ -19,17 +21,11 @@ from lowtide.errors import BadInput
 from lowtide.evaluation import compared_models, layer_drift
 from lowtide.evaluation.compared_models import FLOAT, ComparedModel, ModelSource
 from lowtide.evaluation.environment import environment
-from lowtide.evaluation.evidence_json import (
-    ComparisonEvidence,
-    DriftEvidence,
-    ModelEvidence,
-    evidence_json,
-)
-from lowtide.evaluation.gates import GateResult, gate_results
-from lowtide.evaluation.layer_bits import checkpoint_contents
+from lowtide.evaluation.gates import gate_results
+from lowtide.evaluation.layer_bits import with_contents
 from lowtide.evaluation.sampling_request import (
     image_captions,
-    request_json,
+    request_evidence,
     sampling_request,
 )
 from lowtide.evaluation.scores import (
@@ -39,14 +35,32 @@ from lowtide.evaluation.scores import (
     model_scores,
 )
 from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
-from lowtide.report import page
+from lowtide.report import evidence, page
+from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
 from lowtide.settings import EvaluationSettings, evaluation_settings
 
-__all__ = ["compare", "compare_models", "evaluate", "evaluate_model"]
+__all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
 
-EVIDENCE = "evidence.json"
 FOLDER = "evidence"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of a comparison: its evidence, and the folder that holds it."""
+
+    evidence: Evidence
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the evidence."""
+        return self.folder / page.NAME
+
+    def as_json(self) -> dict[str, Any]:
+        """The contents of evidence.json, and where the folder and the report are."""
+        places = {"folder": str(self.folder), "report": str(self.report)}
+        return evidence.as_json(self.evidence) | places
 
 
 def evaluate(
@@ -56,7 +70,7 @@ def evaluate(
     out: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Compare a packed model with the float model it was made of, and write the evidence folder.
 
     Args:
@@ -72,10 +86,11 @@ def evaluate(
             sampled at once, 16 by default.
 
     Returns:
-        The contents of evidence.json, the folder, and the path of the report.
+        The evidence, its folder, and the path of the report.
 
     Example:
-        lowtide.evaluate("packed", seeds=range(16), gates={"min-psnr": 25.0})
+        result = lowtide.evaluate("packed", seeds=range(16), gates={"min-psnr": 25.0})
+        print(result.report, [gate.passed for gate in result.evidence.gates])
     """
     settings = evaluation_settings(gates, **options)
     return evaluate_model(model, settings, reference=reference, out=out)
@@ -87,7 +102,7 @@ def evaluate_model(
     *,
     reference: ModelSource | None = None,
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """`evaluate` with its settings in one object."""
     plan = measurement_plan(settings)
     model = compared_models.load(source)
@@ -115,7 +130,7 @@ def compare(
     out: str | Path = FOLDER,
     gates: Mapping[str, float] | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
 
     Args:
@@ -140,7 +155,7 @@ def compare_models(
     *,
     reference: ModelSource | None = None,
     out: str | Path = FOLDER,
-) -> dict[str, Any]:
+) -> Evaluation:
     """`compare` with its settings in one object."""
     plan = measurement_plan(settings)
     missing = [] if reference is None or reference in sources else [reference]
@@ -168,7 +183,7 @@ def _write_evidence(
     settings: EvaluationSettings,
     out: Path,
     title: str,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Sample, measure, write. The folder appears as a whole or not at all."""
     request = sampling_request(models, settings)
     compared_models.check_comparable(models)
@@ -176,14 +191,12 @@ def _write_evidence(
         facts.check_steps(model.denoiser, request.steps)
     # Wrong prompts and labels are an error here, before any sampling.
     captions = image_captions(models[0].pipe, request)
-    with folders.written_beside(out, (EVIDENCE,)) as fresh:
+    with folders.written_beside(out, (evidence.NAME,)) as fresh:
         samples = sample_in_turns(models, request, fresh / "images")
-        evidence = _evidence(title, models, plan, request, samples, captions)
-        tree = evidence_json(evidence)
-        encoded = json.dumps(tree, allow_nan=False) + "\n"
-        (fresh / EVIDENCE).write_text(encoded, encoding="utf-8")
+        comparison = _evidence(title, models, plan, request, samples, captions)
+        evidence.write(comparison, fresh)
         page.draw(fresh)
-    return tree | {"folder": str(out), "report": str(out / "report.html")}
+    return Evaluation(comparison, out)
 
 
 def _evidence(
@@ -192,67 +205,60 @@ def _evidence(
     plan: MeasurementPlan,
     request: sampling.Request,
     samples: Mapping[str, ModelSamples],
-    captions: Sequence[str] | None,
-) -> ComparisonEvidence:
+    captions: list[str] | None,
+) -> Evidence:
     """All measurements; the first model is the reference."""
     reference = models[0]
-    drifts = _drifts(models, request, samples)
     scores = model_scores(plan, models, samples, request.seeds, captions)
-    return ComparisonEvidence(
+    entries = {model.key: _entry(model, samples[model.key], scores[model.key]) for model in models}
+    return Evidence(
         title=title,
         command=provenance.command(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
-        request=request_json(request, reference.pipe.scheduler),
+        request=request_evidence(request, reference.pipe.scheduler),
         captions=captions,
         reference=reference.key,
-        models={
-            model.key: _model_evidence(
-                model, samples[model.key], drifts.get(model.key), scores[model.key]
-            )
-            for model in models
-        },
+        models=_with_drift(entries, models, request, samples),
         gates=_gates(plan, scores, reference.key),
     )
 
 
-def _drifts(
+def _entry(model: ComparedModel, samples: ModelSamples, scores: ModelScores) -> Model:
+    """One model without its drift from the reference."""
+    entry = Model(
+        name=model.name,
+        source=model.source,
+        kind=model.kind,
+        bytes=model.bytes,
+        seconds_per_step=samples.seconds_per_step,
+        metrics=scores.metrics,
+        per_image=scores.per_image,
+    )
+    return with_contents(entry, model)
+
+
+def _with_drift(
+    entries: Mapping[str, Model],
     models: Sequence[ComparedModel],
     request: sampling.Request,
     samples: Mapping[str, ModelSamples],
-) -> dict[str, DriftEvidence]:
-    """The drift of each model but the reference, by key."""
+) -> dict[str, Model]:
+    """The entries with the drift of the sample, the layers and the temporal features."""
     reference, *others = models
     adapter = layer_drift.reference_adapter(reference)
     calls = layer_drift.reference_calls(reference, request, samples[reference.key].calls)
-    drifts = {}
+    drifting = dict(entries)
     for model in track(others, total=len(others), title="comparing layers"):
-        drifts[model.key] = DriftEvidence(
+        drifting[model.key] = replace(
+            entries[model.key],
             trajectory=samples[model.key].trajectory(),
             layers=layer_drift.layer_errors(
                 adapter, reference.denoiser, model.denoiser, calls, skip=model.plan.blank
             ),
             temporal=layer_drift.temporal_drift(adapter, reference, model),
         )
-    return drifts
-
-
-def _model_evidence(
-    model: ComparedModel,
-    samples: ModelSamples,
-    drift: DriftEvidence | None,
-    scores: ModelScores,
-) -> ModelEvidence:
-    return ModelEvidence(
-        name=model.name,
-        source=model.source,
-        kind=model.kind,
-        bytes=model.bytes,
-        seconds_per_step=samples.seconds_per_step,
-        checkpoint=checkpoint_contents(model),
-        drift=drift,
-        scores=scores,
-    )
+    return drifting
 
 
 def _gates(

@@ -1,34 +1,21 @@
 """The environment of a measurement: the machine and the versions of the libraries."""
 
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
 
 from lowtide import __version__
+from lowtide.report.evidence import Environment
 
 _CPU_INFO = Path("/proc/cpuinfo")
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Versions of the libraries, the processor, the number of threads, and the GPU."""
-
-    python: str
-    torch: str
-    diffusers: str
-    lowtide: str
-    cpu: str
-    threads: int
-    gpu: str | None
 
 
 def environment() -> Environment:
     return Environment(
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         diffusers=diffusers.__version__,
         lowtide=__version__,
         cpu=_cpu_name(),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lowtide.report.evidence import GateResult
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -24,17 +26,6 @@ GATES = {
 }
 
 
-@dataclass(frozen=True)
-class GateResult:
-    """One gate of one model."""
-
-    name: str
-    model: str
-    limit: float
-    value: float
-    passed: bool
-
-
 def gate_results(
     limits: Mapping[str, float],
     values: Mapping[str, Mapping[str, float]],
@@ -54,5 +45,6 @@ def gate_results(
         for model in (model for model in values if model != reference):
             value = values[model][metric] - base
             passed = value >= limit if gate.at_least else value <= limit
-            results.append(GateResult(name, model, limit, value, passed))
+            result = GateResult(name=name, model=model, limit=limit, value=value, passed=passed)
+            results.append(result)
     return results

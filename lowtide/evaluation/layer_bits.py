@@ -1,73 +1,42 @@
 """Layer bits: the formats of a packed model's layers, and what its record says of the run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from lowtide.checkpoint import facts
 from lowtide.evaluation.compared_models import LOWTIDE, ComparedModel
 from lowtide.evaluation.layer_drift import unit_names
 from lowtide.nn.plan import LayerPlan
+from lowtide.report.evidence import LayerBits, Model
 
 _FLOAT_LAYER = LayerPlan(None, None)
 
 
-@dataclass(frozen=True)
-class LayerWidth:
-    """One layer: bits per weight (the average where channels differ), bits per input, size."""
-
-    name: str
-    unit: str
-    weights: float
-    inputs: float
-    parameters: int
-    kernel: str | None
-
-
-@dataclass(frozen=True)
-class RunCosts:
-    """What the record says of the run: seconds by stage, and predicted beside measured costs."""
-
-    stages: dict[str, float] | None
-    float_share: float | None
-    predicted: dict[str, float]
-    real: dict[str, float]
-
-
-@dataclass(frozen=True)
-class CheckpointContents:
-    """What lowtide knows of its own checkpoint; `left`: the layers in float, each with a reason."""
-
-    weights: int
-    inputs: int
-    profile: str
-    method: str
-    bits: list[LayerWidth]
-    left: dict[str, str]
-    costs: RunCosts | None
-
-
-def checkpoint_contents(model: ComparedModel) -> CheckpointContents | None:
-    """The contents of lowtide's own checkpoint; None for other models."""
+def with_contents(evidence: Model, model: ComparedModel) -> Model:
+    """The evidence with the contents of lowtide's own checkpoint; other models have none."""
     if model.kind != LOWTIDE:
-        return None
+        return evidence
     summary: Mapping[str, Any] = {**model.plan.summary}
-    return CheckpointContents(
+    contents = replace(
+        evidence,
         weights=summary["weights"],
         inputs=summary["inputs"],
         profile=summary["profile"],
         method=model.plan.method,
-        bits=_layer_widths(model),
+        bits=_layer_bits(model),
         left=model.plan.left,
-        costs=_run_costs(model.record.report) if model.record else None,
     )
+    return _with_costs(contents, model.record.report) if model.record else contents
 
 
-def _run_costs(report: Mapping[str, Any]) -> RunCosts:
+def _with_costs(evidence: Model, report: Mapping[str, Any]) -> Model:
+    """What the record says of the run: seconds by stage, and predicted beside measured costs."""
     predicted = report.get("predicted") or {}
-    return RunCosts(
+    return replace(
+        evidence,
         stages=report.get("seconds"),
         float_share=report.get("float_share"),
         predicted=_costs(predicted),
@@ -81,7 +50,7 @@ def _costs(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: report[entry] for entry, name in names.items() if entry in report}
 
 
-def _layer_widths(model: ComparedModel) -> list[LayerWidth]:
+def _layer_bits(model: ComparedModel) -> list[LayerBits]:
     """The layers in forward order, without those that a cache replaced."""
     plan = model.plan
     kernels = facts.kernels(model.denoiser)
@@ -89,17 +58,17 @@ def _layer_widths(model: ComparedModel) -> list[LayerWidth]:
     units = unit_names(adapter)
     gone = set(facts.replaced_layers(plan))
     return [
-        _layer_width(name, units[name], layer, plan.layers.get(name, _FLOAT_LAYER), kernels)
+        _bits_of(name, units[name], layer, plan.layers.get(name, _FLOAT_LAYER), kernels)
         for name, layer in adapter.layers().items()
         if name not in gone
     ]
 
 
-def _layer_width(
+def _bits_of(
     name: str, unit: str, layer: nn.Module, plan: LayerPlan, kernels: Mapping[str, str]
-) -> LayerWidth:
+) -> LayerBits:
     assert isinstance(layer.weight, Tensor), "a layer has a weight"
-    return LayerWidth(
+    return LayerBits(
         name=name,
         unit=unit,
         weights=facts.average_bits(plan.weight),

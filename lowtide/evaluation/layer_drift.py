@@ -16,30 +16,12 @@ from lowtide.models import Adapter, adapt
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import find_clock
+from lowtide.report.evidence import LayerErrors, TemporalErrors
 from lowtide.stages.temporal_features import temporal_errors
 
 # At most so many denoiser calls, each with at most so many images.
 STEPS = 8
 IMAGES = 4
-
-
-@dataclass(frozen=True)
-class LayerErrors:
-    """Relative L2 errors of layer outputs; error: layers x timesteps."""
-
-    names: list[str]
-    units: list[str]
-    timesteps: list[int]
-    error: list[list[float]]
-
-
-@dataclass(frozen=True)
-class TemporalErrors:
-    """Squared errors of temporal features; error: features x timesteps."""
-
-    features: list[str]
-    timesteps: list[int]
-    error: list[list[float]]
 
 
 @dataclass

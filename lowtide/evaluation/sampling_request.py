@@ -6,6 +6,7 @@ from typing import Any
 from lowtide import sampling
 from lowtide.checkpoint import provenance
 from lowtide.evaluation.compared_models import ComparedModel
+from lowtide.report.evidence import Sampling
 from lowtide.sampling.pipelines import Pipeline, Scheduler
 from lowtide.settings import EvaluationSettings
 from lowtide.validation import as_tuple, check
@@ -32,17 +33,17 @@ def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:
     return fields
 
 
-def request_json(request: sampling.Request, scheduler: Scheduler) -> dict[str, object]:
-    return {
-        "seeds": list(request.seeds),
-        "prompts": list(request.prompts),
-        "labels": list(request.labels),
-        "steps": request.steps,
-        "batch": request.batch,
-        "guidance": request.guidance,
-        "eta": request.eta,
-        "scheduler": type(scheduler).__name__,
-    }
+def request_evidence(request: sampling.Request, scheduler: Scheduler) -> Sampling:
+    return Sampling(
+        seeds=request.seeds,
+        prompts=request.prompts,
+        labels=request.labels,
+        steps=request.steps,
+        batch=request.batch,
+        guidance=request.guidance,
+        eta=request.eta,
+        scheduler=type(scheduler).__name__,
+    )
 
 
 def image_captions(pipe: Pipeline, request: sampling.Request) -> list[str] | None:

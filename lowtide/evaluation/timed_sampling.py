@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.evaluation.compared_models import ComparedModel
+from lowtide.report.evidence import TrajectoryErrors
 from lowtide.report.grids import pixels
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline, Scheduler
@@ -35,14 +36,6 @@ class SampledBatch:
     samples: list[Tensor]
     timesteps: list[int]
     seconds: list[float]
-
-
-@dataclass(frozen=True)
-class TrajectoryErrors:
-    """The relative L2 error of the sample after each step."""
-
-    timesteps: list[int]
-    error: list[float]
 
 
 @dataclass

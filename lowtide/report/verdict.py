@@ -1,81 +1,77 @@
 """The verdict of a comparison in the terminal: a column for each model, and the failed gates."""
 
+import math
 import shutil
 import sys
-from collections.abc import Iterable
-from typing import Any
 
+from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.tables import table
 from lowtide.report.wording import metric_name, size
 
-Json = dict[str, Any]
 _NARROWEST = 100
 _GATED = {"psnr": "PSNR", "lpips": "LPIPS", "fd-increase": "FD increase"}
 
 
-def lines(evidence: Json) -> list[str]:
-    """Models across, measurements down, and the path of the report; in colour for a terminal."""
-    models = list(evidence["models"].values())
-    reference = evidence["models"][evidence["reference"]]
-    metrics = dict.fromkeys(name for model in reversed(models) for name in model["metrics"])
+def lines(evidence: Evidence) -> list[str]:
+    """Models across, measurements down; in colour for a terminal."""
+    models = list(evidence.models.values())
+    base = evidence.base
+    metrics = dict.fromkeys(name for model in reversed(models) for name in model.metrics)
     rows = [
-        ["size on disk", *(_weight(model, reference) for model in models)],
-        ["seconds a step", *(_pace(model, reference) for model in models)],
+        ["size on disk", *(_weight(model, base) for model in models)],
+        ["seconds a step", *(_pace(model, base) for model in models)],
         *([metric_name(name), *(_measure(each, name) for each in models)] for name in metrics),
         ["drift of the last sample", *map(_end, models)],
     ]
-    grid = table(
-        ["", *(model["name"] for model in models)],
+    return table(
+        ["", *(model.name for model in models)],
         rows,
-        title=evidence["title"],
+        title=evidence.title,
         right=True,
         width=max(_NARROWEST, shutil.get_terminal_size().columns),
         colour=sys.stdout.isatty(),
     )
-    return [*grid, f"report: {evidence['report']}"]
 
 
-def _weight(model: Json, reference: Json) -> str:
-    return size(model["bytes"]) + _ratio(model, reference, "bytes")
+def _weight(model: Model, base: Model) -> str:
+    ratio = "" if model is base else f" ({model.bytes / base.bytes:.2f}x)"
+    return size(model.bytes) + ratio
 
 
-def _pace(model: Json, reference: Json) -> str:
-    ratio = _ratio(model, reference, "seconds_per_step")
-    return f"{model['seconds_per_step']:.3g}{ratio}"
+def _pace(model: Model, base: Model) -> str:
+    ratio = model.seconds_per_step / base.seconds_per_step
+    return f"{model.seconds_per_step:.3g}" + ("" if model is base else f" ({ratio:.2f}x)")
 
 
-def _ratio(model: Json, reference: Json, key: str) -> str:
-    return "" if model is reference else f" ({model[key] / reference[key]:.2f}x)"
-
-
-def _measure(model: Json, name: str) -> str:
+def _measure(model: Model, name: str) -> str:
     """The value and its interval."""
-    measure = model["metrics"].get(name)
-    if measure is None or measure["value"] is None:
+    measurement = model.metrics.get(name)
+    if measurement is None or not math.isfinite(measurement.value):
         return ""
-    low = measure.get("low")
-    interval = "" if low is None else f" ({low:.4g} to {measure['high']:.4g})"
-    return f"{measure['value']:.4g}{interval}"
+    interval = ""
+    if measurement.interval:
+        low, high = measurement.interval
+        interval = f" ({low:.4g} to {high:.4g})"
+    return f"{measurement.value:.4g}{interval}"
 
 
-def _end(model: Json) -> str:
+def _end(model: Model) -> str:
     """Relative L2 of the last sample."""
-    path = model.get("trajectory")
-    return f"{path['error'][-1]:.3g}" if path else ""
+    return f"{model.trajectory.error[-1]:.3g}" if model.trajectory else ""
 
 
-def failures(evidence: Json) -> list[str]:
+def failures(evidence: Evidence) -> list[str]:
     """One sentence for each failed gate."""
-    return [_sentence(gate, evidence["models"]) for gate in _failed(evidence["gates"])]
+    return [
+        f"gate failed: {evidence.models[gate.model].name}: {gate_words(gate)} required"
+        for gate in evidence.gates
+        if not gate.passed
+    ]
 
 
-def _failed(gates: Iterable[Json]) -> list[Json]:
-    return [gate for gate in gates if not gate["passed"]]
-
-
-def _sentence(gate: Json, models: Json) -> str:
-    side, _, metric = gate["name"].partition("-")
-    bound = f"at {'least' if side == 'min' else 'most'} {gate['limit']:g} asked"
-    value = "no number" if gate["value"] is None else f"{gate['value']:.4g}"
-    name = models[gate["model"]]["name"]
-    return f"gate failed: {name}: {_GATED.get(metric, metric)} {value}, {bound}"
+def gate_words(gate: GateResult) -> str:
+    """PSNR 26.16, at least 25"""
+    side, _, metric = gate.name.partition("-")
+    value = f"{gate.value:.4g}" if math.isfinite(gate.value) else "no number"
+    bound = "at least" if side == "min" else "at most"
+    return f"{_GATED.get(metric, metric)} {value}, {bound} {gate.limit:g}"

@@ -85,6 +85,17 @@ def metric_name(name: str) -> str:
     return _METRICS.get(name, name)
 
 
+def part_name(name: str) -> str:
+    """The part of the network that holds a layer or unit: down 1, mid, up 0, time, block 12."""
+    if name.startswith(("temporal:", "time_")):
+        return "time"
+    match = re.match(r"([A-Za-z_]+?)(?:_?blocks?|s)?(?:\.(\d+))?(?:\.|$)", name)
+    if not match:
+        return name.split(".")[0]
+    stem = match[1].replace("conv_", "").replace("_", " ")
+    return f"{stem} {match[2]}" if match[2] else stem
+
+
 def ranges(numbers: Sequence[int]) -> str:
     """0, 1, 2, 3, 8 -> 0-3, 8, as the command line takes them."""
     spans: list[list[int]] = []

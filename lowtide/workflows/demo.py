@@ -14,6 +14,7 @@ from lowtide.checkpoint import folders
 from lowtide.evaluation import comparison
 from lowtide.methods import relevant_options
 from lowtide.report import grids
+from lowtide.report.evidence import Model
 from lowtide.workflows import to_folder
 
 WIDTHS = {"weights": 4, "inputs": 8}
@@ -91,7 +92,7 @@ def _perform(act: Act, out: Path, iters: int) -> Json:
         options = WIDTHS | {"steps": act.steps, "iters": iters} | drawing
         relevant = relevant_options(method, options)
         to_folder.quantize_to_folder(act.model, out / method, method, relevant)
-    evidence = comparison.compare(
+    evaluation = comparison.compare(
         act.model,
         *(str(out / method) for method in act.methods),
         out=out / EVIDENCE,
@@ -100,34 +101,39 @@ def _perform(act: Act, out: Path, iters: int) -> Json:
         batch=16,
         **drawing,
     )
-    rows = [_row(model, evidence) for model in evidence["models"].values()]
+    evidence = evaluation.evidence
+    rows = [_original(evidence.base), *map(_row, evidence.others.values())]
     title = f"{act.title}, at 4-bit weights and 8-bit inputs, {act.steps} steps, same seeds"
     with folders.written_file(out / PICTURE) as fresh:
-        grids.draw(fresh, title, _columns(evidence, rows), _table(rows))
+        grids.draw(fresh, title, _columns(evaluation, rows), _table(rows))
     return {
         "model": act.model,
         "picture": str(out / PICTURE),
-        "report": evidence["report"],
+        "report": str(evaluation.report),
         "rows": [asdict(row) for row in rows],
         "minutes": round((time.perf_counter() - started) / 60, 2),
     }
 
 
-def _row(model: Json, evidence: Json) -> DemoRow:
-    original = model is evidence["models"][evidence["reference"]]
+def _original(model: Model) -> DemoRow:
+    return DemoRow("Original", model.bytes, None, round(model.seconds_per_step, 4))
+
+
+def _row(model: Model) -> DemoRow:
     return DemoRow(
-        name="Original" if original else f"{model['method']}, W4A8",
-        bytes=model["bytes"],
-        psnr=None if original else round(model["metrics"]["psnr"]["value"], 2),
-        seconds_per_step=round(model["seconds_per_step"], 4),
+        name=f"{model.method}, W4A8",
+        bytes=model.bytes,
+        psnr=round(model.psnr, 2),
+        seconds_per_step=round(model.seconds_per_step, 4),
     )
 
 
-def _columns(evidence: Json, rows: list[DemoRow]) -> list[grids.Column]:
-    folder = Path(evidence["folder"]) / "images"
+def _columns(evaluation: comparison.Evaluation, rows: list[DemoRow]) -> list[grids.Column]:
+    """A column for each row; the reference is the first model of the evidence."""
+    folder = evaluation.folder / "images"
     return [
         grids.Column(row.name, _quality(row), _images(folder / key))
-        for key, row in zip(evidence["models"], rows, strict=True)
+        for key, row in zip(evaluation.evidence.models, rows, strict=True)
     ]
 
 

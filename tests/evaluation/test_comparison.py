@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,54 +40,57 @@ def sampled(folder) -> np.ndarray:
 
 
 def test_the_folder_has_the_samples(evaluated):
-    folder = Path(evaluated["folder"]) / "images"
+    folder = evaluated.folder / "images"
     theirs, ours = map(sampled, pair())
     for key, images in {"model-in-float": theirs, PACKED: ours}.items():
         assert np.abs(pictures(folder / key) - (images * 255).round()).max() <= 1
-    packed = evaluated["models"][PACKED]
-    measured = packed["metrics"]["psnr"]
-    assert measured["value"] == pytest.approx(psnr(ours, theirs), rel=1e-4)
+    packed = evaluated.evidence.models[PACKED]
+    measured = packed.metrics["psnr"]
+    assert measured.value == pytest.approx(psnr(ours, theirs), rel=1e-4)
     singles = [psnr(ours[k : k + 1], theirs[k : k + 1]) for k in range(3)]
-    assert packed["per_image"]["psnr"] == pytest.approx(singles, rel=1e-4)
-    assert measured["low"] <= measured["value"] <= measured["high"]
+    assert packed.per_image["psnr"] == pytest.approx(singles, rel=1e-4)
+    assert measured.low <= measured.value <= measured.high
 
 
 def test_the_report_reads_the_json(evaluated):
-    evidence = read(Path(evaluated["folder"]))
-    assert [model.kind for model in evidence.models] == ["float", "lowtide"]
-    assert evidence.reference.key == "model-in-float"
-    assert evidence.seeds == SEEDS
-    packed = evidence.models[1]
-    assert packed.bytes < evidence.reference.bytes / 2
-    assert packed.trajectory.error.shape == (1, 3)
-    assert packed.layers.error.shape[1] == 3
-    assert packed.temporal.error.shape[1] == 3
+    evidence = read(evaluated.folder)
+    assert [model.kind for model in evidence.models.values()] == ["float", "lowtide"]
+    assert evidence.reference == "model-in-float"
+    assert evidence.request.seeds == SEEDS
+    packed = evidence.models[PACKED]
+    assert packed.bytes < evidence.base.bytes / 2
+    assert packed.trajectory.table().error.shape == (1, 3)
+    assert packed.layers.table().error.shape[1] == 3
+    assert packed.temporal.table().error.shape[1] == 3
     assert {layer.weights for layer in packed.bits} == {4, 8}
     assert set(packed.predicted) == set(packed.real) == {"bytes", "peak_bytes", "minutes"}
     assert packed.predicted["bytes"] == pytest.approx(packed.real["bytes"], rel=0.01)
     assert sum(packed.stages.values()) > 0
     assert packed.left
     assert 0 < packed.float_share < 0.5
-    assert "</html>" in (evidence.folder / "report.html").read_text()
-    contents = {k: value for k, value in evaluated.items() if k not in ("folder", "report")}
-    assert json.loads((evidence.folder / "evidence.json").read_text()) == contents
+    assert "</html>" in evaluated.report.read_text()
+    assert evidence == evaluated.evidence
+    contents = evaluated.as_json()
+    places = {"folder": contents.pop("folder"), "report": contents.pop("report")}
+    assert places == {"folder": str(evaluated.folder), "report": str(evaluated.report)}
+    assert json.loads((evaluated.folder / "evidence.json").read_text()) == contents
 
 
 def test_a_gate_that_passes_and_one_that_fails(evaluated, tmp_path):
-    (passing,) = evaluated["gates"]
-    assert passing["passed"]
-    assert passing["value"] == evaluated["models"][PACKED]["metrics"]["psnr"]["value"] > 5
+    (passing,) = evaluated.evidence.gates
+    assert passing.passed
+    assert passing.value == evaluated.evidence.models[PACKED].psnr > 5
     failed = lowtide.evaluate(pair()[1], out=tmp_path / "x", seeds=(1,), gates={"min-psnr": 99.0})
-    assert not failed["gates"][0]["passed"]
+    assert not failed.evidence.gates[0].passed
 
 
 def test_settings_in_one_object_give_the_same(evaluated, tmp_path):
     settings = EvaluationSettings(seeds=SEEDS, batch=2, min_psnr=5.0)
-    evidence = evaluate_model(pair()[1], settings, out=tmp_path / "x")
-    assert evidence["gates"] == evaluated["gates"]
-    assert evidence["request"] == evaluated["request"]
-    metrics = evaluated["models"][PACKED]["metrics"]
-    assert evidence["models"][PACKED]["metrics"] == metrics
+    evidence = evaluate_model(pair()[1], settings, out=tmp_path / "x").evidence
+    assert evidence.gates == evaluated.evidence.gates
+    assert evidence.request == evaluated.evidence.request
+    metrics = evaluated.evidence.models[PACKED].metrics
+    assert evidence.models[PACKED].metrics == metrics
 
 
 def test_without_a_record_the_reference_is_needed_and_changes_nothing(evaluated, tmp_path):
@@ -97,9 +99,9 @@ def test_without_a_record_the_reference_is_needed_and_changes_nothing(evaluated,
     (bare / "lowtide.json").unlink()
     with pytest.raises(BadInput, match=r"no lowtide.json.*--reference"):
         lowtide.evaluate(bare, seeds=SEEDS, steps=3)
-    evidence = lowtide.evaluate(bare, reference=model, seeds=SEEDS, batch=2, steps=3)
-    measured = evidence["models"][PACKED]
-    known = evaluated["models"][PACKED]
+    evaluation = lowtide.evaluate(bare, reference=model, seeds=SEEDS, batch=2, steps=3)
+    measured = evaluation.as_json()["models"][PACKED]
+    known = evaluated.as_json()["models"][PACKED]
     for name in ("metrics", "trajectory", "layers", "temporal", "bits"):
         assert measured[name] == known[name]
     assert "stages" not in measured
@@ -179,29 +181,31 @@ def test_compare_mixes_kinds_and_finds_the_float_reference(tmp_path):
     peer = sampling.load_pipeline(model)
     peer.unet.is_quantized = True
     peer.unet.register_to_config(quantization_config={"quant_method": "quanto"})
-    evidence = lowtide.compare(packed, peer, model, packed, out=tmp_path / "x", seeds=(1, 2))
-    assert evidence["reference"] == "model-in-float"
-    kinds = [each["kind"] for each in evidence["models"].values()]
+    out = tmp_path / "x"
+    evidence = lowtide.compare(packed, peer, model, packed, out=out, seeds=(1, 2)).evidence
+    assert evidence.reference == "model-in-float"
+    kinds = [each.kind for each in evidence.models.values()]
     assert kinds == ["float", "lowtide", "peer", "lowtide"]
-    _, ours, theirs, again = evidence["models"].values()
-    assert theirs["metrics"]["psnr"]["value"] == 100
-    assert max(theirs["trajectory"]["error"]) == 0
-    assert max(max(row) for row in theirs["layers"]["error"]) == 0
-    assert ours["metrics"] == again["metrics"]
-    assert ours["metrics"]["psnr"]["value"] < 90
-    assert ours["trajectory"] == again["trajectory"]
+    _, ours, theirs, again = evidence.models.values()
+    assert theirs.psnr == 100
+    assert max(theirs.trajectory.error) == 0
+    assert max(max(row) for row in theirs.layers.error) == 0
+    assert ours.metrics == again.metrics
+    assert ours.psnr < 90
+    assert ours.trajectory == again.trajectory
 
 
 def test_another_reference_and_none_in_float(tmp_path):
     packed = pair()[1]
     finer = pair(weights=8)[1]
-    evidence = lowtide.compare(packed, finer, out=tmp_path / "x", seeds=(1,), reference=finer)
+    evaluation = lowtide.compare(packed, finer, out=tmp_path / "x", seeds=(1,), reference=finer)
+    evidence = evaluation.as_json()
     assert evidence["reference"] == "minmax-w8a8"
     assert list(evidence["models"]) == ["minmax-w8a8", PACKED]
     assert "temporal" not in evidence["models"]["minmax-w8a8"]
     assert evidence["models"][PACKED]["temporal"] is None
     first = lowtide.compare(packed, finer, out=tmp_path / "y", seeds=(1,))
-    assert first["reference"] == PACKED
+    assert first.evidence.reference == PACKED
 
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
@@ -212,14 +216,14 @@ def test_pipelines_with_guidance_text_and_decoders(name, tmp_path):
         packed, method="minmax", **relevant_options("minmax", QUICK | conditions)
     )
     request = {"steps": 3, "seeds": (0, 1, 2), "batch": 2} | conditions
-    evidence = lowtide.compare(original, result, out=tmp_path / "x", **request)
-    _, ours = evidence["models"].values()
-    assert 0 < ours["metrics"]["latent_mse"]["value"] < 100
-    assert len(ours["trajectory"]["error"]) == 3
-    assert 0 < ours["trajectory"]["error"][-1] < 1
-    assert len(ours["layers"]["names"]) > 10
+    evidence = lowtide.compare(original, result, out=tmp_path / "x", **request).evidence
+    _, ours = evidence.models.values()
+    assert 0 < ours.metrics["latent_mse"].value < 100
+    assert len(ours.trajectory.error) == 3
+    assert 0 < ours.trajectory.error[-1] < 1
+    assert len(ours.layers.names) > 10
     (texts,) = (texts for kind, texts in conditions.items() if kind != "size")
-    assert evidence["captions"] == [str(texts[seed % len(texts)]) for seed in range(3)]
+    assert evidence.captions == [str(texts[seed % len(texts)]) for seed in range(3)]
 
 
 @pytest.mark.parametrize(

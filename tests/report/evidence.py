@@ -146,6 +146,9 @@ def measured(values: list[float], better: bool, backend: str) -> dict[str, Any]:
         "n": len(values),
         "higher_is_better": better,
         "backend": backend,
+        "weights": None,
+        "resize": "none",
+        "seeds": f"0-{len(values) - 1}",
     }
 
 
@@ -153,8 +156,7 @@ def metrics(psnr: list[float], amount: float) -> dict[str, Any]:
     rng = np.random.default_rng(3)
     wobble = rng.uniform(0.7, 1.3, len(psnr))
     lpips = measured((1.9 * amount * wobble).tolist(), False, "lowtide") | {
-        "weights": "sha256:3f1c9a07",
-        "resize": "none",
+        "weights": "sha256:3f1c9a07"
     }
     fd = measured((412 * amount * wobble).tolist(), False, "lowtide") | {
         "weights": "efficientnet-lite0",
@@ -257,13 +259,16 @@ def record(psnr: dict[str, list[float]]) -> dict[str, Any]:
             "lowtide": "0.1.0",
             "cpu": "x86-64, AVX-512",
             "threads": 1,
+            "gpu": None,
         },
         "request": {
             "steps": 50,
             "seeds": list(range(SEEDS)),
             "prompts": words,
             "labels": [],
+            "batch": 8,
             "guidance": 4.0,
+            "eta": None,
             "scheduler": "DDIMScheduler",
         },
         "captions": [words[seed % len(words)] for seed in range(SEEDS)],

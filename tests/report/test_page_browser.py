@@ -246,7 +246,7 @@ def test_the_page_reads_without_a_script(open_page: Any) -> None:
     page = open_page(java_script_enabled=False)
     assert page.locator(".contact img").count() == 4 * SEEDS
     assert page.locator(".compare").is_hidden()
-    assert page.locator("svg.wide").count() == 7
+    assert page.locator("svg.wide").count() == 4
     assert all(plot.is_visible() for plot in page.locator("svg.wide").all())
     page.get_by_text("All values").first.click()
     assert page.locator("#trajectory details table").is_visible()

@@ -20,11 +20,11 @@ def lines_plot(
     values: list[list[float]], *, log: bool = False
 ) -> dict[str, tuple[float, float, str]]:
     steps = tuple(range(980, -1, -20))
-    series = [
-        plots.Series(f"line {number}", 1 + number, steps, np.array(line * len(steps))[: len(steps)])
+    curves = [
+        plots.Line(f"line {number}", 1 + number, np.array(line * len(steps))[: len(steps)])
         for number, line in enumerate(values)
     ]
-    return texts(plots.plot("", lambda width: plots.lines(width, series, "error", log=log)))
+    return texts(plots.plot("", lambda width: plots.lines(width, curves, steps, "error", log=log)))
 
 
 def test_axes_place_and_tick() -> None:
@@ -72,32 +72,3 @@ def test_ramps_read_without_colour(theme: str) -> None:
     pixels = plots.heat_pixels(np.geomspace(0.001, 1, 256)[None], plots.shared_norm([table]), theme)
     steps = np.diff(luma(pixels)[0])
     assert (steps * np.sign(steps.sum())).min() > -1 and abs(steps.sum()) > 150
-
-
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [
-        ("temporal:time_embedding.linear_1", "time"),
-        ("down_blocks.1.resnets.0", "down 1"),
-        ("time_embedding.linear_1", "time"),
-        ("down_blocks.1.resnets.0.time_emb_proj", "down 1"),
-        ("mid_block.attentions.0", "mid"),
-        ("conv_in", "in"),
-        ("transformer_blocks.12", "transformer 12"),
-        ("proj_out", "proj out"),
-    ],
-)
-def test_layers_have_short_names(layer: str, name: str) -> None:
-    assert plots.part_name(layer) == name
-
-
-def test_labels_of_points_do_not_collide() -> None:
-    """Points side by side and one at the right edge: names apart, and none beyond the edge."""
-    sizes = {"one": 5.0, "two": 5.1, "the rightmost": 9.0}
-    points = [plots.Series(name, 1, (at,), (30.0,)) for name, at in sizes.items()]
-    reference = evidence.Model("float", "float", "float", None, None, 8.0, 1.0, {})
-    words = texts(plots.plot("", lambda width: plots.pareto(width, points, reference)))
-    levels = sorted(words[name][1] for name in sizes)
-    assert np.diff(levels).min() >= plots.NAME_HEIGHT - 1e-6
-    x, _, tag = words["the rightmost"]
-    assert "text-anchor: end" in tag and 500 < x < 850

@@ -1,12 +1,10 @@
 """Terminal text: whole tables, literal names, what each stage learnt, and a quiet bar."""
 
 import io
-import math
 
 from rich.console import Console
 
 from lowtide.report import text
-from lowtide.report.evidence import finite
 from lowtide.report.progress import track
 from lowtide.report.tables import table
 
@@ -70,8 +68,3 @@ def test_the_bar_passes_everything_on_and_is_quiet_in_a_file() -> None:
     terminal = Console(file=stream, force_terminal=True)
     assert list(track([1, 2], total=None, title="two", console=terminal)) == [1, 2]
     assert "two" in stream.getvalue()
-
-
-def test_plain_json_has_no_nan() -> None:
-    tree = {"a": [1.5, math.nan, (math.inf, "x")], "b": None, "c": 3}
-    assert finite(tree) == {"a": [1.5, None, [None, "x"]], "b": None, "c": 3}

@@ -1,30 +1,50 @@
 """The verdict in the terminal: every model a column, and failed gates as sentences."""
 
-from lowtide.report import verdict
+import math
 
-EVIDENCE = {
-    "title": "a beside b",
-    "report": "x/report.html",
-    "reference": "b",
-    "models": {
-        "b": {"name": "b [float]", "bytes": 4_000_000, "seconds_per_step": 0.02, "metrics": {}},
-        "a": {
-            "name": "a",
-            "bytes": 1_000_000,
-            "seconds_per_step": 0.03,
-            "metrics": {
-                "psnr": {"value": 25.4321, "low": 24.0, "high": 27.0},
-                "odd": {"value": None},
+from lowtide.report import verdict
+from lowtide.report.evidence import (
+    Environment,
+    Evidence,
+    GateResult,
+    Measurement,
+    Model,
+    Sampling,
+    TrajectoryErrors,
+)
+
+ENVIRONMENT = Environment(python="3", torch="2", diffusers="0", lowtide="0", cpu="x", threads=1)
+ORIGIN = {"n": 2, "higher_is_better": True, "backend": "lowtide", "resize": "none", "seeds": "0-1"}
+LIMITS = [("min-psnr", 30.0, 25.4321), ("max-fd-increase", 1.0, math.nan), ("max-lpips", 0.2, 0.1)]
+EVIDENCE = Evidence(
+    title="a beside b",
+    command="",
+    date="",
+    environment=ENVIRONMENT,
+    request=Sampling(seeds=(0, 1), steps=2, batch=2, scheduler="DDIMScheduler"),
+    reference="b",
+    models={
+        "b": Model(
+            name="b [float]", source="", kind="float", bytes=4_000_000, seconds_per_step=0.02
+        ),
+        "a": Model(
+            name="a",
+            source="",
+            kind="lowtide",
+            bytes=1_000_000,
+            seconds_per_step=0.03,
+            metrics={
+                "psnr": Measurement(value=25.4321, low=24.0, high=27.0, **ORIGIN),
+                "odd": Measurement(value=math.nan, **ORIGIN),
             },
-            "trajectory": {"error": [0.1, 0.25]},
-        },
+            trajectory=TrajectoryErrors([1, 0], [0.1, 0.25]),
+        ),
     },
-    "gates": [
-        {"name": "min-psnr", "model": "a", "limit": 30.0, "value": 25.4321, "passed": False},
-        {"name": "max-fd-increase", "model": "a", "limit": 1.0, "value": None, "passed": False},
-        {"name": "max-lpips", "model": "a", "limit": 0.2, "value": 0.1, "passed": True},
+    gates=[
+        GateResult(name=name, model="a", limit=limit, value=value, passed=name == "max-lpips")
+        for name, limit, value in LIMITS
     ],
-}
+)
 
 
 def test_numbers_and_ratios():
@@ -38,7 +58,6 @@ def test_numbers_and_ratios():
         "25.43",
         "24 to 27",
         "0.25",
-        "x/report.html",
     ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 200
@@ -46,6 +65,6 @@ def test_numbers_and_ratios():
 
 def test_failures_are_sentences():
     assert verdict.failures(EVIDENCE) == [
-        "gate failed: a: PSNR 25.43, at least 30 asked",
-        "gate failed: a: FD increase no number, at most 1 asked",
+        "gate failed: a: PSNR 25.43, at least 30 required",
+        "gate failed: a: FD increase no number, at most 1 required",
     ]

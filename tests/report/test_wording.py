@@ -35,3 +35,20 @@ def test_numbers_in_words() -> None:
         "0.02": "0.02",
     }
     assert [wording.brief(text) for text in rounds] == list(rounds.values())
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        ("temporal:time_embedding.linear_1", "time"),
+        ("down_blocks.1.resnets.0", "down 1"),
+        ("time_embedding.linear_1", "time"),
+        ("down_blocks.1.resnets.0.time_emb_proj", "down 1"),
+        ("mid_block.attentions.0", "mid"),
+        ("conv_in", "in"),
+        ("transformer_blocks.12", "transformer 12"),
+        ("proj_out", "proj out"),
+    ],
+)
+def test_layers_have_short_names(layer: str, name: str) -> None:
+    assert wording.part_name(layer) == name

@@ -7,9 +7,7 @@ of Inception are called fid, sfid and kid.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -26,30 +24,10 @@ from lowtide.evaluation.metrics.metric_definitions import (
 )
 from lowtide.evaluation.metrics.metric_names import full_name, plain_name
 from lowtide.evaluation.metrics.statistics import Statistics
+from lowtide.report.evidence import Measurement
 
 Reference = np.ndarray | Sequence[np.ndarray] | Statistics | None
 _PER_IMAGE = {"psnr": pairs.each_psnr, "ssim": pairs.each_ssim}
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A value, its 95 % interval (bootstrap over images), and what is needed to repeat it.
-
-    A single image has no interval.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    higher_is_better: bool
-    backend: str
-    weights: str | None
-    resize: str
-    seeds: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure(

@@ -1,17 +1,18 @@
-"""report.html: the evidence of an evaluation as one page that needs no other file."""
+"""report.html: the evidence of a comparison as one page that needs no other file."""
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lowtide.report import palette
 from lowtide.report.evidence import Evidence, read
 from lowtide.report.page import headline, pictures, sections
-from lowtide.report.wording import ranges
+from lowtide.report.wording import day, ranges
 
-MOST_BYTES = 5_000_000
-# Shares of the room for images; the markup around them takes the rest.
-_SHARES = (0.97, 0.7, 0.4, 0.1, 0)
+NAME = "report.html"
+MOST_BYTES = pictures.MOST_BYTES
 _PAGE = Environment(
     loader=PackageLoader("lowtide.report.page"),
     autoescape=True,
@@ -19,37 +20,34 @@ _PAGE = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-_PAGE.filters["percentage"] = "{:.2%}".format
+_PAGE.filters |= {"percentage": "{:.2%}".format, "day": day}
 
 
 def draw(folder: Path) -> Path:
     """Draw DIR/evidence.json and DIR/images into DIR/report.html, under 5 MB in any case."""
-    evidence = read(Path(folder))
+    folder = Path(folder)
+    evidence = read(folder)
     data = sections.drawn(evidence)
-    room = MOST_BYTES - len(_page(evidence, data, None))
-    sheets = (pictures.sheet(evidence, round(share * room)) for share in _SHARES)
-    pages = (_page(evidence, data, images) for images in sheets)
+    pages = (_page(evidence, data, images) for images in pictures.sheets(evidence, folder))
     page = next((page for page in pages if len(page) < MOST_BYTES), None)
-    path = evidence.folder / "report.html"
+    path = folder / NAME
     path.write_bytes(page or _page(evidence, data, None))
     return path
 
 
-def _page(
-    evidence: Evidence, data: dict[str, sections.Parts], images: pictures.Sheet | None
-) -> bytes:
+def _page(evidence: Evidence, data: dict[str, Any], images: pictures.Sheet | None) -> bytes:
     modules = {"headline": headline, "pictures": pictures, "palette": palette}
     context = {"evidence": evidence, "data": data, "images": images}
-    template = _PAGE.get_template("report.html")
+    template = _PAGE.get_template(NAME)
     return template.render(modules | context, provenance=_provenance(evidence)).encode()
 
 
 def _provenance(evidence: Evidence) -> dict[str, str]:
     """Environment and request in words, without what is empty."""
-    request = {**evidence.request, "seeds": ranges(evidence.seeds)}
-    entries = {**evidence.environment, **request, "date": evidence.date}
+    entries = {**msgspec.to_builtins(evidence.environment), **msgspec.to_builtins(evidence.request)}
+    entries |= {"seeds": ranges(evidence.request.seeds), "date": evidence.date}
     return {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in entries.items()
-        if value not in (None, [], "")
+        if value not in (None, [], (), "")
     }

@@ -1,9 +1,8 @@
 """The images of the comparison as data URIs, as many and as large as the page has room for."""
 
 import io
-import math
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from lowtide.errors import BadInput
 from lowtide.report.evidence import AGAIN, Evidence, Model
 from lowtide.report.wording import figures
 
+MOST_BYTES = 5_000_000
 _SIDES = (512, 384, 256, 192, 128, 96)
-_QUALITY = 88
 _TINY = 128
+Paths = Mapping[tuple[str, int], Path]
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,27 @@ class Sheet:
         return max(self.width, self.height) <= _TINY
 
 
-def sheet(evidence: Evidence, budget: int) -> Sheet | None:
-    """The images within a budget of bytes; None if the folder has no images at all."""
-    if not (evidence.folder / "images").is_dir():
-        return None
-    width, height = _common_size(evidence)
-    models = {model.key: model for model in evidence.models}
-    keys = [(key, seed) for key in models for seed in evidence.seeds]
-    paths = {key: evidence.image(models[key[0]], key[1]) for key in keys}
-    if sum(path.stat().st_size for path in paths.values()) * 4 / 3 <= budget:
+def sheets(evidence: Evidence, folder: Path) -> Iterator[Sheet]:
+    """Images that may fit: the files themselves, then smaller images, then fewer seeds."""
+    images = folder / "images"
+    if not images.is_dir():
+        return
+    seeds = evidence.request.seeds
+    keys = [(key, seed) for key in evidence.models for seed in seeds]
+    paths = {(key, seed): images / key / f"{seed}.png" for key, seed in keys}
+    width, height = _common_size(paths)
+    if sum(path.stat().st_size for path in paths.values()) < MOST_BYTES:
         uris = {key: _uri(path.read_bytes(), "png") for key, path in paths.items()}
-        return Sheet(evidence.seeds, uris, width, height, reduced=False)
-    *choices, last = _smaller(evidence.seeds, max(width, height))
-    sheets = (_reduced(paths, seeds, side, budget) for seeds, side in choices)
-    return next(filter(None, sheets), None) or _reduced(paths, *last, math.inf)
+        yield Sheet(seeds, uris, width, height, reduced=False)
+    sides = [side for side in _SIDES if side <= max(width, height)] or [max(width, height)]
+    choices = [(seeds, side) for side in sides]
+    halvings = range(1, len(seeds).bit_length())
+    choices += [(seeds[: len(seeds) >> halving], sides[-1]) for halving in halvings]
+    yield from filter(None, (_reduced(paths, *choice) for choice in choices))
 
 
-def _common_size(evidence: Evidence) -> tuple[int, int]:
-    keys = [(model, seed) for seed in evidence.seeds for model in evidence.models]
-    sizes = dict.fromkeys(_size(evidence.image(model, seed)) for model, seed in keys)
+def _common_size(paths: Paths) -> tuple[int, int]:
+    sizes = dict.fromkeys(map(_size, paths.values()))
     if len(sizes) != 1:
         listed = " and ".join(f"{width}x{height}" for width, height in sizes)
         raise BadInput(f"found images of sizes {listed}", "one size", AGAIN)
@@ -65,29 +67,19 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (UnidentifiedImageError, OSError) as wrong:
-        raise BadInput(f"found {path} that cannot be read", "a PNG image", AGAIN) from wrong
+    except (UnidentifiedImageError, OSError) as error:
+        raise BadInput(f"found {path} that cannot be read", "a PNG image", AGAIN) from error
 
 
-def _smaller(seeds: tuple[int, ...], side: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Smaller images first, then fewer."""
-    sides = [each for each in _SIDES if each <= side] or [side]
-    yield from ((seeds, each) for each in sides)
-    while len(seeds) > 1:
-        seeds = seeds[: len(seeds) // 2]
-        yield seeds, sides[-1]
-
-
-def _reduced(
-    paths: dict[tuple[str, int], Path], seeds: tuple[int, ...], side: int, budget: float
-) -> Sheet | None:
-    """The images at a smaller size, or None as soon as they exceed the budget."""
+def _reduced(paths: Paths, seeds: tuple[int, ...], side: int) -> Sheet | None:
+    """The images at a smaller size, or None as soon as they are too large for a page."""
     uris = {}
     size = (0, 0)
+    room = MOST_BYTES
     for key in (key for key in paths if key[1] in seeds):
         uris[key], size = _webp(paths[key], side)
-        budget -= len(uris[key])
-        if budget < 0:
+        room -= len(uris[key])
+        if room < 0:
             return None
     return Sheet(seeds, uris, *size, reduced=True)
 
@@ -99,23 +91,14 @@ def _webp(path: Path, side: int) -> tuple[str, tuple[int, int]]:
     lossless = max(small.size) <= _TINY
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, format="WEBP", quality=_QUALITY, lossless=lossless)
+    small.save(stream, format="WEBP", quality=88, lossless=lossless)
     return _uri(stream.getvalue(), "webp"), small.size
+
+
+def scores(model: Model, place: int) -> dict[str, str]:
+    """The metrics of the image at this place among the seeds."""
+    return {name: figures(values[place]) for name, values in model.per_image.items()}
 
 
 def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{b64encode(data).decode()}"
-
-
-def scores(evidence: Evidence, model: Model, seed: int) -> dict[str, str]:
-    """The metrics of one image in words; the reference has none to itself."""
-    count = len(evidence.seeds)
-    wrong = [name for name in model.per_image if len(model.per_image[name]) != count]
-    if wrong:
-        message = f"found {len(model.per_image[wrong[0]])} values of {wrong[0]}"
-        raise BadInput(message, f"one for each of the {count} seeds", AGAIN)
-    if model is evidence.reference:
-        return {}
-    values = {name: values[evidence.seeds.index(seed)] for name, values in model.per_image.items()}
-    known = {name: math.nan if value is None else value for name, value in values.items()}
-    return {name: f"{name.upper()} {figures(value)}" for name, value in known.items()}

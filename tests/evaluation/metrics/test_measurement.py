@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import asdict
 from tiny_networks import images, noisy, squares
 
 from lowtide.errors import BadInput
@@ -97,7 +98,7 @@ def test_more_damage_is_more_distance() -> None:
 
 
 def test_a_measurement_becomes_json() -> None:
-    tree = measured(["psnr"], seeds=[*range(38), 90, 41])["psnr"].as_json()
+    tree = asdict(measured(["psnr"], seeds=[*range(38), 90, 41])["psnr"])
     assert json.loads(json.dumps(tree)) == tree
     assert (tree["seeds"], tree["n"]) == ("0-37,41,90", 40)
     assert set(tree) == {
