@@ -15,6 +15,7 @@ _HOMES = {
     "METHODS": "methods",
     "BadInput": "errors",
     "Estimate": "estimate",
+    "Evaluation": "evaluation.comparison",
     "EvaluationSettings": "settings",
     "Quantized": "checkpoint.quantized_pipeline",
     "Request": "settings",

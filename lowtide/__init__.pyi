@@ -11,6 +11,7 @@ from torch import nn
 from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
 from lowtide.errors import BadInput as BadInput
 from lowtide.estimate import Estimate as Estimate
+from lowtide.evaluation.comparison import Evaluation as Evaluation
 from lowtide.methods import METHODS as METHODS
 from lowtide.models import adapt as adapt
 from lowtide.sampling import images as images
@@ -102,7 +103,7 @@ def evaluate(
     min_psnr: float | None = None,
     max_lpips: float | None = None,
     max_fd_increase: float | None = None,
-) -> dict[str, Any]: ...
+) -> Evaluation: ...
 
 def compare(
     *models: Model | Quantized,
@@ -122,7 +123,7 @@ def compare(
     min_psnr: float | None = None,
     max_lpips: float | None = None,
     max_fd_increase: float | None = None,
-) -> dict[str, Any]: ...
+) -> Evaluation: ...
 
 def load(
     folder: str | Path,

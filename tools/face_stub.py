@@ -28,6 +28,7 @@ from torch import nn
 from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
 from lowtide.errors import BadInput as BadInput
 from lowtide.estimate import Estimate as Estimate
+from lowtide.evaluation.comparison import Evaluation as Evaluation
 from lowtide.methods import METHODS as METHODS
 from lowtide.models import adapt as adapt
 from lowtide.sampling import images as images
@@ -66,13 +67,13 @@ FUNCTIONS = {
         ["model: Model | Quantized"],
         ["reference: Model | None = None", "out: str | Path | None = None", GATES],
         EvaluationSettings,
-        "dict[str, Any]",
+        "Evaluation",
     ),
     "compare": (
         ["*models: Model | Quantized"],
         ["reference: Model | None = None", 'out: str | Path = "evidence"', GATES],
         EvaluationSettings,
-        "dict[str, Any]",
+        "Evaluation",
     ),
     "load": (
         ["folder: str | Path"],

@@ -89,8 +89,12 @@ def evaluate(
         The evidence, its folder, and the path of the report.
 
     Example:
-        result = lowtide.evaluate("packed", seeds=range(16), gates={"min-psnr": 25.0})
-        print(result.report, [gate.passed for gate in result.evidence.gates])
+        >>> import lowtide, tempfile
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> folder = quantized.save(f"{tempfile.mkdtemp()}/packed")
+        >>> result = lowtide.evaluate(folder, reference="zoo:digits", seeds=range(2))
+        >>> result.report.name, result.evidence.models["minmax-w4a8"].psnr > 10
+        ('report.html', True)
     """
     settings = evaluation_settings(gates, **options)
     return evaluate_model(model, settings, reference=reference, out=out)
@@ -142,8 +146,16 @@ def compare(
     The other arguments and the result are those of `evaluate`; None is the value with which the
     first packed model was quantized.
 
+    Returns:
+        The evidence, its folder, and the path of the report.
+
     Example:
-        lowtide.compare("zoo:digits", "runs/minmax", "runs/tfmq", seeds=range(16))
+        >>> import lowtide, tempfile
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> place = f"{tempfile.mkdtemp()}/evidence"
+        >>> result = lowtide.compare("zoo:digits", quantized, out=place, seeds=range(2))
+        >>> list(result.evidence.models)
+        ['digits-in-float', 'minmax-w4a8']
     """
     settings = evaluation_settings(gates, **options)
     return compare_models(models, settings, reference=reference, out=out)

@@ -21,8 +21,14 @@ def sampling_request(
 ) -> sampling.Request:
     """The settings, else the calibration of the first packed model, else 50 steps, seeds 0-63."""
     fields: dict[str, Any] = {"seeds": SEEDS}
-    fields |= _recorded_fields(models) | settings.request_fields
+    fields |= _calibrated_steps(models) | _recorded_fields(models) | settings.request_fields
     return sampling.Request(**fields)
+
+
+def _calibrated_steps(models: Sequence[ComparedModel]) -> dict[str, Any]:
+    """The steps in the plan of the first packed model; it has them without a lowtide.json too."""
+    summaries = [model.plan.summary for model in models if model.plan.summary]
+    return {"steps": summaries[0]["steps"]} if summaries else {}
 
 
 def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import tiny
 from lowtide import estimate
 from lowtide.errors import BadInput
 from lowtide.estimate import prediction
-from lowtide.methods import METHODS
+from lowtide.methods import METHODS, relevant_options
 
 
 def test_sdxl_at_full_size_in_seconds_and_without_weights(sdxl: str) -> None:
@@ -96,7 +96,7 @@ def test_sizes_that_are_none(text: str) -> None:
 @pytest.mark.usefixtures("steady")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_stage_has_a_price(method: str, digits: str) -> None:
-    result = estimate.plan(digits, method=method, range_iters=5)
+    result = estimate.plan(digits, method=method, **relevant_options(method, {"range_iters": 5}))
     assert result.unpriced == ()
     free = {stage.name for stage in result.stages if stage.seconds == 0}
     assert free <= {"Assign", "TRD", "NDTC", "Split", "FSC"}
