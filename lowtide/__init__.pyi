@@ -52,7 +52,30 @@ def quantize(
     early_stop: bool = False,
     keep_temporal: bool = False,
     stages: Mapping[str, Mapping[str, Any]] = ...,
-) -> Quantized: ...
+) -> Quantized:
+    """Quantize a diffusers pipeline, or a bare UNet2DModel, in place and return it packed.
+
+    Args:
+        target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
+        method: one of `lowtide.METHODS`.
+        folder: where finished units are kept, so that an interrupted run resumes to the same bits.
+        without: stages of the method's recipe to leave out, by name, to see what each is worth.
+
+    The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts, labels,
+    iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
+
+    Returns:
+        The pipeline with its packed denoiser (`.pipe`), the plan of its formats (`.plan`) and the
+        report of the run (`.report`). `.save(folder)` writes it.
+
+    Examples:
+        >>> import lowtide
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> quantized.plan.summary["weights"], quantized.plan.summary["inputs"]
+        (4, 8)
+        >>> quantized.pipe(num_inference_steps=2).images[0].size
+        (32, 32)
+    """
 
 def plan(
     source: str | Path,
@@ -82,7 +105,26 @@ def plan(
     early_stop: bool = False,
     keep_temporal: bool = False,
     stages: Mapping[str, Mapping[str, Any]] = ...,
-) -> Estimate: ...
+) -> Estimate:
+    """Predict size, peak memory and time of `quantize` with the same options.
+
+    Args:
+        source: a hub id (only its configuration is fetched), a local diffusers folder, zoo:NAME.
+        method: one of `lowtide.METHODS`.
+        without: stages to leave out.
+        fit: the most bytes of the checkpoint, such as "500MB"; it chooses the bits of the weights.
+
+    The other keywords are the fields of `lowtide.Settings`.
+
+    Returns:
+        Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage.
+
+    Examples:
+        >>> import lowtide
+        >>> estimate = lowtide.plan("zoo:digits", weights=4)
+        >>> estimate.size["total"] < estimate.float_bytes / 4
+        True
+    """
 
 def evaluate(
     model: Model | Quantized,
@@ -103,7 +145,31 @@ def evaluate(
     min_psnr: float | None = None,
     max_lpips: float | None = None,
     max_fd_increase: float | None = None,
-) -> Evaluation: ...
+) -> Evaluation:
+    """Compare a packed model with the float model it was made of, and write the evidence folder.
+
+    Args:
+        model: a packed folder, a pipeline, or lowtide.Quantized.
+        reference: the float model; None is the one that the folder's lowtide.json names.
+        out: the evidence folder; None is MODEL/evidence.
+        gates: bounds such as {"min-psnr": 25.0, "max-lpips": 0.2, "max-fd-increase": 1.0}.
+
+    The other keywords are the fields of `lowtide.EvaluationSettings`: `metrics`, by default psnr,
+    ssim and latent_mse; `dataset`, a folder of images or an .npz file of Statistics, which some
+    metrics need; `seeds`, by default 0 to 63; and steps, prompts, labels and more, by default as
+    the model was quantized.
+
+    Returns:
+        The evidence, its folder, and the path of the report.
+
+    Examples:
+        >>> import lowtide, tempfile
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> folder = quantized.save(f"{tempfile.mkdtemp()}/packed")
+        >>> result = lowtide.evaluate(folder, reference="zoo:digits", seeds=range(2))
+        >>> result.report.name, result.evidence.models["minmax-w4a8"].psnr > 10
+        ('report.html', True)
+    """
 
 def compare(
     *models: Model | Quantized,
@@ -123,22 +189,95 @@ def compare(
     min_psnr: float | None = None,
     max_lpips: float | None = None,
     max_fd_increase: float | None = None,
-) -> Evaluation: ...
+) -> Evaluation:
+    """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
+
+    Args:
+        models: hub ids, folders, zoo:NAME, or loaded pipelines.
+        reference: the model that all are compared with; None is the first float model, or the
+            first model if none is in float.
+        out: the evidence folder.
+
+    The other arguments and the result are those of `evaluate`; None is the value with which the
+    first packed model was quantized.
+
+    Returns:
+        The evidence, its folder, and the path of the report.
+
+    Examples:
+        >>> import lowtide, tempfile
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> place = f"{tempfile.mkdtemp()}/evidence"
+        >>> result = lowtide.compare("zoo:digits", quantized, out=place, seeds=range(2))
+        >>> list(result.evidence.models)
+        ['digits-in-float', 'minmax-w4a8']
+    """
 
 def load(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-) -> DiffusionPipeline: ...
+) -> DiffusionPipeline:
+    """Load a pipeline, float or packed.
+
+    Args:
+        folder: a diffusers folder, a hub id, or zoo:NAME.
+        dtype: of the weights that are not packed.
+
+    Returns:
+        The diffusers pipeline.
+
+    Examples:
+        >>> import lowtide
+        >>> type(lowtide.load("zoo:digits")).__name__
+        'DDIMPipeline'
+    """
 
 def save(
     model: Quantized | DiffusionPipeline,
     folder: str | Path,
-) -> Path: ...
+) -> Path:
+    """Write a pipeline, float or packed, as an ordinary diffusers folder, whole or not at all.
+
+    An older model in its place is replaced if lowtide wrote it and it holds no other files.
+
+    Args:
+        model: what `quantize` or `reschedule` returned, or a pipeline.
+        folder: where it goes.
+
+    Returns:
+        The folder.
+
+    Examples:
+        >>> import lowtide, tempfile
+        >>> place = tempfile.mkdtemp()
+        >>> lowtide.save(lowtide.load("zoo:digits"), f"{place}/digits").name
+        'digits'
+    """
 
 def reschedule(
     target: DiffusionPipeline | Quantized | str | Path,
     steps: int,
     *,
     size: int | None = None,
-) -> Quantized: ...
+) -> Quantized:
+    """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
+
+    Cached temporal features are computed again by the float layers that `keep_temporal` left in the
+    checkpoint. Input ranges and corrections are those of the nearest calibrated timestep.
+
+    Args:
+        target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned;
+            the latter two are changed in place.
+        steps: sampling steps of the new schedule.
+        size: height and width of the images, for schedulers whose timesteps depend on it.
+
+    Returns:
+        The pipeline, its new plan, and what was computed again.
+
+    Examples:
+        >>> import lowtide
+        >>> quantized = lowtide.quantize("zoo:digits", method="tfmq", steps=4, images=2, iters=1)
+        >>> lowtide.reschedule(quantized, 8).plan.summary["steps"]
+        8
+    """

@@ -42,14 +42,15 @@ def quantize(
         method: one of `lowtide.METHODS`.
         folder: where finished units are kept, so that an interrupted run resumes to the same bits.
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
-        **options: the fields of `lowtide.Settings`: weights, inputs, steps, prompts, labels,
-            iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
+
+    The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts, labels,
+    iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
 
     Returns:
         The pipeline with its packed denoiser (`.pipe`), the plan of its formats (`.plan`) and the
         report of the run (`.report`). `.save(folder)` writes it.
 
-    Example:
+    Examples:
         >>> import lowtide
         >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
         >>> quantized.plan.summary["weights"], quantized.plan.summary["inputs"]
@@ -155,7 +156,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     Returns:
         The diffusers pipeline.
 
-    Example:
+    Examples:
         >>> import lowtide
         >>> type(lowtide.load("zoo:digits")).__name__
         'DDIMPipeline'

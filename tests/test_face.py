@@ -63,7 +63,7 @@ def test_the_example_of_a_function_runs(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_docstring_says_what_arguments_and_result(name):
     text = inspect.getdoc(getattr(lowtide, name))
-    for heading in ("Args:", "Returns:", "Example:"):
+    for heading in ("Args:", "Returns:", "Examples:"):
         assert heading in text
 
 

@@ -5,6 +5,7 @@ An editor and a type checker need them as keyword parameters, so the stub repeat
 holds the two equal.
 """
 
+import ast
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, fields
@@ -14,7 +15,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from lowtide.settings import EvaluationSettings, MethodName, Settings
 
-STUB = Path(__file__).parents[1] / "lowtide" / "__init__.pyi"
+PACKAGE = Path(__file__).parents[1] / "lowtide"
+STUB = PACKAGE / "__init__.pyi"
+SOURCES = {
+    "quantize": "quantization.py",
+    "load": "quantization.py",
+    "save": "checkpoint/quantized_pipeline.py",
+    "plan": "estimate/prediction.py",
+    "evaluate": "evaluation/comparison.py",
+    "compare": "evaluation/comparison.py",
+    "reschedule": "checkpoint/rescheduling.py",
+}
 HEAD = '''"""The typed face of lowtide. Written by tools/face_stub.py; not by hand."""
 
 from collections.abc import Mapping, Sequence
@@ -132,7 +143,15 @@ def function(name: str) -> str:
     keywords = [*keywords, *(options(model) if model else [])]
     star = [] if positional[0].startswith("*") or not keywords else ["*"]
     lines = "".join(f"    {line},\n" for line in [*positional, *star, *keywords])
-    return f"\ndef {name}(\n{lines}) -> {result}: ...\n"
+    return f'\ndef {name}(\n{lines}) -> {result}:\n    """{docstring(name)}"""\n'
+
+
+def docstring(name: str) -> str:
+    """The docstring of the function itself, as it is written."""
+    module = ast.parse((PACKAGE / SOURCES[name]).read_text())
+    functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
+    (function,) = [node for node in functions if node.name == name]
+    return ast.get_docstring(function, clean=False) or ""
 
 
 def stub() -> str:

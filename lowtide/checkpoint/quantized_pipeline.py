@@ -62,7 +62,7 @@ def save(model: Quantized | DiffusionPipeline, folder: str | Path) -> Path:
     Returns:
         The folder.
 
-    Example:
+    Examples:
         >>> import lowtide, tempfile
         >>> place = tempfile.mkdtemp()
         >>> lowtide.save(lowtide.load("zoo:digits"), f"{place}/digits").name

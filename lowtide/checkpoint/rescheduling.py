@@ -81,7 +81,7 @@ def reschedule(target: Any, steps: int, *, size: int | None = None) -> quantized
     Returns:
         The pipeline, its new plan, and what was computed again.
 
-    Example:
+    Examples:
         >>> import lowtide
         >>> quantized = lowtide.quantize("zoo:digits", method="tfmq", steps=4, images=2, iters=1)
         >>> lowtide.reschedule(quantized, 8).plan.summary["steps"]

@@ -39,12 +39,13 @@ def plan(
         method: one of `lowtide.METHODS`.
         without: stages to leave out.
         fit: the most bytes of the checkpoint, such as "500MB"; it chooses the bits of the weights.
-        **options: the fields of `lowtide.Settings`.
+
+    The other keywords are the fields of `lowtide.Settings`.
 
     Returns:
         Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage.
 
-    Example:
+    Examples:
         >>> import lowtide
         >>> estimate = lowtide.plan("zoo:digits", weights=4)
         >>> estimate.size["total"] < estimate.float_bytes / 4

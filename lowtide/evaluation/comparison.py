@@ -78,17 +78,16 @@ def evaluate(
         reference: the float model; None is the one that the folder's lowtide.json names.
         out: the evidence folder; None is MODEL/evidence.
         gates: bounds such as {"min-psnr": 25.0, "max-lpips": 0.2, "max-fd-increase": 1.0}.
-        **options: the fields of lowtide.settings.EvaluationSettings. metrics: psnr, ssim, lpips,
-            latent_mse; with a data set also fd, sfd, kd, precision, recall, fid and others.
-            dataset: a folder of images, or an .npz file of lowtide.evaluation.metrics.Statistics.
-            seeds: one image for each, 0 to 63 by default. steps, prompts, labels, guidance, eta,
-            size: as in lowtide.Request, by default as the model was quantized. batch: images
-            sampled at once, 16 by default.
+
+    The other keywords are the fields of `lowtide.EvaluationSettings`: `metrics`, by default psnr,
+    ssim and latent_mse; `dataset`, a folder of images or an .npz file of Statistics, which some
+    metrics need; `seeds`, by default 0 to 63; and steps, prompts, labels and more, by default as
+    the model was quantized.
 
     Returns:
         The evidence, its folder, and the path of the report.
 
-    Example:
+    Examples:
         >>> import lowtide, tempfile
         >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
         >>> folder = quantized.save(f"{tempfile.mkdtemp()}/packed")
@@ -149,7 +148,7 @@ def compare(
     Returns:
         The evidence, its folder, and the path of the report.
 
-    Example:
+    Examples:
         >>> import lowtide, tempfile
         >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
         >>> place = f"{tempfile.mkdtemp()}/evidence"
