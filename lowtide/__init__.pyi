@@ -61,8 +61,8 @@ def quantize(
         folder: where finished units are kept, so that an interrupted run resumes to the same bits.
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
 
-    The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts, labels,
-    iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
+    The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
+    labels, iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
 
     Returns:
         The pipeline with its packed denoiser (`.pipe`), the plan of its formats (`.plan`) and the
