@@ -46,7 +46,7 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
     loop, student = distillation()
     student.start()
     loop.job.terms.append(lambda ours, theirs: ours.sum() * 0)
-    batch = loop.lessons.pairs(torch.Generator().manual_seed(0))
+    batch = loop.batches.pairs(torch.Generator().manual_seed(0))
     gradients = {}
     for step in (0, 1):
         # Only the feature of one of the two steps keeps its graph.
