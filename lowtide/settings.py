@@ -90,7 +90,10 @@ class Settings:
     seed: Annotated[
         int,
         _help(
-            "What calibration and learning draw from; the same seed, the same codes.", CALIBRATION
+            "What calibration and learning draw from; the same seed, the same codes.",
+            CALIBRATION,
+            ge=0,
+            le=2**32,
         ),
     ] = 0
     memory: Annotated[

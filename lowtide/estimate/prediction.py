@@ -53,7 +53,7 @@ def plan(
     """
     started = time.perf_counter()
     settings = settings_from(options)
-    limit = parse_size(fit) if fit else None
+    limit = None if fit is None else parse_size(fit)
     # An error in the options is raised before a model is read.
     recipe_of(method, settings, without)
     blueprint = read(source)

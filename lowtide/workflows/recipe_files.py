@@ -75,11 +75,10 @@ def read(path: str | Path) -> RecipeFile:
 
 def _table(path: Path) -> dict[str, Any]:
     """The TOML of a file."""
-    if not path.is_file():
-        raise BadInput(
-            f"found no file {path}", "a recipe such as recipes/sd14.toml", "check the path"
-        )
+    expected = "a recipe such as recipes/sd14.toml"
     try:
+        if not path.is_file():
+            raise BadInput(f"found no file {path}", expected, "check the path")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"found {path.name} unreadable ({error})", "TOML", "correct it") from error

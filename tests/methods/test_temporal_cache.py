@@ -190,9 +190,7 @@ def test_nothing_is_kept_for_a_cache_that_cannot_be(name, tmp_path):
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
     pipe.save_pretrained(tmp_path / "model")
     with pytest.raises(BadInput, match="found keep_temporal"):
-        estimate.plan(
-            str(tmp_path / "model"), method="temporal_cache", steps=3, keep_temporal=True
-        )
+        estimate.plan(str(tmp_path / "model"), method="temporal_cache", steps=3, keep_temporal=True)
 
 
 @dataclass(frozen=True)
