@@ -76,19 +76,17 @@ class TCR(Stage):
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
         folded: list[str] = []
         cuts: dict[str, float] = {}
-        for name, inputs in job.track(
-            layer_inputs(job, layers, ROWS).items(), "reparameterization"
-        ):
+        received = layer_inputs(job, layers, ROWS).items()
+        for name, inputs in job.track(received, "reparameterization"):
             peaks = grouped(inputs.peaks() / layers[name].divisors, self.groups)
             r = reparameterization(peaks, self.lowest)
             cuts[name] = self.most or best_cut(layers[name], inputs, r)
             if cuts[name] == 1:
                 continue
-            divisors = r.clamp(1.0, cuts[name])
-            if fold_into_norm(job, name, divisors):
+            if fold_into_norm(job, name, r.clamp(1.0, cuts[name])):
                 folded.append(name)
             else:
-                smooth_layer(job, name, divisors)
+                smooth_layer(job, name, r.clamp(1.0, cuts[name]))
         job.report["tcr"] = {"layers": len(layers), "folded": folded, "cuts": cuts}
 
     def suits(self, layer: nn.Module) -> TypeGuard[QuantConv2d]:
@@ -290,8 +288,8 @@ class _SoftmaxGrids:
 
 def _by_error(job: Job, grids: dict[str, _SoftmaxGrids]) -> dict[str, Tensor]:
     """Compare both grids of every softmax in one more pass over all calls."""
-    hooks = chain.from_iterable(each.hooks(job) for each in grids.values())
-    hear(job, list(hooks), "softmax quantizers")
+    hooks = list(chain.from_iterable(each.hooks(job) for each in grids.values()))
+    hear(job, hooks, "softmax quantizers")
     return {name: each.errors[1] < each.errors[0] for name, each in grids.items()}
 
 

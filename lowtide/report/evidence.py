@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -228,7 +229,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
         for name in (self.reference, *(gate.model for gate in self.gates)):
             if name not in self.models:
                 raise ValueError(f"found model {name!r}, expected one of {keys}")
-        per_image = [values for model in self.models.values() for values in model.per_image.items()]
+        per_image = chain.from_iterable(model.per_image.items() for model in self.models.values())
         for name, values in [("captions", self.captions or self.request.seeds), *per_image]:
             if len(values) != len(self.request.seeds):
                 expected = f"one for each of the {len(self.request.seeds)} seeds"

@@ -4,6 +4,7 @@ import statistics
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from lowtide.report.tables import table
@@ -108,8 +109,10 @@ def _options(result: Result) -> list[str]:
 
 def optional(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Options of stages as --set takes them."""
-    pairs = [(stage, option) for stage, options in stages.items() for option in options.items()]
-    return [f"{stage}.{name}={value}" for stage, (name, value) in pairs]
+    lines = []
+    for stage, options in stages.items():
+        lines += [f"{stage}.{name}={value}" for name, value in options.items()]
+    return lines
 
 
 def rescheduled(result: Result) -> list[str]:
@@ -184,8 +187,7 @@ def _reasons(left: Mapping[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in left.items():
         reasons[why].append(name)
-    entries = [_reason(why, names) for why, names in reasons.items()]
-    return [line for lines in entries for line in lines]
+    return list(chain.from_iterable(_reason(why, names) for why, names in reasons.items()))
 
 
 def _reason(why: str, names: list[str]) -> list[str]:
@@ -226,7 +228,7 @@ def _layer(layer: Result) -> list[str]:
 
 def demonstrated(result: Result) -> list[str]:
     """A table for each model, the paths of its picture and its report, and the missing models."""
-    lines = [line for act in result["acts"] for line in _performed(act)]
+    lines = chain.from_iterable(map(_performed, result["acts"]))
     names = result["missing"]
     return [*lines, *(f"{name} is not here: only the repository has it" for name in names)]
 

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+from itertools import chain
 
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.tables import table
@@ -16,7 +17,7 @@ def lines(evidence: Evidence) -> list[str]:
     """Models across, measurements down; in colour for a terminal."""
     models = list(evidence.models.values())
     base = evidence.base
-    metrics = dict.fromkeys(name for model in reversed(models) for name in model.metrics)
+    metrics = dict.fromkeys(chain.from_iterable(model.metrics for model in reversed(models)))
     rows = [
         ["size on disk", *(_weight(model, base) for model in models)],
         ["seconds a step", *(_pace(model, base) for model in models)],

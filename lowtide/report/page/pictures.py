@@ -4,6 +4,7 @@ import io
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -40,7 +41,7 @@ def sheets(evidence: Evidence, folder: Path) -> Iterator[Sheet]:
     if not images.is_dir():
         return
     seeds = evidence.request.seeds
-    keys = [(key, seed) for key in evidence.models for seed in seeds]
+    keys = product(evidence.models, seeds)
     paths = {(key, seed): images / key / f"{seed}.png" for key, seed in keys}
     width, height = _common_size(paths)
     if sum(path.stat().st_size for path in paths.values()) < MOST_BYTES:
