@@ -108,6 +108,8 @@ def evaluate_model(
 ) -> Evaluation:
     """`evaluate` with its settings in one object."""
     plan = measurement_plan(settings)
+    if out is not None:
+        folders.check_place(Path(out), folders.EVIDENCE_MARKS)
     model = compared_models.load(source)
     if model.kind == FLOAT:
         wrong = f"found a float model in {model.source}"
@@ -175,6 +177,7 @@ def compare_models(
         wrong = f"found {len(every)} model"
         way_out = "name another, or use lowtide evaluate"
         raise BadInput(wrong, "at least two to compare", way_out)
+    folders.check_place(Path(out), folders.EVIDENCE_MARKS)
     models = [compared_models.load(source) for source in every]
     first = _first_float(models) if reference is None else every.index(reference)
     ordered = [models[first], *models[:first], *models[first + 1 :]]
@@ -202,7 +205,7 @@ def _write_evidence(
         facts.check_steps(model.denoiser, request.steps)
     # Wrong prompts and labels are an error here, before any sampling.
     captions = image_captions(models[0].pipe, request)
-    with folders.written_beside(out, (evidence.NAME,)) as fresh:
+    with folders.written_beside(out, folders.EVIDENCE_MARKS) as fresh:
         samples = sample_in_turns(models, request, fresh / "images")
         comparison = _evidence(title, models, plan, request, samples, captions)
         evidence.write(comparison, fresh)

@@ -13,6 +13,7 @@ from PIL import Image
 import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
+from lowtide.evaluation import compared_models
 from lowtide.evaluation.comparison import evaluate_model
 from lowtide.evaluation.metrics import psnr
 from lowtide.methods import relevant_options
@@ -246,3 +247,14 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(BadInput, match="other files"):
         lowtide.compare(*pair(), out=tmp_path, seeds=(1,))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("run", [lowtide.compare, lowtide.evaluate])
+def test_a_place_that_is_not_ours_is_refused_before_a_model_is_loaded(run, tmp_path, monkeypatch):
+    """A refusal after the sampling would cost its whole time."""
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    monkeypatch.setattr(compared_models, "load", lambda _: pytest.fail("a model was loaded"))
+    sources = ("zoo:digits", "x") if run is lowtide.compare else ("x",)
+    with pytest.raises(BadInput, match=r"thesis\.txt"):
+        run(*sources, out=tmp_path, seeds=SEEDS)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years of work"
