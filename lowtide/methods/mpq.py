@@ -147,6 +147,9 @@ class OMQ(Stage):
         seconds = load.passes(load.kept_calls, observed) + searched * load.speed.search
         return Cost(seconds, load.alive_bytes(load.batch) + patch_bytes(mixed, PATCHES))
 
+    def summary(self, job: Job) -> str:
+        return f"channels of {len(_inner_layers(job))} layers smoothed, and their bits assigned"
+
     def predict_plan(self, job: Job) -> None:
         """The usual result: no channel changes its bits. MPQ-DM+ raises a tenth of them."""
         for name, layer in _inner_layers(job).items():

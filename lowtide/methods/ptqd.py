@@ -130,6 +130,9 @@ class Bias(_Correcting):
             correction.bias += bias.to(correction.bias)
         _summary(job)["error before Bias"] = moments.error()
 
+    def summary(self, job: Job) -> str:
+        return "mean of the remaining noise subtracted, for each channel and timestep"
+
 
 @dataclass(frozen=True)
 class VSC(_Correcting):

@@ -101,6 +101,9 @@ class Maintain(Stage):
         summary["cached_share"] = cached_pairs / pairs if pairs else 0.0
         summary["by_request"] = len(job.plan.requests)
 
+    def summary(self, job: Job) -> str:
+        return f"{job.report['temporal']['features']} temporal features cached"
+
     def maintain(self, job: Job, unit: Unit) -> float:
         """Put caches in the place of the unit's features; how many pairs (t, i) are cached."""
         features = JobFeatures(job, unit)

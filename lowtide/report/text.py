@@ -22,15 +22,6 @@ __all__ = [
 ]
 
 _NAMED = 12
-_STAGES = {
-    "Assign": "chose the format of each layer",
-    "FitWeights": "fitted the ranges of the weights",
-    "FitRanges": "fitted the ranges of the inputs",
-}
-_LEARNT = {
-    "LearnRanges": "learnt the input ranges of {}",
-    "Distill": "trained the whole network to answer like the float model",
-}
 Result = Mapping[str, Any]
 
 
@@ -62,26 +53,25 @@ def _bits(result: Result) -> str:
 
 
 def _stages(result: Result) -> list[list[str]]:
-    """Each stage with its time, and what it learnt where the result has it."""
+    """Each stage with its time, what it did, and how far the error fell where it learnt."""
     losses: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for key, (before, after) in result.get("losses", {}).items():
         losses[key.split()[0]].append((before, after))
-    notes = _STAGES | {name: _learnt(name, pairs) for name, pairs in losses.items()}
-    notes["Collect"] = f"recorded inputs at {result['timesteps']} timesteps"
-    notes["Pack"] = f"packed {counted(sum(result['kernels'].values()), 'layer')}"
-    return [[name, lasting(time), notes.get(name, "")] for name, time in result["seconds"].items()]
+    notes = {name: f": {_progress(pairs)}" for name, pairs in losses.items()}
+    return [
+        [name, lasting(time), result["summaries"][name] + notes.get(name, "")]
+        for name, time in result["seconds"].items()
+    ]
 
 
-def _learnt(stage: str, losses: list[tuple[float, float]]) -> str:
-    """learnt the rounding of the weights of 22 blocks: error 63 % lower (median)"""
-    rounding = "learnt the rounding of the weights of {}"
-    words = _LEARNT.get(stage, rounding).format(counted(len(losses), "block"))
+def _progress(losses: list[tuple[float, float]]) -> str:
+    """kept 21 of 22, error 63 % lower (median)"""
     falls = [1 - after / before for before, after in losses if after < before]
     if not falls:
-        return f"{words}: none was better than before, nothing was changed"
-    kept = f"kept {len(falls)}, " if len(falls) < len(losses) else ""
+        return "none was better than before, nothing was changed"
+    kept = f"kept {len(falls)} of {len(losses)}, " if len(falls) < len(losses) else ""
     median = " (median)" if len(falls) > 1 else ""
-    return f"{words}: {kept}error {percent(statistics.median(falls))} lower{median}"
+    return f"{kept}error {percent(statistics.median(falls))} lower{median}"
 
 
 def temporal(cache: Result) -> list[str]:

@@ -44,8 +44,9 @@ class Stage(ABC):
         """Do the work."""
 
     def summary(self, job: "Job") -> str:
-        """What `run` did, in a few words for the terminal; empty where only the name is printed."""
-        return ""
+        """What `run` did, in a few words for the terminal; by default the class's first line."""
+        first = (type(self).__doc__ or "").partition("\n")[0].removesuffix(".")
+        return first[:1].lower() + first[1:]
 
     def check(self, settings: Settings) -> None:  # noqa: B027 - most stages have nothing to check
         """Raise, before anything runs, where these settings leave the stage without its input."""
@@ -146,13 +147,15 @@ class Job:
 def run_recipe(recipe: Recipe, job: Job) -> None:
     """Run every stage in turn; time it and print what it did."""
     seconds = job.report.setdefault("seconds", {})
+    summaries = job.report.setdefault("summaries", {})
     for stage in recipe:
         started = time.perf_counter()
         stage.run(job)
         name = type(stage).__name__
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 2)
-        parts = (stage.summary(job), f"{seconds[name]:.1f} s")
-        job.console.print(f"{name}: {', '.join(filter(None, parts))}", soft_wrap=True)
+        summaries[name] = stage.summary(job)
+        line = f"{name}: {summaries[name]}, {seconds[name]:.1f} s"
+        job.console.print(line, soft_wrap=True, markup=False)
 
 
 def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
