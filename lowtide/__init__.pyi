@@ -53,12 +53,14 @@ def quantize(
     keep_temporal: bool = False,
     stages: Mapping[str, Mapping[str, Any]] = ...,
 ) -> Quantized:
-    """Quantize a diffusers pipeline, or a bare UNet2DModel, in place and return it packed.
+    """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
+
+    A pipeline or model that is passed is changed in place.
 
     Args:
         target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
         method: one of `lowtide.METHODS`.
-        folder: where finished units are kept, so that an interrupted run resumes to the same bits.
+        folder: where finished blocks are kept, so that an interrupted run resumes to the same bits.
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
@@ -82,7 +84,7 @@ def plan(
     *,
     method: MethodName = "best",
     without: Sequence[str] = (),
-    fit: str | None = None,
+    fit: str | int | None = None,
     weights: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 4,
     inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 8,
     group: int | None = None,
@@ -112,7 +114,7 @@ def plan(
         source: a hub id (only its configuration is fetched), a local diffusers folder, zoo:NAME.
         method: one of `lowtide.METHODS`.
         without: stages to leave out.
-        fit: the most bytes of the checkpoint, such as "500MB"; it chooses the bits of the weights.
+        fit: the most bytes of the checkpoint, 500000 or "500kB"; it chooses the weights' bits.
 
     The other keywords are the fields of `lowtide.Settings`.
 

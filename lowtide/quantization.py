@@ -35,12 +35,14 @@ def quantize(
     without: Sequence[str] = (),
     **options: Any,
 ) -> Quantized:
-    """Quantize a diffusers pipeline, or a bare UNet2DModel, in place and return it packed.
+    """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
+
+    A pipeline or model that is passed is changed in place.
 
     Args:
         target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
         method: one of `lowtide.METHODS`.
-        folder: where finished units are kept, so that an interrupted run resumes to the same bits.
+        folder: where finished blocks are kept, so that an interrupted run resumes to the same bits.
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
@@ -60,6 +62,8 @@ def quantize(
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)
+    if folder is not None:
+        _check_folder(Path(folder))
     pipe = sampling.as_pipeline(target)
     model = _float_model(pipe)
     weights = fingerprint(model)
@@ -105,6 +109,16 @@ class _Phases:
         )
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise, before any work, where units could not be kept in this folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or "it cannot be made"
+        wrong = f"found {folder} as the folder of finished units ({reason})"
+        raise BadInput(wrong, "a folder that can be written", "give another folder") from error
+
+
 def _float_model(pipe: Pipeline) -> nn.Module:
     """The denoiser, once it is known that it can be quantized; in eval mode, without gradients."""
     model = sampling.denoiser(pipe)
@@ -146,7 +160,7 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """Load a pipeline, float or packed.
 
     Args:
@@ -161,6 +175,9 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
         >>> type(lowtide.load("zoo:digits")).__name__
         'DDIMPipeline'
     """
+    if not isinstance(dtype, torch.dtype):
+        raise BadInput(f"found dtype {dtype!r}", "a dtype of torch", "give torch.float16")
     if not Path(folder).exists():
+        # A kill between the two renames of `save` leaves the earlier result under another name.
         folders.recover(Path(folder))
     return sampling.load_pipeline(folder, dtype)

@@ -181,6 +181,8 @@ class Request:
     eta: Eta = None
 
     def __post_init__(self) -> None:
+        for name in ("seeds", "prompts", "labels"):
+            object.__setattr__(self, name, as_tuple(getattr(self, name)))
         check(Request, vars(self))
         check_seeds(self.seeds)
 
@@ -307,6 +309,8 @@ def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, An
                 "a setting and its value, such as iters=500, or a stage's option, omq.plus=true",
                 "see `lowtide quantize --help`",
             )
+        if name == "memory":
+            raise BadInput(f"found --set {change}", "the option --memory, in MiB", "use --memory")
         if dot:
             result["stages"] = _with_option(result.get("stages", {}), stage, {option: _value(text)})
         else:

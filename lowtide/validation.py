@@ -34,7 +34,7 @@ def check(thing: type, values: Mapping[str, Any], title: str = "") -> None:
             expected = words(hints[name])
             if isinstance(value, float) and not math.isfinite(value):
                 expected = expected.replace("a number", "a finite number", 1)
-            raise BadInput(f"found {title}{name} {value!r}", expected, f"give another {name}")
+            raise BadInput(f"found {title}{name} {value!r}", expected, f"correct {name}")
 
 
 def fits(value: Any, kind: Any) -> bool:

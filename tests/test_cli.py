@@ -193,7 +193,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowtide.methods.methods", broken(KeyboardInterrupt()))
-    assert lowtide("methods").code == 130
+    result = lowtide("methods")
+    assert result.code == 130 and "the same command continues" in result.err
+
+
+def test_a_result_that_is_replaced_is_announced(lowtide, tmp_path: Path) -> None:
+    tiny.unet2d().save_pretrained(tmp_path / "model")
+    draw = ("sample", tmp_path / "model", "--steps", 1, "--seeds", "0", "--out", tmp_path / "x")
+    assert "replaces" not in lowtide(*draw).err
+    assert "holds an earlier result; the new one replaces all of it" in lowtide(*draw).err
 
 
 def test_options_of_stages(lowtide, tmp_path: Path) -> None:

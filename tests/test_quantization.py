@@ -210,7 +210,7 @@ def test_a_model_in_half_precision_stays_in_it(name, dtype, tmp_path):
 def test_bfloat16_keeps_scales_in_float32(tmp_path):
     result = quantized(sampling.as_pipeline(tiny.model("unet2d")))
     folder = result.save(tmp_path / "x")
-    state = lowtide.load(folder, torch.bfloat16).unet.state_dict()
+    state = lowtide.load(folder, dtype=torch.bfloat16).unet.state_dict()
     saved = result.model.state_dict()
     scales = [name for name in state if name.endswith(("scale", "grid"))]
     assert len(scales) > 20
@@ -365,3 +365,30 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(BadInput, match="other files"):
         result.save(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def calls_that_python_users_get_wrong(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    return {
+        "folder of finished units": lambda: lowtide.quantize("zoo:digits", folder=file),
+        "expected a dtype of torch": lambda: lowtide.load("zoo:digits", dtype="float16"),
+        r"give \['tiar'\]": lambda: lowtide.quantize("zoo:digits", method="tfmq", without="tiar"),
+        r"pass lowtide.load\('zoo:digits'\)": lambda: lowtide.images(
+            "zoo:digits", lowtide.Request()
+        ),
+        "no bits of weights that fit 5 bytes": lambda: lowtide.plan("zoo:digits", fit=5),
+        "expected a list, each a whole number": lambda: lowtide.Request(seeds="0-3"),
+    }
+
+
+def test_a_wrong_call_is_one_sentence(tmp_path):
+    for words, call in calls_that_python_users_get_wrong(tmp_path).items():
+        with pytest.raises(BadInput, match=words):
+            call()
+
+
+def test_a_request_takes_lists_and_ranges():
+    assert lowtide.Request(seeds=range(3), labels=[1, 2]) == lowtide.Request(
+        seeds=(0, 1, 2), labels=(1, 2)
+    )

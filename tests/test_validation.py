@@ -56,7 +56,7 @@ def test_what_does_not(value, kind, said):
     [
         (
             {"iters": "abc"},
-            "found iters 'abc'; expected a whole number at least 1; give another iters",
+            "found iters 'abc'; expected a whole number at least 1; correct iters",
         ),
         ({"iters": True}, "found iters True; expected a whole number"),
         ({"drop": 2}, "found drop 2; expected a number from 0 to 1, or nothing"),

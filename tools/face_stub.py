@@ -69,7 +69,7 @@ FUNCTIONS = {
         [
             'method: MethodName = "best"',
             "without: Sequence[str] = ()",
-            "fit: str | None = None",
+            "fit: str | int | None = None",
         ],
         Settings,
         "Estimate",

@@ -114,8 +114,8 @@ def check_steps(model: nn.Module, steps: int) -> None:
         raise BadInput(
             f"found {steps} steps",
             f"the {known} it was calibrated for",
-            f"use --steps {known}, make one for {steps} with `lowtide reschedule`, "
-            "or quantize again",
+            f"use --steps {known}, or quantize again with --steps {steps}; a model quantized with "
+            f"--keep-temporal can be made fit by `lowtide reschedule --steps {steps}`",
         )
 
 

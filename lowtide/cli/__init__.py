@@ -32,6 +32,7 @@ def _run() -> int:
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):
             raise error.__cause__ from None
+        print("interrupted; the same command continues a quantization", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if not _disk_is_full(error):

@@ -29,7 +29,7 @@ def plan(
     *,
     method: str = "best",
     without: Sequence[str] = (),
-    fit: str | None = None,
+    fit: str | int | None = None,
     **options: Any,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
@@ -38,7 +38,7 @@ def plan(
         source: a hub id (only its configuration is fetched), a local diffusers folder, zoo:NAME.
         method: one of `lowtide.METHODS`.
         without: stages to leave out.
-        fit: the most bytes of the checkpoint, such as "500MB"; it chooses the bits of the weights.
+        fit: the most bytes of the checkpoint, 500000 or "500kB"; it chooses the weights' bits.
 
     The other keywords are the fields of `lowtide.Settings`.
 
@@ -53,7 +53,7 @@ def plan(
     """
     started = time.perf_counter()
     settings = settings_from(options)
-    limit = None if fit is None else parse_size(fit)
+    limit = None if fit is None else parse_size(str(fit))
     # An error in the options is raised before a model is read.
     recipe_of(method, settings, without)
     blueprint = read(source)

@@ -118,6 +118,6 @@ def _unknown_timestep(timestep: int, known: list[int]) -> BadInput:
     return BadInput(
         f"found timestep {timestep}",
         f"one of the {len(known)} it was calibrated for ({shown})",
-        f"sample with {len(known)} steps and the scheduler used for quantizing, "
-        "or see `lowtide reschedule` for others",
+        f"sample with {len(known)} steps and the scheduler used for quantizing, or quantize again "
+        "for another schedule",
     )

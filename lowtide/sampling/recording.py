@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from itertools import count
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from lowtide.errors import BadInput
 from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
@@ -91,6 +93,8 @@ def images(
     An image alone and in a batch agree to about 1e-6 (relative L2), not bit for bit: a matrix
     product of another size sums in another order.
     """
+    if isinstance(pipe, str | Path):
+        raise BadInput(f"found the name {pipe}", "a pipeline", f"pass lowtide.load({str(pipe)!r})")
     pipe = cast(Pipeline, pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(

@@ -160,6 +160,8 @@ def run_recipe(recipe: Recipe, job: Job) -> None:
 
 def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:
     """The recipe without the stages of these names, in any case of letters."""
+    if isinstance(without, str):
+        raise BadInput(f"found without={without!r}", "a list of stages", f"give [{without!r}]")
     optional = {type(stage).__name__: not stage.essential for stage in recipe}
     by_lower = {name.lower(): name for name in optional}
     for name in without:

@@ -41,7 +41,7 @@ def _missing(name: str) -> BadInput:
         return BadInput(
             f"found no zoo:{name} in this installation",
             f"the folder zoo/{name} of the lowtide repository, since the wheel must stay small",
-            f"clone the repository and run lowtide there, or pass the path of that zoo/{name}",
+            f"clone the repository and pass the path of its zoo/{name} as the model",
         )
     if name in UNTRAINED:
         return BadInput(

@@ -32,7 +32,8 @@ def plain_name(name: str, extractor: str) -> str:
         short_names = ", ".join(short for short in INCEPTION_NAMES if short in names)
         way_out = f"choose it, or ask for {short_names}"
         raise BadInput(wrong, f"the extractor {others[0]}", way_out)
-    raise BadInput(f"found metric {name!r}", f"one of {', '.join(METRICS)}", "choose some of them")
+    known = dict.fromkeys([*METRICS, *INCEPTION_NAMES.values()])
+    raise BadInput(f"found metric {name!r}", f"one of {', '.join(known)}", "choose some of them")
 
 
 def extractor_of(name: str) -> str | None:
