@@ -80,3 +80,12 @@ def test_the_ramp_reads_without_colour() -> None:
     """No step is lighter than the one before, from almost white to almost black."""
     levels = luma(plots.ERROR_COLOURS(np.linspace(0, 1, 256), bytes=True).astype(float))
     assert np.diff(levels).max() <= 0 and levels[0] > 230 and levels[-1] < 40
+
+
+def test_equal_models_share_no_id() -> None:
+    table = evidence.ErrorTable(("a", "b"), (1, 0), np.ones((2, 2)))
+    tables = {"one": table, "other": table}
+    svg = plots.plot("", lambda width: plots.heat_maps(width, tables, "error"))
+    ids = re.findall(r' id="([^"]+)"', svg)
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', svg)
+    assert len(ids) == len(set(ids)) and set(used) <= set(ids) and used

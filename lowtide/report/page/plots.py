@@ -80,7 +80,7 @@ def _page_tag(tag: str) -> str:
     """Fonts are the page's, colours become variables, and no id is the same in two plots."""
     tag = re.sub(r"font-family: [^;\"]*", "", tag)
     tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag)
-    return re.sub(r' id="[\w.]+_\d+"', "", tag)
+    return re.sub(r' id="(image\w+|[\w.]+_\d+)"', "", tag)
 
 
 def lines(
