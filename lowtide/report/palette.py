@@ -23,8 +23,5 @@ PAGE = {
     "s5": ("#8a5a00", "#e0b84d"),
     "s6": ("#3c4650", "#c3cad0"),
 }
-# Each ramp changes in lightness alone, so it reads without colour; its far end is the worst error.
-RAMPS = {
-    "light": ("#f0f3f1", "#c3dbdc", "#7fb6c4", "#3b88a8", "#1c5683", "#1a2350"),
-    "dark": ("#1b2228", "#1f4a66", "#2b7f94", "#67b193", "#c3cf85", "#f4e7b4"),
-}
+# It changes in lightness alone, so it reads without colour; its far end is the worst error.
+RAMP = ("#f0f3f1", "#c3dbdc", "#7fb6c4", "#3b88a8", "#1c5683", "#101a40")

@@ -1,11 +1,13 @@
-"""Plots are right where they can be wrong: places, ticks, names that keep apart, colours."""
+"""Plots are right where they can be wrong: places, ticks, names, colours."""
 
 import re
+from itertools import combinations
 
+import matplotlib
 import numpy as np
 import pytest
 
-from lowtide.report import evidence, palette
+from lowtide.report import evidence
 from lowtide.report.page import plots
 
 
@@ -37,38 +39,53 @@ def test_axes_place_and_tick() -> None:
     assert levels[0] > levels[-1]
 
 
-def test_names_at_line_ends_keep_apart() -> None:
-    words = lines_plot([[0.5], [0.51], [0.98], [0.99], [0.1]])
-    order = ["line 3", "line 2", "line 1", "line 0", "line 4"]
-    levels = [words[name][1] for name in order]
-    assert np.diff(levels).min() >= plots.NAME_HEIGHT - 1e-6
-    level = words["0"][1] + 0.1 / 0.2 * (words["0.2"][1] - words["0"][1])
-    assert levels[-1] == pytest.approx(level, abs=2)
+@pytest.mark.parametrize("width", [340, 850])
+def test_the_legend_has_each_name_once_and_in_its_colour(width: float) -> None:
+    """A name of 40 characters stays within the figure, and no line runs below the names."""
+    names = [f"{letter} W4A8, twice reconstructed and rounded" for letter in "abcdef"]
+    curves = [plots.Line(name, 1 + place, np.ones(3)) for place, name in enumerate(names)]
+    with matplotlib.rc_context({"figure.dpi": 72, "font.size": 12.5}):
+        figure = plots.lines(width, curves, (2, 1, 0), "error", log=False)
+        figure.draw_without_rendering()
+    legend = figure.legends[0]
+    words = legend.get_texts()
+    assert [word.get_text().replace("\n", " ") for word in words] == names
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert [word.get_color() for word in words] == colours and len(set(colours)) == 6
+    boxes = [word.get_window_extent() for word in words]
+    assert max(box.x1 for box in boxes) <= width and max(box.y1 for box in boxes) <= figure.bbox.y1
+    assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+    assert min(box.y0 for box in boxes) > figure.axes[0].bbox.y1
+    assert figure.axes[0].bbox.height > 200
 
 
-def test_heat_map_puts_the_worst_cell_where_it_is() -> None:
-    """The worst cell is the darkest on light paper, and the lightest on dark paper."""
+def test_heat_map_leaves_out_what_is_no_number() -> None:
     error = np.full((5, 3), 0.01)
-    error[3, 1], error[0, 2] = 0.5, np.nan
+    error[3, 1] = 0.5
+    error[0, 2] = np.nan
     table = evidence.ErrorTable(tuple("abcde"), (900, 500, 100), error)
-    norm = plots.shared_norm([table])
-    light = plots.heat_pixels(table.error.T, norm, "light")
-    dark = plots.heat_pixels(table.error.T, norm, "dark")
-    assert light.shape == dark.shape == (3, 5, 4)
-    known = light[..., 3] == 255
-    assert np.argwhere(~known).tolist() == [[2, 0]] and light[2, 0, 3] == dark[2, 0, 3] == 0
-    darkest = np.where(known, luma(light), 255).argmin()
-    lightest = np.where(known, luma(dark), 0).argmax()
-    assert np.unravel_index(darkest, (3, 5)) == np.unravel_index(lightest, (3, 5)) == (1, 3)
+    image = plots.heat_maps(850, {"model": table}, "error").axes[0].images[0]
+    pixels = image.to_rgba(image.get_array(), bytes=True)
+    assert pixels.shape == (3, 5, 4)
+    assert np.argwhere(pixels[..., 3] == 0).tolist() == [[2, 0]]
+    darkest = np.where(pixels[..., 3] == 255, luma(pixels), 255).argmin()
+    assert np.unravel_index(darkest, (3, 5)) == (1, 3)
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize("theme", palette.RAMPS)
-def test_ramps_read_without_colour(theme: str) -> None:
-    table = evidence.ErrorTable(("a",), (0,), np.array([[0.001, 1.0]]))
-    pixels = plots.heat_pixels(np.geomspace(0.001, 1, 256)[None], plots.shared_norm([table]), theme)
-    steps = np.diff(luma(pixels)[0])
-    assert (steps * np.sign(steps.sum())).min() > -1 and abs(steps.sum()) > 150
+def test_the_ramp_reads_without_colour() -> None:
+    """No step is lighter than the one before, from almost white to almost black."""
+    levels = luma(plots.ERROR_COLOURS(np.linspace(0, 1, 256), bytes=True).astype(float))
+    assert np.diff(levels).max() <= 0 and levels[0] > 230 and levels[-1] < 40
+
+
+def test_equal_models_share_no_id() -> None:
+    table = evidence.ErrorTable(("a", "b"), (1, 0), np.ones((2, 2)))
+    tables = {"one": table, "other": table}
+    svg = plots.plot("", lambda width: plots.heat_maps(width, tables, "error"))
+    ids = re.findall(r' id="([^"]+)"', svg)
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', svg)
+    assert len(ids) == len(set(ids)) and set(used) <= set(ids) and used

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lowtide.report import palette
 from lowtide.report.evidence import Evidence, read
 from lowtide.report.page import headline, pictures, sections
-from lowtide.report.wording import day, ranges
+from lowtide.report.wording import day, figures, ranges
 
 NAME = "report.html"
 MOST_BYTES = pictures.MOST_BYTES
@@ -20,12 +20,12 @@ _PAGE = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-_PAGE.filters |= {"percentage": "{:.2%}".format, "day": day}
+_PAGE.filters |= {"percentage": "{:.2%}".format, "day": day, "figures": figures}
+_PAGE.globals |= {"headline": headline, "palette": palette}
 
 
 def draw(folder: Path) -> Path:
     """Draw DIR/evidence.json and DIR/images into DIR/report.html, under 5 MB in any case."""
-    folder = Path(folder)
     evidence = read(folder)
     data = sections.drawn(evidence)
     pages = (_page(evidence, data, images) for images in pictures.sheets(evidence, folder))
@@ -36,10 +36,8 @@ def draw(folder: Path) -> Path:
 
 
 def _page(evidence: Evidence, data: dict[str, Any], images: pictures.Sheet | None) -> bytes:
-    modules = {"headline": headline, "pictures": pictures, "palette": palette}
     context = {"evidence": evidence, "data": data, "images": images}
-    template = _PAGE.get_template(NAME)
-    return template.render(modules | context, provenance=_provenance(evidence)).encode()
+    return _PAGE.get_template(NAME).render(context, provenance=_provenance(evidence)).encode()
 
 
 def _provenance(evidence: Evidence) -> dict[str, str]:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from lowtide.report.evidence import Evidence, GateResult, Measurement, Model
 from lowtide.report.page.parts import Cell, Table
 from lowtide.report.verdict import gate_words
-from lowtide.report.wording import NOTHING, counted, figures, percent, seconds, size
+from lowtide.report.wording import counted, figures, percent, seconds, size
 
+Words = tuple[str, str, str]
+Value = Callable[[Model], float]
 _SAME = 0.03
 _SIZE = ("smaller", "larger", "same size")
 _PACE = ("faster", "slower", "as fast")
@@ -28,7 +30,7 @@ def sentence(model: Model, base: Model) -> str:
     return f"{verdict} From the same noise, its images keep {likeness} over {count}."
 
 
-def _compared(ratio: float, words: tuple[str, str, str], times: str = "×") -> str:
+def _compared(ratio: float, words: Words, times: str = "×") -> str:
     """3.5× smaller, 1.2× larger, or the third of the words"""
     if abs(ratio - 1) < _SAME:
         return words[2]
@@ -41,8 +43,7 @@ def _interval(measurement: Measurement) -> str:
 
 def board(evidence: Evidence) -> Table:
     """Size, speed, PSNR and gates of each model."""
-    heads = ["Model", "Size on disk", "Time a step", "PSNR", "Gates"]
-    heads = heads if evidence.gates else heads[:-1]
+    heads = ["Model", "Size on disk", "Time a step", "PSNR", *(["Gates"] if evidence.gates else [])]
     rows = [_row(evidence, key)[: len(heads)] for key in evidence.models]
     return Table("Models", heads, rows, folded=False)
 
@@ -67,13 +68,7 @@ def _description(model: Model) -> str:
     return ", ".join(filter(None, (model.method or model.kind, profile, share)))
 
 
-def _against(
-    evidence: Evidence,
-    model: Model,
-    value: Callable[[Model], float],
-    text: str,
-    words: tuple[str, str, str],
-) -> Cell:
+def _against(evidence: Evidence, model: Model, value: Value, text: str, words: Words) -> Cell:
     """A model's value against the reference's, and a bar as long as its share of the largest."""
     bar = (0, value(model) / max(map(value, evidence.models.values())))
     if model is evidence.base:
@@ -85,7 +80,7 @@ def _psnr(evidence: Evidence, model: Model) -> Cell:
     """PSNR, and its interval on a bar that holds the intervals of all models."""
     psnr = model.metrics.get("psnr")
     if psnr is None:
-        return Cell(NOTHING, "the reference" if model is evidence.base else "not measured")
+        return Cell(small="the reference" if model is evidence.base else "not measured")
     value = f"{figures(psnr.value, 4)} dB"
     if not psnr.interval:
         return Cell(value, "no interval")
@@ -99,7 +94,7 @@ def _psnr(evidence: Evidence, model: Model) -> Cell:
 
 def _gates(gates: list[GateResult]) -> Cell:
     if not gates:
-        return Cell(NOTHING, "none set")
+        return Cell(small="none set")
     passed = sum(gate.passed for gate in gates)
     partly = f"{passed} of {len(gates)} passed"
     word = partly if 0 < passed < len(gates) else "passed" if passed else "failed"

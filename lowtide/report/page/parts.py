@@ -1,16 +1,16 @@
-"""What a section of the page consists of: tables of cells, and plots."""
+"""What a table of the page consists of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from lowtide.report.wording import NOTHING
 
 
 @dataclass(frozen=True)
 class Cell:
     """A text, and what stands small below it. `bar`: start and length, as shares of the width."""
 
-    text: str
+    text: str = NOTHING
     small: str = ""
     strong: bool = False
     bad: bool = False
@@ -26,12 +26,3 @@ class Table:
     head: Sequence[Cell | str]
     rows: Sequence[Sequence[Cell | str]]
     folded: bool = True
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot with what to say above and below it."""
-
-    svg: Markup
-    title: str = ""
-    note: str = ""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lowtide.errors import BadInput
-from lowtide.report.evidence import AGAIN, Evidence, Model
-from lowtide.report.wording import figures
+from lowtide.report.evidence import AGAIN, Evidence
 
 MOST_BYTES = 5_000_000
 _SIDES = (512, 384, 256, 192, 128, 96)
@@ -47,10 +46,9 @@ def sheets(evidence: Evidence, folder: Path) -> Iterator[Sheet]:
     if sum(path.stat().st_size for path in paths.values()) < MOST_BYTES:
         uris = {key: _uri(path.read_bytes(), "png") for key, path in paths.items()}
         yield Sheet(seeds, uris, width, height, reduced=False)
-    sides = [side for side in _SIDES if side <= max(width, height)] or [max(width, height)]
-    choices = [(seeds, side) for side in sides]
+    choices = [(seeds, side) for side in _SIDES]
     halvings = range(1, len(seeds).bit_length())
-    choices += [(seeds[: len(seeds) >> halving], sides[-1]) for halving in halvings]
+    choices += [(seeds[: len(seeds) >> halving], _SIDES[-1]) for halving in halvings]
     yield from filter(None, (_reduced(paths, *choice) for choice in choices))
 
 
@@ -68,7 +66,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise BadInput(f"found {path} that cannot be read", "a PNG image", AGAIN) from error
 
 
@@ -94,11 +92,6 @@ def _webp(path: Path, side: int) -> tuple[str, tuple[int, int]]:
     stream = io.BytesIO()
     small.save(stream, format="WEBP", quality=88, lossless=lossless)
     return _uri(stream.getvalue(), "webp"), small.size
-
-
-def scores(model: Model, place: int) -> dict[str, str]:
-    """The metrics of the image at this place among the seeds."""
-    return {name: figures(values[place]) for name, values in model.per_image.items()}
 
 
 def _uri(data: bytes, kind: str) -> str:

@@ -1,6 +1,5 @@
 """Plots as inline SVG: matplotlib draws them, the style sheet colours them for light and dark."""
 
-import hashlib
 import math
 import re
 import warnings
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from itertools import groupby
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -16,16 +16,16 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowtide.report.evidence import ErrorTable
-from lowtide.report.palette import PAGE, RAMPS
+from lowtide.report.palette import PAGE, RAMP
 from lowtide.report.wording import figures, part_name
 
-NAME_HEIGHT = 17
+ERROR_COLOURS = LinearSegmentedColormap.from_list("errors", RAMP)
+_LONGEST = 36
 _WIDTHS = {"wide": 850, "narrow": 340}
 _COLOUR = {name: light for name, (light, _) in PAGE.items()}
 _DASHES = ("-", "-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)), (0, (2, 2)))
@@ -33,15 +33,16 @@ _STYLE: dict[Any, Any] = {
     "figure.dpi": 72,
     "font.size": 12.5,
     "lines.linewidth": 2.2,
-    "axes.axisbelow": True,
     "text.parse_math": False,
     "svg.fonttype": "none",
-    "svg.hashsalt": "lowtide",
     **dict.fromkeys(("text.color", "axes.labelcolor"), _COLOUR["quiet"]),
-    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), _COLOUR["quiet"]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _COLOUR["quiet"]),
     **dict.fromkeys(("axes.edgecolor", "grid.color"), _COLOUR["hair"]),
     **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "left", "right")), False),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    "xtick.minor.size": 6,
+    "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 10 / 72,
 }
 _VARIABLES = {light: f"var(--{name})" for name, light in _COLOUR.items()}
 
@@ -66,41 +67,31 @@ def plot(label: str, draw: Callable[[float], Figure]) -> Markup:
 def _svg(figure: Figure, label: str, room: str) -> Markup:
     """The figure as an element of the page: no header, no style sheet and no fixed colours."""
     stream = StringIO()
-    absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(stream, format="svg", transparent=True, metadata=absent)
+    with matplotlib.rc_context({"svg.hashsalt": f"{room} {label}"}):
+        figure.savefig(stream, format="svg", transparent=True)
     body = stream.getvalue().split("</defs>", 1)[1]
-    prefix = hashlib.sha256(f"{room} {label} {body}".encode()).hexdigest()[:6]
-    body = re.sub(r"<[^>]+>", lambda tag: _page_tag(tag[0], prefix), body)
+    body = re.sub(r"<[^>]+>", lambda tag: _page_tag(tag[0]), body)
     width, height = figure.get_size_inches() * figure.dpi
     head = f'<svg class="{room}" role="img" aria-label="{escape(label)}"'
     return Markup(f'{head} viewBox="0 0 {width:g} {height:g}">{body}')
 
 
-def _page_tag(tag: str, prefix: str) -> str:
-    """Colours become variables, ids unique on the page, and themed images get a class."""
-    tag = re.sub(r"\s+", " ", tag).replace("base64, ", "base64,")
+def _page_tag(tag: str) -> str:
+    """Fonts are the page's, colours become variables, and no id is the same in two plots."""
     tag = re.sub(r"font-family: [^;\"]*", "", tag)
     tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: _VARIABLES.get(colour[0], colour[0]), tag)
-    tag = re.sub(r' id="(light|dark)"', r' class="\1"', tag)
-    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", tag)
-
-
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels from the upper left corner."""
-    across, down = figure.get_size_inches() * figure.dpi
-    box = (left / across, 1 - (top + height) / down, width / across, height / down)
-    return figure.add_axes(box)
+    return re.sub(r' id="(image\w+|[\w.]+_\d+)"', "", tag)
 
 
 def lines(
     width: float, lines: Sequence[Line], timesteps: Sequence[int], title: str, *, log: bool
 ) -> Figure:
-    """One line for each model over the timesteps, from noise to image, named where it ends."""
-    figure = Figure(figsize=(width / 72, 390 / 72))
-    room = 7.8 * max(len(_short(line.name, width)) for line in lines) + 16
-    across = width - 54 - room
-    axes = _axes(figure, 54, 30, across, 310)
-    axes.set_title(title, loc="left", fontsize=12.5, pad=14, x=-50 / across)
+    """One line for each model over the timesteps, from noise to image."""
+    names = [fill(line.name, _LONGEST) for line in lines]
+    columns = min(len(names), int(width / (8 * max(map(len, names)) + 60)) or 1)
+    rows = sum(name.count("\n") + 1 for name in names) / columns
+    figure = Figure(figsize=(width / 72, (380 + 18 * rows) / 72), layout="constrained")
+    axes = figure.subplots()
     axes.set_xlabel("timestep, from noise to image", loc="right", labelpad=8)
     axes.grid(axis="y")
     for line in lines:
@@ -109,17 +100,12 @@ def lines(
     axes.set_xlim(timesteps[0], timesteps[-1])
     if log and any((line.errors > 0).any() for line in lines):
         axes.set_yscale("log")
-    if not log:
+    else:
         axes.set_ylim(bottom=0)
     _ticks(axes.yaxis)
-    _name(axes, lines, width)
+    place = {"loc": "outside upper left", "alignment": "left", "title": title, "ncols": columns}
+    figure.legend(axes.lines, names, labelcolor="linecolor", handlelength=2.4, **place)
     return figure
-
-
-def _short(name: str, width: float) -> str:
-    """The name, cut where it would take more than a third of the plot."""
-    most = int(width / 21)
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _ticks(axis: Axis) -> None:
@@ -136,38 +122,26 @@ def _tick_text(value: float) -> str:
     return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else figures(value, 1)
 
 
-def _name(axes: Axes, lines: Sequence[Line], width: float) -> None:
-    """Each name beside its last point; names that would overlap move down."""
-    ends = [(axes.get_xlim()[1], [0, *line.errors[np.isfinite(line.errors)]][-1]) for line in lines]
-    pixels = np.nan_to_num(axes.transData.transform(ends), neginf=axes.bbox.y0)
-    below = math.inf
-    for place in np.argsort(-pixels[:, 1], kind="stable"):
-        x, y = pixels[place]
-        below = min(y, below - NAME_HEIGHT)
-        style: dict[str, Any] = {"color": _COLOUR[f"s{lines[place].colour}"], "va": "center"}
-        style |= {"xycoords": "figure pixels", "textcoords": "offset points"}
-        text = _short(lines[place].name, width)
-        axes.annotate(text, (x, y), (10, below - y), annotation_clip=False, **style)
-
-
 def heat_maps(width: float, tables: Mapping[str, ErrorTable], what: str) -> Figure:
     """A map for each model and one colour scale for all of them."""
+    counts = [len(table.timesteps) for table in tables.values()]
+    heights = [min(400, max(140, 7 * count, 24 * min(12, count))) for count in counts]
+    size = (width / 72, (sum(heights) + 60 * len(heights) + 70) / 72)
+    figure = Figure(figsize=size, layout="constrained")
+    every = figure.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
     norm = shared_norm(list(tables.values()))
-    rows = [len(table.timesteps) for table in tables.values()]
-    heights = [min(400, max(140, 7 * count, 24 * min(12, count))) for count in rows]
-    figure = Figure(figsize=(width / 72, (sum(heights) + 74 * len(heights) + 38) / 72))
-    top = 26.0
-    for (name, table), height, count in zip(tables.items(), heights, rows, strict=True):
-        axes = _axes(figure, 44, top, width - 48, height)
+    for axes, height, (name, table) in zip(every, heights, tables.items(), strict=True):
         style = {"color": _COLOUR["ink"], "fontsize": 14, "pad": 8}
-        axes.set_title(_short(name, 2 * width), loc="left", **style)
-        _image(axes, table.error.T, norm)
-        shown = range(0, count, math.ceil(count * 18 / height))
-        labels = [str(table.timesteps[row]) for row in shown]
-        axes.set_yticks([1 - (row + 0.5) / count for row in shown], labels, fontsize=11.5)
-        _name_parts(axes, table.names)
-        top += height + 74
-    _legend(_axes(figure, 44, top - 16, min(280, width - 64), 9), norm, what)
+        axes.set_title(fill(name, _LONGEST), loc="left", **style)
+        axes.imshow(table.error.T, ERROR_COLOURS, norm, aspect="auto", interpolation="none")
+        step = math.ceil(len(table.timesteps) * 18 / height)
+        shown = range(0, len(table.timesteps), step)
+        axes.set_yticks(shown, [str(table.timesteps[row]) for row in shown], fontsize=11.5)
+        _name_parts(axes, table.names, width)
+    place = {"location": "bottom", "anchor": (0, 0), "shrink": 240 / width, "aspect": 26}
+    scale = figure.colorbar(every[0].images[0], ax=every, **place)
+    scale.ax.set_title(f"{what}, log scale", loc="left", fontsize=12.5, pad=6)
+    _ticks(scale.ax.xaxis)
     return figure
 
 
@@ -180,51 +154,15 @@ def shared_norm(tables: Sequence[ErrorTable]) -> LogNorm:
     return LogNorm(low if low < high * 0.99 else high / 10, high, clip=True)
 
 
-def _image(axes: Axes, error: np.ndarray, norm: LogNorm) -> None:
-    """The cells for light and for dark paper; the style sheet shows one of the two images."""
-    for theme in RAMPS:
-        pixels = heat_pixels(error, norm, theme)
-        box = {"aspect": "auto", "extent": (0, 1, 0, 1)}
-        axes.imshow(pixels, interpolation="none", gid=theme, **box)
-    axes.spines.bottom.set_visible(False)
-    axes.set(xticks=[], yticks=[])
+def _name_parts(axes: Axes, names: Sequence[str], width: float) -> None:
+    """Marks between the parts of the network; the name or number of each where there is room."""
+    groups = [(part, len(list(group))) for part, group in groupby(map(part_name, names))]
+    edges = np.cumsum([0, *(count for _, count in groups)]) - 0.5
+    words = [_part_word(part, (width - 60) * count / len(names)) for part, count in groups]
+    axes.set_xticks((edges[1:] + edges[:-1]) / 2, words, fontsize=11.5)
+    axes.set_xticks(edges, minor=True)
 
 
-def heat_pixels(error: np.ndarray, norm: LogNorm, theme: str) -> np.ndarray:
-    """(rows, columns) -> RGBA, (rows, columns, 4); what is not a number is transparent."""
-    ramp = LinearSegmentedColormap.from_list(theme, RAMPS[theme])
-    known = np.isfinite(error)
-    pixels = ramp(norm(np.where(known, error, 0.0)), bytes=True)
-    return pixels * known[..., None].astype(np.uint8)
-
-
-def _legend(axes: Axes, norm: LogNorm, what: str) -> None:
-    limits = (norm.vmin or 1, norm.vmax or 1)
-    _image(axes, np.geomspace(*limits, 128)[None], norm)
-    scale = axes.twiny()
-    scale.set(xscale="log", xlim=limits)
-    scale.xaxis.tick_bottom()
-    scale.set_title(f"{what}, log scale", loc="left", fontsize=12.5, pad=6)
-    scale.spines.bottom.set_visible(False)
-    _ticks(scale.xaxis)
-
-
-def _name_parts(axes: Axes, names: Sequence[str]) -> None:
-    """A line below each part of the network, and its name or number where there is room."""
-    column = 1 / len(names)
-    gap = 1.5 / axes.bbox.width
-    below = -5 / axes.bbox.height
-    left = 0.0
-    rules = []
-    for part, group in groupby(map(part_name, names)):
-        right = left + column * len(list(group))
-        rules.append(((left + gap, below), (right - gap, below)))
-        room = axes.bbox.width * (right - left)
-        words = (part, part.split()[-1])
-        word = next((word for word in words if 6.1 * len(word) + 4 <= room), "")
-        place = ((left + right) / 2, 0)
-        style = {"ha": "center", "va": "top", "fontsize": 11.5}
-        axes.annotate(word, place, (0, -9), "axes fraction", "offset points", **style)
-        left = right
-    style = {"colors": _COLOUR["quiet"], "linewidths": 1, "clip_on": False}
-    axes.add_collection(LineCollection(rules, transform=axes.transAxes, **style), autolim=False)
+def _part_word(part: str, room: float) -> str:
+    words = (part, part.split()[-1])
+    return next((word for word in words if 6.1 * len(word) + 4 <= room), "")

@@ -6,26 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
 
+from markupsafe import Markup
+
 from lowtide.report.evidence import ErrorTable, Evidence, LayerBits, Measurement, Model
 from lowtide.report.page import plots
-from lowtide.report.page.parts import Cell, Plot, Table
-from lowtide.report.wording import (
-    NOTHING,
-    counted,
-    figures,
-    lasting,
-    metric_name,
-    part_name,
-    percent,
-    size,
-)
+from lowtide.report.page.parts import Cell, Table
+from lowtide.report.wording import counted, figures, lasting, metric_name, part_name, percent, size
 
 _FLOAT_BITS = 16
 _AVERAGE = "bits per weight, on average"
 _ALL = "In all"
 _WORST = 10
 _PREDICTED = {"bytes": "Size on disk", "peak_bytes": "Peak memory", "minutes": "Time"}
-Parts = list[Table | Plot]
+Parts = list[Table | Markup]
 Value = TypeVar("Value")
 
 
@@ -56,7 +49,7 @@ def metrics(evidence: Evidence) -> Parts:
     def cell(model: Model, name: str) -> Cell:
         measurement = model.metrics.get(name)
         if measurement is None:
-            return Cell(NOTHING)
+            return Cell()
         interval = " to ".join(figures(end, 4) for end in measurement.interval or ())
         strong = measurement is best[name]
         return Cell(figures(measurement.value, 4), interval, strong=strong)
@@ -119,7 +112,7 @@ def _along(evidence: Evidence, tables: Mapping[str, ErrorTable], title: str, *, 
     svg = plots.plot(label, lambda width: plots.lines(width, lines, timesteps, title, log=log))
     columns = zip(timesteps, *values.values(), strict=True)
     rows = [[str(timestep), *map(figures, errors)] for timestep, *errors in columns]
-    return [Plot(svg), Table("All values", ["Timestep", *(line.name for line in lines)], rows)]
+    return [svg, Table("All values", ["Timestep", *(line.name for line in lines)], rows)]
 
 
 def _heat(evidence: Evidence, tables: Mapping[str, ErrorTable], what: str, noun: str) -> Parts:
@@ -129,7 +122,7 @@ def _heat(evidence: Evidence, tables: Mapping[str, ErrorTable], what: str, noun:
     worst = [_worst(name, table, noun) for name, table in named.items()]
     tops = [f"{table.label}: {', '.join(map(str, table.rows[0]))}" for table in worst if table.rows]
     label = f"{what} by timestep. {'; '.join(tops)}."
-    return [Plot(plots.plot(label, lambda width: plots.heat_maps(width, named, what))), *worst]
+    return [plots.plot(label, lambda width: plots.heat_maps(width, named, what)), *worst]
 
 
 def _worst(model: str, table: ErrorTable, noun: str) -> Table:
@@ -163,14 +156,14 @@ def _share(layers: Sequence[LayerBits], kind: str) -> Cell:
     chosen = [layer for layer in layers if kind in (_width(layer), f"run by {layer.kernel}")]
     share = sum(layer.parameters for layer in chosen) / total
     if not chosen:
-        return Cell(NOTHING)
+        return Cell()
     return Cell(counted(len(chosen), "layer"), f"{percent(share)} of weights", bar=(0, share))
 
 
 def _all_layers(name: str, layers: Iterable[LayerBits]) -> Table:
     heads = ("Layer", "Weights", "Inputs", "Parameters", "Kernel")
     numbers = "{0.name}|{0.weights:g}|{0.inputs:g}|{0.parameters:,}"
-    rows = [[*numbers.format(layer).split("|"), layer.kernel or NOTHING] for layer in layers]
+    rows = [[*numbers.format(layer).split("|"), layer.kernel or Cell()] for layer in layers]
     return Table(f"All layers of {name}", heads, rows)
 
 
@@ -178,19 +171,16 @@ def time(evidence: Evidence) -> Parts:
     """The duration of each stage of each model; `_ALL` has all of them."""
     models = {key: model.stages for key, model in evidence.others.items() if model.stages}
     totals = {key: stages | {_ALL: sum(stages.values())} for key, stages in models.items()}
-    totals = {key: stages for key, stages in totals.items() if stages[_ALL] > 0}
-    longest = Counter()
-    for stages in totals.values():
-        longest |= Counter(stages)
-    rows = {name: name for name in longest if name != _ALL} | {_ALL: _ALL}
+    names = dict.fromkeys(chain.from_iterable(models.values()))
+    rows = {name: name for name in (*names, _ALL)}
     return [_beside(evidence, "Stage", rows, totals, _duration)] if totals else []
 
 
 def _duration(stages: Mapping[str, float], name: str) -> Cell:
     if name == _ALL:
         return Cell(lasting(stages[_ALL]), strong=True)
-    share = stages.get(name, 0.0) / stages[_ALL]
-    return Cell(lasting(stages[name]), percent(share), bar=(0, share)) if share else Cell(NOTHING)
+    share = stages.get(name, 0.0) / (stages[_ALL] or 1)
+    return Cell(lasting(stages[name]), percent(share), bar=(0, share)) if share else Cell()
 
 
 def predicted(evidence: Evidence) -> Parts:
@@ -203,7 +193,7 @@ def _outcome(model: Model, cost: str) -> Cell:
     predicted = (model.predicted or {}).get(cost)
     real = (model.real or {}).get(cost)
     if not predicted or not real:
-        return Cell(NOTHING)
+        return Cell()
     write = (lambda minutes: lasting(60 * minutes)) if cost == "minutes" else size
     return Cell(write(real), f"{figures(real / predicted)}× of {write(predicted)} predicted")
 
@@ -213,12 +203,10 @@ def left(evidence: Evidence) -> Parts:
     models = {key: model.left for key, model in evidence.others.items() if model.left}
     reasons = dict(ChainMap(*models.values()))
     rows = {why: Cell(why, _parts(reasons, why)) for why in reasons.values()}
-
-    def cell(left: Mapping[str, str], why: str) -> str:
-        return counted(Counter(left.values())[why], "layer")
-
+    counts = {key: Counter(left.values()) for key, left in models.items()}
     names = Table("All layers left in float", ("Layer", "Reason"), list(reasons.items()))
-    return [_beside(evidence, "Reason", rows, models, cell), names] if models else []
+    table = _beside(evidence, "Reason", rows, counts, lambda has, why: counted(has[why], "layer"))
+    return [table, names] if models else []
 
 
 def _parts(reasons: Mapping[str, str], why: str) -> str:

@@ -7,8 +7,7 @@ function compare() {
   const rows = all(".contact tbody tr").map((row) => all("td", row));
   const names = all(".contact tbody th").map((head) => head.textContent);
   const captions = all(".contact thead th").map((head) => head.textContent);
-  const parts = [".stage", ".caption", ".which"].map((query) => box.querySelector(query));
-  const [stage, caption, which] = parts;
+  const [stage, caption, which] = all(".stage, .caption, .which", box);
   const choices = all(".choose", box);
   let seed = 0;
 
