@@ -202,9 +202,8 @@ def test_a_model_in_half_precision_stays_in_it(name, dtype, tmp_path):
     drawn = sampling.images(pipe, request)
     assert np.isfinite(drawn).all()
     assert {each.dtype for each in result.model.parameters() if each.is_floating_point()} == {dtype}
-    assert np.array_equal(
-        sampling.images(lowtide.load(result.save(tmp_path / "packed"), dtype), request), drawn
-    )
+    loaded = lowtide.load(result.save(tmp_path / "packed"), dtype=dtype)
+    assert np.array_equal(sampling.images(loaded, request), drawn)
 
 
 def test_bfloat16_keeps_scales_in_float32(tmp_path):

@@ -12,7 +12,10 @@ WRONG = 2
 
 def main() -> None:
     """Run the command that the arguments name."""
-    sys.exit(_run())
+    code = _run()
+    if code == INTERRUPTED:
+        print("interrupted; the same command continues a quantization", file=sys.stderr)
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -32,7 +35,6 @@ def _run() -> int:
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):
             raise error.__cause__ from None
-        print("interrupted; the same command continues a quantization", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if not _disk_is_full(error):
