@@ -6,10 +6,11 @@ and the JSON beside a checkpoint all read them from here.
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from msgspec import Meta
 
@@ -62,7 +63,7 @@ Size = Annotated[
 
 @dataclass(frozen=True)
 class Settings:
-    """What to quantize to, and how much to spend on it; the option's help texts explain each.
+    """What to quantize to, and how much to spend on it; `lowtide quantize --help` explains each.
 
     `stages` sets options of single stages by name, such as {"omq": {"plus": True}}.
     """
@@ -163,6 +164,7 @@ def settings_from(options: Mapping[str, object]) -> Settings:
 
 
 T = TypeVar("T")
+Face = TypeVar("Face", bound=Callable[..., Any])
 Seeds = Annotated[tuple[Seed, ...], _help("One image per seed, such as 0-63.", IMAGES)]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
 
@@ -292,6 +294,29 @@ def evaluation_settings(
         values["dataset"] = str(values["dataset"])
     values |= {field_of_gate(name): limit for name, limit in limits.items()}
     return EvaluationSettings(**values)
+
+
+def takes_options_of(model: type) -> Callable[[Face], Face]:
+    """A decorator: `help` shows a keyword for each field of `model` in the place of **options."""
+    hints = get_type_hints(model)
+    keywords = [
+        Parameter(
+            each.name, Parameter.KEYWORD_ONLY, default=_default(each), annotation=hints[each.name]
+        )
+        for each in fields(model)
+    ]
+
+    def with_keywords(function: Face) -> Face:
+        plain = signature(function)
+        own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+        setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
+        return function
+
+    return with_keywords
+
+
+def _default(option: Field[Any]) -> Any:
+    return {} if option.default is MISSING else option.default
 
 
 def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:

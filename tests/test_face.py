@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -46,6 +47,24 @@ def test_a_type_checker_tells_right_calls_from_wrong_ones(tmp_path):
     wrong = {number for number, line in enumerate(lines) if line.endswith("# wrong")}
     assert {one["range"]["start"]["line"] for one in errors} == wrong
     assert len(wrong) >= 20
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("quantize", lowtide.Settings),
+        ("plan", lowtide.Settings),
+        ("evaluate", lowtide.EvaluationSettings),
+        ("compare", lowtide.EvaluationSettings),
+    ],
+)
+def test_help_shows_every_option_as_a_keyword(name, options):
+    parameters = inspect.signature(getattr(lowtide, name)).parameters
+    assert "options" not in parameters
+    plain = options()
+    for field in fields(options):
+        assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[field.name].default == getattr(plain, field.name)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -134,7 +134,8 @@ def options_of(model: type, **defaults: Any) -> Callable[[Callable], Callable]:
     def decorate(command: Callable) -> Callable:
         *own, _ = signature(command, eval_str=True).parameters.values()
         keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
-        command.__signature__ = Signature([*keyword, *parameters(model, defaults)])  # type: ignore[attr-defined]
+        options = parameters(model, defaults)
+        setattr(command, "__signature__", Signature([*keyword, *options]))  # noqa: B010
         return command
 
     return decorate

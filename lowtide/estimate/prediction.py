@@ -12,7 +12,7 @@ from lowtide.estimate.blueprint import Blueprint, read
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 from lowtide.estimate.size import checkpoint_bytes, planned
 from lowtide.methods import recipe_of
-from lowtide.settings import Settings, settings_from
+from lowtide.settings import Settings, settings_from, takes_options_of
 from lowtide.stages.base import Recipe
 
 WARM = 32 << 20  # bytes of torch's own buffers, once a network has run
@@ -24,6 +24,7 @@ UNITS = {
 }  # fmt: skip
 
 
+@takes_options_of(Settings)
 def plan(
     source: str,
     *,

@@ -38,7 +38,7 @@ from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
 from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
-from lowtide.settings import EvaluationSettings, evaluation_settings
+from lowtide.settings import EvaluationSettings, evaluation_settings, takes_options_of
 
 __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
 
@@ -63,6 +63,7 @@ class Evaluation:
         return evidence.as_json(self.evidence) | places
 
 
+@takes_options_of(EvaluationSettings)
 def evaluate(
     model: ModelSource,
     *,
@@ -129,6 +130,7 @@ def _folder_inside(model: ComparedModel) -> Path:
     return model.folder / FOLDER
 
 
+@takes_options_of(EvaluationSettings)
 def compare(
     *models: ModelSource,
     reference: ModelSource | None = None,
