@@ -1,5 +1,6 @@
 """One run, from a model to a packed checkpoint: adapt, collect, assign, reconstruct, pack, save."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,13 +112,18 @@ class _Phases:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise, before any work, where units could not be kept in this folder."""
+    """Raise, before any work, where blocks could not be kept in this folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or "it cannot be made"
-        wrong = f"found {folder} as the folder of finished units ({reason})"
-        raise BadInput(wrong, "a folder that can be written", "give another folder") from error
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        fits = nearest.is_dir() and os.access(nearest, os.W_OK)
+    except OSError:
+        fits = False
+    if not fits:
+        raise BadInput(
+            f"found that nothing can be kept in {folder}",
+            "a folder that can be written",
+            "give another folder",
+        )
 
 
 def _float_model(pipe: Pipeline) -> nn.Module:

@@ -370,7 +370,7 @@ def calls_that_python_users_get_wrong(tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     return {
-        "folder of finished units": lambda: lowtide.quantize("zoo:digits", folder=file),
+        "nothing can be kept in .*file": lambda: lowtide.quantize("zoo:digits", folder=file),
         "expected a dtype of torch": lambda: lowtide.load("zoo:digits", dtype="float16"),
         r"give \['tiar'\]": lambda: lowtide.quantize("zoo:digits", method="tfmq", without="tiar"),
         r"pass lowtide.load\('zoo:digits'\)": lambda: lowtide.images(

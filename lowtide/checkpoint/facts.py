@@ -115,7 +115,7 @@ def check_steps(model: nn.Module, steps: int) -> None:
             f"found {steps} steps",
             f"the {known} it was calibrated for",
             f"use --steps {known}, or quantize again with --steps {steps}; a model quantized with "
-            f"--keep-temporal can be made fit by `lowtide reschedule --steps {steps}`",
+            f"--keep-temporal can be made fit by `lowtide reschedule`",
         )
 
 

@@ -119,5 +119,6 @@ def _unknown_timestep(timestep: int, known: list[int]) -> BadInput:
         f"found timestep {timestep}",
         f"one of the {len(known)} it was calibrated for ({shown})",
         f"sample with {len(known)} steps and the scheduler used for quantizing, or quantize again "
-        "for another schedule",
+        "for another schedule; a model quantized with --keep-temporal can be made fit by "
+        "`lowtide reschedule`",
     )

@@ -57,8 +57,7 @@ def test_a_model_that_the_wheel_lacks_is_to_be_had_in_the_repository(name, empty
     with pytest.raises(BadInput, match=rf"found no zoo:{name} in this installation") as error:
         zoo.folder(name)
     message = str(error.value)
-    assert "clone the repository and pass the path of its zoo/" in message
-    assert message.endswith(f"or pass the path of that zoo/{name}")
+    assert message.endswith(f"pass the path of its zoo/{name} as the model")
     assert "called" not in message
 
 
