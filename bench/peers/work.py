@@ -61,7 +61,7 @@ def one_call(model: torch.nn.Module, call: dict[str, torch.Tensor]) -> tuple[flo
 def timed(
     models: list[torch.nn.Module], call: dict[str, torch.Tensor], rounds: int
 ) -> list[dict[str, float]]:
-    """Medians for each model over rounds that call each model once.
+    """Median times of each model. Every round calls each model once.
 
     Whatever else runs on the machine slows all models alike.
     """

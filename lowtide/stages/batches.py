@@ -46,7 +46,7 @@ class CalibrationBatches:
         self.answers = _float_answers(job)
 
     def image(self, place: Place) -> int:
-        """The image that a sample belongs to.
+        """The number of the calibration image that a sample shows.
 
         In a call, the guidance branches follow each other, each with all its images.
         """

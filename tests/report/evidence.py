@@ -60,7 +60,9 @@ def landscape(seed: int, side: int) -> np.ndarray:
     y, x = np.mgrid[0:side, 0:side] / side
     top, low, sun, hill = rng.random((4, 3)) * 0.7 + 0.2
     image = top + (low - top) * y[..., None]
-    cx, cy, radius = rng.uniform(0.2, 0.8), rng.uniform(0.15, 0.5), rng.uniform(0.08, 0.2)
+    cx = rng.uniform(0.2, 0.8)
+    cy = rng.uniform(0.15, 0.5)
+    radius = rng.uniform(0.08, 0.2)
     image[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = np.sqrt(sun)
     for layer in range(3):
         waves = rng.uniform(0.02, 0.08) * np.sin(
@@ -219,7 +221,8 @@ def layer_errors(amount: float) -> dict[str, Any]:
     depth = np.linspace(0.15, 1, len(layers()))[:, None] ** 1.5
     late = np.linspace(0.3, 1.6, len(FEW))[None, :] ** 2
     error = amount * depth * late * rng.lognormal(0, 0.45, (len(layers()), 1))
-    names, units = [each["name"] for each in layers()], [each["unit"] for each in layers()]
+    names = [each["name"] for each in layers()]
+    units = [each["unit"] for each in layers()]
     return {"names": names, "units": units, "timesteps": FEW, "error": error.tolist()}
 
 

@@ -20,7 +20,8 @@ def test_grid_places_every_image() -> None:
     sheet = grid(images)
     assert sheet.shape == (3 * 5 + 1, 3 * 7 + 1, 3)
     for place, image in enumerate(pixels(images)):
-        top, left = place // 3 * 5 + 1, place % 3 * 7 + 1
+        top = place // 3 * 5 + 1
+        left = place % 3 * 7 + 1
         assert (sheet[top : top + 4, left : left + 6] == image).all()
     assert (sheet[::5] == 255).all() and (sheet[11:15, 15:] == 255).all()
 
@@ -38,8 +39,10 @@ def test_images_are_named_by_their_seed(tmp_path: Path) -> None:
 
 def test_picture_holds_the_grids_side_by_side(tmp_path: Path) -> None:
     """Red on the left, blue on the right, as large as each other, on white."""
-    red, blue = np.zeros((4, 8, 8, 3), np.float32), np.zeros((4, 8, 8, 3), np.float32)
-    red[..., 0], blue[..., 2] = 1, 1
+    red = np.zeros((4, 8, 8, 3), np.float32)
+    red[..., 0] = 1
+    blue = np.zeros((4, 8, 8, 3), np.float32)
+    blue[..., 2] = 1
     table = [["model", "size"], ["red", "1 MB"], ["blue", "2 MB"]]
     draw(
         tmp_path / "picture.png",
@@ -48,7 +51,8 @@ def test_picture_holds_the_grids_side_by_side(tmp_path: Path) -> None:
         table,
     )
     picture = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
-    reds, blues = (picture == (255, 0, 0)).all(2), (picture == (0, 0, 255)).all(2)
+    reds = (picture == (255, 0, 0)).all(2)
+    blues = (picture == (0, 0, 255)).all(2)
     assert reds.sum() == blues.sum() > 0.1 * picture.shape[0] * picture.shape[1]
     assert np.flatnonzero(reds.any(0)).max() < np.flatnonzero(blues.any(0)).min()
     assert (picture[:10] == 255).all() and (picture[-10:] == 255).all()

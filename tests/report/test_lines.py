@@ -27,6 +27,7 @@ def test_plot(tmp_path: Path) -> None:
     )
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert picture.shape == (1000, 1800, 3)
-    (high, _), (low, count) = place(picture[150:], INK), place(picture[150:], ACCENT)
+    high, _ = place(picture[150:], INK)
+    low, count = place(picture[150:], ACCENT)
     assert high < 200 < 500 < low and count > 1000
     assert [file.name for file in path.parent.iterdir()] == ["plot.png"]

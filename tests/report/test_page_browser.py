@@ -23,7 +23,8 @@ BROWSER = next(
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium: install the system's package, such as Debian's `chromium`"
 )
-DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 360, "height": 740}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def open_page(browser: Any, pages: dict[int, Path]) -> Iterator[Any]:
     """Opens the page; at the end, any message, error or request of it is a failure."""
-    contexts, noise = [], []
+    contexts = []
+    noise = []
 
     def opened(side: int = 32, **options: Any) -> Any:
         context = browser.new_context(**({"viewport": DESKTOP} | options))

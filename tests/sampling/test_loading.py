@@ -83,7 +83,7 @@ def test_an_index_that_names_no_pipeline_class(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"_class_name": "NoSuchPipeline"}'])
 def test_a_damaged_index_on_the_hub(text, tmp_path, monkeypatch):
-    """`download` reads the index before it fetches the rest, as here."""
+    """A broken model_index.json of a hub model is one sentence, as one on disk is."""
     (tmp_path / "model_index.json").write_text(text)
     monkeypatch.setattr(
         DiffusionPipeline,

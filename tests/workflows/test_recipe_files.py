@@ -284,7 +284,8 @@ def test_an_option_of_a_stage_changes_the_bits_and_the_record(tmp_path):
         "batch": 2,
         "without": ("trd", "distill"),
     }
-    source, out = str(tmp_path / "float"), tmp_path / "out"
+    source = str(tmp_path / "float")
+    out = tmp_path / "out"
     plain = to_folder.quantize_to_folder(source, out, "mpq", options)
     more = to_folder.quantize_to_folder(
         source, out, "mpq", options | {"stages": {"omq": {"plus": True}}}

@@ -37,7 +37,7 @@ def means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def frechets(features: np.ndarray, reference: Statistics, counts: np.ndarray) -> np.ndarray:
     """Resamples of the Fréchet distance; features: (images, features)."""
-    # Centred first, because sums of squares far from zero lose digits.
+    # The mean is subtracted first: squares of large numbers lose digits when they are summed.
     x = features.astype(np.float64) - reference.mean
     covariance = reference.covariance
     projected = x @ square_root(covariance)
