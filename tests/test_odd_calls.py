@@ -36,7 +36,7 @@ WRONG = {
     "--set": (
         "x", "=", "iters", "=3", "itters=5", "iters=[1]", "iters=abc", "omq.", ".=1", "omq.plus=1",
         "omq.plus.more=true", "weights=9", "stages=3", "prompts=a", "labels=[-1]", "tiar.times=0",
-        "tiar.speed=1", "drop=nan", "early_stop=1",
+        "memory=256", "tiar.speed=1", "drop=nan", "early_stop=1",
     ),
     "--prompts": ("nowhere.txt", "/", "."),
 }  # fmt: skip

@@ -209,7 +209,8 @@ def _float_features(model: nn.Module, adapter: Adapter, change: Change) -> dict[
 
 def _update_tables(model: nn.Module, change: Change, features: dict[str, Tensor]) -> None:
     """Replace every table that is keyed by timestep."""
-    find_clock(model).reschedule(change.after.timesteps, change.nearest, change.before.per_step)
+    per_step = change.before.per_step
+    find_clock(model).reschedule(change.after.timesteps, change.nearest, per_step=per_step)
     if change.before.corrected:
         cast(Correction, model.get_submodule(CORRECTION)).reschedule(change.nearest)
     for name, feature in features.items():

@@ -18,7 +18,7 @@ MAX_TIME_RATIO = 0.8
 REPEATS = 5
 
 
-def bf16_products(device: torch.device, wanted: bool = True) -> torch.autocast:
+def bf16_products(device: torch.device, *, wanted: bool = True) -> torch.autocast:
     """A context that computes products in bf16, where this is wanted and faster on the device."""
     enabled = wanted and time_in_bf16(device.type) < MAX_TIME_RATIO
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

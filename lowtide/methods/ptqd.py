@@ -202,7 +202,7 @@ def measure(job: Job) -> Moments:
     return Moments(*torch.stack([torch.stack(step).mean(0) for step in means], 1))
 
 
-def answer(job: Job, call: Call, quantized: bool) -> Tensor:
+def answer(job: Job, call: Call, *, quantized: bool) -> Tensor:
     """The noise that the denoiser predicts: (channels, values), without a learned variance."""
     set_precision(job.model, Precision.of(weights=quantized, inputs=quantized))
     if correction := attached(job):

@@ -33,6 +33,7 @@ class Clock(nn.Module):
         timesteps: tuple[int, ...],
         ticks: int = 1,
         rows: int = 0,
+        *,
         per_step: bool = False,
         keyed: bool | None = None,
     ):
@@ -84,7 +85,7 @@ class Clock(nn.Module):
             raise _unknown_timestep(timestep, list(self.known))
         return self.known[nearest]
 
-    def reschedule(self, timesteps: tuple[int, ...], nearest: Tensor, per_step: bool) -> None:
+    def reschedule(self, timesteps: tuple[int, ...], nearest: Tensor, *, per_step: bool) -> None:
         """Replace the timesteps: each new one takes the ranges of the old step `nearest` names."""
         device = self.timesteps.device
         self.timesteps = torch.tensor(timesteps, dtype=torch.int32, device=device)

@@ -114,7 +114,7 @@ class QuantizedLayer(nn.Module):
         steps = self._steps()
         return self.smoothed_weight().flatten(1).float() / steps.scale + steps.zero
 
-    def start_rounding(self, warm: bool = False) -> AdaRound:
+    def start_rounding(self, *, warm: bool = False) -> AdaRound:
         """Learn the rounding from here on.
 
         It starts at rounding to nearest, or, for a warm start, near the present codes.

@@ -36,7 +36,7 @@ class Quantizer(nn.Module):
     clock: Clock
 
     def __init__(
-        self, format: InputFormat | None, clock: Clock, row: int = 0, per_step: bool = False
+        self, format: InputFormat | None, clock: Clock, row: int = 0, *, per_step: bool = False
     ):
         super().__init__()
         self.format = format

@@ -156,7 +156,7 @@ class FitRanges(Stage):
         return f"ranges of {len(quantizers(job.model))} inputs fitted"
 
 
-def watch(job: Job, keep: bool) -> dict[str, InputStatistics]:
+def watch(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
     """Statistics of every quantizer's inputs, from one pass over all calls with float inputs.
 
     keep: keep samples too.

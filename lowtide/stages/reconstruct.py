@@ -173,7 +173,7 @@ class Learner:
     warm: start from the decisions made before.
     """
 
-    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, warm: bool = False):
+    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, *, warm: bool = False):
         self.job = job
         self.stage = stage
         self.unit = unit
@@ -211,7 +211,7 @@ class Learner:
         nearest = self._codes()
         before = self.judge(loss)
         layers = self.layers.values()
-        alphas = [layer.start_rounding(self.warm) for layer in layers]
+        alphas = [layer.start_rounding(warm=self.warm) for layer in layers]
         self.minimise(loss, RoundingOptimizer(alphas, rate(self.iters)))
         for layer in layers:
             layer.finish_rounding()
@@ -239,7 +239,7 @@ class Learner:
         history: list[float] = []
         for step in range(self.iters):
             penalty = PENALTY if step >= WARM_UP * self.iters else 0.0
-            sharp = sharpness(step / self.iters, self.warm)
+            sharp = sharpness(step / self.iters, warm=self.warm)
             distance = self.iterate(lambda: loss(generator, *drop), roundings, penalty, sharp)
             history.append(distance.item())
             if self.job.settings.early_stop and settled(history, roundings):
@@ -263,14 +263,14 @@ class Learner:
         sharpness: float,
     ) -> Tensor:
         """One iteration; the loss before it."""
-        with bf16_products(roundings.device, self.low):
+        with bf16_products(roundings.device, wanted=self.low):
             distance = loss()
         distance.backward()
         roundings.step(penalty, sharpness)
         return distance
 
 
-def sharpness(progress: float, warm: bool = False) -> float:
+def sharpness(progress: float, *, warm: bool = False) -> float:
     """b of the penalty: 20 at the end of the warm-up, 2 at the end of the learning.
 
     A warm start begins half-way, because its decisions are made already.

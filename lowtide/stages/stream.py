@@ -134,7 +134,7 @@ class Stream:
     temporal: temporal layers belong to the blocks that they are in; else no unit has them.
     """
 
-    def __init__(self, job: Job, inputs_quantized: bool = False, temporal: bool = False):
+    def __init__(self, job: Job, *, inputs_quantized: bool = False, temporal: bool = False):
         self.job = job
         self.precision = Precision.of(weights=True, inputs=inputs_quantized)
         self.calls = [call for call in job.calls if call.kept]

@@ -54,7 +54,7 @@ def emoji(data: Path) -> tuple[Tensor, list[str]]:
     return images, [str(name).lower() for name in arrays["names"]]
 
 
-def taef2(data: Path, pools: bool) -> AutoencoderTiny:
+def taef2(data: Path, *, pools: bool) -> AutoencoderTiny:
     """TAEF2 in diffusers' class, which lacks its pooling branches; `pools` adds them."""
     vae = AutoencoderTiny(latent_channels=32, scaling_factor=1.0)
     state = taef2_state(data)

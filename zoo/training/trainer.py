@@ -24,7 +24,7 @@ WARMUP_STEPS = 200
 class Trainer:
     """The training state: weights, their moving average, the optimizer, the step and the losses."""
 
-    def __init__(self, name: str, data: Path, out: Path, compiled: bool = False):
+    def __init__(self, name: str, data: Path, out: Path, *, compiled: bool = False):
         self.name = name
         self.out = out
         self.zoo_model = ZOO_MODELS[name]
