@@ -39,7 +39,8 @@ class Quantized:
     def write(self, folder: Path) -> None:
         """Write the files of the diffusers folder into a folder that exists."""
         self._check_saveable()
-        cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
+        with sampling.quiet_libraries():
+            cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
 
     def _check_saveable(self) -> None:
         if isinstance(self.pipe, sampling.ModulePipeline):

@@ -206,7 +206,7 @@ def _denoiser(folder: Path) -> nn.Module:
         raise BadInput(
             "found a model that is quantized already", "a float model", "load the original"
         )
-    with torch.device("meta"):
+    with sampling.quiet_libraries(), torch.device("meta"):
         return kinds[name].from_config(config).eval()
 
 
@@ -217,7 +217,7 @@ def _float_bytes(folder: Path, part: tuple[str, str]) -> int:
     kind: Any = getattr(libraries.get(library), name, None)
     if not _is_module(kind) or not (folder / "config.json").exists():
         return 0
-    with torch.device("meta"):
+    with sampling.quiet_libraries(), torch.device("meta"):
         if library == "diffusers":
             model = kind.from_config(kind.load_config(folder))
         else:

@@ -168,7 +168,7 @@ def _one_sentence(source: Path | str) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries(*, progress_bars: bool = False) -> Iterator[None]:
-    """Hide what diffusers and transformers print while they load: warnings, and progress bars.
+    """Hide what diffusers and transformers print while they load and save: warnings, progress bars.
 
     Their settings are restored afterwards. `progress_bars`: show the bars all the same.
     """

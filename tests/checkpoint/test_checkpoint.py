@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -111,3 +112,13 @@ def test_sharded_saves_load_the_same(packed, tmp_path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     again = type(model).from_pretrained(tmp_path / "sharded").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_saving_prints_nothing(tmp_path, capfd):
+    """transformers draws a bar for the text encoder's weights."""
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    capfd.readouterr()
+    pipe.save_pretrained(tmp_path / "by-diffusers")
+    assert "Writing model shards" in capfd.readouterr().err
+    lowtide.save(pipe, tmp_path / "by-lowtide")
+    assert capfd.readouterr() == ("", "")
