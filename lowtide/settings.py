@@ -8,6 +8,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -307,24 +308,21 @@ def evaluation_settings(
 def takes_options_of(model: type) -> Callable[[Face], Face]:
     """A decorator: `help` shows a keyword for each field of `model` in the place of **options."""
     hints = get_type_hints(model)
-    keywords = [
-        Parameter(
-            each.name, Parameter.KEYWORD_ONLY, default=_default(each), annotation=hints[each.name]
-        )
-        for each in fields(model)
-    ]
-
-    def with_keywords(function: Face) -> Face:
-        plain = signature(function)
-        own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
-        setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
-        return function
-
-    return with_keywords
+    keywords = [_keyword(each, hints[each.name]) for each in fields(model)]
+    return partial(showing, keywords=keywords)
 
 
-def _default(option: Field[Any]) -> Any:
-    return {} if option.default is MISSING else option.default
+def _keyword(option: Field[Any], annotation: Any) -> Parameter:
+    default = {} if option.default is MISSING else option.default
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def showing(function: Face, keywords: Iterable[Parameter]) -> Face:
+    """The function, whose signature now has these keywords in the place of **options."""
+    plain = signature(function)
+    own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+    setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
+    return function
 
 
 def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
