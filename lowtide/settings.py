@@ -23,6 +23,9 @@ MethodName = Literal[
     "efficientdm", "mpq",
 ]  # fmt: skip
 GATES = ("min-psnr", "max-lpips", "max-fd-increase")
+# The metrics of an evaluation by name: without a data set, and with one.
+METRIC_NAMES = ("psnr", "ssim", "lpips", "latent_mse", "clip", "is")
+DATASET_METRIC_NAMES = ("fd", "sfd", "kd", "precision", "recall", "fid", "sfid", "kid")
 LARGEST_BATCH = 16
 
 
@@ -244,8 +247,8 @@ class EvaluationSettings:
     metrics: Annotated[
         Sequence[str] | None,
         _help(
-            "Such as psnr,ssim,lpips,latent_mse,clip; with --dataset also fd,fid,sfid,kid,"
-            "precision,recall.",
+            f"Some of {','.join(METRIC_NAMES)}; with --dataset also "
+            f"{','.join(DATASET_METRIC_NAMES)}.",
             MEASURES,
         ),
     ] = None
