@@ -182,7 +182,5 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """
     if not isinstance(dtype, torch.dtype):
         raise BadInput(f"found dtype {dtype!r}", "a dtype of torch", "give torch.float16")
-    if not Path(folder).exists():
-        # A kill between the two renames of `save` leaves the earlier result under another name.
-        folders.recover(Path(folder))
+    folders.recover_missing(folder)
     return sampling.load_pipeline(folder, dtype)

@@ -197,6 +197,15 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
             _settle(old, place, marks)
 
 
+def recover_missing(source: str | Path) -> None:
+    """Put a model back that a kill moved aside, if nothing stands at the folder `source`.
+
+    Commands that read a model call this first. A hub id and zoo:NAME are no folders.
+    """
+    if not str(source).startswith("zoo:") and not Path(source).exists():
+        recover(Path(source))
+
+
 @contextmanager
 def _alone_in(parent: Path) -> Iterator[None]:
     """For the moment that renaming takes, other processes wait that would rename in this folder."""
