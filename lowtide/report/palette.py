@@ -23,5 +23,8 @@ PAGE = {
     "s5": ("#8a5a00", "#e0b84d"),
     "s6": ("#3c4650", "#c3cad0"),
 }
+# The dashes of the lines in the colours s1 to s6: lengths of dash and gap, in widths of the line.
+DASHES = ((), (5, 2), (1, 1.5), (6, 2, 1, 2), (9, 3), (2, 2))
+LINE_WIDTH = 2.2
 # It changes in lightness alone, so it reads without colour; its far end is the worst error.
 RAMP = ("#f0f3f1", "#c3dbdc", "#7fb6c4", "#3b88a8", "#1c5683", "#101a40")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lowtide.report import evidence
-from lowtide.report.page import plots
+from lowtide.report.page import parts, plots
+from lowtide.report.palette import DASHES
 
 
 def texts(svg: str) -> dict[str, tuple[float, float, str]]:
@@ -57,6 +58,17 @@ def test_the_legend_has_each_name_once_and_in_its_colour(width: float) -> None:
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
     assert min(box.y0 for box in boxes) > figure.axes[0].bbox.y1
     assert figure.axes[0].bbox.height > 200
+
+
+@pytest.mark.parametrize("colour", range(1, 1 + evidence.COLOURS))
+def test_a_swatch_has_the_dashes_of_the_line(colour: int) -> None:
+    lines = [plots.Line("model", colour, np.ones(3))]
+    svg = plots.plot("", lambda width: plots.lines(width, lines, (2, 1, 0), "error", log=False))
+    drawn = re.search(r"stroke-dasharray: ([\d.,]+)", svg)
+    lengths = [float(length) for length in drawn[1].split(",")] if drawn else []
+    ends = re.findall(r" ([\d.]+)px[,)]", parts.swatch(DASHES[colour - 1]))
+    assert np.diff([0.0, *map(float, ends)]) == pytest.approx(lengths)
+    assert bool(drawn) == bool(DASHES[colour - 1])
 
 
 def test_heat_map_leaves_out_what_is_no_number() -> None:

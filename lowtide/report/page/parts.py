@@ -1,8 +1,10 @@
-"""What a table of the page consists of."""
+"""What a table of the page consists of: cells, and the swatch of a model's line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, cycle, pairwise
 
+from lowtide.report.palette import LINE_WIDTH
 from lowtide.report.wording import NOTHING
 
 
@@ -16,6 +18,17 @@ class Cell:
     bad: bool = False
     bar: tuple[float, float] | None = None
     colour: int | None = None
+
+
+def swatch(dashes: Sequence[float]) -> str:
+    """A CSS background in --colour with the dashes of a plot's line."""
+    if not dashes:
+        return "var(--colour)"
+    edges = [f"{LINE_WIDTH * edge:g}px" for edge in accumulate(dashes, initial=0)]
+    colours = cycle(("var(--colour)", "transparent"))
+    ends = zip(colours, pairwise(edges), strict=False)
+    stops = [f"{colour} {start} {end}" for colour, (start, end) in ends]
+    return f"repeating-linear-gradient(90deg, {', '.join(stops)})"
 
 
 @dataclass(frozen=True)
