@@ -9,7 +9,7 @@ import pytest
 
 from lowtide.report import evidence
 from lowtide.report.page import parts, plots
-from lowtide.report.palette import DASHES
+from lowtide.report.palette import DASHES, RAMPS
 
 
 def texts(svg: str) -> dict[str, tuple[float, float, str]]:
@@ -88,10 +88,16 @@ def luma(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
 
 
-def test_the_ramp_reads_without_colour() -> None:
-    """No step is lighter than the one before, from almost white to almost black."""
-    levels = luma(plots.ERROR_COLOURS(np.linspace(0, 1, 256), bytes=True).astype(float))
-    assert np.diff(levels).max() <= 0 and levels[0] > 230 and levels[-1] < 40
+@pytest.mark.parametrize("paper", RAMPS)
+def test_a_ramp_reads_without_colour(paper: str) -> None:
+    """It goes one way, from almost white to almost black on light paper, and back on dark paper."""
+    columns = parts.channels(RAMPS[paper]).values()
+    greys = plots.ERROR_COLOURS(np.linspace(0, 1, 256))[:, 0]
+    places = np.linspace(0, 1, len(RAMPS[paper]))
+    colours = [np.interp(greys, places, list(map(float, column.split()))) for column in columns]
+    levels = luma(255 * np.stack(colours, -1))
+    ends = levels if paper == "light" else levels[::-1]
+    assert np.diff(ends).max() <= 0 and ends[0] > 230 and ends[-1] < 40
 
 
 def test_equal_models_share_no_id() -> None:

@@ -21,7 +21,7 @@ _PAGE = Environment(
     undefined=StrictUndefined,
 )
 _PAGE.filters |= {"percentage": "{:.2%}".format, "day": day, "figures": figures}
-_PAGE.filters |= {"swatch": parts.swatch}
+_PAGE.filters |= {"swatch": parts.swatch, "channels": parts.channels}
 _PAGE.globals |= {"headline": headline, "palette": palette}
 
 

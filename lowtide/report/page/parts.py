@@ -1,4 +1,4 @@
-"""What a table of the page consists of: cells, and the swatch of a model's line."""
+"""What the page consists of: cells and tables, the swatches of lines, the ramps of heat maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,13 @@ from itertools import accumulate, cycle, pairwise
 
 from lowtide.report.palette import LINE_WIDTH
 from lowtide.report.wording import NOTHING
+
+
+def channels(ramp: Sequence[str]) -> dict[str, str]:
+    """Red, green and blue along a ramp, from 0 to 1, for grey that darkens towards its end."""
+    colours = [bytes.fromhex(colour[1:]) for colour in reversed(ramp)]
+    columns = zip("RGB", zip(*colours, strict=True), strict=True)
+    return {name: " ".join(f"{value / 255:.3f}" for value in column) for name, column in columns}
 
 
 @dataclass(frozen=True)

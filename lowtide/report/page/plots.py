@@ -16,15 +16,16 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowtide.report.evidence import ErrorTable
-from lowtide.report.palette import DASHES, LINE_WIDTH, PAGE, RAMP
+from lowtide.report.palette import DASHES, LINE_WIDTH, PAGE
 from lowtide.report.wording import figures, part_name
 
-ERROR_COLOURS = LinearSegmentedColormap.from_list("errors", RAMP)
+# Grey that darkens with the error; the page's filters give each grey its colour of a ramp.
+ERROR_COLOURS = matplotlib.colormaps["gray_r"]
 _LONGEST = 36
 _WIDTHS = {"wide": 850, "narrow": 340}
 _COLOUR = {name: light for name, (light, _) in PAGE.items()}
