@@ -76,7 +76,7 @@ def words(kind: Any) -> str:
         return " or ".join(parts) + ", or nothing"
     if origin is Literal:
         return " or ".join(map(str, get_args(kind)))
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list, each {words(get_args(kind)[0])}"
     plain_words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return plain_words.get(kind, "options by name, such as {'omq': {'plus': True}}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide import sampling
-from lowtide.checkpoint import diffusers_hook, file_format
+from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.errors import BadInput
 from lowtide.formats import Format
 from lowtide.models import Adapter, Unit, adapt
@@ -139,6 +139,7 @@ def inspect(source: str) -> dict[str, Any]:
 
 def model_facts(source: str) -> ModelFacts:
     """Units, layers, bits and bytes of a model, float or packed."""
+    folders.recover_missing(source)
     model = sampling.denoiser(sampling.load_pipeline(source))
     folder = sampling.local_folder(source)
     plan = packed_plan(model)

@@ -11,16 +11,27 @@ from lowtide import sampling
 from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
+from lowtide.report.wording import counted, size
 from lowtide.sampling.pipelines import Pipeline
 
 
-@dataclass
+@dataclass(repr=False)
 class Quantized:
     """A pipeline with a packed denoiser, its plan, and the report of the run that made it."""
 
     pipe: Pipeline
     plan: Plan
     report: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Quantized(DDIMPipeline, tfmq W4A8, 64 layers, 0.612 MB)"""
+        facts = [type(self.pipe).__name__]
+        if bits := self.plan.summary:
+            facts.append(f"{self.plan.method} W{bits['weights']}A{bits['inputs']}")
+        facts.append(counted(len(self.plan.layers), "layer"))
+        if account := self.report.get("account"):
+            facts.append(size(account["total"]))
+        return f"Quantized({', '.join(facts)})"
 
     @property
     def model(self) -> nn.Module:

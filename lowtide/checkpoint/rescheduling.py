@@ -231,6 +231,7 @@ def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> di
 def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dict[str, Any]:
     """Load, reschedule, save. The record is copied, so that the result can be evaluated."""
     out = Path(out)
+    folders.recover_missing(source)
     home = sampling.local_folder(source)
     with folders.written_beside(out, source=home) as fresh:
         record = provenance.read(home)

@@ -65,17 +65,6 @@ def _show(result: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
     print(json.dumps(result) if as_json else "\n".join(lines))
 
 
-def _announce_replacement(out: Path, model: str, *, images: bool = False) -> None:
-    """Say on stderr that an earlier result stands at `out` and will be replaced."""
-    from lowtide.checkpoint import folders
-    from lowtide.sampling import local_folder
-
-    marks = folders.IMAGE_MARKS if images else folders.MODEL_MARKS
-    place = folders.check_place(out, marks, local_folder(model))
-    if place.is_dir() and any(place.iterdir()):
-        print(f"{out} holds an earlier result; the new one replaces all of it.", file=sys.stderr)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"lowtide {__version__}")
@@ -107,7 +96,6 @@ def quantize(
     from lowtide.workflows.to_folder import quantize_to_folder
 
     settings = changed(values(options), change)
-    _announce_replacement(out, model)
     result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
     _show(result, as_json, text.quantized(result))
 
@@ -165,7 +153,6 @@ def sample(model: Model, out: Out, as_json: Json = False, **options: Any) -> Non
     """Draw images from a float or packed model, one PNG per seed and a grid."""
     from lowtide.workflows.to_folder import sample_to_folder
 
-    _announce_replacement(out, model, images=True)
     result = sample_to_folder(model, out, Request(**values(options)))
     line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
     _show(result, as_json, [line])

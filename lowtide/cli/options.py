@@ -6,7 +6,8 @@ What a terminal writes differently from Python stands in `_TEXTS`: lists, files 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from inspect import Parameter, Signature, signature
+from functools import partial
+from inspect import Parameter
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ import typer
 from msgspec import Meta
 
 from lowtide.errors import BadInput
+from lowtide.settings import showing
 
 MOST_NUMBERS = 100_000
 _SHORT = {"weights": "-w", "inputs": "-a"}
@@ -130,15 +132,7 @@ def parameters(model: type, defaults: Mapping[str, Any]) -> list[Parameter]:
 
 def options_of(model: type, **defaults: Any) -> Callable[[Callable], Callable]:
     """Give a command the options of a dataclass in the place of its `**options`."""
-
-    def decorate(command: Callable) -> Callable:
-        *own, _ = signature(command, eval_str=True).parameters.values()
-        keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
-        options = parameters(model, defaults)
-        setattr(command, "__signature__", Signature([*keyword, *options]))  # noqa: B010
-        return command
-
-    return decorate
+    return partial(showing, keywords=parameters(model, defaults))
 
 
 def values(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from lowtide import sampling
+from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES, Adapter, adapt
 from lowtide.sampling.pipelines import Scheduler
@@ -115,6 +116,7 @@ def _flux_tokens(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
 
 def read(source: str) -> Blueprint:
     """The blueprint of a local folder, zoo:NAME, or a hub id, whose configuration is fetched."""
+    folders.recover_missing(source)
     folder = sampling.local_folder(source) or _fetched(source)
     if not (folder / "model_index.json").exists():
         return _bare(source, folder)

@@ -41,9 +41,9 @@ def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:
 
 def request_evidence(request: sampling.Request, scheduler: Scheduler) -> Sampling:
     return Sampling(
-        seeds=request.seeds,
-        prompts=request.prompts,
-        labels=request.labels,
+        seeds=tuple(request.seeds),
+        prompts=tuple(request.prompts),
+        labels=tuple(request.labels),
         steps=request.steps,
         batch=request.batch,
         guidance=request.guidance,

@@ -50,7 +50,7 @@ from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe, Stage
 from lowtide.stages.batches import answer_of
 from lowtide.stages.collect import Collect
-from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, statistics_cost, watch
+from lowtide.stages.fit_ranges import FitRanges, input_statistics, ranges, run_call, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
@@ -262,7 +262,7 @@ def _snr_at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
     scale = clock.scale.clone()
     zero = clock.zero.clone()
     formats = {name: quantizer.format for name, quantizer in uniform.items()}
-    statistics = watch(job, keep=True)
+    statistics = input_statistics(job, keep=True)
     snr: dict[int, Tensor] = {}
     for bits in candidates:
         for name, quantizer in uniform.items():

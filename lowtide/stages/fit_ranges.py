@@ -139,7 +139,7 @@ class FitRanges(Stage):
         check_search(self.search)
 
     def run(self, job: Job) -> None:
-        statistics = watch(job, keep=self.search != "minmax")
+        statistics = input_statistics(job, keep=self.search != "minmax")
         for name, quantizer in quantizers(job.model).items():
             if statistics[name].called:
                 quantizer.fit(*ranges(statistics[name], quantizer, self.search))
@@ -156,7 +156,7 @@ class FitRanges(Stage):
         return f"ranges of {len(quantizers(job.model))} inputs fitted"
 
 
-def watch(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
+def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
     """Statistics of every quantizer's inputs, from one pass over all calls with float inputs.
 
     keep: keep samples too.
@@ -169,11 +169,11 @@ def watch(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
         generator = job.generator("seen", name) if keep else None
         hook = _adding(job, statistics[name], generator)
         hooks.append(quantizer.register_forward_pre_hook(hook))
-    hear(job, hooks, "input ranges")
+    run_with_hooks(job, hooks, "input ranges")
     return statistics
 
 
-def hear(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
+def run_with_hooks(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
     """Run all calls with float inputs for these hooks, then remove them.
 
     Attention calls its quantizers, which round nothing.
@@ -235,7 +235,7 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
 
 
 def statistics_cost(load: Workload, *, search: bool) -> Cost:
-    """The cost of `watch`; with `search`, also of keeping samples and of the search."""
+    """The cost of `input_statistics`; with `search`, also of keeping samples and of the search."""
     whole = load.network.whole
     watched = load.batch * (MINMAX_PASSES * whole.reads + STATISTICS_COPIES * whole.scores)
     work = load.decoding() + Work(values=watched, calls=5 * whole.layers)

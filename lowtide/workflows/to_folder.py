@@ -25,6 +25,7 @@ def quantize_to_folder(
     Returns the report of the run as plain JSON values.
     """
     out = Path(out)
+    folders.recover_missing(source)
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
     with folders.written_beside(out, source=sampling.local_folder(source)) as fresh:
         units = _units_folder(out)
@@ -96,6 +97,7 @@ def _lasting(source: str) -> str:
 def sample_to_folder(source: str, out: str | Path, request: sampling.Request) -> dict[str, Any]:
     """Draw one PNG per seed and a grid of them all."""
     out = Path(out)
+    folders.recover_missing(source)
     with folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source)) as fresh:
         pipe = sampling.load_pipeline(source)
         facts.check_steps(sampling.denoiser(pipe), request.steps)

@@ -13,17 +13,30 @@ from safetensors.torch import load_file, save_file
 import lowtide
 from lowtide import sampling
 from lowtide.checkpoint.file_format import PLAN, read_metadata
+from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
+from lowtide.report.wording import size
 
 FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory):
+def quantized():
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    result = lowtide.quantize(pipe, method="minmax", steps=3, images=2)
-    return result.save(tmp_path_factory.mktemp("packed") / "x")
+    return lowtide.quantize(pipe, method="minmax", steps=3, images=2)
+
+
+@pytest.fixture(scope="module")
+def packed(quantized, tmp_path_factory):
+    return quantized.save(tmp_path_factory.mktemp("packed") / "x")
+
+
+def test_the_repr_is_one_line(quantized):
+    layers = len(quantized.plan.layers)
+    total = size(quantized.report["account"]["total"])
+    assert repr(quantized) == f"Quantized(DDIMPipeline, minmax W4A8, {layers} layers, {total})"
+    assert repr(Quantized(quantized.pipe, Plan(), {})) == "Quantized(DDIMPipeline, 0 layers)"
 
 
 @pytest.fixture

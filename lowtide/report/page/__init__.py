@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lowtide.report import palette
 from lowtide.report.evidence import Evidence, read
-from lowtide.report.page import headline, pictures, sections
+from lowtide.report.page import headline, parts, pictures, sections
 from lowtide.report.wording import day, figures, ranges
 
 NAME = "report.html"
@@ -21,6 +21,7 @@ _PAGE = Environment(
     undefined=StrictUndefined,
 )
 _PAGE.filters |= {"percentage": "{:.2%}".format, "day": day, "figures": figures}
+_PAGE.filters |= {"swatch": parts.swatch, "channels": parts.channels}
 _PAGE.globals |= {"headline": headline, "palette": palette}
 
 
