@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import sampling
@@ -30,12 +30,12 @@ from lowtide.stages.pack import Pack
 
 @takes_options_of(Settings)
 def quantize(
-    target: Any,
+    target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
     *,
     method: str = "best",
     folder: str | Path | None = None,
     without: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
@@ -167,7 +167,7 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
     """Load a pipeline, float or packed.
 
     Args:

@@ -60,6 +60,11 @@ Size = Annotated[
     _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
 ]
 
+# Options of single stages: values by the name of a stage and the name of its field.
+StageOptions = Mapping[str, Mapping[str, object]]
+# Keywords of `quantize` and `plan`: the fields of Settings and `without`; each checks what it gets.
+Options = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -131,9 +136,9 @@ class Settings:
     keep_temporal: Annotated[
         bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
     ] = False
-    stages: Annotated[
-        Mapping[str, Mapping[str, Any]], _help("Options of single stages, by name.", LEARNING)
-    ] = field(default_factory=dict)
+    stages: Annotated[StageOptions, _help("Options of single stages, by name.", LEARNING)] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         check(Settings, vars(self))
@@ -160,11 +165,11 @@ def settings_from(options: Mapping[str, object]) -> Settings:
         raise BadInput(
             f"found setting {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    return Settings(**{name: as_tuple(value) for name, value in options.items()})
+    return replace(Settings(), **{name: as_tuple(value) for name, value in options.items()})
 
 
 T = TypeVar("T")
-Face = TypeVar("Face", bound=Callable[..., Any])
+Face = TypeVar("Face", bound=Callable[..., object])
 Seeds = Annotated[tuple[Seed, ...], _help("One image per seed, such as 0-63.", IMAGES)]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
 
@@ -263,7 +268,7 @@ class EvaluationSettings:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property
-    def request_fields(self) -> dict[str, Any]:
+    def request_fields(self) -> dict[str, object]:
         """The fields of Request that are set."""
         values = {each.name: getattr(self, each.name) for each in fields(Request)}
         return {name: value for name, value in values.items() if value not in (None, ())}
@@ -289,11 +294,11 @@ def evaluation_settings(
         raise BadInput(
             f"found option {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    values: dict[str, Any] = {name: as_tuple(value) for name, value in options.items()}
+    values: dict[str, object] = {name: as_tuple(value) for name, value in options.items()}
     if isinstance(values.get("dataset"), Path):
         values["dataset"] = str(values["dataset"])
     values |= {field_of_gate(name): limit for name, limit in limits.items()}
-    return EvaluationSettings(**values)
+    return replace(EvaluationSettings(), **values)
 
 
 def takes_options_of(model: type) -> Callable[[Face], Face]:
@@ -315,16 +320,16 @@ def takes_options_of(model: type) -> Callable[[Face], Face]:
     return with_keywords
 
 
-def _default(option: Field[Any]) -> Any:
+def _default(option: Field[object]) -> object:
     return {} if option.default is MISSING else option.default
 
 
-def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+def changed(settings: Mapping[str, object], changes: Iterable[str]) -> Options:
     """Settings with `name=value` or `stage.option=value` changes.
 
     A value reads as TOML does, or as plain text.
     """
-    result = dict(settings)
+    result: Options = dict(settings)
     for change in changes:
         name, equals, text = change.partition("=")
         stage, dot, option = name.partition(".")
@@ -344,14 +349,14 @@ def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, An
 
 
 def _with_option(
-    stages: Mapping[str, Mapping[str, Any]], stage: str, option: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
+    stages: StageOptions, stage: str, option: Mapping[str, object]
+) -> dict[str, Mapping[str, object]]:
     """One more option of a stage, or another value of it; a stage's name has any case."""
     name = next((known for known in stages if known.lower() == stage.lower()), stage)
     return {**stages, name: {**stages.get(name, {}), **option}}
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
