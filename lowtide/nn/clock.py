@@ -8,6 +8,7 @@ checkpoint holds two tensors for all of them.
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +100,7 @@ class Clock(nn.Module):
         """Set the clock of the denoiser `root` before each of its calls."""
         position = list(inspect.signature(root.forward).parameters).index("timestep")
 
-        def set_clock(
-            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
-        ) -> None:
+        def set_clock(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             timestep = kwargs["timestep"] if "timestep" in kwargs else args[position]
             find_clock(module).set(timestep)
 
