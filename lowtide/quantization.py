@@ -4,9 +4,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import sampling
@@ -29,12 +29,12 @@ from lowtide.stages.pack import Pack
 
 @takes_options_of(Settings)
 def quantize(
-    target: Any,
+    target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
     *,
     method: str = "best",
     folder: str | Path | None = None,
     without: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
@@ -165,7 +165,7 @@ def _is_partly_quantized(model: nn.Module) -> bool:
     return hasattr(model, CLOCK)
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
     """Load a pipeline, float or packed.
 
     Args:

@@ -64,6 +64,11 @@ Size = Annotated[
     _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
 ]
 
+# Options of single stages: values by the name of a stage and the name of its field.
+StageOptions = Mapping[str, Mapping[str, object]]
+# Keywords of `quantize` and `plan`: the fields of Settings and `without`; each checks what it gets.
+Options = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -135,9 +140,9 @@ class Settings:
     keep_temporal: Annotated[
         bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
     ] = False
-    stages: Annotated[
-        Mapping[str, Mapping[str, Any]], _help("Options of single stages, by name.", LEARNING)
-    ] = field(default_factory=dict)
+    stages: Annotated[StageOptions, _help("Options of single stages, by name.", LEARNING)] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         _hold_tuples(self)
@@ -165,8 +170,7 @@ def settings_from(options: Mapping[str, object]) -> Settings:
         raise BadInput(
             f"found setting {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    values: dict[str, Any] = dict(options)
-    return Settings(**values)
+    return replace(Settings(), **options)
 
 
 def _hold_tuples(settings: "Settings | Request | EvaluationSettings") -> None:
@@ -176,7 +180,7 @@ def _hold_tuples(settings: "Settings | Request | EvaluationSettings") -> None:
 
 
 T = TypeVar("T")
-Face = TypeVar("Face", bound=Callable[..., Any])
+Face = TypeVar("Face", bound=Callable[..., object])
 Seeds = Annotated[Sequence[Seed], _help("One image per seed, such as 0-63.", IMAGES)]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
 
@@ -275,7 +279,7 @@ class EvaluationSettings:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property
-    def request_fields(self) -> dict[str, Any]:
+    def request_fields(self) -> dict[str, object]:
         """The fields of Request that are set."""
         values = {each.name: getattr(self, each.name) for each in fields(Request)}
         return {name: value for name, value in values.items() if value not in (None, ())}
@@ -301,11 +305,11 @@ def evaluation_settings(
         raise BadInput(
             f"found option {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    values: dict[str, Any] = dict(options)
+    values: dict[str, object] = dict(options)
     if isinstance(values.get("dataset"), Path):
         values["dataset"] = str(values["dataset"])
     values |= {field_of_gate(name): limit for name, limit in limits.items()}
-    return EvaluationSettings(**values)
+    return replace(EvaluationSettings(), **values)
 
 
 def takes_options_of(model: type) -> Callable[[Face], Face]:
@@ -315,7 +319,7 @@ def takes_options_of(model: type) -> Callable[[Face], Face]:
     return partial(showing, keywords=keywords)
 
 
-def _keyword(option: Field[Any], annotation: Any) -> Parameter:
+def _keyword(option: Field[object], annotation: object) -> Parameter:
     default = {} if option.default is MISSING else option.default
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -328,12 +332,12 @@ def showing(function: Face, keywords: Iterable[Parameter]) -> Face:
     return function
 
 
-def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+def changed(settings: Mapping[str, object], changes: Iterable[str]) -> Options:
     """Settings with `name=value` or `stage.option=value` changes.
 
     A value reads as TOML does, or as plain text.
     """
-    result = dict(settings)
+    result: Options = dict(settings)
     for change in changes:
         name, equals, text = change.partition("=")
         stage, dot, option = name.partition(".")
@@ -353,14 +357,14 @@ def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, An
 
 
 def _with_option(
-    stages: Mapping[str, Mapping[str, Any]], stage: str, option: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
+    stages: StageOptions, stage: str, option: Mapping[str, object]
+) -> dict[str, Mapping[str, object]]:
     """One more option of a stage, or another value of it; a stage's name has any case."""
     name = next((known for known in stages if known.lower() == stage.lower()), stage)
     return {**stages, name: {**stages.get(name, {}), **option}}
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -60,7 +60,7 @@ class ModelFacts:
     timesteps: tuple[int, ...]
     account: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The fields as `lowtide inspect --json` prints them."""
         return {
             "float" if name == "left_in_float" else name: value
@@ -132,7 +132,7 @@ def packed_plan(model: nn.Module) -> Plan:
     return (quantizer.plan or Plan()) if ours else Plan()
 
 
-def inspect(source: str) -> dict[str, Any]:
+def inspect(source: str) -> dict[str, object]:
     """Units, layers, bits and bytes of a model, float or packed, as plain JSON values."""
     return model_facts(source).to_json()
 

@@ -6,9 +6,9 @@ wait for them.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,7 +61,7 @@ Reference = Annotated[
 ]
 
 
-def _show(result: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
+def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
     print(json.dumps(result) if as_json else "\n".join(lines))
 
 
@@ -89,7 +89,7 @@ def quantize(
     without: Without = [],  # noqa: B006 - typer copies it
     change: Change = [],  # noqa: B006
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Quantize a model and save it as a diffusers folder."""
     from lowtide.report import text
@@ -115,7 +115,7 @@ def plan(
     without: Without = [],  # noqa: B006
     change: Change = [],  # noqa: B006
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Say before anything runs what quantize would take: size, memory and time by stage."""
     from lowtide.estimate import plan as estimate
@@ -149,7 +149,7 @@ def reschedule(
 
 @app.command(rich_help_panel=USE)
 @options_of(Request, seeds="0-15")
-def sample(model: Model, out: Out, as_json: Json = False, **options: Any) -> None:
+def sample(model: Model, out: Out, as_json: Json = False, **options: object) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
     from lowtide.workflows.to_folder import sample_to_folder
 
@@ -185,7 +185,7 @@ def evaluate(
         ),
     ] = None,
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Measure a quantized model against the float model: metrics, errors, report.html."""
     from lowtide.evaluation import comparison
@@ -205,7 +205,7 @@ def compare(
     reference: Reference = None,
     out: Out = Path("evidence"),
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Measure any models side by side, with the same evidence and gates as evaluate."""
     from lowtide.evaluation import comparison

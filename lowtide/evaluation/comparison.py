@@ -76,7 +76,7 @@ def evaluate(
     reference: ModelSource | None = None,
     out: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Evaluation:
     """Compare a packed model with the float model it was made of, and write the evidence folder.
 
@@ -142,7 +142,7 @@ def compare(
     reference: ModelSource | None = None,
     out: str | Path = FOLDER,
     gates: Mapping[str, float] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Evaluation:
     """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
 

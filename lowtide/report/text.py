@@ -98,7 +98,7 @@ def _options(result: Result) -> list[str]:
     return [f"with {option}" for option in optional(result.get("options", {}))]
 
 
-def optional(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def optional(stages: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Options of stages as --set takes them."""
     lines = []
     for stage, options in stages.items():

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from lowtide import zoo
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES
+from lowtide.models.unet import config_of
 from lowtide.sampling.pipelines import (
     ClassConditionalPipeline,
     ModulePipeline,
@@ -52,7 +53,7 @@ def _wrapped(
 ) -> Pipeline:
     """A pipeline around a bare denoiser."""
     if isinstance(model, UNet2DModel):
-        conditional = cast(Any, model.config).num_class_embeds
+        conditional = config_of(model).num_class_embeds
         kind = ClassConditionalPipeline if conditional else DDIMPipeline
         return cast(Pipeline, kind(model, cast(Any, scheduler) or DDIMScheduler()))
     if type(model) in ARCHITECTURES or scheduler is None or shape is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from lowtide.costs import FLOAT, Cost, Work, Workload
 from lowtide.costs.workload import MINMAX_PASSES, SLACK, STATISTICS_COPIES
 from lowtide.formats import SEARCHES, check_search
-from lowtide.nn.attention import QuantAttention
+from lowtide.models import Answer
+from lowtide.nn.attention import QuantAttention, attention_block
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
@@ -201,7 +202,7 @@ def _adding(
 
 
 @torch.no_grad()
-def run_call(job: Job, call: Call) -> Any:
+def run_call(job: Job, call: Call) -> Answer:
     """Run the denoiser on a recorded call."""
     return job.model(**job.on_device(call.arguments))
 
@@ -225,8 +226,8 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
     """
     for name in list(job.plan.attentions):
         if f"{name}.processor.q" in uncalled:
-            attention = cast(Any, job.model.get_submodule(name))
-            attention.set_processor(attention.processor.inner)
+            block = attention_block(job.model, name)
+            block.set_processor(cast(QuantAttention, block.processor).inner)
             del job.plan.attentions[name]
             job.plan.left[f"attention of {name}"] = (
                 "its processor does not call scaled_dot_product_attention"

@@ -1,7 +1,7 @@
 """report.html: the evidence of a comparison as one page that needs no other file."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -36,7 +36,7 @@ def draw(folder: Path) -> Path:
     return path
 
 
-def _page(evidence: Evidence, data: dict[str, Any], images: pictures.Sheet | None) -> bytes:
+def _page(evidence: Evidence, data: Mapping[str, object], images: pictures.Sheet | None) -> bytes:
     context = {"evidence": evidence, "data": data, "images": images}
     return _PAGE.get_template(NAME).render(context, provenance=_provenance(evidence)).encode()
 
