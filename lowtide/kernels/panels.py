@@ -1,0 +1,234 @@
+"""The weight of a layer in the order of the native kernels: panels of 64 output channels.
+
+A weight of 8 bits is int8. A weight of fewer bits keeps its bits: planes of 4, 2 and 1 bits, which
+the kernels unpack right before they use a panel. kernels/native/gemm.inc says the order of bytes.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lowtide.formats import Affine, Mixed, WeightFormat
+from lowtide.kernels import native_library
+
+PANEL = 64
+VECTOR = 16
+RUN = 32  # values of k in a run of bit planes
+ALIGNMENT = 64
+PLANES = (8, 4, 2, 1)
+_BYTES = 0x01010101
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The tensors of a native weight; `structure` points to them, so they have to stay alive.
+
+    data: bytes; panel: offset of each panel (panels,); masks: (vectors, 4); shifts: (vectors, 4,
+    16); zeros: (vectors, 16); scale, sums: (columns,). `bits`: what a weight takes in memory.
+    """
+
+    data: Tensor
+    panel: Tensor
+    masks: Tensor
+    shifts: Tensor
+    zeros: Tensor
+    scale: Tensor
+    sums: Tensor
+    k4: int
+    planes: bool
+    uniform: int
+    structure: native_library.Weight = field(repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def columns(self) -> int:
+        return len(self.scale)
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """Codes and what turns them into int8: value = code * 2^double - zero, times the scale.
+
+    codes: uint8, rows x taps x channels; zero: (rows,); bits: of each row; factor: rows x columns
+    in the order of the codes, or None.
+    """
+
+    codes: Tensor
+    zero: Tensor
+    scale: Tensor
+    bits: tuple[int, ...]
+    factor: Tensor | None = None
+
+    def values(self) -> Tensor:
+        """int8, rows x taps x channels."""
+        doubled = torch.tensor([bits == 1 for bits in self.bits], dtype=torch.int16)
+        whole = self.codes.to(torch.int16) << doubled.reshape(-1, 1, 1)
+        whole = whole - self.zero.to(torch.int16).reshape(-1, 1, 1)
+        if self.factor is not None:
+            whole = whole * self.factor.to(torch.int16)
+        return whole.to(torch.int8)
+
+
+def integer_weight(
+    codes: Tensor, scale: Tensor, zero: Tensor, factor: Tensor | None, format: WeightFormat, taps: int
+) -> IntegerWeight:
+    """Codes of a layer, rows x columns in the order of the checkpoint, as integers of the kernels.
+
+    The columns of a checkpoint are channels x taps; the kernels read taps x channels.
+    """
+    rows = len(codes)
+    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
+    half = torch.tensor([each == 1 for each in bits])
+    # A channel of one bit has the values plus and minus half a scale: 2 * code - 1, times scale / 2.
+    fixed = isinstance(format, Mixed) or format.signed
+    halved = half if fixed else torch.zeros_like(half)
+    if not fixed:
+        bits = tuple(2 if each == 1 else each for each in bits)
+    scales = torch.where(halved, scale.flatten() / 2, scale.flatten())
+    zeros = torch.where(halved, 1.0, zero.flatten().expand(rows).float())
+    by_tap = codes.reshape(rows, -1, taps).transpose(1, 2)
+    factors = None
+    if factor is not None:
+        assert isinstance(format, Affine) and format.group
+        spread = factor.repeat_interleave(format.group, 1)[:, : codes.shape[1]]
+        factors = spread.reshape(rows, -1, taps).transpose(1, 2)
+    return IntegerWeight(by_tap, zeros.to(torch.int32), scales.contiguous(), bits, factors)
+
+
+def panels(weight: IntegerWeight) -> Panels:
+    """The weight in panels, with its own bits where no group has a factor of its own."""
+    rows, taps, channels = weight.codes.shape
+    padded = -(-channels // 4) * 4
+    k4 = taps * padded // 4
+    values = weight.values()
+    sums = values.sum((1, 2), dtype=torch.int32)
+    keeps_bits = weight.factor is None and min(weight.bits) < 8
+    codes = weight.codes if keeps_bits else values.view(torch.uint8)
+    # (k, columns), with whole vectors of columns and whole dwords of k.
+    columns = -(-rows // VECTOR) * VECTOR
+    spread = torch.nn.functional.pad(codes, (0, padded - channels))
+    spread = torch.nn.functional.pad(spread.flatten(1), (0, 0, 0, columns - rows)).T
+    if keeps_bits:
+        data, offsets, uniform = _bit_planes(spread, weight.bits)
+    else:
+        data, offsets = _int8_panels(spread)
+        uniform = 0
+    masks, shifts = _planes_of(weight.bits, columns // VECTOR)
+    zeros = torch.zeros(columns, dtype=torch.int64)
+    zeros[:rows] = weight.zero.to(torch.int64) * _BYTES
+    zeros = torch.where(zeros >= 2**31, zeros - 2**32, zeros).to(torch.int32)
+    fields = (_aligned(data), offsets, masks, shifts, zeros, weight.scale.float(), sums)
+    return Panels(*fields, k4, keeps_bits, uniform, _structure(fields, k4, keeps_bits, uniform))
+
+
+def _structure(
+    fields: tuple[Tensor, ...], k4: int, planes: bool, uniform: int
+) -> native_library.Weight:
+    addresses = [tensor.data_ptr() for tensor in fields]
+    return native_library.Weight(*addresses, len(fields[-1]), k4, int(planes), uniform)
+
+
+def _aligned(data: Tensor) -> Tensor:
+    """The bytes at an address that is a multiple of 64."""
+    room = torch.empty(data.numel() + ALIGNMENT, dtype=torch.uint8)
+    start = -room.data_ptr() % ALIGNMENT
+    return room[start : start + data.numel()].copy_(data.flatten())
+
+
+def _widths(columns: int) -> list[int]:
+    """The number of columns of each panel."""
+    return [min(PANEL, columns - first) for first in range(0, columns, PANEL)]
+
+
+def _offsets(sizes: list[int]) -> Tensor:
+    ends = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
+    return ends[:-1].contiguous()
+
+
+def _int8_panels(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Bytes and offsets of int8 panels, [k4][columns][4], of (k, columns)."""
+    k, columns = values.shape
+    dwords = values.reshape(k // 4, 4, columns).permute(0, 2, 1)
+    parts = [part.reshape(-1) for part in dwords.split(PANEL, 1)]
+    return torch.cat(parts), _offsets([len(part) for part in parts])
+
+
+def _bit_planes(codes: Tensor, bits: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
+    """Bytes and offsets of bit planes of (k, columns), and the bits if one plane is all there is."""
+    k, columns = codes.shape
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, -k % RUN))
+    # (run, k4 in the run, k in the dword, vector, column)
+    runs = codes.reshape(-1, 8, 4, columns // VECTOR, VECTOR)
+    present = _present(bits, columns)
+    words: list[Tensor] = []
+    masks: list[Tensor] = []
+    low = torch.zeros(columns, dtype=torch.uint8)
+    for plane in (4, 2, 1):
+        has = present[plane]
+        field = (runs >> low.reshape(-1, VECTOR)) & (2**plane - 1)
+        planes = [_plane_word(field, plane, word) for word in range(plane)]
+        words += planes
+        masks += [has] * plane
+        low = low + has.to(torch.uint8) * plane
+    whole = [runs[:, k4] for k4 in range(8)]
+    words = [*whole, *words]
+    masks = [present[8]] * 8 + masks
+    # (run, word, k in the dword, vector, column) -> (vector, run, word, column, k in the dword)
+    table = torch.stack(words, 1).permute(3, 0, 1, 4, 2)
+    kept = torch.stack(masks, 1).reshape(-1, VECTOR, len(words)).transpose(1, 2)
+    uniform = bits[0] if len(set(bits)) == 1 and bits[0] in (4, 2) else 0
+    if uniform:
+        kept = kept.clone()
+        kept[:] = kept[0, :, :1]
+    parts = [
+        _panel_bytes(table[first : first + width], kept[first : first + width])
+        for first, width in _vectors_of_panels(columns)
+    ]
+    return torch.cat(parts), _offsets([len(part) for part in parts]), uniform
+
+
+def _vectors_of_panels(columns: int) -> list[tuple[int, int]]:
+    """The first vector of each panel and how many it has."""
+    return [
+        (panel * PANEL // VECTOR, width // VECTOR) for panel, width in enumerate(_widths(columns))
+    ]
+
+
+def _panel_bytes(table: Tensor, kept: Tensor) -> Tensor:
+    """The dwords that exist, run by run, in the order vector, word, column."""
+    by_run = table.transpose(0, 1)
+    chosen = kept.unsqueeze(0).expand(by_run.shape[:-1])
+    return by_run[chosen].flatten()
+
+
+def _plane_word(field: Tensor, plane: int, word: int) -> Tensor:
+    """A dword of a plane: the fields of 8 / plane groups of four k, (run, k, vector, column)."""
+    shares = 8 // plane
+    parts = [field[:, word * shares + share] << (plane * share) for share in range(shares)]
+    return torch.stack(parts).sum(0, dtype=torch.uint8)
+
+
+def _present(bits: tuple[int, ...], columns: int) -> dict[int, Tensor]:
+    """For each plane: which columns have it; a column after the last row has none."""
+    of_columns = torch.zeros(columns, dtype=torch.int64)
+    of_columns[: len(bits)] = torch.tensor(bits)
+    return {plane: (of_columns & plane) > 0 for plane in PLANES}
+
+
+def _planes_of(bits: tuple[int, ...], vectors: int) -> tuple[Tensor, Tensor]:
+    """The masks and left shifts of the planes, for each vector of 16 columns."""
+    present = _present(bits, vectors * VECTOR)
+    one_bit = torch.zeros(vectors * VECTOR, dtype=torch.bool)
+    one_bit[: len(bits)] = torch.tensor([each == 1 for each in bits])
+    powers = 2 ** torch.arange(VECTOR)
+    masks = [(present[plane].reshape(-1, VECTOR) * powers).sum(1) for plane in PLANES]
+    four = present[4].to(torch.int32) * 4
+    two = four + present[2].to(torch.int32) * 2
+    # A code of one bit is doubled, see integer_weight.
+    shifts = [torch.zeros_like(four), torch.zeros_like(four), four, two + one_bit.to(torch.int32)]
+    by_vector = [shift.reshape(-1, VECTOR) for shift in shifts]
+    return torch.stack(masks, 1).to(torch.int32), torch.stack(by_vector, 1).contiguous()
