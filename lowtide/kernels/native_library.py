@@ -118,7 +118,7 @@ class GroupMoments(ctypes.Structure):
 
 
 class Stream(ctypes.Structure):
-    """activation(x * gain + offset), stored by up to four sinks."""
+    """activation(x * gain + offset) * times, stored by up to four sinks."""
 
     _fields_ = [
         ("x", _Pair),
@@ -131,6 +131,10 @@ class Stream(ctypes.Structure):
         ("width", c_int64),
         ("gain", c_void_p),
         ("offset", c_void_p),
+        ("times", c_void_p),
+        ("t_sample", c_int64),
+        ("t_row", c_int64),
+        ("t_column", c_int64),
         ("activation", c_int32),
         ("sinks", c_int32),
         ("sink", Sink * SINKS),
@@ -150,9 +154,10 @@ class LayerNorm(ctypes.Structure):
         ("epsilon", c_float),
         ("weight", c_void_p),
         ("bias", c_void_p),
-        ("scale", c_void_p),
+        ("gain", c_void_p),
+        ("gain_stride", c_int64),
         ("shift", c_void_p),
-        ("modulation_stride", c_int64),
+        ("shift_stride", c_int64),
         ("sinks", c_int32),
         ("unused", c_int32),
         ("sink", Sink * SINKS),
@@ -188,7 +193,8 @@ class Attention(ctypes.Structure):
         ("factor", c_float),
         ("unused", c_int32),
         ("bias", c_void_p),
-        ("bias_stride", c_int64),
+        ("bias_sample", c_int64),
+        ("bias_head", c_int64),
         ("batch", c_int64),
         ("heads", c_int64),
         ("queries", c_int64),

@@ -91,7 +91,7 @@ struct GroupMoments {
   int64_t blocks;
 };
 
-// value = activation(x * gain + offset), stored by up to four sinks.
+// value = activation(x * gain + offset) * times, stored by up to four sinks.
 struct Stream {
   const float* x[2];
   int64_t channels[2];
@@ -99,12 +99,14 @@ struct Stream {
   int64_t batch, height, width;
   const float* gain;                // sample x channels, or null
   const float* offset;
+  const float* times;               // in the layout of one input, or null; its strides
+  int64_t t_sample, t_row, t_column;
   int32_t activation;
   int32_t sinks;
   Sink sink[4];
 };
 
-// Each row normalized, then * weight + bias, then * (1 + scale[sample]) + shift[sample].
+// Each row normalized, then * weight + bias, then * gain[sample] + shift[sample].
 struct LayerNorm {
   const float* x;
   int64_t batch, rows, channels;    // rows: of one sample
@@ -112,9 +114,10 @@ struct LayerNorm {
   float epsilon;
   const float* weight;
   const float* bias;
-  const float* scale;
-  const float* shift;
-  int64_t modulation_stride;
+  const float* gain;                // sample x channels, or null
+  int64_t gain_stride;
+  const float* shift;               // sample x channels, or null
+  int64_t shift_stride;
   int32_t sinks;
   int32_t unused;
   Sink sink[4];
@@ -138,8 +141,8 @@ struct Attention {
   int32_t adaptive;                 // the zero point 1 means log2 codes
   float factor;                     // of the scores
   int32_t unused;
-  const float* bias;                // batch x keys, added to the scores, or null
-  int64_t bias_stride;
+  const float* bias;                // per key, added to the scores, or null; its strides
+  int64_t bias_sample, bias_head;
   int64_t batch, heads, queries, keys, width;
   float* y;
   int64_t y_sample, y_head, y_token;
