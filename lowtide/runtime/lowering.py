@@ -97,11 +97,17 @@ class NativeLayer:
 
 @dataclass
 class Lowered:
-    """The steps, and the views that a run fills before them and reads after them."""
+    """The steps, and the views that a run fills before them and reads after them.
+
+    The first `conditional` steps read the conditions alone: the timestep, a label. They give the
+    features, and do not run again while the conditions stay.
+    """
 
     steps: list[Step | TorchStep]
+    conditional: int
+    conditions: dict[str, View]
     inputs: dict[str, View]
-    features: dict[int, View]
+    features: list[View]
     output: Any
     kept: list[Any] = field(default_factory=list)
 
@@ -115,18 +121,17 @@ class Lowering:
         graph: Graph,
         numbers: Numbers,
         layers: dict[str, NativeLayer],
-        temporal: frozenset[int],
+        conditions: frozenset[str],
     ):
         self.root = root
         self.graph = graph
         self.numbers = numbers
         self.layers = layers
-        self.temporal = temporal
+        self.conditions = conditions
         self.views: dict[int, View] = {}
         self.producers: dict[Buffer, Producer] = {}
         self.identities: dict[Buffer, dict[tuple, Chain]] = {}
         self.steps: list[Step | TorchStep] = []
-        self.features: dict[int, View] = {}
         self.kept: list[Any] = []
         self.readers: Counter[int] = Counter()
         # Which values, numbers of the graph, are views of a buffer.
@@ -139,21 +144,46 @@ class Lowering:
         self.handlers = self._handlers()
 
     def lower(self) -> Lowered:
-        nodes = [node for node in self.graph.nodes if not self._is_temporal(node)]
+        nodes = [node for node in self.graph.nodes if not _is_identity(node)]
         for node in nodes:
             self.readers.update(node.uses())
         self.readers.update(_output_ids(self.graph))
-        used = set(self.readers)
         inputs = {
-            name: self._input(id) for name, id in self.graph.inputs.items() if id in used
+            name: self._input(id) for name, id in self.graph.inputs.items() if self.readers[id]
         }
-        for node in nodes:
+        early = [node for node in nodes if self._is_conditional(node)]
+        late = [node for node in nodes if not self._is_conditional(node)]
+        for node in early:
+            self._lower(node)
+        features = self._features(late)
+        conditional = len(self.steps)
+        for node in late:
             self._lower(node)
         output = mapped(self.graph.output, self._finished)
-        return Lowered(self.steps, inputs, self.features, output, self.kept)
+        conditions = {name: view for name, view in inputs.items() if name in self.conditions}
+        content = {name: view for name, view in inputs.items() if name not in self.conditions}
+        return Lowered(
+            self.steps, conditional, conditions, content, features, output, self.kept
+        )
 
-    def _is_temporal(self, node: Node) -> bool:
-        return all(id in self.temporal for id in node.gives())
+    def _is_conditional(self, node: Node) -> bool:
+        """Whether a call depends on nothing but the conditions."""
+        values = [self.graph.values[id] for id in [*node.uses(), *node.gives()]]
+        return all(value.inputs <= self.conditions for value in values)
+
+    def _features(self, late: list[Node]) -> list[View]:
+        """What the late calls read of the early ones, in memory that stays between runs."""
+        used = {id for node in late for id in node.uses()} | set(_output_ids(self.graph))
+        views = [self._floats(self.views[id]) for id in sorted(used & set(self.views))]
+        self._settle_all()
+        wholes: dict[Buffer, View] = {}
+        for view in views:
+            if view.buffer.fixed is None:
+                view.buffer.fixed = torch.empty(view.buffer.nbytes, dtype=torch.uint8).view(
+                    view.meta.dtype
+                )
+                wholes[view.buffer] = _flat(view)
+        return list(wholes.values())
 
     def _finished(self, leaf: Any) -> Any:
         return self._floats(self._view(leaf.id)) if isinstance(leaf, Ref) else leaf
@@ -174,12 +204,6 @@ class Lowering:
         self.names.setdefault(view.buffer, []).append(id)
 
     def _view(self, id: int) -> View:
-        """The view of a value; a feature of the timestep gets its place on first use."""
-        if id not in self.views:
-            value = self.graph.values[id]
-            meta = torch.empty(value.shape, dtype=value.dtype, device="meta")
-            self.features[id] = new_view(meta, fixed=True)
-            self._name(id, self.features[id])
         return self.views[id]
 
     # The walk
@@ -882,6 +906,12 @@ def _is_key_bias(mask: Tensor, query: View, key: View) -> bool:
     return fits and mask.shape[2] == 1 and mask.stride(3) == 1
 
 
+def _flat(view: View) -> View:
+    """All elements of the buffer behind a view."""
+    elements = view.buffer.nbytes // view.meta.element_size()
+    return View(view.buffer, torch.empty(elements, dtype=view.meta.dtype, device="meta"))
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -913,6 +943,12 @@ def _changes_in_place(target: Callable | str) -> bool:
     name = "" if isinstance(target, str) else _name_of(target)
     dunder = name.startswith("__")
     return name == "_set_item" or (name.endswith("_") and not dunder)
+
+
+def _is_identity(node: Node) -> bool:
+    """Whether a call returned what it was given, as a dropout does that is switched off."""
+    returns_input = set(node.gives()) <= set(node.uses())
+    return returns_input and not isinstance(node.target, str) and not _changes_in_place(node.target)
 
 
 def _name_of(target: Callable | str) -> str:

@@ -31,32 +31,7 @@ from lowtide.runtime.steps import TorchStep
 
 FUSED = "_lowtide_fused"
 PROGRAMS = 4  # shapes whose programs are kept
-FEATURE_BYTES = 64 * 2**20  # features of the timestep that are kept
 TIMESTEP = "timestep"
-
-
-class Shape:
-    """The program of one shape of inputs, and the features of the timesteps it has met."""
-
-    def __init__(self, graph: Graph, program: Program):
-        self.program = program
-        self.features: dict[float, list[Tensor]] = {}
-        self.ids = list(program.features)
-        self.graph = graph.part(self.ids)
-
-    def features_of(self, root: nn.Module, timestep: Tensor, value: float) -> dict[int, Tensor]:
-        """What the layers of the timestep give, computed once for each timestep."""
-        if value not in self.features:
-            inputs = {TIMESTEP: timestep} if TIMESTEP in self.graph.inputs else {}
-            features = self.graph.replay(root, inputs) if self.ids else []
-            self._make_room(features)
-            self.features[value] = features
-        return dict(zip(self.ids, self.features[value], strict=True))
-
-    def _make_room(self, features: list[Tensor]) -> None:
-        each = sum(feature.nbytes for feature in features)
-        while self.features and each * (len(self.features) + 1) > FEATURE_BYTES:
-            del self.features[next(iter(self.features))]
 
 
 class Fused:
@@ -67,7 +42,7 @@ class Fused:
         self.forward = root.forward
         self.parameters = list(inspect.signature(root.forward).parameters)
         self.active = True
-        self.shapes: dict[tuple, Shape] = {}
+        self.shapes: dict[tuple, Program] = {}
         self.reasons: dict[str, str] = {}
         self.told: set[str] = set()
         self.forget()
@@ -150,35 +125,29 @@ class Fused:
         key = (*shapes, *sorted(others))
         if key not in self.shapes:
             self._keep(key, self._build(inputs))
-        shape = self.shapes[key]
-        program = shape.program
-        values = timestep.flatten()
-        features = shape.features_of(self.root, timestep, float(values[0]))
+        program = self.shapes[key]
         numbers = program.numbers
-        numbers.now.copy_(numbers.table[self._step()])
-        return program.run(tensors, features)
+        step = self._step()
+        numbers.now.copy_(numbers.table[step])
+        conditions = [_content(tensors[name]) for name in program.conditions]
+        return program.run(tensors, (step, *conditions))
 
     def _step(self) -> int:
         """The running step; 0 where nothing depends on it."""
         return int(self.clock.index) if self.clock.keyed else 0
 
-    def _keep(self, key: tuple, shape: Shape) -> None:
+    def _keep(self, key: tuple, program: Program) -> None:
         while len(self.shapes) >= PROGRAMS:
             del self.shapes[next(iter(self.shapes))]
-        self.shapes[key] = shape
+        self.shapes[key] = program
 
-    def _build(self, inputs: Mapping[str, Any]) -> Shape:
+    def _build(self, inputs: Mapping[str, Any]) -> Program:
         graph = record_twin(self.root, inputs)
-        layers = self._native_layers()
-        clock = self.clock
         rounding = list(quantizers(self.root).values())
-        numbers = Numbers(rounding, len(clock.known))
-        temporal = frozenset(
-            id for id, value in graph.values.items() if value.inputs <= frozenset([TIMESTEP])
-        )
-        lowered = Lowering(self.root, graph, numbers, layers, temporal).lower()
-        program = Program(lowered, numbers)
-        return Shape(graph, program)
+        numbers = Numbers(rounding, len(self.clock.known))
+        conditions = conditions_of(graph, self.parameters[0])
+        lowering = Lowering(self.root, graph, numbers, self._native_layers(), conditions)
+        return Program(lowering.lower(), numbers)
 
     def _native_layers(self) -> dict[str, NativeLayer]:
         if self.layers is None:
@@ -190,6 +159,16 @@ class Fused:
                 else:
                     self.reasons[name] = native
         return self.layers
+
+
+def conditions_of(graph: Graph, sample: str) -> frozenset[str]:
+    """The inputs that stay for a while: the timestep, labels, pooled texts. Not sample or text."""
+    shapes = {name: graph.values[id].shape for name, id in graph.inputs.items()}
+    return frozenset(name for name, shape in shapes.items() if len(shape) < 3 and name != sample)
+
+
+def _content(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _is_followed(value: Any) -> bool:
@@ -294,14 +273,14 @@ def explain(root: nn.Module) -> dict[str, Any]:
     fused = root.__dict__.get(FUSED)
     if fused is None or not fused.shapes:
         return {}
-    shape = list(fused.shapes.values())[-1]
-    steps = shape.program.lowered.steps
+    program = list(fused.shapes.values())[-1]
+    steps = program.lowered.steps
     torch_steps = [step.name for step in steps if isinstance(step, TorchStep)]
     counts = {name: torch_steps.count(name) for name in dict.fromkeys(torch_steps)}
     return {
         "native": len(steps) - len(torch_steps),
         "torch": counts,
-        "arena": shape.program.arena.nbytes,
+        "arena": program.arena.nbytes,
         "unsupported": fused.reasons,
         "sets": native_library.native().instruction_sets(),
     }

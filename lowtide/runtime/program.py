@@ -15,6 +15,9 @@ from lowtide.runtime.memory import Arena, Buffer, View
 from lowtide.runtime.steps import Step, TorchStep
 
 
+FEATURE_BYTES = 64 * 2**20  # features that are kept
+
+
 class NotANumber(Exception):
     """An input of a rounding held NaN, which no code stands for."""
 
@@ -56,25 +59,31 @@ class TorchCall:
 
 
 class Program:
-    """The steps with their memory. `run` takes the inputs, the features and the step."""
+    """The steps with their memory. `run` takes the inputs and the key of the conditions."""
 
     def __init__(self, lowered: Lowered, numbers: Numbers):
         self.lowered = lowered
         self.numbers = numbers
         self.arena = Arena()
         self.arena.place(_lives(lowered))
-        self.inputs = {name: self.arena.tensor(view) for name, view in lowered.inputs.items()}
-        self.features = {id: self.arena.tensor(view) for id, view in lowered.features.items()}
+        self.conditions = self._tensors(lowered.conditions)
+        self.inputs = self._tensors(lowered.inputs)
+        self.features = [self.arena.tensor(view) for view in lowered.features]
+        self.known: dict[tuple, list[Tensor]] = {}
         self.output = mapped(lowered.output, self._real)
-        self.parts = self._parts()
+        self.early = self._parts(lowered.steps[: lowered.conditional])
+        self.late = self._parts(lowered.steps[lowered.conditional :])
+
+    def _tensors(self, views: Mapping[str, View]) -> dict[str, Tensor]:
+        return {name: self.arena.tensor(view) for name, view in views.items()}
 
     def _real(self, leaf: Any) -> Any:
         return self.arena.tensor(leaf) if isinstance(leaf, View) else leaf
 
-    def _parts(self) -> list[NativeCalls | TorchCall]:
+    def _parts(self, steps: list[Step | TorchStep]) -> list[NativeCalls | TorchCall]:
         parts: list[NativeCalls | TorchCall] = []
         waiting: list[Step] = []
-        for step in self.lowered.steps:
+        for step in steps:
             if isinstance(step, TorchStep):
                 if waiting:
                     parts.append(self._native(waiting))
@@ -101,15 +110,33 @@ class Program:
         return TorchCall(step.function, arguments, keywords, results)
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor], features: Mapping[int, Tensor]) -> Any:
+    def run(self, inputs: Mapping[str, Tensor], key: tuple) -> Any:
         """The output of the forward pass, in new memory."""
         for name, place in self.inputs.items():
             place.copy_(inputs[name])
-        for id, place in self.features.items():
-            place.copy_(features[id])
-        for part in self.parts:
+        self._set_features(inputs, key)
+        for part in self.late:
             part.run()
         return mapped(self.output, _copy)
+
+    def _set_features(self, inputs: Mapping[str, Tensor], key: tuple) -> None:
+        """The features of these conditions: from the table, or computed and added to it."""
+        known = self.known.get(key)
+        if known is not None:
+            for place, feature in zip(self.features, known, strict=True):
+                place.copy_(feature)
+            return
+        for name, place in self.conditions.items():
+            place.copy_(inputs[name])
+        for part in self.early:
+            part.run()
+        self._make_room()
+        self.known[key] = [feature.clone() for feature in self.features]
+
+    def _make_room(self) -> None:
+        each = sum(feature.nbytes for feature in self.features)
+        while self.known and each * (len(self.known) + 1) > FEATURE_BYTES:
+            del self.known[next(iter(self.known))]
 
 
 def _copy(leaf: Any) -> Any:
