@@ -2,7 +2,7 @@
 //
 // A program is a list of calls. Each call names a kernel and points to its arguments, one of the
 // structures below. All addresses are fixed when the program is built; only the numbers behind
-// `scale`, `zero` and the tables of a step change between two runs. lowtide/kernels/native.py
+// `scale`, `zero` and the tables of a step change between two runs. lowtide/kernels/native_library.py
 // mirrors every structure field by field; LOWTIDE_ABI changes whenever one of them does.
 
 #pragma once
@@ -22,7 +22,8 @@ enum Kernel : int32_t { GEMM = 0, GROUP_MOMENTS = 1, STREAM = 2, LAYER_NORM = 3,
 enum Outcome : int32_t { FINE = 0, NOT_A_NUMBER = 1, BAD_CALL = 2, NO_MEMORY = 4 };
 
 // Where a kernel stores its result: float32 values, or codes of the layer that reads them next.
-// Strides are in elements. `y` may be null: then this sink is not used.
+// Strides are in elements. Only Stream repeats pixels (upsample 2) and fills the padding, and the
+// padding of codes alone; the other kernels leave room for them.
 struct Sink {
   void* y;
   int64_t sample, row, column;      // strides of the output
@@ -38,7 +39,7 @@ struct Sink {
 // One panel is 64 columns of a weight (fewer at the end) for all k, in dwords of four k.
 // Bits 8: int8 values. Otherwise codes in bit planes of 4, 2 and 1 bits; see gemm.inc.
 struct Weight {
-  const uint8_t* data;
+  const uint8_t* data;              // aligned to 64
   const int64_t* panel;             // byte offset of each panel
   const uint32_t* masks;            // per 16 columns: which columns have the planes of 8, 4, 2, 1
   const int32_t* shifts;            // per column: left shifts of the planes of 8, 4, 2, 1
@@ -146,7 +147,7 @@ struct Attention {
   int64_t batch, heads, queries, keys, width;
   float* y;
   int64_t y_sample, y_head, y_token;
-  uint8_t* scratch;                 // lowtide_attention_scratch() bytes
+  uint8_t* scratch;                 // lowtide_attention_scratch() bytes, aligned to 64
 };
 
 // y = table[*step]: the features of the running step.
@@ -166,7 +167,7 @@ struct Call {
 
 LOWTIDE_EXPORT int32_t lowtide_abi(void);
 
-// The instruction sets of this machine that the kernels know, best first, as one bit each:
+// The instruction sets of this machine that the kernels know, one bit each, the best the highest:
 // 1 portable, 2 AVX2, 4 AVX-VNNI, 8 AVX512-VNNI.
 LOWTIDE_EXPORT int32_t lowtide_instruction_sets(void);
 
