@@ -1,4 +1,4 @@
-"""Programs of native kernels for the tests: structures from tensors, and how a machine runs them."""
+"""Programs of native kernels for the tests: structures of tensors, and machines to run them."""
 
 import ctypes
 from dataclasses import dataclass, field
@@ -27,10 +27,13 @@ class Machine:
 
 
 def program(*structures: ctypes.Structure) -> ctypes.Array:
+    """The calls of some kernels; it keeps the structures, but not the tensors, alive."""
     calls = [
         Call(kernel=KERNELS[type(each)], arguments=ctypes.addressof(each)) for each in structures
     ]
-    return (Call * len(calls))(*calls)
+    array = (Call * len(calls))(*calls)
+    array.structures = structures
+    return array
 
 
 class Memory:

@@ -1,4 +1,4 @@
-"""`machine`: the native kernels on every instruction set of the machine, with one and two threads."""
+"""`machine`: the native kernels on every instruction set, with one and two threads."""
 
 from itertools import product
 from pathlib import Path
