@@ -278,7 +278,7 @@ def load(path: Path) -> Native:
     try:
         if _is_truncated(path):
             return Native(None, f"{path.name} cannot be loaded (the file is truncated); reinstall")
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path.resolve()))
     except OSError as error:
         return Native(None, f"{path.name} cannot be loaded ({error})")
     mismatch = _mismatch(library)
