@@ -5,6 +5,7 @@ those of the library, so a library that was built from other sources is refused.
 """
 
 import ctypes
+import struct
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -275,7 +276,9 @@ def native() -> Native:
 def load(path: Path) -> Native:
     """The library at this path, or why it cannot be used."""
     try:
-        library = ctypes.CDLL(str(path))
+        if _is_truncated(path):
+            return Native(None, f"{path.name} cannot be loaded (the file is truncated); reinstall")
+        library = ctypes.CDLL(str(path.resolve()))
     except OSError as error:
         return Native(None, f"{path.name} cannot be loaded ({error})")
     mismatch = _mismatch(library)
@@ -285,6 +288,17 @@ def load(path: Path) -> Native:
     library.lowtide_attention_scratch.argtypes = [c_void_p]
     library.lowtide_attention_scratch.restype = c_int64
     return Native(library)
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether an ELF file ends before its last table does; loading it would kill the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):
+        return False
+    [start] = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return path.stat().st_size < start + size * count
 
 
 def _mismatch(library: ctypes.CDLL) -> str:

@@ -25,7 +25,8 @@ class Panels:
     """The tensors of a native weight; `structure` points to them, so they have to stay alive.
 
     data: bytes; panel: offset of each panel (panels,); masks: (vectors, 4); shifts: (vectors, 4,
-    16); zeros: (vectors, 16); scale, sums: (columns,). `bits`: what a weight takes in memory.
+    16); zeros: (vectors, 16); scale, sums: (columns,). `planes`: whether data is bit planes.
+    `uniform`: the bits of the one plane that all columns have, or 0.
     """
 
     data: Tensor
@@ -74,7 +75,12 @@ class IntegerWeight:
 
 
 def integer_weight(
-    codes: Tensor, scale: Tensor, zero: Tensor, factor: Tensor | None, format: WeightFormat, taps: int
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    factor: Tensor | None,
+    format: WeightFormat,
+    taps: int,
 ) -> IntegerWeight:
     """Codes of a layer, rows x columns in the order of the checkpoint, as integers of the kernels.
 
@@ -83,7 +89,8 @@ def integer_weight(
     rows = len(codes)
     bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
     half = torch.tensor([each == 1 for each in bits])
-    # A channel of one bit has the values plus and minus half a scale: 2 * code - 1, times scale / 2.
+    # A channel of one bit has the values plus and minus half a scale:
+    # (2 * code - 1) * (scale / 2).
     fixed = isinstance(format, Mixed) or format.signed
     halved = half if fixed else torch.zeros_like(half)
     if not fixed:
@@ -122,11 +129,12 @@ def panels(weight: IntegerWeight) -> Panels:
     zeros[:rows] = weight.zero.to(torch.int64) * _BYTES
     zeros = torch.where(zeros >= 2**31, zeros - 2**32, zeros).to(torch.int32)
     fields = (_aligned(data), offsets, masks, shifts, zeros, weight.scale.float(), sums)
-    return Panels(*fields, k4, keeps_bits, uniform, _structure(fields, k4, keeps_bits, uniform))
+    structure = _structure(fields, k4, planes=keeps_bits, uniform=uniform)
+    return Panels(*fields, k4, keeps_bits, uniform, structure)
 
 
 def _structure(
-    fields: tuple[Tensor, ...], k4: int, planes: bool, uniform: int
+    fields: tuple[Tensor, ...], k4: int, *, planes: bool, uniform: int
 ) -> native_library.Weight:
     addresses = [tensor.data_ptr() for tensor in fields]
     return native_library.Weight(*addresses, len(fields[-1]), k4, int(planes), uniform)
@@ -158,7 +166,7 @@ def _int8_panels(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bit_planes(codes: Tensor, bits: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
-    """Bytes and offsets of bit planes of (k, columns), and the bits if one plane is all there is."""
+    """Bytes and offsets of bit planes of (k, columns), and the bits of the only plane, or 0."""
     k, columns = codes.shape
     codes = torch.nn.functional.pad(codes, (0, 0, 0, -k % RUN))
     # (run, k4 in the run, k in the dword, vector, column)
@@ -180,7 +188,7 @@ def _bit_planes(codes: Tensor, bits: tuple[int, ...]) -> tuple[Tensor, Tensor, i
     # (run, word, k in the dword, vector, column) -> (vector, run, word, column, k in the dword)
     table = torch.stack(words, 1).permute(3, 0, 1, 4, 2)
     kept = torch.stack(masks, 1).reshape(-1, VECTOR, len(words)).transpose(1, 2)
-    uniform = bits[0] if len(set(bits)) == 1 and bits[0] in (4, 2) else 0
+    uniform = bits[0] if len(set(bits)) == 1 and bits[0] in (4, 2, 1) else 0
     if uniform:
         kept = kept.clone()
         kept[:] = kept[0, :, :1]

@@ -2,12 +2,11 @@
 
 #include "kernels.h"
 
-#define LOWTIDE_DECLARE(set)              \
-  namespace lowtide {                     \
-  namespace set {                         \
-  extern const Table table;               \
-  int64_t attention_scratch(const Attention&); \
-  }                                       \
+#define LOWTIDE_DECLARE(set) \
+  namespace lowtide {        \
+  namespace set {            \
+  extern const Table table;  \
+  }                          \
   }
 
 LOWTIDE_DECLARE(portable)
@@ -77,7 +76,10 @@ int32_t lowtide_abi(void) { return LOWTIDE_ABI; }
 
 int32_t lowtide_instruction_sets(void) { return lowtide::sets_of_machine(); }
 
-int64_t lowtide_attention_scratch(const Attention* a) { return lowtide::portable::attention_scratch(*a); }
+// The layout is the same for all sets.
+int64_t lowtide_attention_scratch(const Attention* a) {
+  return lowtide::portable::table.attention_scratch(*a);
+}
 
 int32_t lowtide_run(const Call* calls, int64_t count, int32_t threads, int32_t set) {
   const lowtide::Table* table = lowtide::table_of(set);
@@ -86,8 +88,10 @@ int32_t lowtide_run(const Call* calls, int64_t count, int32_t threads, int32_t s
 }
 
 int64_t lowtide_sizeof(int32_t which) {
-  static const int64_t sizes[] = {sizeof(Gemm), sizeof(GroupMoments), sizeof(Stream), sizeof(LayerNorm),
-                                  sizeof(Attention), sizeof(Row), sizeof(Sink), sizeof(Weight), sizeof(Operand)};
-  return which >= 0 && which < 9 ? sizes[which] : -1;
+  static const int64_t sizes[] = {sizeof(Gemm),      sizeof(GroupMoments), sizeof(Stream),
+                                  sizeof(LayerNorm), sizeof(Attention),    sizeof(Row),
+                                  sizeof(Sink),      sizeof(Weight),       sizeof(Operand)};
+  constexpr int32_t count = sizeof(sizes) / sizeof(sizes[0]);
+  return which >= 0 && which < count ? sizes[which] : -1;
 }
 }

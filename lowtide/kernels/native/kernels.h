@@ -10,6 +10,7 @@ constexpr int KERNELS = 6;
 
 struct Table {
   void (*run[KERNELS])(const void* arguments, Team& team);
+  int64_t (*attention_scratch)(const Attention& arguments);
 };
 
 int32_t run_calls(const Table& table, const Call* calls, int64_t count, int threads);

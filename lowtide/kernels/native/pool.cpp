@@ -1,9 +1,12 @@
+// The team of threads, and the loop over the calls of a program.
+
 #include "pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <mutex>
-#include <chrono>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -11,8 +14,8 @@
 #include <unistd.h>
 #endif
 
-#include "lowtide.h"
 #include "kernels.h"
+#include "lowtide.h"
 
 namespace lowtide {
 
@@ -45,8 +48,13 @@ long process_id() {
 class Team {
  public:
   explicit Team(int threads) : threads_(threads), scratch_(threads), process_(process_id()) {
+    helpers_.reserve(threads - 1);
     for (int thread = 1; thread < threads; ++thread) {
-      helpers_.emplace_back([this, thread] { help(thread); });
+      try {
+        helpers_.emplace_back([this, thread] { help(thread); });
+      } catch (const std::system_error&) {
+        break;  // The system gives no more threads; those that run share the work.
+      }
     }
   }
 
@@ -182,7 +190,7 @@ int32_t run_on(Team& team, const Table& table, const Call* calls, int64_t count)
   team.awake(true);
   for (int64_t i = 0; i < count; ++i) {
     const int32_t kernel = calls[i].kernel;
-    if (kernel < 0 || kernel >= KERNELS) {
+    if (kernel < 0 || kernel >= KERNELS || calls[i].arguments == nullptr) {
       team.awake(false);
       return BAD_CALL;
     }
@@ -194,7 +202,7 @@ int32_t run_on(Team& team, const Table& table, const Call* calls, int64_t count)
 
 }  // namespace
 
-// Two programs at once: the second runs on its own thread alone.
+// While one program uses the team, any other runs on its caller's thread alone.
 int32_t run_calls(const Table& table, const Call* calls, int64_t count, int threads) {
   std::unique_lock<std::mutex> lock(team_mutex, std::try_to_lock);
   if (lock.owns_lock()) return run_on(team_of(threads < 1 ? 1 : threads), table, calls, count);

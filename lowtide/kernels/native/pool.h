@@ -24,8 +24,8 @@ void report(Team& team, int32_t outcome);
 template <class F>
 void for_chunks(Team& team, int64_t chunks, F& body) {
   parallel(
-      team, chunks, [](void* f, int64_t chunk, int thread) { (*static_cast<F*>(f))(chunk, thread); },
-      &body);
+      team, chunks,
+      [](void* f, int64_t chunk, int thread) { (*static_cast<F*>(f))(chunk, thread); }, &body);
 }
 
 }  // namespace lowtide
