@@ -18,7 +18,7 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.swap import quant_layers, set_precision
 from lowtide.report.palette import ACCENT, FAINT, HAIR, INK, QUIET
 from lowtide.stages.base import run_recipe
-from lowtide.stages.fit_ranges import FitRanges, run_call, watch
+from lowtide.stages.fit_ranges import FitRanges, input_statistics, run_call
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.layer_error import layer_inputs
 from lowtide.stages.power_law import power_law_wins
@@ -98,7 +98,7 @@ def softmax_tails(path: Path) -> None:
     """
     job = started()
     run_recipe((FitWeights("mse"), FitRanges("minmax")), job)
-    watched_inputs = watch(job, keep=True)
+    watched_inputs = input_statistics(job, keep=True)
     set_precision(job.model, Precision.FLOAT)
     softmax = {
         name: watched_inputs[f"{name}.processor.softmax"].drawn() for name in job.plan.attentions

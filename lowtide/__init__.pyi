@@ -51,7 +51,7 @@ def quantize(
     range_iters: int = 0,
     early_stop: bool = False,
     keep_temporal: bool = False,
-    stages: Mapping[str, Mapping[str, Any]] = ...,
+    stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
@@ -106,7 +106,7 @@ def plan(
     range_iters: int = 0,
     early_stop: bool = False,
     keep_temporal: bool = False,
-    stages: Mapping[str, Mapping[str, Any]] = ...,
+    stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
 

@@ -3,11 +3,10 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import sampling
@@ -30,12 +29,12 @@ from lowtide.stages.pack import Pack
 
 @takes_options_of(Settings)
 def quantize(
-    target: Any,
+    target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
     *,
     method: str = "best",
     folder: str | Path | None = None,
     without: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
@@ -76,39 +75,30 @@ def quantize(
         stage.check_model(adapter, settings)
     job = Job(pipe, model, adapter, settings, method, units)
     job.report |= {"fingerprint": weights, "options": settings.stages}
-    phases = _Phases.of(recipe)
-    run_recipe(phases.collect, job)
-    run_recipe(phases.assign, job)
-    run_recipe(phases.reconstruct, job)
-    run_recipe(phases.pack, job)
+    collect, assign, reconstruct, pack = _four_parts(recipe)
+    run_recipe(collect, job)
+    run_recipe(assign, job)
+    run_recipe(reconstruct, job)
+    run_recipe(pack, job)
     return _finish(job)
 
 
-@dataclass(frozen=True)
-class _Phases:
-    """The stages of a recipe in four runs; joined in this order they are the recipe.
+def _four_parts(recipe: Recipe) -> tuple[Recipe, Recipe, Recipe, Recipe]:
+    """Cut a recipe after Collect, after Assign and before Pack, which every recipe contains.
 
-    collect: the calibration set. assign: the formats of each layer, after what changes the layers.
-    reconstruct: scales, roundings, ranges and corrections. pack: integer codes.
+    The parts record the calibration set, choose the formats of the layers, learn the scales,
+    roundings and ranges, and write integer codes. Joined in this order they are the recipe.
     """
-
-    collect: Recipe
-    assign: Recipe
-    reconstruct: Recipe
-    pack: Recipe
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "_Phases":
-        kinds = [type(stage) for stage in recipe]
-        collected = kinds.index(Collect) + 1
-        assigned = kinds.index(Assign) + 1
-        packing = kinds.index(Pack)
-        return cls(
-            recipe[:collected],
-            recipe[collected:assigned],
-            recipe[assigned:packing],
-            recipe[packing:],
-        )
+    kinds = [type(stage) for stage in recipe]
+    collected = kinds.index(Collect) + 1
+    assigned = kinds.index(Assign) + 1
+    packing = kinds.index(Pack)
+    return (
+        recipe[:collected],
+        recipe[collected:assigned],
+        recipe[assigned:packing],
+        recipe[packing:],
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -152,7 +142,7 @@ def _check_model(model: nn.Module) -> None:
         raise BadInput(
             "found a model that is quantized already", "a float model", "load the original"
         )
-    if hasattr(model, CLOCK):
+    if _is_partly_quantized(model):
         raise BadInput(
             "found a model that a quantization which failed left half-way",
             "a float model",
@@ -167,7 +157,15 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def _is_partly_quantized(model: nn.Module) -> bool:
+    """Whether a quantization of this model began and failed before its layers were packed.
+
+    Assign adds the clock to the model, and nothing removes it.
+    """
+    return hasattr(model, CLOCK)
+
+
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
     """Load a pipeline, float or packed.
 
     Args:
@@ -184,7 +182,5 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """
     if not isinstance(dtype, torch.dtype):
         raise BadInput(f"found dtype {dtype!r}", "a dtype of torch", "give torch.float16")
-    if not Path(folder).exists():
-        # A kill between the two renames of `save` leaves the earlier result under another name.
-        folders.recover(Path(folder))
+    folders.recover_missing(folder)
     return sampling.load_pipeline(folder, dtype)

@@ -6,8 +6,9 @@ and the JSON beside a checkpoint all read them from here.
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -22,6 +23,9 @@ MethodName = Literal[
     "efficientdm", "mpq",
 ]  # fmt: skip
 GATES = ("min-psnr", "max-lpips", "max-fd-increase")
+# The metrics of an evaluation by name: without a data set, and with one.
+METRIC_NAMES = ("psnr", "ssim", "lpips", "latent_mse", "clip", "is")
+DATASET_METRIC_NAMES = ("fd", "sfd", "kd", "precision", "recall", "fid", "sfid", "kid")
 LARGEST_BATCH = 16
 
 
@@ -45,9 +49,9 @@ Bits = Annotated[
 # What a request for images and a calibration have in common.
 Steps = Annotated[int, _help("Sampling steps.", CALIBRATION, ge=1)]
 Prompts = Annotated[
-    tuple[str, ...], _help("Prompts to draw; without any, a built-in list.", CALIBRATION)
+    Sequence[str], _help("Prompts to draw; without any, a built-in list.", CALIBRATION)
 ]
-Labels = Annotated[tuple[Label, ...], _help("Classes to draw, such as 0-9 or 1,5.", CALIBRATION)]
+Labels = Annotated[Sequence[Label], _help("Classes to draw, such as 0-9 or 1,5.", CALIBRATION)]
 Guidance = Annotated[
     float | None, _help("Guidance scale; the pipeline's own if not given.", CALIBRATION)
 ]
@@ -59,6 +63,11 @@ Size = Annotated[
     Count | None,
     _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
 ]
+
+# Options of single stages: values by the name of a stage and the name of its field.
+StageOptions = Mapping[str, Mapping[str, object]]
+# Keywords of `quantize` and `plan`: the fields of Settings and `without`; each checks what it gets.
+Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -131,11 +140,12 @@ class Settings:
     keep_temporal: Annotated[
         bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
     ] = False
-    stages: Annotated[
-        Mapping[str, Mapping[str, Any]], _help("Options of single stages, by name.", LEARNING)
-    ] = field(default_factory=dict)
+    stages: Annotated[StageOptions, _help("Options of single stages, by name.", LEARNING)] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
+        _hold_tuples(self)
         check(Settings, vars(self))
         if self.drop is not None and self.scope == "layer":
             raise BadInput(
@@ -160,12 +170,18 @@ def settings_from(options: Mapping[str, object]) -> Settings:
         raise BadInput(
             f"found setting {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    return Settings(**{name: as_tuple(value) for name, value in options.items()})
+    return replace(Settings(), **options)
+
+
+def _hold_tuples(settings: "Settings | Request | EvaluationSettings") -> None:
+    """Hold lists and ranges as tuples, so that equal settings are equal and stay so."""
+    for name, value in list(vars(settings).items()):
+        object.__setattr__(settings, name, as_tuple(value))
 
 
 T = TypeVar("T")
-Face = TypeVar("Face", bound=Callable[..., Any])
-Seeds = Annotated[tuple[Seed, ...], _help("One image per seed, such as 0-63.", IMAGES)]
+Face = TypeVar("Face", bound=Callable[..., object])
+Seeds = Annotated[Sequence[Seed], _help("One image per seed, such as 0-63.", IMAGES)]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
 
 
@@ -183,8 +199,7 @@ class Request:
     eta: Eta = None
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "prompts", "labels"):
-            object.__setattr__(self, name, as_tuple(getattr(self, name)))
+        _hold_tuples(self)
         check(Request, vars(self))
         check_seeds(self.seeds)
 
@@ -193,12 +208,12 @@ class Request:
         for start in range(0, len(self.seeds), self.batch):
             yield replace(self, seeds=self.seeds[start : start + self.batch])
 
-    def by_seed(self, items: tuple[T, ...]) -> list[T]:
+    def by_seed(self, items: Sequence[T]) -> list[T]:
         """The prompt or the label of each seed."""
         return [items[seed % len(items)] for seed in self.seeds]
 
 
-def check_seeds(seeds: tuple[int, ...]) -> None:
+def check_seeds(seeds: Sequence[int]) -> None:
     """At least one seed, and none twice."""
     if not seeds:
         raise BadInput("found no seeds", "at least one", "give --seeds, such as --seeds 0-63")
@@ -223,21 +238,21 @@ class EvaluationSettings:
     None or empty means: seeds 0 to 63, and else as the model was quantized.
     """
 
-    seeds: Annotated[
-        tuple[Seed, ...] | None, _help("One image per seed, such as 0-63.", IMAGES)
-    ] = None
+    seeds: Annotated[Sequence[Seed] | None, _help("One image per seed, such as 0-63.", IMAGES)] = (
+        None
+    )
     steps: Annotated[Count | None, _optional("Sampling steps")] = None
     batch: Annotated[Count | None, _help("Images drawn at once; 16 if not given.", IMAGES)] = None
-    prompts: Annotated[tuple[str, ...] | None, _optional("Prompts to draw")] = None
-    labels: Annotated[tuple[Label, ...] | None, _optional("Classes to draw, such as 0-9")] = None
+    prompts: Annotated[Sequence[str] | None, _optional("Prompts to draw")] = None
+    labels: Annotated[Sequence[Label] | None, _optional("Classes to draw, such as 0-9")] = None
     guidance: Annotated[float | None, _optional("Guidance scale")] = None
     eta: Annotated[Share | None, _optional("Noise that DDIM adds, 0 to 1")] = None
     size: Annotated[Count | None, _optional("Height and width of the images")] = None
     metrics: Annotated[
-        tuple[str, ...] | None,
+        Sequence[str] | None,
         _help(
-            "Such as psnr,ssim,lpips,latent_mse,clip; with --dataset also fd,fid,sfid,kid,"
-            "precision,recall.",
+            f"Some of {','.join(METRIC_NAMES)}; with --dataset also "
+            f"{','.join(DATASET_METRIC_NAMES)}.",
             MEASURES,
         ),
     ] = None
@@ -252,6 +267,7 @@ class EvaluationSettings:
     ] = None
 
     def __post_init__(self) -> None:
+        _hold_tuples(self)
         check(EvaluationSettings, vars(self))
         if self.seeds is not None:
             check_seeds(self.seeds)
@@ -263,7 +279,7 @@ class EvaluationSettings:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     @property
-    def request_fields(self) -> dict[str, Any]:
+    def request_fields(self) -> dict[str, object]:
         """The fields of Request that are set."""
         values = {each.name: getattr(self, each.name) for each in fields(Request)}
         return {name: value for name, value in values.items() if value not in (None, ())}
@@ -289,42 +305,39 @@ def evaluation_settings(
         raise BadInput(
             f"found option {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
         )
-    values: dict[str, Any] = {name: as_tuple(value) for name, value in options.items()}
+    values: dict[str, object] = dict(options)
     if isinstance(values.get("dataset"), Path):
         values["dataset"] = str(values["dataset"])
     values |= {field_of_gate(name): limit for name, limit in limits.items()}
-    return EvaluationSettings(**values)
+    return replace(EvaluationSettings(), **values)
 
 
 def takes_options_of(model: type) -> Callable[[Face], Face]:
     """A decorator: `help` shows a keyword for each field of `model` in the place of **options."""
     hints = get_type_hints(model)
-    keywords = [
-        Parameter(
-            each.name, Parameter.KEYWORD_ONLY, default=_default(each), annotation=hints[each.name]
-        )
-        for each in fields(model)
-    ]
-
-    def with_keywords(function: Face) -> Face:
-        plain = signature(function)
-        own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
-        setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
-        return function
-
-    return with_keywords
+    keywords = [_keyword(each, hints[each.name]) for each in fields(model)]
+    return partial(showing, keywords=keywords)
 
 
-def _default(option: Field[Any]) -> Any:
-    return {} if option.default is MISSING else option.default
+def _keyword(option: Field[object], annotation: object) -> Parameter:
+    default = {} if option.default is MISSING else option.default
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+def showing(function: Face, keywords: Iterable[Parameter]) -> Face:
+    """The function, whose signature now has these keywords in the place of **options."""
+    plain = signature(function)
+    own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+    setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
+    return function
+
+
+def changed(settings: Mapping[str, object], changes: Iterable[str]) -> Options:
     """Settings with `name=value` or `stage.option=value` changes.
 
     A value reads as TOML does, or as plain text.
     """
-    result = dict(settings)
+    result: Options = dict(settings)
     for change in changes:
         name, equals, text = change.partition("=")
         stage, dot, option = name.partition(".")
@@ -344,14 +357,14 @@ def changed(settings: Mapping[str, Any], changes: Iterable[str]) -> dict[str, An
 
 
 def _with_option(
-    stages: Mapping[str, Mapping[str, Any]], stage: str, option: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
+    stages: StageOptions, stage: str, option: Mapping[str, object]
+) -> dict[str, Mapping[str, object]]:
     """One more option of a stage, or another value of it; a stage's name has any case."""
     name = next((known for known in stages if known.lower() == stage.lower()), stage)
     return {**stages, name: {**stages.get(name, {}), **option}}
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -26,7 +26,7 @@ def Within(least: float, most: float | None = None) -> Meta:
     return Meta(ge=least, le=most)
 
 
-def check(thing: type, values: Mapping[str, Any], title: str = "") -> None:
+def check(thing: type, values: Mapping[str, object], title: str = "") -> None:
     """Check values for fields of a dataclass; `title` stands before a field's name."""
     hints = get_type_hints(thing, include_extras=True)
     for name, value in values.items():
@@ -37,7 +37,7 @@ def check(thing: type, values: Mapping[str, Any], title: str = "") -> None:
             raise BadInput(f"found {title}{name} {value!r}", expected, f"correct {name}")
 
 
-def fits(value: Any, kind: Any) -> bool:
+def fits(value: object, kind: object) -> bool:
     """Whether the value is of an annotated type. NaN and infinity are no numbers here."""
     try:
         plain = _plain(value)
@@ -47,7 +47,7 @@ def fits(value: Any, kind: Any) -> bool:
     return not isinstance(plain, list)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Numbers of other libraries as Python's own."""
     if isinstance(value, bool):
         return value
@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def words(kind: Any) -> str:
+def words(kind: object) -> str:
     """An annotated type as a user reads it."""
     origin = get_origin(kind)
     if origin is Annotated:
@@ -76,7 +76,7 @@ def words(kind: Any) -> str:
         return " or ".join(parts) + ", or nothing"
     if origin is Literal:
         return " or ".join(map(str, get_args(kind)))
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list, each {words(get_args(kind)[0])}"
     plain_words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return plain_words.get(kind, "options by name, such as {'omq': {'plus': True}}")
@@ -90,6 +90,6 @@ def _bounds(rule: Meta) -> str:
     return f"at least {rule.ge:g}" if rule.le is None else f"from {rule.ge:g} to {rule.le:g}"
 
 
-def as_tuple(value: Any) -> Any:
+def as_tuple(value: object) -> object:
     """Lists and ranges as tuples, which is what fields hold."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

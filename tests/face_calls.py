@@ -23,6 +23,7 @@ for gate in evaluation.evidence.gates:
 lowtide.reschedule("packed", 25)
 images = lowtide.images(loaded, lowtide.Request(steps=50, seeds=(0, 1)))
 print(images.shape)
+images = lowtide.images(loaded, lowtide.Request(seeds=range(4), prompts=["a cat"], labels=[1]))
 settings = lowtide.Settings(weights=2, scope="layer")
 print(settings.calibration_batch)
 try:
@@ -48,5 +49,6 @@ lowtide.save("packed")  # wrong
 lowtide.reschedule("packed", steps="25")  # wrong
 lowtide.Settings(weights="4")  # wrong
 lowtide.Request(seed=(0,))  # wrong
+lowtide.Request(seeds="0-3")  # wrong
 quantized.store("packed")  # wrong
 lowtide.quantise(pipe)  # wrong

@@ -197,13 +197,6 @@ def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> No
     assert result.code == 130 and "the same command continues" in result.err
 
 
-def test_a_result_that_is_replaced_is_announced(lowtide, tmp_path: Path) -> None:
-    tiny.unet2d().save_pretrained(tmp_path / "model")
-    draw = ("sample", tmp_path / "model", "--steps", 1, "--seeds", "0", "--out", tmp_path / "x")
-    assert "replaces" not in lowtide(*draw).err
-    assert "holds an earlier result; the new one replaces all of it" in lowtide(*draw).err
-
-
 def test_options_of_stages(lowtide, tmp_path: Path) -> None:
     tiny.unet2d().save_pretrained(tmp_path / "model")
     found = json.loads(
@@ -313,6 +306,31 @@ def test_compare_takes_any_mix(lowtide, packed: Path, tmp_path: Path) -> None:
     )
     found = json.loads(ended.out)
     assert ended.code == 0 and len(found["models"]) == 3 and found["reference"] == "model-in-float"
+
+
+DRAW = ("--seeds", "0")
+QUANTIZE = ("--method", "minmax", "--steps", 2, "--images", 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("quantize", QUANTIZE),
+        ("sample", ("--steps", 2, *DRAW)),
+        ("evaluate", DRAW),
+        ("compare", DRAW),
+    ],
+)
+def test_a_result_that_is_replaced_is_announced_once(
+    lowtide, packed: Path, tmp_path: Path, command: str, options: tuple[object, ...]
+) -> None:
+    model = packed.parent / "model"
+    sources = {"evaluate": [packed], "compare": [model, packed]}.get(command, [model])
+    line = (command, *sources, *options, "--out", tmp_path / "x")
+    assert "replaces" not in lowtide(*line).err
+    again = lowtide(*line)
+    sentence = f"{tmp_path / 'x'} holds an earlier result; the new one replaces all of it.\n"
+    assert again.code == 0 and again.err.count(sentence) == again.err.count("replaces") == 1
 
 
 def test_evaluate_what_cannot_be(lowtide, packed: Path, tmp_path: Path) -> None:

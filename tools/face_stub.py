@@ -7,7 +7,7 @@ holds the two equal.
 
 import ast
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
@@ -103,7 +103,7 @@ FUNCTIONS = {
 
 
 def spelled(kind: Any) -> str:
-    """A field's type as a signature has it: without bounds, a tuple as any sequence."""
+    """A field's type as a signature has it, without bounds."""
     origin = get_origin(kind)
     if origin is Annotated:
         return spelled(get_args(kind)[0])
@@ -113,7 +113,7 @@ def spelled(kind: Any) -> str:
         return "None"
     if origin is Literal:
         return f"Literal[{', '.join(map(literal, get_args(kind)))}]"
-    if origin is tuple:
+    if origin is Sequence:
         return f"Sequence[{spelled(get_args(kind)[0])}]"
     if origin is Mapping:
         return f"Mapping[{', '.join(spelled(part) for part in get_args(kind))}]"

@@ -44,7 +44,7 @@ class LowtideConfig(QuantizationConfigMixin):
 
     format_version: int = FORMAT_VERSION
     method: str = ""
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, object] = field(default_factory=dict)
     # diffusers declares its own enum here, which cannot be extended.
     quant_method: str = LowtideMethod.LOWTIDE  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -52,7 +52,7 @@ class LowtideConfig(QuantizationConfigMixin):
         method = LowtideMethod.LOWTIDE
         self.quant_method = method  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {
             "quant_method": NAME,
             "format_version": self.format_version,
@@ -60,7 +60,7 @@ class LowtideConfig(QuantizationConfigMixin):
             "summary": self.summary,
         }
 
-    def to_diff_dict(self) -> dict[str, Any]:
+    def to_diff_dict(self) -> dict[str, object]:
         return self.to_dict()
 
 
@@ -75,13 +75,13 @@ class LowtideQuantizer(DiffusersQuantizer):
     requires_calibration = True
     use_keep_in_fp32_modules = True
 
-    def __init__(self, quantization_config: LowtideConfig, **kwargs: Any):
+    def __init__(self, quantization_config: LowtideConfig, **kwargs: object):
         super().__init__(quantization_config, **kwargs)
         self.plan: Plan | None = None
         self.hashes: dict[str, bytes] = {}
         self.names: list[str] = []
 
-    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+    def validate_environment(self, *args: object, **kwargs: object) -> None:
         check_version(self.quantization_config.format_version)
 
     def maybe_update_loaded_keys(
@@ -110,7 +110,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         return state_dict
 
     def _process_model_after_weight_loading(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, model: nn.Module, **kwargs: Any
+        self, model: nn.Module, **kwargs: object
     ) -> nn.Module:
         if empty := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
             raise BadInput(
@@ -153,7 +153,7 @@ def attach(model: nn.Module, plan: Plan) -> None:
     quantizer = LowtideQuantizer(config, pre_quantized=True)
     quantizer.plan = plan
     # diffusers keeps both on a model without declaring them.
-    attributes: dict[str, Any] = {"hf_quantizer": quantizer, "is_quantized": True}
+    attributes: dict[str, object] = {"hf_quantizer": quantizer, "is_quantized": True}
     for name, value in attributes.items():
         setattr(model, name, value)
     _register(model, config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide import sampling
-from lowtide.checkpoint import diffusers_hook, file_format
+from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.errors import BadInput
 from lowtide.formats import Format
 from lowtide.models import Adapter, Unit, adapt
@@ -60,7 +60,7 @@ class ModelFacts:
     timesteps: tuple[int, ...]
     account: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The fields as `lowtide inspect --json` prints them."""
         return {
             "float" if name == "left_in_float" else name: value
@@ -132,13 +132,14 @@ def packed_plan(model: nn.Module) -> Plan:
     return (quantizer.plan or Plan()) if ours else Plan()
 
 
-def inspect(source: str) -> dict[str, Any]:
+def inspect(source: str) -> dict[str, object]:
     """Units, layers, bits and bytes of a model, float or packed, as plain JSON values."""
     return model_facts(source).to_json()
 
 
 def model_facts(source: str) -> ModelFacts:
     """Units, layers, bits and bytes of a model, float or packed."""
+    folders.recover_missing(source)
     model = sampling.denoiser(sampling.load_pipeline(source))
     folder = sampling.local_folder(source)
     plan = packed_plan(model)

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,8 +44,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def written_beside(
     folder: Path, marks: tuple[str, ...] = MODEL_MARKS, source: Path | None = None
 ) -> Iterator[Path]:
-    """A folder to write into. It takes `folder`'s place if all goes well, and vanishes if not."""
+    """A folder to write into. It takes `folder`'s place if all goes well, and vanishes if not.
+
+    One sentence on stderr says if there is an earlier result, which it will replace.
+    """
     place = check_place(folder, marks, source)
+    if place.is_dir() and any(place.iterdir()):
+        print(f"{folder} holds an earlier result; the new one replaces all of it.", file=sys.stderr)
     with _parents(place):
         fresh = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
         lock = FileLock(fresh / LOCK, timeout=10)
@@ -189,6 +195,15 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
                 shutil.rmtree(fresh)
         for old in _beside(place, r"old\d*"):
             _settle(old, place, marks)
+
+
+def recover_missing(source: str | Path) -> None:
+    """Put a model back that a kill moved aside, if nothing stands at the folder `source`.
+
+    Commands that read a model call this first. A hub id and zoo:NAME are no folders.
+    """
+    if not str(source).startswith("zoo:") and not Path(source).exists():
+        recover(Path(source))
 
 
 @contextmanager

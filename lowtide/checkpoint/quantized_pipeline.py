@@ -11,16 +11,27 @@ from lowtide import sampling
 from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
+from lowtide.report.wording import counted, size
 from lowtide.sampling.pipelines import Pipeline
 
 
-@dataclass
+@dataclass(repr=False)
 class Quantized:
     """A pipeline with a packed denoiser, its plan, and the report of the run that made it."""
 
     pipe: Pipeline
     plan: Plan
     report: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Quantized(DDIMPipeline, tfmq W4A8, 64 layers, 0.612 MB)"""
+        facts = [type(self.pipe).__name__]
+        if bits := self.plan.summary:
+            facts.append(f"{self.plan.method} W{bits['weights']}A{bits['inputs']}")
+        facts.append(counted(len(self.plan.layers), "layer"))
+        if account := self.report.get("account"):
+            facts.append(size(account["total"]))
+        return f"Quantized({', '.join(facts)})"
 
     @property
     def model(self) -> nn.Module:
@@ -39,7 +50,8 @@ class Quantized:
     def write(self, folder: Path) -> None:
         """Write the files of the diffusers folder into a folder that exists."""
         self._check_saveable()
-        cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
+        with sampling.quiet_libraries():
+            cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
 
     def _check_saveable(self) -> None:
         if isinstance(self.pipe, sampling.ModulePipeline):

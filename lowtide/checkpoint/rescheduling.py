@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from lowtide import sampling
@@ -43,6 +44,8 @@ from lowtide.nn.request_cache import reschedule_requests
 from lowtide.nn.swap import find_clock
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.stages.temporal_features import TemporalFeatures
+
+Target = str | Path | DiffusionPipeline | Pipeline | quantized_pipeline.Quantized
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class Change:
         return float((old - new).abs().max()) / self.before.ticks
 
 
-def reschedule(target: Any, steps: int, *, size: int | None = None) -> quantized_pipeline.Quantized:
+def reschedule(
+    target: Target, steps: int, *, size: int | None = None
+) -> quantized_pipeline.Quantized:
     """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
 
     Cached temporal features are computed again by the float layers that `keep_temporal` left in the
@@ -101,11 +106,12 @@ def reschedule(target: Any, steps: int, *, size: int | None = None) -> quantized
     return quantized_pipeline.Quantized(pipe, change.after, _report(model, change, features))
 
 
-def _packed(target: Any) -> tuple[Pipeline, Plan]:
+def _packed(target: Target) -> tuple[Pipeline, Plan]:
     """The pipeline and its plan."""
     if isinstance(target, quantized_pipeline.Quantized):
         return target.pipe, target.plan
-    pipe = sampling.load_pipeline(target) if isinstance(target, str | Path) else target
+    by_name = isinstance(target, str | Path)
+    pipe = sampling.load_pipeline(target) if by_name else cast(Pipeline, target)
     return pipe, facts.packed_plan(sampling.denoiser(pipe))
 
 
@@ -151,10 +157,10 @@ def _answering_at_any_time(model: nn.Module, plan: Plan) -> Iterator[None]:
     keyed = clock.keyed
     forward = model.forward
     instance_forward = vars(model).get("forward")
-    answers: list[Any] = []
+    answers: list[object] = []
 
     @wraps(forward)
-    def repeated(*args: Any, **kwargs: Any) -> Any:
+    def repeated(*args: object, **kwargs: object) -> object:
         if not answers:
             answers.append(forward(*args, **kwargs))
         return answers[0]
@@ -218,7 +224,7 @@ def _update_tables(model: nn.Module, change: Change, features: dict[str, Tensor]
     reschedule_requests(model, change.after)
 
 
-def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, Any]:
+def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, object]:
     return {
         "from": change.before.summary["steps"],
         "features": len(features),
@@ -228,16 +234,17 @@ def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> di
     }
 
 
-def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dict[str, Any]:
+def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dict[str, object]:
     """Load, reschedule, save. The record is copied, so that the result can be evaluated."""
     out = Path(out)
+    folders.recover_missing(source)
     home = sampling.local_folder(source)
     with folders.written_beside(out, source=home) as fresh:
         record = provenance.read(home)
         size = record.settings.get("size") if record else None
         result = reschedule(source, steps, size=size)
         result.write(fresh)
-        report = {
+        report: dict[str, object] = {
             "model": str(source),
             "folder": str(out),
             "method": result.plan.method,
@@ -250,7 +257,7 @@ def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dic
 
 
 def _rescheduled(
-    record: provenance.Provenance, steps: int, report: dict[str, Any]
+    record: provenance.Provenance, steps: int, report: dict[str, object]
 ) -> provenance.Provenance:
     """The record of the calibrated model, with the new number of steps and this report."""
     return replace(

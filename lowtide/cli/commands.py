@@ -6,9 +6,9 @@ wait for them.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,19 +61,8 @@ Reference = Annotated[
 ]
 
 
-def _show(result: dict[str, Any], as_json: bool, lines: Sequence[str]) -> None:
+def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
     print(json.dumps(result) if as_json else "\n".join(lines))
-
-
-def _announce_replacement(out: Path, model: str, *, images: bool = False) -> None:
-    """Say on stderr that an earlier result stands at `out` and will be replaced."""
-    from lowtide.checkpoint import folders
-    from lowtide.sampling import local_folder
-
-    marks = folders.IMAGE_MARKS if images else folders.MODEL_MARKS
-    place = folders.check_place(out, marks, local_folder(model))
-    if place.is_dir() and any(place.iterdir()):
-        print(f"{out} holds an earlier result; the new one replaces all of it.", file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:
@@ -100,14 +89,13 @@ def quantize(
     without: Without = [],  # noqa: B006 - typer copies it
     change: Change = [],  # noqa: B006
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Quantize a model and save it as a diffusers folder."""
     from lowtide.report import text
     from lowtide.workflows.to_folder import quantize_to_folder
 
     settings = changed(values(options), change)
-    _announce_replacement(out, model)
     result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
     _show(result, as_json, text.quantized(result))
 
@@ -127,7 +115,7 @@ def plan(
     without: Without = [],  # noqa: B006
     change: Change = [],  # noqa: B006
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Say before anything runs what quantize would take: size, memory and time by stage."""
     from lowtide.estimate import plan as estimate
@@ -161,11 +149,10 @@ def reschedule(
 
 @app.command(rich_help_panel=USE)
 @options_of(Request, seeds="0-15")
-def sample(model: Model, out: Out, as_json: Json = False, **options: Any) -> None:
+def sample(model: Model, out: Out, as_json: Json = False, **options: object) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
     from lowtide.workflows.to_folder import sample_to_folder
 
-    _announce_replacement(out, model, images=True)
     result = sample_to_folder(model, out, Request(**values(options)))
     line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
     _show(result, as_json, [line])
@@ -198,7 +185,7 @@ def evaluate(
         ),
     ] = None,
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Measure a quantized model against the float model: metrics, errors, report.html."""
     from lowtide.evaluation import comparison
@@ -218,7 +205,7 @@ def compare(
     reference: Reference = None,
     out: Out = Path("evidence"),
     as_json: Json = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Measure any models side by side, with the same evidence and gates as evaluate."""
     from lowtide.evaluation import comparison

@@ -6,7 +6,8 @@ What a terminal writes differently from Python stands in `_TEXTS`: lists, files 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from inspect import Parameter, Signature, signature
+from functools import partial
+from inspect import Parameter
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +16,7 @@ import typer
 from msgspec import Meta
 
 from lowtide.errors import BadInput
+from lowtide.settings import Options, showing
 
 MOST_NUMBERS = 100_000
 _SHORT = {"weights": "-w", "inputs": "-a"}
@@ -59,9 +61,9 @@ def mebibytes(count: int) -> int:
 class _Text:
     """How a field is written on the command line, and how that becomes its value."""
 
-    type: Any
-    default: Any
-    value: Callable[[Any], Any]
+    type: object
+    default: object
+    value: Callable[[Any], object]
     help: str | None = None
 
 
@@ -81,7 +83,7 @@ _TEXTS = {
 _NOT_ON_THE_COMMAND_LINE = ("stages",)
 
 
-def _plain(kind: Any) -> Any:
+def _plain(kind: object) -> Any:
     """The type that typer reads: without bounds, whole numbers for a choice of numbers."""
     if get_origin(kind) is Annotated:
         return _plain(get_args(kind)[0])
@@ -92,11 +94,11 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _metas(kind: Any) -> list[Meta]:
+def _metas(kind: object) -> list[Meta]:
     return [part for part in get_args(kind)[1:] if isinstance(part, Meta)]
 
 
-def _parameter(option: Field[Any], kind: Any, default: Any) -> Parameter:
+def _parameter(option: Field[object], kind: object, default: object) -> Parameter:
     """One option of a command."""
     text = _TEXTS.get(option.name)
     meta = next(meta for meta in _metas(kind) if meta.description)
@@ -113,7 +115,7 @@ def _parameter(option: Field[Any], kind: Any, default: Any) -> Parameter:
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _default(option: Field[Any], defaults: Mapping[str, Any]) -> Any:
+def _default(option: Field[object], defaults: Mapping[str, object]) -> object:
     if option.name in defaults:
         return defaults[option.name]
     if option.name in _TEXTS:
@@ -121,27 +123,19 @@ def _default(option: Field[Any], defaults: Mapping[str, Any]) -> Any:
     return None if option.default is MISSING else option.default
 
 
-def parameters(model: type, defaults: Mapping[str, Any]) -> list[Parameter]:
+def parameters(model: type, defaults: Mapping[str, object]) -> list[Parameter]:
     """An option for each field of a dataclass of settings."""
     hints = get_type_hints(model, include_extras=True)
     shown = [each for each in fields(model) if each.name not in _NOT_ON_THE_COMMAND_LINE]
     return [_parameter(each, hints[each.name], _default(each, defaults)) for each in shown]
 
 
-def options_of(model: type, **defaults: Any) -> Callable[[Callable], Callable]:
+def options_of(model: type, **defaults: object) -> Callable[[Callable], Callable]:
     """Give a command the options of a dataclass in the place of its `**options`."""
-
-    def decorate(command: Callable) -> Callable:
-        *own, _ = signature(command, eval_str=True).parameters.values()
-        keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
-        options = parameters(model, defaults)
-        setattr(command, "__signature__", Signature([*keyword, *options]))  # noqa: B010
-        return command
-
-    return decorate
+    return partial(showing, keywords=parameters(model, defaults))
 
 
-def values(options: Mapping[str, Any]) -> dict[str, Any]:
+def values(options: Mapping[str, object]) -> Options:
     """Options as the command line wrote them -> as Python has them."""
     return {
         name: _TEXTS[name].value(value) if name in _TEXTS else value

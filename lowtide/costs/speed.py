@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ def _layer_probe(network: Network, kind: type[nn.Module], clock: Clock) -> tuple
 
     They are a mean over the shapes that have most of the multiply-adds, weighted by these.
     """
-    totals: dict[tuple, float] = {}
+    totals: dict[_ProbeShape, float] = {}
     for node in network.graph.nodes:
         if node.is_leaf and isinstance(network.layer(node), kind):
             shape = _probe_shape(network, node)
@@ -167,34 +167,51 @@ def _layer_probe(network: Network, kind: type[nn.Module], clock: Clock) -> tuple
     forward = 0.0
     backward = 0.0
     for shape in largest:
-        act, products = _probe_of(shape, kind)
+        act, products = _probe_of(shape)
         seconds, seconds_back = _forward_and_backward(act, clock)
         forward += seconds / products * totals[shape] / whole
         backward += seconds_back / products * totals[shape] / whole
     return forward, backward
 
 
-def _probe_shape(network: Network, node: Node) -> tuple[Any, ...]:
-    """The shapes of a layer's input and weight, and the options of a convolution."""
+class _ConvOptions(NamedTuple):
+    """The options of a convolution, in the order of torch's function."""
+
+    stride: tuple[int, ...]
+    padding: Any  # numbers or a word; torch's function has an overload for each
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class _ProbeShape(NamedTuple):
+    """The shapes of a layer's input and weight, and the options if it is a convolution."""
+
+    read: tuple[int, ...]
+    weight: tuple[int, ...]
+    conv: _ConvOptions | None = None
+
+
+def _probe_shape(network: Network, node: Node) -> _ProbeShape:
     layer = network.layer(node)
     read = network.shape(node.uses()[0])
     weight = tuple(layer_weight(layer).shape)
     if isinstance(layer, nn.Conv2d):
-        return read[1:], weight, (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return (math.prod(read[:-1]), read[-1]), weight, ()
+        options = _ConvOptions(layer.stride, layer.padding, layer.dilation, layer.groups)
+        return _ProbeShape(read[1:], weight, options)
+    return _ProbeShape((math.prod(read[:-1]), read[-1]), weight)
 
 
-def _probe_of(shape: tuple[Any, ...], kind: type[nn.Module]) -> tuple[Callable[[], Tensor], float]:
+def _probe_of(shape: _ProbeShape) -> tuple[Callable[[], Tensor], float]:
     """The layer on random values, and its multiply-adds; the input is cut to a probe's size."""
     read, weight, options = shape
     w = torch.randn(weight, requires_grad=True)
-    if kind is nn.Linear:
-        rows = max(1, min(int(read[0]), round(PROBE_PRODUCTS / math.prod(weight))))
+    if options is None:
+        rows = max(1, min(read[0], round(PROBE_PRODUCTS / math.prod(weight))))
         x = torch.randn(rows, read[1], requires_grad=True)
         return lambda: F.linear(x, w), rows * math.prod(weight)
     side = math.isqrt(max(1, int(PROBE_PRODUCTS / math.prod(weight))))
     height, width = (max(weight[2], min(each, side)) for each in read[1:])
-    positions = height * width / math.prod(options[0])
+    positions = height * width / math.prod(options.stride)
     samples = max(1, round(PROBE_PRODUCTS / (math.prod(weight) * positions)))
     x = torch.randn(samples, read[0], height, width, requires_grad=True)
     return lambda: F.conv2d(x, w, None, *options), samples * positions * math.prod(weight)

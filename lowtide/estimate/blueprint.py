@@ -1,10 +1,11 @@
 """Blueprint: a pipeline from its configuration files alone; its denoiser has shapes, no weights."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -15,8 +16,10 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from lowtide import sampling
+from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
-from lowtide.models import ARCHITECTURES, Adapter, adapt
+from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
+from lowtide.models.unet import config_of
 from lowtide.sampling.pipelines import Scheduler
 from lowtide.settings import Settings
 
@@ -53,11 +56,11 @@ class Blueprint:
         """The adapter for the image size of the calibration."""
         return adapt(self.model, self.example(settings))
 
-    def example(self, settings: Settings) -> dict[str, Any]:
+    def example(self, settings: Settings) -> Arguments:
         """The inputs of one call, as this pipeline makes them."""
         with torch.device("meta"):
             example = ARCHITECTURES[type(self.model)].example(self.model, 2)
-        inputs: dict[str, Any] = {
+        inputs: Arguments = {
             name: value for name, value in example.items() if isinstance(value, Tensor | dict)
         }
         if "encoder_hidden_states" in inputs:
@@ -77,7 +80,7 @@ class Blueprint:
             return 1 if self.null_label is None or settings.guidance == 1 else 2
         parameters = signature(getattr(diffusers, self.pipeline).__call__).parameters
         # Flux and distilled UNets read the guidance as an input.
-        distilled = cast(Any, self.model).config.get("time_cond_proj_dim")
+        distilled = config_of(self.model).get("time_cond_proj_dim")
         if "guidance_scale" not in parameters or self.pipeline == "FluxPipeline" or distilled:
             return 1
         default = parameters["guidance_scale"].default
@@ -92,7 +95,7 @@ class Blueprint:
         return [float(each) for each in self.scheduler.timesteps]
 
 
-def _with_text_length(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
+def _with_text_length(inputs: Arguments, tokens: int) -> dict[str, Tensor]:
     """The text, and its mask, with that many tokens."""
     text = inputs["encoder_hidden_states"]
     resized = {"encoder_hidden_states": text.new_empty(text.shape[0], tokens, text.shape[2])}
@@ -104,7 +107,7 @@ def _with_text_length(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
     return resized
 
 
-def _flux_tokens(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
+def _flux_tokens(inputs: Arguments, tokens: int) -> dict[str, Tensor]:
     """The image with that many tokens."""
     image = inputs["hidden_states"]
     return {
@@ -115,6 +118,7 @@ def _flux_tokens(inputs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
 
 def read(source: str) -> Blueprint:
     """The blueprint of a local folder, zoo:NAME, or a hub id, whose configuration is fetched."""
+    folders.recover_missing(source)
     folder = sampling.local_folder(source) or _fetched(source)
     if not (folder / "model_index.json").exists():
         return _bare(source, folder)
@@ -140,7 +144,7 @@ def read(source: str) -> Blueprint:
     )
 
 
-def _parts(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _parts(index: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     """Library and class of each component in a model_index.json."""
     parts: dict[str, tuple[str, str]] = {}
     for name, value in index.items():
@@ -165,7 +169,7 @@ def _bare(source: str, folder: Path) -> Blueprint:
             "save the whole pipeline",
         )
     model = _denoiser(folder)
-    labelled = cast(Any, model).config.num_class_embeds
+    labelled = config_of(model).num_class_embeds
     pipeline = "ClassConditionalPipeline" if labelled else "DDIMPipeline"
     return Blueprint(source, pipeline, model, DDIMScheduler(), others={}, scale=1)
 
@@ -206,7 +210,7 @@ def _denoiser(folder: Path) -> nn.Module:
         raise BadInput(
             "found a model that is quantized already", "a float model", "load the original"
         )
-    with torch.device("meta"):
+    with sampling.quiet_libraries(), torch.device("meta"):
         return kinds[name].from_config(config).eval()
 
 
@@ -217,7 +221,7 @@ def _float_bytes(folder: Path, part: tuple[str, str]) -> int:
     kind: Any = getattr(libraries.get(library), name, None)
     if not _is_module(kind) or not (folder / "config.json").exists():
         return 0
-    with torch.device("meta"):
+    with sampling.quiet_libraries(), torch.device("meta"):
         if library == "diffusers":
             model = kind.from_config(kind.load_config(folder))
         else:
@@ -225,7 +229,7 @@ def _float_bytes(folder: Path, part: tuple[str, str]) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def _is_module(kind: Any) -> bool:
+def _is_module(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, nn.Module)
 
 

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from lowtide.costs import FLOAT, Cost, Network, Speed, Workload, measured
 from lowtide.errors import BadInput
@@ -31,7 +30,7 @@ def plan(
     method: str = "best",
     without: Sequence[str] = (),
     fit: str | int | None = None,
-    **options: Any,
+    **options: object,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
 

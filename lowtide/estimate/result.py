@@ -1,8 +1,9 @@
 """Estimate: what quantizing a model is predicted to take, as data."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
+
+from lowtide.settings import StageOptions
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Estimate:
     method: str
     weights: int
     inputs: int
-    options: Mapping[str, Mapping[str, Any]]
+    options: StageOptions
     fit: FitChoice | None
     size: dict[str, int]
     float_bytes: int

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ def _header_bytes(state: dict[str, Tensor], plan: Plan) -> int:
         file_format.HASHES: hashes,
         "format": "pt",
     }
-    entries: dict[str, Any] = {"__metadata__": metadata}
+    entries: dict[str, object] = {"__metadata__": metadata}
     start = 0
     for name, tensor in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
         end = start + tensor.numel() * tensor.element_size()

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import facts, provenance, quantized_pipeline
+from lowtide.checkpoint import facts, folders, provenance, quantized_pipeline
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
 from lowtide.report.text import optional
@@ -67,6 +67,7 @@ def load(source: ModelSource) -> ComparedModel:
 
 
 def _from_source(source: str | Path) -> ComparedModel:
+    folders.recover_missing(source)
     folder = sampling.local_folder(source)
     record = provenance.read(folder)
     if record is not None:

@@ -38,6 +38,7 @@ from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
 from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
+from lowtide.report.verdict import brief_result
 from lowtide.settings import EvaluationSettings, evaluation_settings, takes_options_of
 
 __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
@@ -45,12 +46,17 @@ __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_mode
 FOLDER = "evidence"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of a comparison: its evidence, and the folder that holds it."""
 
     evidence: Evidence
     folder: Path
+
+    def __repr__(self) -> str:
+        """Evaluation(digits in float: 2.24 MB; tfmq W4A8: 0.612 MB, PSNR 33.5 dB; in evidence)"""
+        models = [brief_result(model) for model in self.evidence.models.values()]
+        return f"Evaluation({'; '.join([*models, f'in {self.folder}'])})"
 
     @property
     def report(self) -> Path:
@@ -70,7 +76,7 @@ def evaluate(
     reference: ModelSource | None = None,
     out: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Evaluation:
     """Compare a packed model with the float model it was made of, and write the evidence folder.
 
@@ -136,7 +142,7 @@ def compare(
     reference: ModelSource | None = None,
     out: str | Path = FOLDER,
     gates: Mapping[str, float] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Evaluation:
     """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
 

@@ -19,7 +19,7 @@ def with_contents(evidence: Model, model: ComparedModel) -> Model:
     """The evidence with the contents of lowtide's own checkpoint; other models have none."""
     if model.kind != LOWTIDE:
         return evidence
-    summary: Mapping[str, Any] = {**model.plan.summary}
+    summary = model.plan.summary
     contents = replace(
         evidence,
         weights=summary["weights"],
@@ -44,7 +44,7 @@ def _with_costs(evidence: Model, report: Mapping[str, Any]) -> Model:
     )
 
 
-def _costs(report: Mapping[str, Any]) -> dict[str, float]:
+def _costs(report: Mapping[str, float]) -> dict[str, float]:
     """Size, peak memory and time, of a prediction or of a run."""
     names = {"on_disk": "bytes", "peak_bytes": "peak_bytes", "minutes": "minutes"}
     return {name: report[entry] for entry, name in names.items() if entry in report}

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from lowtide import sampling
 from lowtide.checkpoint import facts
 from lowtide.evaluation.compared_models import FLOAT, LOWTIDE, ComparedModel
-from lowtide.models import Adapter, adapt
+from lowtide.models import Adapter, Answer, adapt
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import find_clock
@@ -104,7 +103,7 @@ def _row(squares: Sequence[LayerSquares], name: str) -> list[float]:
 
 
 def _compared_call(
-    reference: nn.Module, model: nn.Module, names: Sequence[str], arguments: Mapping[str, Any]
+    reference: nn.Module, model: nn.Module, names: Sequence[str], arguments: Mapping[str, object]
 ) -> LayerSquares:
     """One call of both models; only the reference's outputs are kept in memory."""
     outputs: dict[str, deque[Tensor]] = {name: deque() for name in names}
@@ -124,7 +123,7 @@ def _compared_call(
     return squares
 
 
-def call(model: nn.Module, arguments: Mapping[str, Any]) -> Any:
+def call(model: nn.Module, arguments: Mapping[str, object]) -> Answer:
     """The model's output for recorded arguments, which are moved to its device."""
     device = next(model.parameters()).device
     moved = mapped(arguments, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)

@@ -1,7 +1,7 @@
 """The request of a comparison: what the settings say, else what a model was calibrated for."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from lowtide import sampling
 from lowtide.checkpoint import provenance
@@ -20,18 +20,17 @@ def sampling_request(
     models: Sequence[ComparedModel], settings: EvaluationSettings
 ) -> sampling.Request:
     """The settings, else the calibration of the first packed model, else 50 steps, seeds 0-63."""
-    fields: dict[str, Any] = {"seeds": SEEDS}
-    fields |= _calibrated_steps(models) | _recorded_fields(models) | settings.request_fields
-    return sampling.Request(**fields)
+    fields = _calibrated_steps(models) | _recorded_fields(models) | settings.request_fields
+    return replace(sampling.Request(seeds=SEEDS), **fields)
 
 
-def _calibrated_steps(models: Sequence[ComparedModel]) -> dict[str, Any]:
+def _calibrated_steps(models: Sequence[ComparedModel]) -> dict[str, object]:
     """The steps in the plan of the first packed model; it has them without a lowtide.json too."""
     summaries = [model.plan.summary for model in models if model.plan.summary]
     return {"steps": summaries[0]["steps"]} if summaries else {}
 
 
-def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:
+def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, object]:
     recorded = next((model.record.settings for model in models if model.record), {})
     names = [name for name in _RECORDED if recorded.get(name) not in (None, [])]
     fields = {name: as_tuple(recorded[name]) for name in names}
@@ -41,9 +40,9 @@ def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, Any]:
 
 def request_evidence(request: sampling.Request, scheduler: Scheduler) -> Sampling:
     return Sampling(
-        seeds=request.seeds,
-        prompts=request.prompts,
-        labels=request.labels,
+        seeds=tuple(request.seeds),
+        prompts=tuple(request.prompts),
+        labels=tuple(request.labels),
         steps=request.steps,
         batch=request.batch,
         guidance=request.guidance,

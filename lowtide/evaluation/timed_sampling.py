@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -149,8 +148,14 @@ def _recorded_steps(scheduler: Scheduler, steps: list[tuple[int, Tensor]]) -> It
     step = scheduler.step
 
     @wraps(step)
-    def recorded(model_output: Tensor, timestep: Any, *args: Any, **options: Any) -> Any:
-        output = step(model_output, timestep, *args, **options)
+    def recorded(
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        *args: object,
+        **options: object,
+    ) -> object:
+        output = step(model_output, timestep, sample, *args, **options)
         x = output[0] if isinstance(output, tuple) else output.prev_sample
         steps.append((round(float(timestep)), x.detach().to("cpu", torch.float32, copy=True)))
         return output

@@ -5,6 +5,7 @@ from lowtide.formats.affine import Affine, Grid
 from lowtide.formats.kinds import (
     FLOAT_BITS,
     Format,
+    FormatJson,
     InputFormat,
     WeightFormat,
     check_bits,
@@ -23,6 +24,7 @@ __all__ = [
     "Adaptive",
     "Affine",
     "Format",
+    "FormatJson",
     "Grid",
     "InputFormat",
     "Log2",

@@ -12,6 +12,8 @@ from lowtide.formats.mixed import Mixed
 WeightFormat = Affine | Mixed
 InputFormat = Affine | Log2 | Adaptive
 Format = Affine | Mixed | Log2 | Adaptive
+# The kind of a format and its fields, which differ between the kinds.
+FormatJson = dict[str, Any]
 # "either" is the former name of Adaptive. It stays, because it is part of the file format.
 KINDS: dict[str, type[Format]] = {
     "affine": Affine,
@@ -34,7 +36,7 @@ def check_bits(bits: int, what: str) -> int:
     return bits
 
 
-def format_to_json(format: Format | None) -> dict[str, Any] | None:
+def format_to_json(format: Format | None) -> FormatJson | None:
     """A format as JSON.
 
     Bit-widths of channels are a string with a digit for each: half as long as a list of numbers.
@@ -48,7 +50,7 @@ def format_to_json(format: Format | None) -> dict[str, Any] | None:
     return {"kind": kind} | fields
 
 
-def format_from_json(data: dict[str, Any] | None) -> Format | None:
+def format_from_json(data: FormatJson | None) -> Format | None:
     """The inverse of format_to_json. It also reads bit-widths of channels from a list."""
     if data is None:
         return None

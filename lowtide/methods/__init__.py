@@ -9,7 +9,6 @@ with the same options.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import ModuleType
-from typing import Any
 
 from lowtide.errors import BadInput
 from lowtide.methods import (
@@ -24,7 +23,7 @@ from lowtide.methods import (
     temporal_cache,
     tfmq,
 )
-from lowtide.settings import Settings, settings_from
+from lowtide.settings import Options, Settings, settings_from
 from lowtide.stages.base import Recipe, ablated, checked, tuned
 
 MODULES: dict[str, ModuleType] = {
@@ -69,7 +68,7 @@ def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> R
     return checked(ablated(tuned(METHODS[method](settings), settings.stages), without), settings)
 
 
-def relevant_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def relevant_options(method: str, options: Mapping[str, object]) -> Options:
     """The options, without those that the method ignores."""
     _check_method(method)
     ignored = _ignored(method, settings_from(options))

@@ -54,7 +54,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import LayerInputs, layer_inputs, lost
+from lowtide.stages.layer_error import LayerInputs, layer_inputs, output_errors
 from lowtide.stages.model_edits import smooth_layer
 from lowtide.stages.pack import Pack
 from lowtide.validation import NotNegative, Positive
@@ -215,7 +215,7 @@ def errors(layer: QuantizedLayer, inputs: LayerInputs) -> Tensor:
     assert isinstance(layer.format, Affine)
     n = layer.format.bits
     forms = [form for bits in (n - 1, n, n + 1) if (form := weight_format(bits, None))]
-    return torch.stack(list(lost(layer, inputs, forms)), 1)
+    return torch.stack(list(output_errors(layer, inputs, forms)), 1)
 
 
 def best_groups(errors: Tensor, order: Tensor, most: int) -> int:

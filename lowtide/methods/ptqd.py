@@ -34,13 +34,14 @@ keeps its coefficient; the code recomputes its direction from the smaller sigma.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lowtide.costs import Cost, Workload
 from lowtide.formats import Affine
+from lowtide.models import answer_of
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import find_clock, quantizers, set_precision
@@ -48,9 +49,8 @@ from lowtide.sampling.variance_calibration import remaining_share, signal_to_noi
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, Recipe, Stage
-from lowtide.stages.batches import answer_of
 from lowtide.stages.collect import Collect
-from lowtide.stages.fit_ranges import FitRanges, ranges, run_call, statistics_cost, watch
+from lowtide.stages.fit_ranges import FitRanges, input_statistics, ranges, run_call, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
@@ -225,7 +225,7 @@ def _correction(job: Job, moments: Moments) -> Correction:
     return attached(job) or correct_answer(job, moments.eps.shape[1])
 
 
-def _summary(job: Job) -> dict[str, Any]:
+def _summary(job: Job) -> dict[str, object]:
     """The part of the report that the stages of this paper fill."""
     return job.report.setdefault("ptqd", {})
 
@@ -262,7 +262,7 @@ def _snr_at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
     scale = clock.scale.clone()
     zero = clock.zero.clone()
     formats = {name: quantizer.format for name, quantizer in uniform.items()}
-    statistics = watch(job, keep=True)
+    statistics = input_statistics(job, keep=True)
     snr: dict[int, Tensor] = {}
     for bits in candidates:
         for name, quantizer in uniform.items():

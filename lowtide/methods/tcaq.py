@@ -40,12 +40,13 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantConv2d
 from lowtide.nn.swap import find_clock, quant_layers, set_precision
 from lowtide.settings import Settings
+from lowtide.stages import fit_ranges
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect, sampled_calls
-from lowtide.stages.fit_ranges import FitRanges, InputStatistics, hear, statistics_cost, watch
+from lowtide.stages.fit_ranges import FitRanges, InputStatistics, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import LayerInputs, layer_inputs, lost
+from lowtide.stages.layer_error import LayerInputs, layer_inputs, output_errors
 from lowtide.stages.model_edits import fold_into_norm, smooth_layer
 from lowtide.stages.pack import Pack
 from lowtide.stages.power_law import ALTERNATIVES, power_law_wins
@@ -138,7 +139,7 @@ class DAQ(Stage):
             job.report["daq"] = {}
             job.console.print(NO_ATTENTION)
             return
-        statistics = watch(job, keep=True)
+        statistics = fit_ranges.input_statistics(job, keep=True)
         grids: dict[str, _SoftmaxGrids] = {}
         for name in job.plan.attentions:
             softmax = statistics[f"{name}.processor.softmax"]
@@ -221,8 +222,7 @@ def best_cut(layer: QuantConv2d, inputs: LayerInputs, r: Tensor) -> float:
 
     def error(cut: float) -> float:
         layer.set_smooth(divisors * r.clamp(1.0, cut))
-        errors = lost(layer, inputs, [layer.format])  # pyright: ignore[reportArgumentType] or Mixed
-        return float(sum(part.sum() for part in errors))
+        return float(next(output_errors(layer, inputs, [layer.format])).sum())  # pyright: ignore[reportArgumentType] or Mixed
 
     best = min(CUTS, key=error)
     layer.set_smooth(smooth)
@@ -289,7 +289,7 @@ class _SoftmaxGrids:
 def _by_error(job: Job, grids: dict[str, _SoftmaxGrids]) -> dict[str, Tensor]:
     """Compare both grids of every softmax in one more pass over all calls."""
     hooks = list(chain.from_iterable(each.hooks(job) for each in grids.values()))
-    hear(job, hooks, "softmax quantizers")
+    fit_ranges.run_with_hooks(job, hooks, "softmax quantizers")
     return {name: each.errors[1] < each.errors[0] for name, each in grids.items()}
 
 

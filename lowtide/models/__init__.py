@@ -1,21 +1,37 @@
 """Architectures: their units and blocks in forward order; nothing of quantization."""
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from lowtide.errors import BadInput
 from lowtide.models import transformer, unet
-from lowtide.models.adapter import Adapter, Architecture, Unit, check_example
+from lowtide.models.adapter import (
+    Adapter,
+    Answer,
+    Architecture,
+    Arguments,
+    Unit,
+    answer_of,
+    check_example,
+)
 from lowtide.models.generic import generic_architecture, like
 
-__all__ = ["ARCHITECTURES", "Adapter", "Architecture", "Unit", "adapt"]
+__all__ = [
+    "ARCHITECTURES",
+    "Adapter",
+    "Answer",
+    "Architecture",
+    "Arguments",
+    "Unit",
+    "adapt",
+    "answer_of",
+]
 
 ARCHITECTURES: dict[type[nn.Module], Architecture] = unet.ARCHITECTURES | transformer.ARCHITECTURES
 
 
-def adapt(model: nn.Module, example: dict[str, Any] | None = None) -> Adapter:
+def adapt(model: nn.Module, example: Arguments | None = None) -> Adapter:
     """The adapter of a model.
 
     `example` holds one call's inputs by name. It gives the real shapes, and it describes a model

@@ -1,10 +1,10 @@
 """Adapter and Unit: what must be known of an architecture, mostly from one recorded pass."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,21 @@ PASSED_ON = (
 )
 CHUNKS = (torch.chunk, Tensor.chunk)
 JOINS = (torch.cat, torch.concat)
-Example = Callable[[nn.Module, int], dict[str, Any]]
+# One call's arguments by name: tensors, dicts of tensors, flags. Each name's kind differs between
+# models, and no model declares it.
+Arguments = dict[str, Any]
+Example = Callable[[nn.Module, int], Arguments]
+
+
+class Answer(Protocol):
+    """What a denoiser returns: a tensor, or a tuple or an output of diffusers with it in front."""
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+def answer_of(result: Answer) -> Tensor:
+    """The tensor in what a denoiser returns."""
+    return result if isinstance(result, Tensor) else result[0]
 
 
 @dataclass(frozen=True)
@@ -295,12 +309,12 @@ class Adapter:
         outputs = {name: node.gives()[0] for name, node in graph.leaf_nodes()}
         return graph.part([outputs[name] for name in unit.features])
 
-    def bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def bind(self, args: tuple, kwargs: dict[str, object]) -> Arguments:
         """The arguments of a call by name."""
         return dict(zip(self.parameters, args, strict=False)) | kwargs
 
 
-def check_example(model: nn.Module, example: dict[str, Any]) -> None:
+def check_example(model: nn.Module, example: Mapping[str, object]) -> None:
     """An example must name the timestep and hold only tensors."""
     tensors_only = all(isinstance(value, Tensor) for value in flat_inputs(example).values())
     if "timestep" not in example or not tensors_only:

@@ -4,12 +4,11 @@ Its blocks are the children of the outermost module lists.
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowtide.models.adapter import Architecture, Example
+from lowtide.models.adapter import Architecture, Arguments, Example
 from lowtide.models.trace import mapped
 
 
@@ -25,15 +24,15 @@ def block_classes(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(classes - {"Linear", "Conv2d"}))
 
 
-def like(example: dict[str, Any], shared: tuple[str, ...] = ()) -> Example:
+def like(example: Arguments, shared: tuple[str, ...] = ()) -> Example:
     """Inputs shaped like an example call's, for any batch; `shared` inputs have no batch axis."""
     tensors = (value for value in example.values() if isinstance(value, Tensor))
     size = next(len(tensor) for tensor in tensors if tensor.dim())
 
-    def resized(model: nn.Module, batch: int) -> dict[str, Any]:
+    def resized(model: nn.Module, batch: int) -> Arguments:
         device = next(model.parameters()).device
 
-        def zeros(leaf: Any, *, batched: bool) -> Any:
+        def zeros(leaf: object, *, batched: bool) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
             grows = batched and leaf.dim() and len(leaf) == size
@@ -48,6 +47,6 @@ def like(example: dict[str, Any], shared: tuple[str, ...] = ()) -> Example:
     return resized
 
 
-def generic_architecture(model: nn.Module, example: dict[str, Any]) -> Architecture:
+def generic_architecture(model: nn.Module, example: Arguments) -> Architecture:
     """The architecture of a model that ARCHITECTURES does not describe, from one example call."""
     return Architecture(block_classes(model), like(example))

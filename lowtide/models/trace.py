@@ -43,9 +43,9 @@ class Node:
     """
 
     target: Callable | str
-    args: Any
-    kwargs: Any
-    output: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: object
     frees: tuple[int, ...] = ()
 
     @property
@@ -79,7 +79,7 @@ class Graph:
 
     nodes: tuple[Node, ...]
     inputs: dict[str, int]
-    output: Any
+    output: object
     values: dict[int, Value] = field(repr=False)
 
     def leaf_nodes(self) -> Iterator[tuple[str, Node]]:
@@ -98,11 +98,11 @@ class Graph:
             sources.update(dict.fromkeys(node.gives(), node))
         return sources
 
-    def replay(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    def replay(self, model: nn.Module, inputs: Mapping[str, object]) -> Any:
         """Run the graph on other values; the result equals the model's own forward pass."""
         tensors = flat_inputs(inputs)
         device = next(model.parameters()).device
-        values: dict[int, Any] = {id: tensors[name] for name, id in self.inputs.items()}
+        values: dict[int, object] = {id: tensors[name] for name, id in self.inputs.items()}
         for node in self.nodes:
             values.update(run_node(node, model, values.__getitem__, device))
             for id in node.frees:
@@ -122,11 +122,11 @@ class Graph:
 
 
 def run_node(
-    node: Node, model: nn.Module, value: Callable[[int], Any], device: torch.device
+    node: Node, model: nn.Module, value: Callable[[int], object], device: torch.device
 ) -> dict[int, Any]:
     """Run one node; returns the values it gives, by number."""
 
-    def real(leaf: Any) -> Any:
+    def real(leaf: object) -> object:
         if isinstance(leaf, Ref):
             return value(leaf.id)
         if isinstance(leaf, Param):
@@ -138,7 +138,7 @@ def run_node(
     return dict(_numbered(node.output, result))
 
 
-def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+def _set_item(tensor: Tensor, index: Any, value: Tensor | float) -> Tensor:
     """`tensor[index] = value` as a call that returns the tensor; Python's own call returns None."""
     tensor[index] = value
     return tensor
@@ -149,7 +149,7 @@ def _named_tensor(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(owner), attribute)
 
 
-def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+def mapped(tree: object, change: Callable[[object], object]) -> Any:
     """The same nesting of tuples, lists, dicts and slices with `change` applied to every leaf."""
     if isinstance(tree, torch.Size):
         return tree
@@ -165,25 +165,25 @@ def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
     return change(tree)
 
 
-def leaves_of(tree: Any) -> list[Any]:
+def leaves_of(tree: object) -> list[Any]:
     leaves: list[Any] = []
     mapped(tree, leaves.append)
     return leaves
 
 
-def _refs(tree: Any) -> list[int]:
+def _refs(tree: object) -> list[int]:
     return [leaf.id for leaf in leaves_of(tree) if isinstance(leaf, Ref)]
 
 
-def _numbered(pattern: Any, result: Any) -> Iterable[tuple[int, Any]]:
+def _numbered(pattern: object, result: object) -> Iterable[tuple[int, Any]]:
     """The leaves of a result that stand where the pattern holds a Ref, with its number."""
     pairs = zip(leaves_of(pattern), leaves_of(result), strict=True)
     return ((leaf.id, value) for leaf, value in pairs if isinstance(leaf, Ref))
 
 
-def flat_inputs(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_inputs(inputs: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:
     """Tensors by name; a tensor in a nested dict gets a dotted name."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Tensor] = {}
     for name, value in inputs.items():
         if isinstance(value, Mapping):
             flat |= flat_inputs(value, f"{prefix}{name}.")
@@ -193,7 +193,7 @@ def flat_inputs(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _with_frees(
-    nodes: list[Node], inputs: dict[str, int], output: Any, values: dict[int, Value]
+    nodes: list[Node], inputs: dict[str, int], output: object, values: dict[int, Value]
 ) -> Graph:
     """The graph of these nodes, with each node's `frees` filled in."""
     last_use: dict[int, int] = {}
@@ -233,7 +233,7 @@ class _Recorder(TorchFunctionMode):
         self.values[number] = Value(tuple(tensor.shape), inputs, last_leaves, tensor.dtype)
         return Ref(number)
 
-    def symbol(self, leaf: Any) -> Any:
+    def symbol(self, leaf: object) -> object:
         """What stands for an argument in the graph: a Ref, a Param, or the argument itself."""
         if not isinstance(leaf, Tensor):
             return leaf
@@ -249,11 +249,17 @@ class _Recorder(TorchFunctionMode):
             )
         return leaf
 
-    def note(self, target: Callable | str, args: Any, kwargs: Any, result: Any) -> None:
+    def note(
+        self,
+        target: Callable | str,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        result: object,
+    ) -> None:
         """Append a node for one call."""
-        args = mapped(args, self.symbol)
-        kwargs = mapped(kwargs, self.symbol)
-        used = [self.values[id] for id in _refs((args, kwargs))]
+        symbols = mapped(args, self.symbol)
+        named_symbols = mapped(kwargs, self.symbol)
+        used = [self.values[id] for id in _refs((symbols, named_symbols))]
         inputs = frozenset().union(*(value.inputs for value in used))
         if isinstance(target, str):
             last_leaves = frozenset([target])
@@ -261,16 +267,20 @@ class _Recorder(TorchFunctionMode):
             last_leaves = frozenset().union(*(value.last_leaves for value in used))
         if _sets_item(target):
             target = _set_item
-            result = self.tensors[args[0].id]
+            result = self.tensors[symbols[0].id]
 
-        def numbered(leaf: Any) -> Ref | None:
+        def numbered(leaf: object) -> Ref | None:
             return self.number(leaf, inputs, last_leaves) if isinstance(leaf, Tensor) else None
 
-        self.nodes.append(Node(target, args, kwargs, mapped(result, numbered)))
+        self.nodes.append(Node(target, symbols, named_symbols, mapped(result, numbered)))
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if self.depth:
@@ -287,11 +297,13 @@ class _Recorder(TorchFunctionMode):
             hooks.append(module.register_forward_hook(self.leaving(name), with_kwargs=True))
         return hooks
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module, args: tuple[object, ...]) -> None:
         self.depth += 1
 
     def leaving(self, name: str) -> Callable:
-        def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        def leave(
+            module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], result: object
+        ) -> None:
             self.depth -= 1
             if not self.depth:
                 self.note(name, args, kwargs, result)
@@ -304,7 +316,9 @@ def _sets_item(target: Callable | str) -> bool:
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Mapping[str, Any], leaves: Mapping[str, nn.Module]) -> Graph:
+def record(
+    model: nn.Module, inputs: Mapping[str, object], leaves: Mapping[str, nn.Module]
+) -> Graph:
     """Run the model once on these inputs and record what happens between the leaves."""
     recorder = _Recorder(model, leaves)
     numbers = {
@@ -331,7 +345,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any], leaves: Mapping[str, nn.
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of the model whose parameters and buffers are on the meta device: shapes only."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Tensor] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
     for buffer in model.buffers():

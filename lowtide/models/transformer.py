@@ -3,7 +3,7 @@
 # diffusers imports its classes lazily and does not declare them as exports.
 # pyright: reportPrivateImportUsage=false
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import (
@@ -14,7 +14,7 @@ from diffusers import (
 )
 from torch import nn
 
-from lowtide.models.adapter import Architecture
+from lowtide.models.adapter import Architecture, Arguments
 from lowtide.models.unet import config_of, floats, timesteps
 
 TOKENS = 16
@@ -26,7 +26,7 @@ def latents(model: nn.Module, batch: int) -> torch.Tensor:
     return floats(model, batch, config.in_channels, config.sample_size, config.sample_size)
 
 
-def dit_example(model: nn.Module, batch: int) -> dict[str, Any]:
+def dit_example(model: nn.Module, batch: int) -> Arguments:
     labels = timesteps(model, batch) % config_of(model).num_embeds_ada_norm
     return {
         "hidden_states": latents(model, batch),
@@ -36,9 +36,9 @@ def dit_example(model: nn.Module, batch: int) -> dict[str, Any]:
     }
 
 
-def pixart_example(model: nn.Module, batch: int) -> dict[str, Any]:
+def pixart_example(model: nn.Module, batch: int) -> Arguments:
     resolution = floats(model, batch, 2)
-    added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    added: dict[str, torch.Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if model.use_additional_conditions:
         added = {"resolution": resolution, "aspect_ratio": resolution[:, :1].clone()}
     width = config_of(model).caption_channels or cast(int, model.inner_dim)
@@ -52,7 +52,7 @@ def pixart_example(model: nn.Module, batch: int) -> dict[str, Any]:
     }
 
 
-def sd3_example(model: nn.Module, batch: int) -> dict[str, Any]:
+def sd3_example(model: nn.Module, batch: int) -> Arguments:
     config = config_of(model)
     return {
         "hidden_states": latents(model, batch),
@@ -63,7 +63,7 @@ def sd3_example(model: nn.Module, batch: int) -> dict[str, Any]:
     }
 
 
-def flux_example(model: nn.Module, batch: int) -> dict[str, Any]:
+def flux_example(model: nn.Module, batch: int) -> Arguments:
     config = config_of(model)
     inputs = {
         "hidden_states": floats(model, batch, TOKENS, config.in_channels),

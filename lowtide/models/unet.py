@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from lowtide.models.adapter import Architecture
+from lowtide.models.adapter import Architecture, Arguments
 
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "Attention")
 TEXT_TOKENS = 77
@@ -17,8 +17,8 @@ TEXT_TOKENS = 77
 TIME_IDS = 6
 
 
-def config_of(model: nn.Module) -> Any:
-    """The configuration of a diffusers model, whose fields diffusers sets at run time."""
+def config_of(model: object) -> Any:
+    """The configuration of a diffusers model or pipeline, whose fields are set at run time."""
     return cast(Any, model).config
 
 
@@ -38,9 +38,9 @@ def timesteps(model: nn.Module, batch: int) -> torch.Tensor:
     return torch.arange(batch, device=next(model.parameters()).device)
 
 
-def unet_example(model: nn.Module, batch: int) -> dict[str, Any]:
+def unet_example(model: nn.Module, batch: int) -> Arguments:
     config = config_of(model)
-    inputs: dict[str, Any] = {
+    inputs: Arguments = {
         "sample": floats(model, batch, config.in_channels, *height_width(config.sample_size)),
         "timestep": timesteps(model, batch),
     }
@@ -49,7 +49,7 @@ def unet_example(model: nn.Module, batch: int) -> dict[str, Any]:
     return inputs | {"return_dict": False}
 
 
-def condition_example(model: nn.Module, batch: int) -> dict[str, Any]:
+def condition_example(model: nn.Module, batch: int) -> Arguments:
     config = config_of(model)
     widths = config.cross_attention_dim
     width = widths if isinstance(widths, int) else widths[0]

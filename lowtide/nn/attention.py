@@ -6,8 +6,8 @@ of diffusers is imported.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,23 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 
 
+class AttentionBlock(Protocol):
+    """What is used of an attention block of diffusers."""
+
+    processor: Callable[..., object]
+
+    def set_processor(self, processor: Callable[..., object]) -> None: ...
+
+
+def attention_block(root: nn.Module, name: str) -> AttentionBlock:
+    """The attention block of that name; a plan of attentions names no other modules."""
+    return cast(AttentionBlock, root.get_submodule(name))
+
+
 class QuantAttention(nn.Module):
     """A diffusers attention processor that runs another one, `inner`."""
 
-    def __init__(self, inner: Callable[..., Any], quantizers: dict[str, Quantizer]):
+    def __init__(self, inner: Callable[..., object], quantizers: dict[str, Quantizer]):
         super().__init__()
         self.inner = inner
         self.active = False
@@ -33,7 +46,7 @@ class QuantAttention(nn.Module):
         self.v = quantizers["v"]
         self.softmax = quantizers["softmax"]
 
-    def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, attn: nn.Module, *args: object, **kwargs: object) -> object:
         if not self.active and not torch.is_autocast_enabled("cpu"):
             return self.inner(attn, *args, **kwargs)
         with _ReplacedAttention(self.attend if self.active else _attend_in_float32):
@@ -53,8 +66,8 @@ class QuantAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         attn_mask: Tensor | None = None,
-        *rest: Any,
-        **named: Any,
+        *rest: float,
+        **named: float | None,
     ) -> Tensor:
         """softmax(q k' * scale + mask) v, with q, k, v and the softmax output on their grids.
 
@@ -103,7 +116,11 @@ class _ReplacedAttention(TorchFunctionMode):
         self.attend = attend
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
         function = self.attend if func is F.scaled_dot_product_attention else func
         return function(*args, **(kwargs or {}))

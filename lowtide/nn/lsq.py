@@ -5,17 +5,26 @@ is inside the grid, the last code where a value is outside. It is one function b
 own record of these operations costs as much as a convolution.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class _Context(Protocol):
+    """What autograd passes to both functions; it carries values from the first to the second."""
+
+    shape: torch.Size
+    saved_tensors: tuple[Tensor, Tensor]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class LSQRound(torch.autograd.Function):
     """`scale`, `zero` and `top`, the last code, broadcast against x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, scale: Tensor, zero: Tensor, top: Tensor) -> Tensor:
         position = x / scale
         nearest = (position + zero).round_()
         codes = nearest.clamp(min=0).minimum(top)
@@ -26,7 +35,7 @@ class LSQRound(torch.autograd.Function):
         return levels * scale
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: _Context, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = grad_outputs
         outside, slope = ctx.saved_tensors
         scale_gradient = (gradient * slope).sum_to_size(ctx.shape)

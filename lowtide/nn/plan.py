@@ -3,10 +3,11 @@
 import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import TypedDict
 
 from lowtide.formats import (
     Affine,
+    FormatJson,
     InputFormat,
     Mixed,
     WeightFormat,
@@ -105,7 +106,7 @@ class Plan:
         def number(layer: LayerPlan) -> int:
             return numbers.setdefault(layer, len(numbers))
 
-        data: dict[str, Any] = dict(self.__dict__)
+        data: dict[str, object] = dict(self.__dict__)
         data["layers"] = {name: number(layer) for name, layer in self.layers.items()}
         data["attentions"] = {
             name: {part: number(layer) for part, layer in parts.items()}
@@ -156,7 +157,16 @@ def with_summary(plan: Plan, settings: Settings) -> Plan:
     return replace(plan, summary=summary)
 
 
-def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
+class _LayerJson(TypedDict):
+    """A layer plan as JSON."""
+
+    weight: FormatJson | None
+    input: FormatJson | None
+    per_step: bool
+    smooth: bool
+
+
+def _layer_to_json(layer: LayerPlan) -> _LayerJson:
     return {
         "weight": format_to_json(layer.weight),
         "input": format_to_json(layer.input),
@@ -165,7 +175,7 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
     }
 
 
-def _layer_from_json(data: dict[str, Any]) -> LayerPlan:
+def _layer_from_json(data: _LayerJson) -> LayerPlan:
     weight = format_from_json(data["weight"])
     inputs = format_from_json(data["input"])
     assert isinstance(weight, WeightFormat | None)

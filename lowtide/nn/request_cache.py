@@ -9,6 +9,7 @@ pipelines that call the denoiser once for each branch of guidance.
 """
 
 import inspect
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,7 +50,9 @@ class RequestCache:
         self.requests: list[RequestFeatures] = []
         self.step: int | None = None
 
-    def before_call(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_call(
+        self, root: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
         """Find the step and the request of a denoiser call; build the features of a new request."""
         inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
         timestep = torch.as_tensor(inputs["timestep"])
@@ -128,12 +131,10 @@ class RequestCache:
         return self.requests[-1].features[name][self.step]
 
 
-def _nested(inputs: dict[str, Any], name: str) -> Tensor:
+def _nested(inputs: Mapping[str, Any], name: str) -> Tensor:
     """The tensor with that dotted name."""
-    value: Any = inputs
-    for part in name.split("."):
-        value = value[part]
-    return value
+    first, _, rest = name.partition(".")
+    return _nested(inputs[first], rest) if rest else inputs[first]
 
 
 def same_conditions(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -1,12 +1,11 @@
 """Replace the layers of a model by quantized or packed ones, as a plan says, and list them."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-from lowtide.nn.attention import QuantAttention
+from lowtide.nn.attention import QuantAttention, attention_block
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import add_correction
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
@@ -63,9 +62,9 @@ def quantize_modules(root: nn.Module, plan: Plan) -> None:
 
 def _add_attention(root: nn.Module, plan: Plan, inputs: _Quantizers) -> None:
     for name, parts in plan.attentions.items():
-        module: Any = root.get_submodule(name)  # an attention block of diffusers
+        block = attention_block(root, name)
         quantizers = {part: inputs.make(layer) for part, layer in parts.items()}
-        module.set_processor(QuantAttention(module.processor, quantizers))
+        block.set_processor(QuantAttention(block.processor, quantizers))
 
 
 def skeleton(root: nn.Module, plan: Plan) -> None:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -57,8 +56,7 @@ def draw(path: Path, title: str, columns: Sequence[Column], table: Sequence[Sequ
     width = 4.1 * len(columns) + 0.9
     height = 6.2 + 0.36 * len(table)
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=PAPER)
-    style = {"fontsize": 17, "color": INK, "weight": "bold"}
-    _write(figure, 0.45 / width, 1 - 0.55 / height, title, style)
+    _write(figure, 0.45 / width, 1 - 0.55 / height, title, size=17, color=INK, weight="bold")
     for place, column in enumerate(columns):
         left = (0.45 + 4.1 * place) / width
         box = (left, 1 - 5.65 / height, 3.8 / width, 3.8 / height)
@@ -67,8 +65,18 @@ def draw(path: Path, title: str, columns: Sequence[Column], table: Sequence[Sequ
     figure.savefig(path, facecolor=PAPER)
 
 
-def _write(figure: Figure, x: float, y: float, text: str, style: dict[str, Any]) -> None:
-    figure.text(x, y, text, family=_FONT, va="center", **style)
+def _write(
+    figure: Figure,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: float,
+    color: str,
+    weight: str = "normal",
+) -> None:
+    style = {"fontsize": size, "color": color, "weight": weight}
+    figure.text(x, y, text, family=_FONT, va="center", fontdict=style)
 
 
 def _draw_column(
@@ -76,10 +84,9 @@ def _draw_column(
 ) -> None:
     left, bottom, _, height = box
     top = bottom + height
-    style = {"fontsize": 13, "color": INK, "weight": "bold"}
-    _write(figure, left, top + 0.48 * inch, column.title, style)
-    style = {"fontsize": 10.5, "color": QUIET}
-    _write(figure, left, top + 0.2 * inch, column.subtitle, style)
+    title = column.title
+    _write(figure, left, top + 0.48 * inch, title, size=13, color=INK, weight="bold")
+    _write(figure, left, top + 0.2 * inch, column.subtitle, size=10.5, color=QUIET)
     axes = figure.add_axes(box)
     axes.imshow(grid(column.images), interpolation="nearest", aspect="equal")
     axes.set_axis_off()
@@ -96,7 +103,7 @@ def _draw_table(
         for place, cell in zip(spans, row, strict=True):
             x = (0.45 + place * (width - 0.9)) / width
             weight = "bold" if place == 0 else "normal"
-            _write(figure, x, level, cell, {"fontsize": 11, "color": color, "weight": weight})
+            _write(figure, x, level, cell, size=11, color=color, weight=weight)
         if number < len(table) - 1:
             figure.add_artist(_rule(width, level - 0.18 / height))
 

@@ -32,8 +32,9 @@ def quantized(result: Result) -> list[str]:
     kernels = result["kernels"].items()
     return [
         f"{result['model']} is quantized by {result['method']}: {_bits(result)}.",
-        f"Saved to {result['folder']}: {size(result['float_bytes'])} -> {size(result['on_disk'])} "
-        f"on disk ({ratio:.3f}x), in {duration}, calibrated at {result['timesteps']} timesteps.",
+        f"Saved to {result['folder']}: {size(result['float_bytes'])} of float32 weights -> "
+        f"{size(result['on_disk'])} on disk ({ratio:.3f}x), in {duration}, calibrated at "
+        f"{result['timesteps']} timesteps.",
         "",
         *table(["stage", "time", "result"], _stages(result)),
         *_options(result),
@@ -97,7 +98,7 @@ def _options(result: Result) -> list[str]:
     return [f"with {option}" for option in optional(result.get("options", {}))]
 
 
-def optional(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def optional(stages: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Options of stages as --set takes them."""
     lines = []
     for stage, options in stages.items():

@@ -7,7 +7,7 @@ from itertools import chain
 
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.tables import table
-from lowtide.report.wording import metric_name, size
+from lowtide.report.wording import figures, metric_name, size
 
 _NARROWEST = 100
 _GATED = {"psnr": "PSNR", "lpips": "LPIPS", "fd-increase": "FD increase"}
@@ -32,6 +32,12 @@ def lines(evidence: Evidence) -> list[str]:
         width=max(_NARROWEST, shutil.get_terminal_size().columns),
         colour=sys.stdout.isatty(),
     )
+
+
+def brief_result(model: Model) -> str:
+    """tfmq W4A8: 0.612 MB, PSNR 33.5 dB"""
+    psnr = "" if math.isnan(model.psnr) else f", PSNR {figures(model.psnr)} dB"
+    return f"{model.name}: {size(model.bytes)}{psnr}"
 
 
 def _weight(model: Model, base: Model) -> str:

@@ -38,11 +38,11 @@ class Driver:
     fields: which of prompts, labels, guidance and size the pipeline supports.
     """
 
-    arguments: Callable[[Pipeline, Request], dict[str, Any]]
+    arguments: Callable[[Pipeline, Request], dict[str, object]]
     fields: tuple[str, ...] = ()
 
 
-def _unconditional(pipe: Pipeline, request: Request) -> dict[str, Any]:
+def _unconditional(pipe: Pipeline, request: Request) -> dict[str, object]:
     dtype = next(denoiser(pipe).parameters()).dtype
     if not isinstance(pipe, ModulePipeline) and dtype == torch.bfloat16:
         reason = f"found a {type(pipe).__name__} in bfloat16, which diffusers cannot make images of"
@@ -50,11 +50,11 @@ def _unconditional(pipe: Pipeline, request: Request) -> dict[str, Any]:
     return {"batch_size": len(request.seeds)}
 
 
-def _guidance(request: Request) -> dict[str, Any]:
+def _guidance(request: Request) -> dict[str, object]:
     return {} if request.guidance is None else {"guidance_scale": request.guidance}
 
 
-def _labelled(pipe: Pipeline, request: Request) -> dict[str, Any]:
+def _labelled(pipe: Pipeline, request: Request) -> dict[str, object]:
     if not request.labels:
         raise BadInput(
             "found a class-conditional model and no labels",
@@ -64,13 +64,13 @@ def _labelled(pipe: Pipeline, request: Request) -> dict[str, Any]:
     return {"class_labels": request.by_seed(request.labels)} | _guidance(request)
 
 
-def _prompted(pipe: Pipeline, request: Request) -> dict[str, Any]:
+def _prompted(pipe: Pipeline, request: Request) -> dict[str, object]:
     size = {} if request.size is None else {"height": request.size, "width": request.size}
     prompts = request.prompts or read_prompts(None)
     return {"prompt": request.by_seed(prompts)} | _guidance(request) | size
 
 
-def _unbinned(pipe: Pipeline, request: Request) -> dict[str, Any]:
+def _unbinned(pipe: Pipeline, request: Request) -> dict[str, object]:
     """PixArt rounds a size to one of its own list; here it keeps the request's size."""
     binning = {} if request.size is None else {"use_resolution_binning": False}
     return _prompted(pipe, request) | binning
@@ -112,7 +112,7 @@ def call_arguments(pipe: Pipeline, request: Request) -> dict[str, Any]:
     _check_fields(pipe, request)
     _check_labels(pipe, request)
     check_steps(pipe.scheduler, request.steps)
-    common = {
+    common: dict[str, object] = {
         "num_inference_steps": request.steps,
         "generator": [torch.Generator().manual_seed(seed) for seed in request.seeds],
         "output_type": "np",

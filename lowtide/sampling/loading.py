@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from lowtide import zoo
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES
+from lowtide.models.unet import config_of
 from lowtide.sampling.pipelines import (
     ClassConditionalPipeline,
     ModulePipeline,
@@ -52,7 +53,7 @@ def _wrapped(
 ) -> Pipeline:
     """A pipeline around a bare denoiser."""
     if isinstance(model, UNet2DModel):
-        conditional = cast(Any, model.config).num_class_embeds
+        conditional = config_of(model).num_class_embeds
         kind = ClassConditionalPipeline if conditional else DDIMPipeline
         return cast(Pipeline, kind(model, cast(Any, scheduler) or DDIMScheduler()))
     if type(model) in ARCHITECTURES or scheduler is None or shape is None:
@@ -168,7 +169,7 @@ def _one_sentence(source: Path | str) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries(*, progress_bars: bool = False) -> Iterator[None]:
-    """Hide what diffusers and transformers print while they load: warnings, and progress bars.
+    """Hide what diffusers and transformers print while they load and save: warnings, progress bars.
 
     Their settings are restored afterwards. `progress_bars`: show the bars all the same.
     """

@@ -18,8 +18,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models.unet import height_width
+from lowtide.models.unet import config_of, height_width
 
+Generators = torch.Generator | list[torch.Generator] | None
 # The guidance scale of a class-conditional pipeline that has a null label.
 GUIDANCE = 2.0
 
@@ -31,13 +32,19 @@ class Scheduler(Protocol):
     def config(self) -> Any: ...
 
     @property
-    def timesteps(self) -> Any: ...
+    def timesteps(self) -> Tensor: ...
 
     def set_timesteps(self, num_inference_steps: int, *args: Any, **options: Any) -> None: ...
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
     ) -> Any: ...
+
+
+class StepOutput(Protocol):
+    """What a diffusers scheduler's step returns, where it returns no tuple."""
+
+    prev_sample: Tensor
 
 
 class Pipeline(Protocol):
@@ -74,7 +81,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         class_labels: list[int],
         guidance_scale: float | None = None,
         num_inference_steps: int = 50,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
         """One image per label.
@@ -94,7 +101,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def null_label(self) -> int | None:
-        return cast(Any, self.config).null_label
+        return config_of(self).null_label
 
     def guidance(self, scale: float | None) -> float:
         """The guidance scale to use for the one in the call."""
@@ -108,9 +115,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
         return scale
 
-    def start(self, batch: int, generator: Any, steps: int) -> Tensor:
+    def start(self, batch: int, generator: Generators, steps: int) -> Tensor:
         """Pure noise at the scheduler's scale: (batch, channels, height, width)."""
-        config = cast(Any, self.unet.config)
+        config = config_of(self.unet)
         device = self._execution_device
         height, width = height_width(config.sample_size)
         shape = (batch, config.in_channels, height, width)

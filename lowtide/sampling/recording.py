@@ -24,6 +24,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
+from lowtide.models import Answer, Arguments, answer_of
 from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
@@ -45,8 +46,12 @@ def _own_noise(scheduler: Scheduler, generators: list[torch.Generator]) -> Itera
 
     @wraps(step)
     def seeded(
-        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
-    ) -> Any:
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        *args: object,
+        **options: object,
+    ) -> object:
         # DiT steps both halves of a guided batch and keeps the first.
         options.setdefault("generator", generators * (len(sample) // len(generators)))
         return step(model_output, timestep, sample, *args, **options)
@@ -128,7 +133,7 @@ def record_calls(
     names = tuple(signature(model.forward).parameters)
     indices = count()
 
-    def record(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
+    def record(module: nn.Module, args: tuple, kwargs: dict, result: Answer) -> None:
         index = next(indices)
         if keep is None or index in keep:
             moments.append(_moment(index, dict(zip(names, args, strict=False)) | kwargs, result))
@@ -150,14 +155,13 @@ def timesteps(pipe: Pipeline, request: Request) -> list[float]:
     return [float(moment.t[0]) for moment in trajectory(pipe, one_image)]
 
 
-def _moment(index: int, arguments: dict[str, Any], result: Any) -> Moment:
+def _moment(index: int, arguments: Arguments, result: Answer) -> Moment:
     """The call on the CPU, with one timestep for each sample."""
     copies = {name: _on_cpu(value) for name, value in arguments.items() if value is not None}
     samples = len(next(iter(copies.values())))
     timestep = torch.as_tensor(copies["timestep"]).reshape(-1).expand(samples).clone()
     copies["timestep"] = timestep
-    eps = result if isinstance(result, Tensor) else result[0]
-    return Moment(index, timestep, copies, _on_cpu(eps))
+    return Moment(index, timestep, copies, _on_cpu(answer_of(result)))
 
 
 def _on_cpu(value: Any) -> Any:

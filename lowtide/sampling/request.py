@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lowtide.errors import BadInput
+from lowtide.models import Arguments
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Moment:
 
     index: int
     t: Tensor
-    arguments: dict[str, Any]
+    arguments: Arguments
     eps: Tensor
 
 

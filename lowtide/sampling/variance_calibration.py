@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from math import sqrt
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from lowtide.nn.correction import CORRECTION, Correction
-from lowtide.sampling.pipelines import Scheduler
+from lowtide.sampling.pipelines import Generators, Scheduler, StepOutput
 
 
 class _NoiseScheduler(Scheduler, Protocol):
@@ -31,7 +31,7 @@ class _NoiseScheduler(Scheduler, Protocol):
     alphas_cumprod: Tensor
     num_inference_steps: int
 
-    def previous_timestep(self, timestep: int) -> Any: ...
+    def previous_timestep(self, timestep: int) -> int | Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _ddpm(scheduler: _NoiseScheduler, timestep: int, eta: float) -> _Step:
     return _Step(alpha, variance, sqrt(previous) * large / (1 - alpha))
 
 
-SAMPLERS: dict[str, Callable[[Any, int, float], _Step]] = {
+SAMPLERS: dict[str, Callable[[_NoiseScheduler, int, float], _Step]] = {
     "DDIMScheduler": _ddim,
     "DDPMScheduler": _ddpm,
 }
@@ -95,7 +95,7 @@ def stochastic_part(scheduler: Scheduler, timestep: int, eta: float = 0.0) -> tu
     name = type(scheduler).__name__
     if name not in SAMPLERS:
         return 0.0, 0.0
-    step = SAMPLERS[name](scheduler, timestep, eta)
+    step = SAMPLERS[name](cast(_NoiseScheduler, scheduler), timestep, eta)
     original = ORIGINALS[scheduler.config.prediction_type](step.alpha)
     return sqrt(max(0.0, step.variance)), step.slope * original
 
@@ -115,7 +115,7 @@ def signal_to_noise(scheduler: Scheduler, timestep: int) -> float | None:
 
 
 @contextmanager
-def stepping(scheduler: Any, step: Callable) -> Iterator[None]:
+def stepping(scheduler: Scheduler, step: Callable[..., object]) -> Iterator[None]:
     """Replace the scheduler's `step` within the context."""
     before = vars(scheduler).get("step")
     scheduler.step = step
@@ -141,12 +141,18 @@ def calibrated_variance(scheduler: Scheduler, model: nn.Module) -> Iterator[None
 
     @wraps(step)
     def calmer(
-        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
-    ) -> Any:
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        *args: object,
+        **options: object,
+    ) -> object:
         arguments = signature(step).bind(model_output, timestep, sample, *args, **options).arguments
         sigma, c = stochastic_part(scheduler, int(timestep), arguments.get("eta", 0.0))
         share = remaining_share(sigma, c, correction.remaining())
-        z = None if share == 1 else _coming_noise(model_output, arguments)
+        generator = arguments.get("generator")
+        given = arguments.get("variance_noise")
+        z = None if share == 1 else _coming_noise(model_output, generator, given)
         result = step(model_output, timestep, sample, *args, **options)
         return result if z is None else _less_noisy(result, (1 - share) * sigma * z)
 
@@ -154,11 +160,12 @@ def calibrated_variance(scheduler: Scheduler, model: nn.Module) -> Iterator[None
         yield
 
 
-def _coming_noise(like: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+def _coming_noise(
+    like: Tensor, generator: Generators, variance_noise: Tensor | None
+) -> Tensor | None:
     """The noise z that the step gets or is about to draw; None if it uses torch's own generator."""
-    generator = arguments.get("generator")
-    if arguments.get("variance_noise") is not None or not generator:
-        return arguments.get("variance_noise")
+    if variance_noise is not None or not generator:
+        return variance_noise
     generators = generator if isinstance(generator, list) else [generator]
     # A generator that is in the list twice draws twice, so each has one copy.
     copies = {id(each): _copied(each) for each in generators}
@@ -174,7 +181,7 @@ def _copied(generator: torch.Generator) -> torch.Generator:
     return torch.Generator(generator.device).set_state(generator.get_state())
 
 
-def _less_noisy(result: Any, surplus: Tensor) -> Any:
+def _less_noisy(result: tuple[Tensor, ...] | StepOutput, surplus: Tensor) -> object:
     """A step's result, a tuple or diffusers' own kind, with `surplus` subtracted from x'."""
     if isinstance(result, tuple):
         return (result[0] - surplus, *result[1:])

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from lowtide.costs import Cost, Workload
 from lowtide.errors import BadInput
-from lowtide.models import Adapter
+from lowtide.models import Adapter, Arguments
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.settings import Settings
+from lowtide.settings import Settings, StageOptions
 from lowtide.validation import as_tuple, check
 
 Item = TypeVar("Item")
+Tree = TypeVar("Tree")  # tensors, nested in tuples, lists and dicts
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Call:
     """
 
     timestep: int
-    arguments: dict[str, Any]
+    arguments: Arguments
     kept: bool
 
 
@@ -134,7 +135,7 @@ class Job:
         """The device of the model."""
         return next(self.model.parameters()).device
 
-    def on_device(self, tree: Any) -> Any:
+    def on_device(self, tree: Tree) -> Tree:
         """Nested arguments with all tensors on the model's device."""
         device = self.device
         return mapped(tree, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
@@ -188,7 +189,7 @@ def checked(recipe: Recipe, settings: Settings) -> Recipe:
     return recipe
 
 
-def tuned(recipe: Recipe, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
+def tuned(recipe: Recipe, options: StageOptions) -> Recipe:
     """The recipe with these options: values of fields by the name of a stage, in any case.
 
     Every stage of that name gets them.
@@ -210,7 +211,7 @@ def tuned(recipe: Recipe, options: Mapping[str, Mapping[str, Any]]) -> Recipe:
     )
 
 
-def _with_options(stage: Stage, options: Mapping[str, Any]) -> Stage:
+def _with_options(stage: Stage, options: Mapping[str, object]) -> Stage:
     """The stage with these values of its fields, checked for name, kind and bounds."""
     title = type(stage).__name__
     names = {each.name for each in fields(stage)}

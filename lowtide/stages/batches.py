@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
+from lowtide.models import Arguments, answer_of
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
 from lowtide.stages.base import Job
@@ -70,7 +71,7 @@ class CalibrationBatches:
         first = self.draw(self.starts, generator)[: max(1, self.job.settings.batch // 2)]
         return first + [(call + 1, row) for call, row in first]
 
-    def arguments(self, batch: list[Place]) -> dict[str, Any]:
+    def arguments(self, batch: list[Place]) -> Arguments:
         """These samples as one call of the denoiser."""
         whole = [self.calls[call].arguments for call, _ in batch]
         rows = [row for _, row in batch]
@@ -98,11 +99,6 @@ def _float_answers(job: Job) -> list[Tensor]:
     """The float model's answer to every recorded call."""
     set_precision(job.model, Precision.FLOAT)
     return [answer_of(run_call(job, call)).cpu() for call in job.track(job.calls, "float answers")]
-
-
-def answer_of(result: Any) -> Tensor:
-    """The tensor in what a denoiser returns."""
-    return result if isinstance(result, Tensor) else result[0]
 
 
 @contextmanager

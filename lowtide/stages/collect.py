@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowtide.costs import Cost, Workload
 from lowtide.errors import BadInput
-from lowtide.models import adapt
+from lowtide.models import Arguments, adapt
 from lowtide.sampling import Request, trajectory
 from lowtide.stages.base import Call, Job, Stage
 
@@ -47,7 +47,7 @@ def sampled_calls(job: Job) -> list[Call]:
     request = calibration_request(job)
     total = request.steps * -(-len(request.seeds) // request.batch)
     calls: list[tuple[int, Call]] = []
-    arguments: dict[str, Any] = {}
+    arguments: Arguments = {}
     for moment in job.track(trajectory(job.pipe, request), "collecting inputs", total):
         timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
         arguments = _share(moment.arguments, arguments)
@@ -77,15 +77,15 @@ def calibration_request(job: Job) -> Request:
     )
 
 
-def _share(arguments: Mapping[str, Any], previous: Mapping[str, Any]) -> dict[str, Any]:
+def _share(arguments: Mapping[str, object], previous: Mapping[str, object]) -> Arguments:
     """The arguments; those equal to the previous step's (prompts, labels) are the same tensors."""
     return {name: _shared(value, previous.get(name)) for name, value in arguments.items()}
 
 
-def _shared(value: Any, previous: Any) -> Any:
-    if isinstance(value, Tensor):
-        alike = isinstance(previous, Tensor) and previous.shape == value.shape
-        return previous if alike and torch.equal(previous, value) else value
+def _shared(value: object, previous: object) -> object:
+    if isinstance(value, Tensor) and isinstance(previous, Tensor):
+        alike = previous.shape == value.shape and torch.equal(previous, value)
+        return previous if alike else value
     if isinstance(value, dict):
         return _share(value, previous if isinstance(previous, dict) else {})
     return value

@@ -9,7 +9,7 @@ stages added (job.terms) read pairs of consecutive steps and take one float pass
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from lowtide.costs import FLOAT, Cost, Work, Workload
 from lowtide.costs.workload import ATTENTION_COPIES, BACKWARD_COPIES, ROUND, SLACK, rounding_inputs
 from lowtide.formats import Affine
+from lowtide.models import answer_of
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock, quant_layers, quantizers, set_precision
 from lowtide.stages.base import Job, Stage
-from lowtide.stages.batches import CalibrationBatches, Place, answer_of, last_features
+from lowtide.stages.batches import CalibrationBatches, Place, last_features
 from lowtide.validation import Count, NotNegative
 
 PAPER_ITERS = 16_000
@@ -108,7 +109,7 @@ class Student:
             if isinstance(quantizer.format, Affine)
         }
 
-    def start(self) -> list[dict[str, Any]]:
+    def start(self) -> list[dict[str, object]]:
         """Start to learn; groups of parameters for the optimizer, each with its first rate."""
         options = self.options
         faster = max(1.0, PAPER_ITERS / self.job.settings.iters) ** 0.75
@@ -116,7 +117,7 @@ class Student:
             layer.start_lora(options.rank, self.job.generator(STAGE, name))
             for name, layer in self.layers.items()
         ]
-        groups: list[dict[str, Any]] = []
+        groups: list[dict[str, object]] = []
         for lora in loras:
             groups.append(_group([lora.down, lora.up], options.weight_rate * faster * lora.step()))
         # All inputs learn, if need be at no rate: one that does not learn would pass gradients of
@@ -155,7 +156,7 @@ class Student:
         find_clock(self.job.model).scale.copy_(state["ranges"])
 
 
-def _group(parameters: list[nn.Parameter], rate: float) -> dict[str, Any]:
+def _group(parameters: list[nn.Parameter], rate: float) -> dict[str, object]:
     return {"params": parameters, "lr": rate, "first": rate}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from lowtide.costs import FLOAT, Cost, Work, Workload
 from lowtide.costs.workload import MINMAX_PASSES, SLACK, STATISTICS_COPIES
 from lowtide.formats import SEARCHES, check_search
-from lowtide.nn.attention import QuantAttention
+from lowtide.models import Answer
+from lowtide.nn.attention import QuantAttention, attention_block
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
@@ -139,7 +140,7 @@ class FitRanges(Stage):
         check_search(self.search)
 
     def run(self, job: Job) -> None:
-        statistics = watch(job, keep=self.search != "minmax")
+        statistics = input_statistics(job, keep=self.search != "minmax")
         for name, quantizer in quantizers(job.model).items():
             if statistics[name].called:
                 quantizer.fit(*ranges(statistics[name], quantizer, self.search))
@@ -156,7 +157,7 @@ class FitRanges(Stage):
         return f"ranges of {len(quantizers(job.model))} inputs fitted"
 
 
-def watch(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
+def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
     """Statistics of every quantizer's inputs, from one pass over all calls with float inputs.
 
     keep: keep samples too.
@@ -169,11 +170,11 @@ def watch(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
         generator = job.generator("seen", name) if keep else None
         hook = _adding(job, statistics[name], generator)
         hooks.append(quantizer.register_forward_pre_hook(hook))
-    hear(job, hooks, "input ranges")
+    run_with_hooks(job, hooks, "input ranges")
     return statistics
 
 
-def hear(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
+def run_with_hooks(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
     """Run all calls with float inputs for these hooks, then remove them.
 
     Attention calls its quantizers, which round nothing.
@@ -201,7 +202,7 @@ def _adding(
 
 
 @torch.no_grad()
-def run_call(job: Job, call: Call) -> Any:
+def run_call(job: Job, call: Call) -> Answer:
     """Run the denoiser on a recorded call."""
     return job.model(**job.on_device(call.arguments))
 
@@ -225,8 +226,8 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
     """
     for name in list(job.plan.attentions):
         if f"{name}.processor.q" in uncalled:
-            attention = cast(Any, job.model.get_submodule(name))
-            attention.set_processor(attention.processor.inner)
+            block = attention_block(job.model, name)
+            block.set_processor(cast(QuantAttention, block.processor).inner)
             del job.plan.attentions[name]
             job.plan.left[f"attention of {name}"] = (
                 "its processor does not call scaled_dot_product_attention"
@@ -235,7 +236,7 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
 
 
 def statistics_cost(load: Workload, *, search: bool) -> Cost:
-    """The cost of `watch`; with `search`, also of keeping samples and of the search."""
+    """The cost of `input_statistics`; with `search`, also of keeping samples and of the search."""
     whole = load.network.whole
     watched = load.batch * (MINMAX_PASSES * whole.reads + STATISTICS_COPIES * whole.scores)
     work = load.decoding() + Work(values=watched, calls=5 * whole.layers)

@@ -106,7 +106,9 @@ def _patches(x: Tensor, layer: QuantLayer, generator: torch.Generator, count: in
     return rows[places.to(x.device)]
 
 
-def lost(layer: QuantizedLayer, inputs: LayerInputs, forms: Sequence[Affine]) -> Iterator[Tensor]:
+def output_errors(
+    layer: QuantizedLayer, inputs: LayerInputs, forms: Sequence[Affine]
+) -> Iterator[Tensor]:
     """The output error for each of these formats of the weight, (output channels,).
 
     It is || X W - Q(X) Q(W) ||^2 of each output channel, with the layer smoothed as it is now.

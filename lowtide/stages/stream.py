@@ -89,16 +89,16 @@ class UnitData:
                 losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
         return reduce(torch.add, losses)
 
-    def answer(self, chosen: list[int], drop: QDrop | None = None) -> Any:
+    def answer(self, chosen: list[int], drop: QDrop | None = None) -> object:
         """The unit's own answer to these samples, which may be at different timesteps."""
         self.set_clock(chosen)
 
-        def value(leaf: Any) -> Any:
+        def value(leaf: object) -> object:
             return self._input(leaf.id, chosen, drop) if isinstance(leaf, Ref) else leaf
 
         return self.module(*mapped(self.node.args, value), **mapped(self.node.kwargs, value))
 
-    def answer_on_call(self, call: int, *, quantized: bool) -> Any:
+    def answer_on_call(self, call: int, *, quantized: bool) -> object:
         """The unit's answer to all samples of one call, on quantized or on float inputs."""
         data = self if quantized else replace(self, inputs=self.floating)
         return data.answer(list(range(call * self.batch, (call + 1) * self.batch)))
@@ -109,7 +109,7 @@ class UnitData:
         clock = find_clock(self.job.model)
         clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
 
-    def _input(self, id: int, chosen: list[int], drop: QDrop | None) -> Any:
+    def _input(self, id: int, chosen: list[int], drop: QDrop | None) -> object:
         """A quantized input, with some of its values replaced by their float values by `drop`."""
         rows = self.rows(self.inputs[id], id, chosen)
         if drop is None or not isinstance(rows, Tensor) or not rows.is_floating_point():
@@ -200,7 +200,7 @@ class Stream:
         for number, call in enumerate(self.calls):
             clock.set(call.timestep / clock.ticks)
 
-            def value(id: int, number: int = number) -> Any:
+            def value(id: int, number: int = number) -> object:
                 return _on(device, values[id][number])
 
             for id, result in run_node(node, self.job.model, value, device).items():
@@ -217,7 +217,7 @@ def stream_units(job: Job, *, temporal: bool) -> list[Unit]:
     return [unit for unit in job.adapter.units() if unit.kind != "temporal"]
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def _on(device: torch.device, value: object) -> object:
     return value.to(device) if isinstance(value, Tensor) else value
 
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +19,6 @@ from lowtide.workflows import to_folder
 WIDTHS = {"weights": 4, "inputs": 8}
 PICTURE = "demo.png"
 EVIDENCE = "evidence"
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ ACTS = (
 )  # fmt: skip
 
 
-def demo(out: Path, iters: int = 120, acts: Sequence[Act] = ACTS) -> Json:
+def demo(out: Path, iters: int = 120, acts: Sequence[Act] = ACTS) -> dict[str, object]:
     """Quantize each act's model to W4A8 by its methods, and draw from the same seeds."""
     names = zoo.names()
     available = [act for act in acts if act.name in names]
@@ -84,10 +82,10 @@ def _check_places(act: Act, out: Path) -> None:
     folders.check_file(out / PICTURE)
 
 
-def _perform(act: Act, out: Path, iters: int) -> Json:
+def _perform(act: Act, out: Path, iters: int) -> dict[str, object]:
     """One model: a folder for each method, the evidence, the picture."""
     started = time.perf_counter()
-    drawing: Json = {"prompts": act.prompts, "guidance": act.guidance}
+    drawing = {"prompts": act.prompts, "guidance": act.guidance}
     for method in act.methods:
         options = WIDTHS | {"steps": act.steps, "iters": iters} | drawing
         relevant = relevant_options(method, options)
@@ -99,7 +97,8 @@ def _perform(act: Act, out: Path, iters: int) -> Json:
         seeds=tuple(range(act.images)),
         steps=act.steps,
         batch=16,
-        **drawing,
+        prompts=act.prompts,
+        guidance=act.guidance,
     )
     evidence = evaluation.evidence
     rows = [_original(evidence.base), *map(_row, evidence.others.values())]

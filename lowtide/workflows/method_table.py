@@ -24,11 +24,12 @@ from lowtide.errors import BadInput
 from lowtide.evaluation.layer_drift import call
 from lowtide.evaluation.metrics import psnr
 from lowtide.methods import METHODS, recipe_of, relevant_options
+from lowtide.models import answer_of
 from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report import text
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.settings import settings_from
+from lowtide.settings import Options, settings_from
 from lowtide.stages.base import code_hash
 
 WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
@@ -36,7 +37,6 @@ WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
 CONDITIONS = ("model", "weights", "images", "options", "format")
 # A line of a ledger: plain JSON values by name.
 Line = dict[str, Any]
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,10 @@ def step_error(model: torch.nn.Module, calls: Sequence[sampling.Moment]) -> floa
     Errors of single steps neither add up nor cancel here. Along a trajectory they do, by decibels
     more or less from seed to seed.
     """
-    errors = [_relative(_answer(model, moment.arguments), moment.eps) for moment in calls]
+    errors = [
+        _relative(answer_of(call(model, moment.arguments)).cpu(), moment.eps) for moment in calls
+    ]
     return float(np.mean(errors))
-
-
-def _answer(model: torch.nn.Module, arguments: dict[str, Any]) -> torch.Tensor:
-    output = call(model, arguments)
-    return (output if isinstance(output, torch.Tensor) else output[0]).cpu()
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -178,7 +175,7 @@ def append_line(out: str | Path, line: Line) -> None:
         file.write("\n" * torn + json.dumps(line) + "\n")
 
 
-def finished_cells(out: str | Path, like: Mapping[str, Any]) -> list[Line]:
+def finished_cells(out: str | Path, like: Line) -> list[Line]:
     """The newest line of every cell that was made under the conditions of `like`, by width."""
     conditions = {name: like[name] for name in CONDITIONS}
     path = _ledger(out, like["model"])
@@ -200,12 +197,12 @@ def _key(line: Line) -> tuple[str, str, int]:
     return line["method"], line["width"], line["seed"]
 
 
-def _alike(line: Line, conditions: Mapping[str, Any]) -> bool:
+def _alike(line: Line, conditions: Mapping[str, object]) -> bool:
     """Whether a line is of the same weights, settings and file format."""
     return all(line.get(name) == value for name, value in conditions.items())
 
 
-def _request_options(options: Options) -> dict[str, Any]:
+def _request_options(options: Options) -> Options:
     """The settings that sampling needs, too."""
     names = ("prompts", "labels", "guidance", "eta", "size")
     return {name: options[name] for name in names if name in options}
@@ -309,7 +306,7 @@ def lined(rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _counted(value: Any) -> str:
+def _counted(value: object) -> str:
     """A setting in few words: lists as their length."""
     if isinstance(value, dict):
         return ", ".join(text.optional(value))

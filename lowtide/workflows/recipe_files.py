@@ -18,25 +18,22 @@ A file of one run may leave the table of rows out, and say method and settings a
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from lowtide.errors import BadInput
 from lowtide.methods import recipe_of
-from lowtide.settings import changed, settings_from
+from lowtide.settings import Options, changed, settings_from
 from lowtide.workflows import to_folder
-
-Stages = dict[str, dict[str, Any]]
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run: a method, its settings, and the published result it stands for."""
 
     method: str
-    settings: dict[str, Any] = {}
+    settings: Options = {}
     without: tuple[str, ...] = ()
-    stages: Stages = {}
+    stages: dict[str, dict[str, object]] = {}
     published: str = ""
     ours: str = ""
     note: str = ""
@@ -46,10 +43,10 @@ class RecipeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a recipe file says."""
 
     model: str
-    settings: dict[str, Any] = {}
+    settings: Options = {}
     rows: dict[str, Row] = {}
 
-    def options(self, row: Row) -> dict[str, Any]:
+    def options(self, row: Row) -> Options:
         """The settings of a row as `quantize` takes them."""
         stages = {"stages": row.stages} if row.stages else {}
         return {**self.settings, **row.settings, **stages}
@@ -73,7 +70,7 @@ def read(path: str | Path) -> RecipeFile:
     return recipe
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _table(path: Path) -> dict[str, object]:
     """The TOML of a file."""
     expected = "a recipe such as recipes/sd14.toml"
     try:
@@ -84,7 +81,7 @@ def _table(path: Path) -> dict[str, Any]:
         raise BadInput(f"found {path.name} unreadable ({error})", "TOML", "correct it") from error
 
 
-def _recipe(path: Path, table: Mapping[str, Any]) -> RecipeFile:
+def _recipe(path: Path, table: Mapping[str, object]) -> RecipeFile:
     """The table as a recipe file; a single run at the top is one row."""
     whole = dict(table)
     if "rows" not in whole:
@@ -109,7 +106,7 @@ def run_row(
     changes: Sequence[str] = (),
     without: Sequence[str] = (),
     model: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run a row of a recipe file, with changes, without some stages, or on another model."""
     recipe = read(path)
     chosen = recipe.row(row)

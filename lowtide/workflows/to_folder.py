@@ -5,7 +5,6 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lowtide import estimate, sampling
 from lowtide.checkpoint import facts, folders, provenance
@@ -14,17 +13,18 @@ from lowtide.errors import BadInput
 from lowtide.machine import peak_memory
 from lowtide.quantization import quantize
 from lowtide.report import grids
-from lowtide.settings import settings_from
+from lowtide.settings import Options, settings_from
 
 
 def quantize_to_folder(
-    source: str, out: str | Path, method: str, options: dict[str, Any]
-) -> dict[str, Any]:
+    source: str, out: str | Path, method: str, options: Options
+) -> dict[str, object]:
     """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
 
     Returns the report of the run as plain JSON values.
     """
     out = Path(out)
+    folders.recover_missing(source)
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
     with folders.written_beside(out, source=sampling.local_folder(source)) as fresh:
         units = _units_folder(out)
@@ -36,7 +36,12 @@ def quantize_to_folder(
             result = quantize(pipe, method=method, folder=units, **options)
             result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
-        report = {"model": source, "method": method, "folder": str(out), "minutes": minutes}
+        report: dict[str, object] = {
+            "model": source,
+            "method": method,
+            "folder": str(out),
+            "minutes": minutes,
+        }
         report |= _sizes(result, fresh, float_bytes)
         report |= {"peak_bytes": peak.above, "predicted": predicted.totals()}
         report |= result.plan.summary | result.report
@@ -93,9 +98,10 @@ def _lasting(source: str) -> str:
     return str(home.resolve()) if home else source
 
 
-def sample_to_folder(source: str, out: str | Path, request: sampling.Request) -> dict[str, Any]:
+def sample_to_folder(source: str, out: str | Path, request: sampling.Request) -> dict[str, object]:
     """Draw one PNG per seed and a grid of them all."""
     out = Path(out)
+    folders.recover_missing(source)
     with folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source)) as fresh:
         pipe = sampling.load_pipeline(source)
         facts.check_steps(sampling.denoiser(pipe), request.steps)

@@ -6,23 +6,37 @@ import struct
 
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 from safetensors.torch import load_file, save_file
 
 import lowtide
 from lowtide import sampling
 from lowtide.checkpoint.file_format import PLAN, read_metadata
+from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
+from lowtide.report.wording import size
 
 FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory):
+def quantized():
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    result = lowtide.quantize(pipe, method="minmax", steps=3, images=2)
-    return result.save(tmp_path_factory.mktemp("packed") / "x")
+    return lowtide.quantize(pipe, method="minmax", steps=3, images=2)
+
+
+@pytest.fixture(scope="module")
+def packed(quantized, tmp_path_factory):
+    return quantized.save(tmp_path_factory.mktemp("packed") / "x")
+
+
+def test_the_repr_is_one_line(quantized):
+    layers = len(quantized.plan.layers)
+    total = size(quantized.report["account"]["total"])
+    assert repr(quantized) == f"Quantized(DDIMPipeline, minmax W4A8, {layers} layers, {total})"
+    assert repr(Quantized(quantized.pipe, Plan(), {})) == "Quantized(DDIMPipeline, 0 layers)"
 
 
 @pytest.fixture
@@ -111,3 +125,13 @@ def test_sharded_saves_load_the_same(packed, tmp_path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     again = type(model).from_pretrained(tmp_path / "sharded").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_saving_prints_nothing(tmp_path, capfd):
+    """transformers draws a bar for the text encoder's weights."""
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    capfd.readouterr()
+    pipe.save_pretrained(tmp_path / "by-diffusers")
+    assert "Writing model shards" in capfd.readouterr().err
+    lowtide.save(pipe, tmp_path / "by-lowtide")
+    assert capfd.readouterr() == ("", "")

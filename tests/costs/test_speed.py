@@ -1,5 +1,6 @@
 """The speed of this machine: the probes measure it, and time follows it."""
 
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -11,7 +12,7 @@ from lowtide.models import adapt
 
 def test_probes_measure_this_machine() -> None:
     network = Network(adapt(tiny.unet2d()))
-    speed = measured(network)
+    speed = measured(network, time.process_time)  # the machine may be busy
     seconds = asdict(speed)
     products = [*seconds.pop("full").values(), *seconds.pop("low").values()]
     assert all(each > 0 for each in (*products, *seconds.values()))

@@ -18,6 +18,7 @@ from lowtide.evaluation.comparison import evaluate_model
 from lowtide.evaluation.metrics import psnr
 from lowtide.methods import relevant_options
 from lowtide.report.evidence import read
+from lowtide.report.wording import figures, size
 from lowtide.settings import EvaluationSettings
 from lowtide.workflows import to_folder
 
@@ -75,6 +76,13 @@ def test_the_report_reads_the_json(evaluated):
     places = {"folder": contents.pop("folder"), "report": contents.pop("report")}
     assert places == {"folder": str(evaluated.folder), "report": str(evaluated.report)}
     assert json.loads((evaluated.folder / "evidence.json").read_text()) == contents
+
+
+def test_the_repr_is_one_line(evaluated):
+    base, packed = evaluated.evidence.models.values()
+    result = f"{size(packed.bytes)}, PSNR {figures(packed.psnr)} dB"
+    models = f"model in float: {size(base.bytes)}; minmax W4A8: {result}"
+    assert repr(evaluated) == f"Evaluation({models}; in {evaluated.folder})"
 
 
 def test_a_gate_that_passes_and_one_that_fails(evaluated, tmp_path):

@@ -3,9 +3,10 @@
 import pytest
 
 from lowtide.errors import BadInput
-from lowtide.evaluation.metrics.metric_names import extractor_of
-from lowtide.evaluation.scores import measurement_plan
-from lowtide.settings import evaluation_settings
+from lowtide.evaluation.metrics.metric_definitions import METRICS
+from lowtide.evaluation.metrics.metric_names import INCEPTION_NAMES, extractor_of
+from lowtide.evaluation.scores import LATENT, PAIRS, WITHOUT_REFERENCE, measurement_plan
+from lowtide.settings import DATASET_METRIC_NAMES, METRIC_NAMES, evaluation_settings
 
 
 def plan(metrics, dataset, gates):
@@ -38,6 +39,15 @@ def test_a_gate_adds_its_metric():
 def test_wrong_metrics(metrics, dataset, gates, words):
     with pytest.raises(BadInput, match=words):
         plan(metrics, dataset, gates)
+
+
+def test_the_names_of_the_settings_are_those_that_can_be_computed():
+    computed = {*METRICS, *INCEPTION_NAMES.values(), LATENT}
+    assert {*METRIC_NAMES, *DATASET_METRIC_NAMES} == computed
+    with pytest.raises(BadInput) as error:
+        plan(["beauty"], None, {})
+    assert error.value.expected == f"one of {', '.join((*METRIC_NAMES, *DATASET_METRIC_NAMES))}"
+    assert set(METRIC_NAMES) == {*PAIRS, *WITHOUT_REFERENCE, LATENT}
 
 
 def test_the_extractor_of_a_name():

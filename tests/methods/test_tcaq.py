@@ -18,7 +18,7 @@ from lowtide.stages.base import Call, Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges, run_call
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import layer_inputs, lost
+from lowtide.stages.layer_error import layer_inputs, output_errors
 from lowtide.stages.reconstruct import Learner
 from lowtide.stages.stream import Stream
 
@@ -59,7 +59,7 @@ def test_each_layer_takes_the_cut_that_leaves_it_the_least_error():
         assert not layer.smooth.numel()
         for cut in tcaq.CUTS:
             layer.set_smooth(r.clamp(1.0, cut))
-            errors[cut] = float(next(lost(layer, inputs[name], [layer.format])).sum())
+            errors[cut] = float(next(output_errors(layer, inputs[name], [layer.format])).sum())
         layer.set_smooth(r.new_empty(0))
         assert errors[chosen] == min(errors.values())
 

@@ -85,7 +85,7 @@ def test_best_of_each_metric_is_bold(folder: Path, page: str) -> None:
 
 def test_plots_follow_the_theme(page: str) -> None:
     """No fixed colour remains in a plot, and no id occurs twice on the page."""
-    svgs = re.findall(r"<svg.*?</svg>", page, re.S)
+    svgs = re.findall(r'<svg class="(?:wide|narrow)".*?</svg>', page, re.S)
     assert len(svgs) == 2 * (1 + 1 + 2)
     assert not [svg for svg in svgs if re.search(r"(fill|stroke): #(?!00000)", svg)]
     assert all('role="img" aria-label="' in svg for svg in svgs)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lowtide.report import evidence
-from lowtide.report.page import plots
+from lowtide.report.page import parts, plots
+from lowtide.report.palette import DASHES, RAMPS
 
 
 def texts(svg: str) -> dict[str, tuple[float, float, str]]:
@@ -59,6 +60,17 @@ def test_the_legend_has_each_name_once_and_in_its_colour(width: float) -> None:
     assert figure.axes[0].bbox.height > 200
 
 
+@pytest.mark.parametrize("colour", range(1, 1 + evidence.COLOURS))
+def test_a_swatch_has_the_dashes_of_the_line(colour: int) -> None:
+    lines = [plots.Line("model", colour, np.ones(3))]
+    svg = plots.plot("", lambda width: plots.lines(width, lines, (2, 1, 0), "error", log=False))
+    drawn = re.search(r"stroke-dasharray: ([\d.,]+)", svg)
+    lengths = [float(length) for length in drawn[1].split(",")] if drawn else []
+    ends = re.findall(r" ([\d.]+)px[,)]", parts.swatch(DASHES[colour - 1]))
+    assert np.diff([0.0, *map(float, ends)]) == pytest.approx(lengths)
+    assert bool(drawn) == bool(DASHES[colour - 1])
+
+
 def test_heat_map_leaves_out_what_is_no_number() -> None:
     error = np.full((5, 3), 0.01)
     error[3, 1] = 0.5
@@ -76,10 +88,16 @@ def luma(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
 
 
-def test_the_ramp_reads_without_colour() -> None:
-    """No step is lighter than the one before, from almost white to almost black."""
-    levels = luma(plots.ERROR_COLOURS(np.linspace(0, 1, 256), bytes=True).astype(float))
-    assert np.diff(levels).max() <= 0 and levels[0] > 230 and levels[-1] < 40
+@pytest.mark.parametrize("paper", RAMPS)
+def test_a_ramp_reads_without_colour(paper: str) -> None:
+    """It goes one way, from almost white to almost black on light paper, and back on dark paper."""
+    columns = parts.channels(RAMPS[paper]).values()
+    greys = plots.ERROR_COLOURS(np.linspace(0, 1, 256))[:, 0]
+    places = np.linspace(0, 1, len(RAMPS[paper]))
+    colours = [np.interp(greys, places, list(map(float, column.split()))) for column in columns]
+    levels = luma(255 * np.stack(colours, -1))
+    ends = levels if paper == "light" else levels[::-1]
+    assert np.diff(ends).max() <= 0 and ends[0] > 230 and ends[-1] < 40
 
 
 def test_equal_models_share_no_id() -> None:

@@ -42,7 +42,7 @@ def test_a_quantization_says_what_was_learnt() -> None:
     lines = text.quantized(RESULT)
     page = "\n".join(lines)
     assert "zoo:digits is quantized by tfmq: weights of 4 bits, inputs of 8 bits (W4A8)." in page
-    assert "4.00 MB -> 1.00 MB on disk (0.250x), in 1 min 30 s" in page
+    assert "4.00 MB of float32 weights -> 1.00 MB on disk (0.250x), in 1 min 30 s" in page
     stages = {line.split()[0]: line for line in lines if line.split()}
     assert stages["Collect"].endswith("40 calls recorded")
     learnt = "rounding of 3 blocks learnt: kept 2 of 3, error 62 % lower (median)"

@@ -5,6 +5,7 @@ import pytest
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.sampling import Request
+from lowtide.settings import EvaluationSettings, Settings
 
 
 def test_prompts_and_labels_follow_the_seed():
@@ -12,6 +13,15 @@ def test_prompts_and_labels_follow_the_seed():
     assert request.by_seed(request.prompts) == ["zero", "one", "one"]
     batches = Request(seeds=tuple(range(5)), batch=2).batches()
     assert [batch.seeds for batch in batches] == [(0, 1), (2, 3), (4,)]
+
+
+def test_any_sequence_is_taken_and_held_as_a_tuple():
+    request = Request(seeds=range(2), prompts=["a cat"], labels=[1])
+    assert request == Request(seeds=(0, 1), prompts=("a cat",), labels=(1,))
+    assert Settings(prompts=["a cat"], labels=range(2)) == Settings(
+        prompts=("a cat",), labels=(0, 1)
+    )
+    assert EvaluationSettings(seeds=range(2)) == EvaluationSettings(seeds=(0, 1))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 import lowtide
-from lowtide import sampling
-from lowtide.checkpoint import folders, rescheduling
+from lowtide import estimate, sampling
+from lowtide.checkpoint import facts, folders, rescheduling
 from lowtide.errors import BadInput
 from lowtide.methods import relevant_options
 from lowtide.stages.reconstruct import Learner
@@ -108,6 +108,41 @@ def test_an_old_model_that_a_kill_moved_aside_loads(home):
     ours = lowtide.load(home / "x").unet.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in result.model.state_dict().items())
     assert names(home) == ["float", "x"]
+
+
+def refused(words, call, *args, **options):
+    """The model is found, and then it is of the wrong kind."""
+    with pytest.raises(BadInput, match=words):
+        call(*args, **options)
+
+
+READERS = {
+    "sample": lambda place: sample(place, place.with_name("images")),
+    "inspect": lambda place: facts.inspect(str(place)),
+    "plan": lambda place: refused(
+        "a model that is quantized already", estimate.plan, str(place), **QUICK
+    ),
+    "evaluate": lambda place: lowtide.evaluate(place, seeds=[1]),
+    "compare": lambda place: lowtide.compare(
+        place, place.with_name("float"), seeds=[1], out=place.with_name("evidence")
+    ),
+    "reschedule": lambda place: refused(
+        "nothing depends on the step",
+        rescheduling.reschedule_to_folder,
+        place,
+        place.with_name("again"),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_every_command_finds_a_model_that_a_kill_moved_aside(home, command):
+    quantize(home)
+    (home / "x").rename(home / ".x-old")
+    READERS[command](home / "x")
+    assert (home / "x" / "model_index.json").is_file()
+    assert not (home / ".x-old").exists()
 
 
 def begin(*args, **options):

@@ -3,6 +3,7 @@
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics.extractors import EXTRACTORS
 from lowtide.evaluation.metrics.metric_definitions import METRICS
+from lowtide.settings import DATASET_METRIC_NAMES, METRIC_NAMES
 
 INCEPTION = "inception"
 # The names of these metrics in the literature, which are valid for Inception's features only.
@@ -32,7 +33,8 @@ def plain_name(name: str, extractor: str) -> str:
         short_names = ", ".join(short for short in INCEPTION_NAMES if short in names)
         way_out = f"choose it, or ask for {short_names}"
         raise BadInput(wrong, f"the extractor {others[0]}", way_out)
-    known = dict.fromkeys([*METRICS, *INCEPTION_NAMES.values()])
+    # `measure` gets images, so it has no latent_mse.
+    known = [other for other in (*METRIC_NAMES, *DATASET_METRIC_NAMES) if other != name]
     raise BadInput(f"found metric {name!r}", f"one of {', '.join(known)}", "choose some of them")
 
 

@@ -1,14 +1,14 @@
 """report.html: the evidence of a comparison as one page that needs no other file."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lowtide.report import palette
 from lowtide.report.evidence import Evidence, read
-from lowtide.report.page import headline, pictures, sections
+from lowtide.report.page import headline, parts, pictures, sections
 from lowtide.report.wording import day, figures, ranges
 
 NAME = "report.html"
@@ -21,6 +21,7 @@ _PAGE = Environment(
     undefined=StrictUndefined,
 )
 _PAGE.filters |= {"percentage": "{:.2%}".format, "day": day, "figures": figures}
+_PAGE.filters |= {"swatch": parts.swatch, "channels": parts.channels}
 _PAGE.globals |= {"headline": headline, "palette": palette}
 
 
@@ -35,7 +36,7 @@ def draw(folder: Path) -> Path:
     return path
 
 
-def _page(evidence: Evidence, data: dict[str, Any], images: pictures.Sheet | None) -> bytes:
+def _page(evidence: Evidence, data: Mapping[str, object], images: pictures.Sheet | None) -> bytes:
     context = {"evidence": evidence, "data": data, "images": images}
     return _PAGE.get_template(NAME).render(context, provenance=_provenance(evidence)).encode()
 

@@ -16,23 +16,23 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowtide.report.evidence import ErrorTable
-from lowtide.report.palette import PAGE, RAMP
+from lowtide.report.palette import DASHES, LINE_WIDTH, PAGE
 from lowtide.report.wording import figures, part_name
 
-ERROR_COLOURS = LinearSegmentedColormap.from_list("errors", RAMP)
+# Grey that darkens with the error; the page's filters give each grey its colour of a ramp.
+ERROR_COLOURS = matplotlib.colormaps["gray_r"]
 _LONGEST = 36
 _WIDTHS = {"wide": 850, "narrow": 340}
 _COLOUR = {name: light for name, (light, _) in PAGE.items()}
-_DASHES = ("-", "-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)), (0, (2, 2)))
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 72,
     "font.size": 12.5,
-    "lines.linewidth": 2.2,
+    "lines.linewidth": LINE_WIDTH,
     "text.parse_math": False,
     "svg.fonttype": "none",
     **dict.fromkeys(("text.color", "axes.labelcolor"), _COLOUR["quiet"]),
@@ -95,8 +95,10 @@ def lines(
     axes.set_xlabel("timestep, from noise to image", loc="right", labelpad=8)
     axes.grid(axis="y")
     for line in lines:
-        style = {"color": _COLOUR[f"s{line.colour}"], "linestyle": _DASHES[line.colour]}
-        axes.plot(timesteps, line.errors, **style)
+        colour = _COLOUR[f"s{line.colour}"]
+        dashes = DASHES[line.colour - 1]
+        style = (0, dashes) if dashes else "-"
+        axes.plot(timesteps, line.errors, color=colour, linestyle=style)
     axes.set_xlim(timesteps[0], timesteps[-1])
     if log and any((line.errors > 0).any() for line in lines):
         axes.set_yscale("log")
