@@ -1,8 +1,8 @@
 """The CPU runtime: a packed denoiser as one program of native kernels, on fixed memory.
 
-    fuse(denoiser)       its forward pass runs programs from here on
-    plain(denoiser)      a context in which it runs layer by layer, as written
-    explain(denoiser)    which kernel each layer got, and what runs in torch, with reasons
+fuse(denoiser)       its forward pass runs programs from here on
+plain(denoiser)      a context in which it runs layer by layer, as written
+explain(denoiser)    which kernel each layer got, and what runs in torch, with reasons
 """
 
 from lowtide.runtime.network import explain, fuse, is_fused, plain, unfuse

@@ -45,4 +45,3 @@ def _unsupported_shape(layer: PackedConv2d) -> str:
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return f"its padding is {layer.padding_mode if layer.padding_mode != 'zeros' else layer.padding}"
     return ""
-

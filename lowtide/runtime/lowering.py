@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.formats import Adaptive, Affine
-from lowtide.kernels import native_library
+from lowtide.kernels import Spec, divide, native_library, unpack_weight
 from lowtide.kernels.panels import Panels
 from lowtide.models.trace import Graph, Node, Param, Ref, leaves_of, mapped
 from lowtide.nn.attention import QuantAttention
-from lowtide.nn.packed import PackedConv2d, PackedLinear
+from lowtide.nn.packed import Packed, PackedConv2d, PackedLinear
 from lowtide.nn.quantizer import Quantizer
 from lowtide.runtime.memory import (
     Buffer,
@@ -53,6 +53,7 @@ MULTIPLIES = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, operator.m
 DIVIDES = (torch.div, Tensor.div, Tensor.__truediv__, operator.truediv)
 JOINS = (torch.cat, torch.concat)
 MOMENT_PIXELS = 256  # pixels that one chunk of a group norm's moments covers
+SMALL_WEIGHT = 2**17  # bytes of a packed weight that may be kept decoded
 SINKS = native_library.SINKS
 
 
@@ -162,9 +163,7 @@ class Lowering:
         output = mapped(self.graph.output, self._finished)
         conditions = {name: view for name, view in inputs.items() if name in self.conditions}
         content = {name: view for name, view in inputs.items() if name not in self.conditions}
-        return Lowered(
-            self.steps, conditional, conditions, content, features, output, self.kept
-        )
+        return Lowered(self.steps, conditional, conditions, content, features, output, self.kept)
 
     def _is_conditional(self, node: Node) -> bool:
         """Whether a call depends on nothing but the conditions."""
@@ -397,7 +396,9 @@ class Lowering:
         layouts = [layout.reshaped(height, width) for layout in chain.layouts]
         assert None not in layouts
         last = chain.steps[-1] if chain.steps else None
-        fits = last is not None and len(last.outputs) < SINKS and last.sources[0].layout == layouts[0]
+        fits = (
+            last is not None and len(last.outputs) < SINKS and last.sources[0].layout == layouts[0]
+        )
         if last is not None and fits:
             last.outputs.append(output)
             return
@@ -484,7 +485,10 @@ class Lowering:
         """The values to read and where their pixels are: two for values that wait side by side."""
         producer = self.producers.get(view.buffer)
         parts = [view]
-        if isinstance(producer, Joined) and view.meta.stride() == self.roots[view.buffer].meta.stride():
+        if (
+            isinstance(producer, Joined)
+            and view.meta.stride() == self.roots[view.buffer].meta.stride()
+        ):
             parts = producer.parts
         layouts = [_channels_layout(part.meta) for part in parts]
         if None in layouts or any(part.meta.dtype != torch.float32 for part in parts):
@@ -519,7 +523,11 @@ class Lowering:
     def _chain(self, view: View) -> Chain | None:
         """The chain that waits behind this view, or one that reads the view as it is."""
         producer = self.producers.get(view.buffer)
-        if isinstance(producer, Chain) and is_whole(view) and _same_order(view, self.roots[view.buffer]):
+        if (
+            isinstance(producer, Chain)
+            and is_whole(view)
+            and _same_order(view, self.roots[view.buffer])
+        ):
             return producer
         return self._identity(view)
 
@@ -625,7 +633,12 @@ class Lowering:
             product.step.per_sample = View(other.buffer, vector)
             return view
         same = other.shape == view.shape and _same_order(view, other)
-        if same and is_dense(other.meta) and product.can_add_residual() and other.buffer is not view.buffer:
+        if (
+            same
+            and is_dense(other.meta)
+            and product.can_add_residual()
+            and other.buffer is not view.buffer
+        ):
             product.step.residual = other
             return view
         return None
@@ -706,13 +719,24 @@ class Lowering:
         assert isinstance(name, str)
         module = self.root.get_submodule(name)
         layer = self.layers.get(name)
-        if layer is None or len(node.args) != 1 or node.kwargs:
+        if len(node.args) != 1 or node.kwargs:
             return None
+        if layer is None:
+            return self._float_input(node, module)
         view = self._given(node.args[0])
         if isinstance(module, PackedConv2d):
             return self._conv(name, module, layer, view)
         assert isinstance(module, PackedLinear)
         return self._linear(name, module, layer, view)
+
+    def _float_input(self, node: Node, module: nn.Module) -> View | None:
+        """A small packed layer whose inputs are in float: its weight is decoded once."""
+        small = isinstance(module, Packed) and math.prod(module.weight.shape) <= SMALL_WEIGHT
+        if not small or module.input.format is not None:
+            return None
+        assert isinstance(module, PackedConv2d | PackedLinear)
+        self._torch(node, decoded(module))
+        return self.views[node.gives()[0]]
 
     def _conv(self, name: str, module: PackedConv2d, layer: NativeLayer, view: View) -> View | None:
         if view.meta.dim() != 4:
@@ -736,7 +760,9 @@ class Lowering:
         stride = (step_down, step_right)
         return self._gemm(name, layer, rounding, codes, taps, stride, meta)
 
-    def _linear(self, name: str, module: PackedLinear, layer: NativeLayer, view: View) -> View | None:
+    def _linear(
+        self, name: str, module: PackedLinear, layer: NativeLayer, view: View
+    ) -> View | None:
         rounding = self.numbers.rounding(module.input, layer.smooth)
         codes = self._codes(view, rounding, None)
         if codes is None:
@@ -804,7 +830,11 @@ class Lowering:
         if padding is None:
             size = (first.height, first.width)
             matches = chain.is_unshaped and view.shape[-1] == chain.channels
-            return size if matches and view.meta.numel() == first.batch * first.pixels * chain.channels else None
+            return (
+                size
+                if matches and view.meta.numel() == first.batch * first.pixels * chain.channels
+                else None
+            )
         if not chain.is_unshaped or chain.upsample != 1:
             return first.height, first.width
         size = (view.shape[2], view.shape[3])
@@ -837,7 +867,9 @@ class Lowering:
         layout = step.output.layout
         if layout.channels != view.shape[-1]:
             return None
-        codes = code_layout(layout.batch, layout.height, layout.width, layout.channels, 1, Padding())
+        codes = code_layout(
+            layout.batch, layout.height, layout.width, layout.channels, 1, Padding()
+        )
         step.activation = chain.activation
         step.output = Output(_code_view(codes), codes, rounding)
         self.producers.pop(source.buffer)
@@ -895,6 +927,21 @@ class Lowering:
         mask = arguments.get("attn_mask")
         masked = mask is None or _is_key_bias(self._given(mask).meta, views[0], views[1])
         return affine and softmax and plain and shaped and masked
+
+
+def decoded(layer: PackedConv2d | PackedLinear) -> Callable[[Tensor], Tensor]:
+    """The layer on its weight as float32."""
+    *tables, smooth = layer.tables()
+    values = unpack_weight(layer.weight, [*tables, smooth], Spec.of(layer.spec))
+    bias = None if layer.bias is None else layer.bias.detach().float()
+    if isinstance(layer, PackedLinear):
+        divisors = smooth
+        return lambda x: F.linear(divide(x, divisors), values, bias)
+    weight = values.reshape(layer.out_channels, -1, *layer.kernel_size)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    divisors = smooth.reshape(-1, 1, 1)
+    options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return lambda x: F.conv2d(divide(x, divisors), weight, bias, *options)
 
 
 def _is_key_bias(mask: Tensor, query: View, key: View) -> bool:
@@ -1036,7 +1083,9 @@ def _vector(other: Tensor, like: Tensor) -> Tensor | None:
     if like.dim() == 2 and aligned.shape[0] == like.shape[0] and like.shape[0] > 1:
         return None
     strides = (aligned.stride(0), 1)
-    return torch.as_strided(other, (aligned.shape[0], aligned.shape[channel]), strides, other.storage_offset())
+    return torch.as_strided(
+        other, (aligned.shape[0], aligned.shape[channel]), strides, other.storage_offset()
+    )
 
 
 def code_layout(

@@ -63,7 +63,9 @@ class Layout:
 
 def new_view(meta: Tensor, *, fixed: bool = False) -> View:
     """A new buffer for a tensor of this shape, strides and type."""
-    extent = sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride(), strict=True))
+    extent = sum(
+        (size - 1) * stride for size, stride in zip(meta.shape, meta.stride(), strict=True)
+    )
     elements = extent + 1 if meta.numel() else 0
     like = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device="meta")
     buffer = Buffer(elements * meta.element_size())

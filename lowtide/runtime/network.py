@@ -4,6 +4,7 @@ The module itself stays as it is: layers, names, state and hooks. Only `forward`
 function that runs a program where it can and the layers where it cannot, and says which.
 """
 
+import copy
 import functools
 import inspect
 import warnings
@@ -29,103 +30,143 @@ from lowtide.runtime.lowering import Lowering, NativeLayer, Numbers
 from lowtide.runtime.program import NotANumber, Program
 from lowtide.runtime.steps import TorchStep
 
-FUSED = "_lowtide_fused"
 PROGRAMS = 4  # shapes whose programs are kept
 TIMESTEP = "timestep"
 
 
 class Fused:
-    """The programs of one denoiser."""
+    """The forward pass of one packed denoiser. It takes the place of `root.forward`.
+
+    Nothing is prepared before the first call, so a copy of the denoiser prepares its own.
+    """
 
     def __init__(self, root: nn.Module):
         self.root = root
-        self.forward = root.forward
-        self.parameters = list(inspect.signature(root.forward).parameters)
         self.active = True
-        self.shapes: dict[tuple, Program] = {}
-        self.reasons: dict[str, str] = {}
         self.told: set[str] = set()
-        self.forget()
+        self.state: _State | None = None
+        functools.update_wrapper(self, self.forward)
 
-    def forget(self) -> None:
-        """Look at the layers again, and build programs anew."""
-        self.shapes.clear()
-        self.layers: dict[str, NativeLayer] | None = None
-        self.modules = [(each, each._modules) for each in self.root.modules()]
-        self.children = [
-            (children, name, child)
-            for _, children in self.modules
-            for name, child in children.items()
-        ]
-        self.clock = find_clock(self.root)
-        self.tables = (self.clock.scale, self.clock.zero)
-        self.versions = [(layer.weight, layer.weight._version) for _, layer in packed_layers(self.root)]
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The forward pass layer by layer."""
+        return type(self.root).forward.__get__(self.root)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
+        return Fused(copy.deepcopy(self.root, memo))
+
+    def __reduce__(self) -> tuple[type["Fused"], tuple[nn.Module]]:
+        return Fused, (self.root,)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self.active:
             return self.forward(*args, **kwargs)
-        inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
-        reason = self._plain_reason(inputs)
+        state = self.prepared()
+        inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
+        reason = self._plain_reason(state, inputs)
         if not reason:
             try:
-                return self._run(inputs)
+                return state.run(inputs)
             except NotANumber:
                 reason = "an input holds NaN"
         self._tell(reason)
         return self.forward(*args, **kwargs)
 
+    def prepared(self) -> "_State":
+        if self.state is None or self.state.is_stale():
+            self.state = _State(self.root)
+        return self.state
+
     def _tell(self, reason: str) -> None:
         if reason not in self.told:
             self.told.add(reason)
-            warnings.warn(f"{type(self.root).__name__} runs layer by layer: {reason}.", stacklevel=3)
+            warnings.warn(
+                f"{type(self.root).__name__} runs layer by layer: {reason}.", stacklevel=3
+            )
 
-    def _plain_reason(self, inputs: Mapping[str, Any]) -> str:
+    def _plain_reason(self, state: "_State", inputs: Mapping[str, Any]) -> str:
         """Why this call runs layer by layer; empty if it does not."""
+        if native_library.native().library is None:
+            return native_library.native().reason
         strange = [name for name, value in inputs.items() if not _is_followed(value)]
         if strange:
             return f"it got {strange[0]}, which lowtide does not follow"
+        if any(tensor.numel() == 0 for tensor in flat_inputs(inputs).values()):
+            return "an input is empty"
         if self.root.training:
             return "it is in training mode"
         if torch.is_grad_enabled() and self._wants_gradients(inputs):
             return "gradients are wanted; call it within torch.no_grad()"
         if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
             return "a mode of torch is active"
-        if self.clock.keyed and self.clock.index.dim():
-            return "its samples are at several timesteps"
-        return self._changed()
+        return state.changed()
 
     def _wants_gradients(self, inputs: Mapping[str, Any]) -> bool:
         tensors = [*flat_inputs(inputs).values(), *self.root.parameters()]
         return any(tensor.requires_grad for tensor in tensors)
 
-    def _changed(self) -> str:
-        """What differs from when the programs were built."""
+
+class _State:
+    """The layers of a denoiser in the order of the kernels, and its programs by shape."""
+
+    def __init__(self, root: nn.Module):
+        self.root = root
+        self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
+        self.programs: dict[tuple, Program] = {}
+        self.clock = find_clock(root)
+        self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
+        self.modules = list(root.modules())
+        self.children = [
+            (module._modules, name, child)
+            for module in self.modules
+            for name, child in module._modules.items()
+        ]
+        self.floats = float_dtypes(root)
+        weights = [layer.weight for _, layer in packed_layers(root)]
+        self.versions = [(weight, weight._version) for weight in weights]
+        self.layers: dict[str, NativeLayer] = {}
+        self.reasons: dict[str, str] = {}
+        for name, layer in packed_layers(root):
+            native = native_layer(layer)
+            if isinstance(native, NativeLayer):
+                self.layers[name] = native
+            else:
+                self.reasons[name] = native
+
+    def is_stale(self) -> bool:
+        """Whether a table or a weight has changed since the layers were prepared."""
+        clock = self.clock
+        current = (clock.scale, clock.zero, clock.timesteps)
+        if any(now is not before for now, before in zip(current, self.tables, strict=True)):
+            return True
+        return any(weight._version != version for weight, version in self.versions)
+
+    def changed(self) -> str:
+        """Why the modules can no longer be run as a program; empty if they can."""
+        if self.floats != {torch.float32}:
+            return "its float layers are not in float32"
+        if self.clock.keyed and self.clock.index.dim():
+            return "its samples are at several timesteps"
         if any(children.get(name) is not child for children, name, child in self.children):
             return "its modules were changed"
         hooked = (
             module
-            for module, _ in self.modules
+            for module in self.modules
             if module is not self.root and (module._forward_hooks or module._forward_pre_hooks)
         )
         module = next(hooked, None)
-        if module is not None:
-            return f"a {type(module).__name__} inside it has a hook"
-        if self.tables[0] is not self.clock.scale or self.tables[1] is not self.clock.zero:
-            self.forget()
-        if any(weight._version != version for weight, version in self.versions):
-            self.forget()
-        return ""
+        return "" if module is None else f"a {type(module).__name__} inside it has a hook"
 
-    def _run(self, inputs: dict[str, Any]) -> Any:
+    def run(self, inputs: dict[str, Any]) -> Any:
         timestep = _as_tensor(inputs[TIMESTEP])
         inputs[TIMESTEP] = timestep
         tensors = flat_inputs(inputs)
         others = [(name, value) for name, value in inputs.items() if _is_setting(value)]
         shapes = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
         key = (*shapes, *sorted(others))
-        if key not in self.shapes:
+        if key not in self.programs:
             self._keep(key, self._build(inputs))
-        program = self.shapes[key]
+        program = self.programs[key]
         numbers = program.numbers
         step = self._step()
         numbers.now.copy_(numbers.table[step])
@@ -137,28 +178,17 @@ class Fused:
         return int(self.clock.index) if self.clock.keyed else 0
 
     def _keep(self, key: tuple, program: Program) -> None:
-        while len(self.shapes) >= PROGRAMS:
-            del self.shapes[next(iter(self.shapes))]
-        self.shapes[key] = program
+        while len(self.programs) >= PROGRAMS:
+            del self.programs[next(iter(self.programs))]
+        self.programs[key] = program
 
     def _build(self, inputs: Mapping[str, Any]) -> Program:
         graph = record_twin(self.root, inputs)
         rounding = list(quantizers(self.root).values())
         numbers = Numbers(rounding, len(self.clock.known))
         conditions = conditions_of(graph, self.parameters[0])
-        lowering = Lowering(self.root, graph, numbers, self._native_layers(), conditions)
+        lowering = Lowering(self.root, graph, numbers, self.layers, conditions)
         return Program(lowering.lower(), numbers)
-
-    def _native_layers(self) -> dict[str, NativeLayer]:
-        if self.layers is None:
-            self.layers = {}
-            for name, layer in packed_layers(self.root):
-                native = native_layer(layer)
-                if isinstance(native, NativeLayer):
-                    self.layers[name] = native
-                else:
-                    self.reasons[name] = native
-        return self.layers
 
 
 def conditions_of(graph: Graph, sample: str) -> frozenset[str]:
@@ -181,6 +211,10 @@ def _is_followed(value: Any) -> bool:
 
 def _is_setting(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def float_dtypes(root: nn.Module) -> set[torch.dtype]:
+    return {each.dtype for each in root.parameters() if each.dtype.is_floating_point}
 
 
 def _as_tensor(timestep: Any) -> Tensor:
@@ -234,46 +268,46 @@ def _float_twin(module: nn.Module) -> nn.Module:
 
 def fuse(root: nn.Module) -> None:
     """Run the forward pass of a packed denoiser as programs of native kernels from here on."""
-    if is_fused(root):
-        return
-    fused = Fused(root)
-    replacement: Callable = functools.wraps(root.forward)(
-        lambda *args, **kwargs: fused(*args, **kwargs)
-    )
-    root.__dict__[FUSED] = fused
-    root.__dict__["forward"] = replacement
+    if fused_forward(root) is None:
+        root.__dict__["forward"] = Fused(root)
 
 
 def unfuse(root: nn.Module) -> None:
     """Run layer by layer again."""
-    if is_fused(root):
+    if fused_forward(root) is not None:
         del root.__dict__["forward"]
-        del root.__dict__[FUSED]
+
+
+def fused_forward(root: nn.Module) -> Fused | None:
+    forward = root.__dict__.get("forward")
+    return forward if isinstance(forward, Fused) else None
 
 
 def is_fused(root: nn.Module) -> bool:
-    return FUSED in root.__dict__
+    return fused_forward(root) is not None
 
 
 @contextmanager
 def plain(root: nn.Module) -> Iterator[None]:
     """Within the context, the denoiser runs layer by layer."""
-    fused = root.__dict__.get(FUSED)
-    if fused is not None:
-        fused.active = False
+    fused = fused_forward(root)
+    if fused is None:
+        yield
+        return
+    before = fused.active
+    fused.active = False
     try:
         yield
     finally:
-        if fused is not None:
-            fused.active = True
+        fused.active = before
 
 
 def explain(root: nn.Module) -> dict[str, Any]:
     """For the latest program: how many native calls, and what runs in torch, with counts."""
-    fused = root.__dict__.get(FUSED)
-    if fused is None or not fused.shapes:
+    fused = fused_forward(root)
+    if fused is None or fused.state is None or not fused.state.programs:
         return {}
-    program = list(fused.shapes.values())[-1]
+    program = list(fused.state.programs.values())[-1]
     steps = program.lowered.steps
     torch_steps = [step.name for step in steps if isinstance(step, TorchStep)]
     counts = {name: torch_steps.count(name) for name in dict.fromkeys(torch_steps)}
@@ -281,6 +315,6 @@ def explain(root: nn.Module) -> dict[str, Any]:
         "native": len(steps) - len(torch_steps),
         "torch": counts,
         "arena": program.arena.nbytes,
-        "unsupported": fused.reasons,
+        "unsupported": fused.state.reasons,
         "sets": native_library.native().instruction_sets(),
     }

@@ -94,5 +94,3 @@ class Product:
 
 
 Producer = Chain | Rows | Joined | Product
-
-

@@ -14,7 +14,6 @@ from lowtide.runtime.lowering import Lowered, Numbers
 from lowtide.runtime.memory import Arena, Buffer, View
 from lowtide.runtime.steps import Step, TorchStep
 
-
 FEATURE_BYTES = 64 * 2**20  # features that are kept
 
 
