@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lowtide import sampling
+from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.errors import BadInput
 from lowtide.formats import Format
@@ -69,9 +69,8 @@ class ModelFacts:
 
 
 def kernels(model: nn.Module) -> dict[str, str]:
-    """The kernel of each packed layer."""
-    kernel = "plain torch (reference, no faster twin is registered)"
-    return {name: kernel for name, _ in packed_layers(model)}
+    """The kernel of each packed layer on this machine, and why where it is plain torch."""
+    return {name: runtime.kernel_of(layer) for name, layer in packed_layers(model)}
 
 
 def float_share(job: Job) -> float:

@@ -1,7 +1,7 @@
 """What the native kernels need of a packed layer, or why they cannot run it."""
 
 from lowtide.formats import Affine, Mixed
-from lowtide.kernels import unpack_codes, zero_point
+from lowtide.kernels import native_library, unpack_codes, zero_point
 from lowtide.kernels.ops import Spec
 from lowtide.kernels.panels import integer_weight, panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
@@ -10,7 +10,7 @@ from lowtide.runtime.lowering import NativeLayer
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
     """The layer in the order of the native kernels, or the reason why they cannot run it."""
-    reason = _unsupported(layer)
+    reason = unsupported(layer)
     if reason:
         return reason
     spec = Spec.of(layer.spec)
@@ -25,7 +25,16 @@ def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
     return NativeLayer(panels(whole), bias, divisors)
 
 
-def _unsupported(layer: PackedLinear | PackedConv2d) -> str:
+def kernel_of(layer: PackedLinear | PackedConv2d) -> str:
+    """The kernel that runs this layer on this machine, and the reason where it is plain torch."""
+    library = native_library.native()
+    if library.library is None:
+        return f"plain torch: {library.reason}"
+    reason = unsupported(layer)
+    return f"plain torch: {reason}" if reason else f"native {library.instruction_sets()[0]}"
+
+
+def unsupported(layer: PackedLinear | PackedConv2d) -> str:
     """Why the native kernels cannot run this layer; empty if they can."""
     if layer.weight.device.type != "cpu":
         return f"it is on {layer.weight.device}"
@@ -43,5 +52,5 @@ def _unsupported_shape(layer: PackedConv2d) -> str:
     if tuple(layer.dilation) != (1, 1):
         return f"its dilation is {tuple(layer.dilation)}"
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        return f"its padding is {layer.padding_mode if layer.padding_mode != 'zeros' else layer.padding}"
+        return f"its padding is {layer.padding} of {layer.padding_mode}"
     return ""
