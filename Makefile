@@ -89,4 +89,4 @@ table: $(READY)
 	TORCH="$(TORCH)" $(BIN)/python bench/table.py $(QUICK)
 
 clean:
-	rm -rf .venv .venv-compat-* demo build *.egg-info
+	rm -rf .venv .venv-compat-* demo build *.egg-info lowtide/kernels/_native*.so

@@ -12,7 +12,7 @@ import torch
 from native_programs import Memory, Steps, generator, pick
 from torch import Tensor
 
-from lowtide.formats import Affine, Log2
+from lowtide.formats import Adaptive, Affine
 from lowtide.formats.affine import Grid
 from lowtide.kernels.native_library import NOT_A_NUMBER, Attention, Operand
 
@@ -146,7 +146,7 @@ def test_log2_softmax(machine, queries, keys, bits):
     assert outcome == 0
     p = inputs.scores().softmax(-1)
     grid = Grid(torch.tensor(peak), torch.tensor(1.0))
-    values = Log2(bits).decode(Log2(bits).encode(p, grid), grid).double()
+    values = Adaptive(bits).decode(Adaptive(bits).encode(p, grid), grid).double()
     exponent = -torch.log2((p / peak).clamp(min=2.0**-126))
     near = ((exponent % 1 - 0.5).abs() < TIE * exponent.abs().clamp(min=1)) & (p > 1e-30)
     # The neighbour of a code is twice or half as large; 2.1 also covers the code that means zero.

@@ -153,6 +153,16 @@ def test_layer_norm(machine, channels, modulated, affine):
     assert not codes[..., channels:].any()
 
 
+def test_layer_norm_of_a_large_mean(machine):
+    """The mean is a float32, which rounds at 2^-24 of itself; torch is as far from float64."""
+    x = torch.randn(1, 50, 320, generator=generator("mean")) + 100
+    at = Memory()
+    y = torch.full((1, 1, 50, 320), float("nan"))
+    assert machine.run(layer_norm(at, x, **sinks(float_sink(at, y)))) == 0
+    expected = F.layer_norm(x.double(), (320,), eps=EPSILON)
+    assert relative(y[:, 0], expected) < 100 * 2**-23
+
+
 def test_layer_norm_reports_what_is_not_a_number(machine):
     x = torch.randn(1, 20, 40, generator=generator("nan"))
     x[0, 17, 39] = float("nan")

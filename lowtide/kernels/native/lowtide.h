@@ -26,7 +26,8 @@ enum Kernel : int32_t {
   ROW = 5
 };
 
-// Bits that lowtide_run returns. NOT_A_NUMBER: an input held NaN, which no code stands for.
+// Bits that lowtide_run returns. NOT_A_NUMBER: a value to be rounded was NaN, which no code stands
+// for, or a row of attention has no softmax.
 enum Outcome : int32_t { FINE = 0, NOT_A_NUMBER = 1, BAD_CALL = 2, NO_MEMORY = 4 };
 
 // Where a kernel stores its result: float32 values, or codes of the layer that reads them next.
@@ -37,7 +38,7 @@ struct Sink {
   int64_t sample, row, column;        // strides of the output
   const float* scale;                 // null: store float32; else one number, the running step's
   const float* zero;                  // the zero point as a float
-  const float* smooth;                // divisor of each channel, or null
+  const float* smooth;                // divisor of each channel before it is rounded, or null
   float top;                          // the last code
   int32_t upsample;                   // 1, or 2 for nearest upsampling by two
   int32_t above, left, below, right;  // padding with the code of zero
