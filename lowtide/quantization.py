@@ -207,6 +207,8 @@ def unfused(model: Quantized | Pipeline | nn.Module) -> Iterator[None]:
         >>> with lowtide.unfused(pipe):
         ...     images = pipe(num_inference_steps=1, output_type="np").images
     """
-    pipe = model.pipe if isinstance(model, Quantized) else sampling.as_pipeline(model)
-    with runtime.plain(sampling.denoiser(pipe)):
+    if isinstance(model, Quantized):
+        model = model.model
+    root = model if isinstance(model, nn.Module) else sampling.denoiser(model)
+    with runtime.plain(root):
         yield

@@ -55,9 +55,6 @@ class Fused:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
         return Fused(copy.deepcopy(self.root, memo))
 
-    def __reduce__(self) -> tuple[type["Fused"], tuple[nn.Module]]:
-        return Fused, (self.root,)
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self.active:
             return self.forward(*args, **kwargs)
@@ -68,7 +65,7 @@ class Fused:
             try:
                 return state.run(inputs)
             except NotANumber:
-                reason = "an input holds NaN"
+                reason = "a value in it is not a number"
         self._tell(reason)
         return self.forward(*args, **kwargs)
 
