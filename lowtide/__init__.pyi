@@ -38,8 +38,8 @@ def quantize(
     steps: int = 50,
     images: int = 32,
     calibration_steps: int = 25,
-    prompts: Sequence[str] = (),
-    labels: Sequence[int] = (),
+    prompts: tuple = (),
+    labels: tuple = (),
     guidance: float | None = None,
     eta: float | None = None,
     size: int | None = None,
@@ -52,7 +52,7 @@ def quantize(
     range_iters: int = 0,
     early_stop: bool = False,
     keep_temporal: bool = False,
-    stages: Mapping[str, Mapping[str, object]] = ...,
+    stages: Mapping[str, Mapping[str, Any]] = ...,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
@@ -93,8 +93,8 @@ def plan(
     steps: int = 50,
     images: int = 32,
     calibration_steps: int = 25,
-    prompts: Sequence[str] = (),
-    labels: Sequence[int] = (),
+    prompts: tuple = (),
+    labels: tuple = (),
     guidance: float | None = None,
     eta: float | None = None,
     size: int | None = None,
@@ -107,7 +107,7 @@ def plan(
     range_iters: int = 0,
     early_stop: bool = False,
     keep_temporal: bool = False,
-    stages: Mapping[str, Mapping[str, object]] = ...,
+    stages: Mapping[str, Mapping[str, Any]] = ...,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
 
@@ -135,15 +135,15 @@ def evaluate(
     reference: Model | None = None,
     out: str | Path | None = None,
     gates: Mapping[str, float] | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: tuple | None = None,
     steps: int | None = None,
     batch: int | None = None,
-    prompts: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
+    prompts: tuple | None = None,
+    labels: tuple | None = None,
     guidance: float | None = None,
     eta: float | None = None,
     size: int | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: tuple | None = None,
     dataset: str | None = None,
     min_psnr: float | None = None,
     max_lpips: float | None = None,
@@ -179,15 +179,15 @@ def compare(
     reference: Model | None = None,
     out: str | Path = "evidence",
     gates: Mapping[str, float] | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: tuple | None = None,
     steps: int | None = None,
     batch: int | None = None,
-    prompts: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
+    prompts: tuple | None = None,
+    labels: tuple | None = None,
     guidance: float | None = None,
     eta: float | None = None,
     size: int | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: tuple | None = None,
     dataset: str | None = None,
     min_psnr: float | None = None,
     max_lpips: float | None = None,
@@ -228,6 +228,8 @@ def load(
         folder: a diffusers folder, a hub id, or zoo:NAME.
         dtype: of the weights that are not packed.
         fused: run a packed denoiser as one program of native kernels; else layer by layer.
+        engine: what runs its products: "native" kernels, "onednn", or "plain" torch; None gives
+            each shape the faster one.
 
     Returns:
         The diffusers pipeline.

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -168,7 +169,11 @@ def _is_partly_quantized(model: nn.Module) -> bool:
 
 
 def load(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, fused: bool = True
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    fused: bool = True,
+    engine: Literal["native", "onednn", "plain"] | None = None,
 ) -> Pipeline:
     """Load a pipeline, float or packed.
 
@@ -176,6 +181,8 @@ def load(
         folder: a diffusers folder, a hub id, or zoo:NAME.
         dtype: of the weights that are not packed.
         fused: run a packed denoiser as one program of native kernels; else layer by layer.
+        engine: what runs its products: "native" kernels, "onednn", or "plain" torch; None gives
+            each shape the faster one.
 
     Returns:
         The diffusers pipeline.
@@ -191,6 +198,8 @@ def load(
     pipe = sampling.load_pipeline(folder, dtype)
     if not fused:
         runtime.unfuse(sampling.denoiser(pipe))
+    elif engine is not None and runtime.is_fused(sampling.denoiser(pipe)):
+        runtime.fuse(sampling.denoiser(pipe), engine)
     return pipe
 
 

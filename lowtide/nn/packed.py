@@ -4,6 +4,8 @@ A checkpoint holds packed layers, and they are what runs. They are subclasses of
 nn.Conv2d, because diffusers and peft ask for these classes; their `weight` is the packed bytes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,13 @@ class Packed(nn.Module):
     grid: Tensor
     places: tuple[PackedTable, ...]
     spec: list[int]
+    # What the runtime sets: a faster product, which gives None where the operator has to run, and
+    # the kernel of the latest run in words.
+    product: Callable[[Tensor], Tensor | None] | None = None
+    kernel: str = ""
+
+    def fast_product(self, input: Tensor) -> Tensor | None:
+        return None if self.product is None else self.product(input)
 
     def _allocate(self, columns: int, format: WeightFormat, inputs: Quantizer, smooth: int) -> None:
         """Allocate rows x columns of codes in this format, and divisors of `smooth` channels."""
@@ -103,6 +112,9 @@ class PackedLinear(Packed, nn.Linear):
         self._allocate(columns, format, inputs, columns if smooth else 0)
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self.fast_product(input)
+        if output is not None:
+            return output
         return linear(input, self.weight, self.tables(), self.step(), self.spec, self.bias)
 
 
@@ -116,6 +128,9 @@ class PackedConv2d(Packed, nn.Conv2d):
         self._allocate(columns, format, inputs, self.in_channels if smooth else 0)
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self.fast_product(input)
+        if output is not None:
+            return output
         tables = self.tables()
         return conv2d(input, self.weight, tables, self.step(), self.spec, self.bias, self.shape)
 

@@ -5,7 +5,7 @@ plain(denoiser)      a context in which it runs layer by layer, as written
 explain(denoiser)    which kernel each layer got, and what runs in torch, with reasons
 """
 
-from lowtide.runtime.layers import kernel_of
+from lowtide.runtime.engines import kernel_of
 from lowtide.runtime.network import explain, fuse, fused_forward, is_fused, plain, unfuse
 
 __all__ = ["explain", "fuse", "fused_forward", "is_fused", "kernel_of", "plain", "unfuse"]

@@ -3,7 +3,7 @@
 from lowtide.formats import Affine, Mixed
 from lowtide.kernels import native_library, unpack_codes, zero_point
 from lowtide.kernels.ops import Spec
-from lowtide.kernels.panels import integer_weight, panels
+from lowtide.kernels.panels import IntegerWeight, integer_weight, panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.runtime.lowering import NativeLayer
 
@@ -13,29 +13,41 @@ def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
     reason = unsupported(layer)
     if reason:
         return reason
+    *_, smooth = layer.tables()
+    bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
+    divisors = smooth.detach().float().contiguous() if smooth.numel() else None
+    return NativeLayer(panels(integers(layer)), bias, divisors)
+
+
+def integers(layer: PackedLinear | PackedConv2d) -> IntegerWeight:
+    """The weight of a layer as int8 times a scale of each channel."""
     spec = Spec.of(layer.spec)
-    scale, zero, factor, smooth = layer.tables()
+    scale, zero, factor, _ = layer.tables()
     codes = unpack_codes(layer.weight, spec)
     taps = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, PackedConv2d) else 1
     point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
     factors = factor if factor.numel() else None
-    whole = integer_weight(codes, scale, point, factors, spec.weight, taps)
-    bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
-    divisors = smooth.detach().float().contiguous() if smooth.numel() else None
-    return NativeLayer(panels(whole), bias, divisors)
+    return integer_weight(codes, scale, point, factors, spec.weight, taps)
 
 
-def kernel_of(layer: PackedLinear | PackedConv2d) -> str:
-    """The kernel that runs this layer on this machine, and the reason where it is plain torch."""
-    library = native_library.native()
-    if library.library is None:
-        return f"plain torch: {library.reason}"
-    reason = unsupported(layer)
-    return f"plain torch: {reason}" if reason else f"native {library.instruction_sets()[0]}"
+def native_name(layer: PackedLinear | PackedConv2d) -> str:
+    """The native kernels of this machine and the bits that they keep in memory."""
+    [best, *_] = native_library.native().instruction_sets()
+    if isinstance(layer.format, Mixed):
+        return f"native {best}, {min(layer.format.bits)} to {max(layer.format.bits)} bits"
+    return f"native {best}, {layer.format.bits} bits"
 
 
 def unsupported(layer: PackedLinear | PackedConv2d) -> str:
     """Why the native kernels cannot run this layer; empty if they can."""
+    reason = no_integers(layer)
+    if not reason and isinstance(layer, PackedConv2d):
+        return _unsupported_shape(layer)
+    return reason
+
+
+def no_integers(layer: PackedLinear | PackedConv2d) -> str:
+    """Why this layer is no product of integers; empty if it is."""
     if layer.weight.device.type != "cpu":
         return f"it is on {layer.weight.device}"
     if not isinstance(layer.input.format, Affine):
@@ -43,7 +55,7 @@ def unsupported(layer: PackedLinear | PackedConv2d) -> str:
     bits = layer.format.bits if isinstance(layer.format, Mixed) else (layer.format.bits,)
     if max(bits) == 8 and isinstance(layer.format, Affine) and not layer.format.signed:
         return "its 8-bit weights have a free zero point"
-    return _unsupported_shape(layer) if isinstance(layer, PackedConv2d) else ""
+    return ""
 
 
 def _unsupported_shape(layer: PackedConv2d) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.kernels import native_library
+from lowtide.kernels.race import NATIVE, PLAIN
 from lowtide.models.trace import Graph, flat_inputs, mapped, on_meta, record
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import find_clock
@@ -25,8 +26,10 @@ from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.request_cache import PerRequest
 from lowtide.nn.swap import packed_layers, quantizers
+from lowtide.runtime.engines import Engines
 from lowtide.runtime.layers import native_layer
 from lowtide.runtime.lowering import Lowering, NativeLayer, Numbers
+from lowtide.runtime.onednn_layer import OneDnnLayer, on_onednn, unsupported
 from lowtide.runtime.program import NotANumber, Program
 from lowtide.runtime.steps import TorchStep
 
@@ -40,8 +43,9 @@ class Fused:
     Nothing is prepared before the first call, so a copy of the denoiser prepares its own.
     """
 
-    def __init__(self, root: nn.Module):
+    def __init__(self, root: nn.Module, engine: str | None = None):
         self.root = root
+        self.engine = engine
         self.active = True
         self.told: set[str] = set()
         self.state: _State | None = None
@@ -53,17 +57,21 @@ class Fused:
         return type(self.root).forward.__get__(self.root)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
-        return Fused(copy.deepcopy(self.root, memo))
+        return Fused(copy.deepcopy(self.root, memo), self.engine)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self.active:
+        if torch.compiler.is_compiling() or not self.active or self.engine == PLAIN:
             return self.forward(*args, **kwargs)
         state = self.prepared()
         inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
         reason = self._plain_reason(state, inputs)
+        library = native_library.native()
+        if not reason and library.library is None:
+            return self._by_layer(state, library.reason, args, kwargs)
         if not reason:
             try:
-                return state.run(inputs)
+                with on_onednn(state.products):
+                    return state.run(inputs)
             except NotANumber:
                 reason = "a value in it is not a number"
         self._tell(reason)
@@ -71,8 +79,16 @@ class Fused:
 
     def prepared(self) -> "_State":
         if self.state is None or self.state.is_stale():
-            self.state = _State(self.root)
+            self.state = _State(self.root, self.engine)
         return self.state
+
+    def _by_layer(
+        self, state: "_State", reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The forward pass where the native library is missing: its products on oneDNN."""
+        self._tell(f"{reason}; oneDNN runs its products" if state.products else reason)
+        with on_onednn(state.products):
+            return self.forward(*args, **kwargs)
 
     def _tell(self, reason: str) -> None:
         if reason not in self.told:
@@ -83,8 +99,6 @@ class Fused:
 
     def _plain_reason(self, state: "_State", inputs: Mapping[str, Any]) -> str:
         """Why this call runs layer by layer; empty if it does not."""
-        if native_library.native().library is None:
-            return native_library.native().reason
         strange = [name for name, value in inputs.items() if not _is_followed(value)]
         if strange:
             return f"it got {strange[0]}, which lowtide does not follow"
@@ -106,8 +120,9 @@ class Fused:
 class _State:
     """The layers of a denoiser in the order of the kernels, and its programs by shape."""
 
-    def __init__(self, root: nn.Module):
+    def __init__(self, root: nn.Module, engine: str | None):
         self.root = root
+        self.engines = Engines(root, engine)
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
         self.programs: dict[tuple, Program] = {}
         self.clock = find_clock(root)
@@ -123,12 +138,16 @@ class _State:
         self.versions = [(weight, weight._version) for weight in weights]
         self.layers: dict[str, NativeLayer] = {}
         self.reasons: dict[str, str] = {}
+        self.products: dict[PackedLinear | PackedConv2d, OneDnnLayer] = {}
+        library = native_library.native()
         for name, layer in packed_layers(root):
-            native = native_layer(layer)
+            native = native_layer(layer) if library.library is not None else library.reason
             if isinstance(native, NativeLayer):
                 self.layers[name] = native
             else:
                 self.reasons[name] = native
+                if engine != NATIVE and not unsupported(layer):
+                    self.products[layer] = OneDnnLayer(layer)
 
     def is_stale(self) -> bool:
         """Whether a table or a weight has changed since the layers were prepared."""
@@ -185,7 +204,7 @@ class _State:
         numbers = Numbers(rounding, len(self.clock.known))
         conditions = conditions_of(graph, self.parameters[0])
         lowering = Lowering(self.root, graph, numbers, self.layers, conditions)
-        return Program(lowering.lower(), numbers)
+        return Program(self.engines.assigned(lowering.lower()), numbers)
 
 
 def conditions_of(graph: Graph, sample: str) -> frozenset[str]:
@@ -263,10 +282,14 @@ def _float_twin(module: nn.Module) -> nn.Module:
     return nn.Linear(**linear_options(module))
 
 
-def fuse(root: nn.Module) -> None:
-    """Run the forward pass of a packed denoiser as programs of native kernels from here on."""
-    if fused_forward(root) is None:
-        root.__dict__["forward"] = Fused(root)
+def fuse(root: nn.Module, engine: str | None = None) -> None:
+    """Run the forward pass of a packed denoiser as programs from here on.
+
+    `engine`: "native", "onednn" or "plain" for all products that it can run; None races them.
+    """
+    fused = fused_forward(root)
+    if fused is None or fused.engine != engine:
+        root.__dict__["forward"] = Fused(root, engine)
 
 
 def unfuse(root: nn.Module) -> None:

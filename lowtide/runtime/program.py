@@ -69,44 +69,12 @@ class Program:
         self.inputs = self._tensors(lowered.inputs)
         self.features = [self.arena.tensor(view) for view in lowered.features]
         self.known: dict[tuple, list[Tensor]] = {}
-        self.output = mapped(lowered.output, self._real)
-        self.early = self._parts(lowered.steps[: lowered.conditional])
-        self.late = self._parts(lowered.steps[lowered.conditional :])
+        self.output = mapped(lowered.output, real_on(self.arena))
+        self.early = parts_of(lowered.steps[: lowered.conditional], self.arena)
+        self.late = parts_of(lowered.steps[lowered.conditional :], self.arena)
 
     def _tensors(self, views: Mapping[str, View]) -> dict[str, Tensor]:
         return {name: self.arena.tensor(view) for name, view in views.items()}
-
-    def _real(self, leaf: Any) -> Any:
-        return self.arena.tensor(leaf) if isinstance(leaf, View) else leaf
-
-    def _parts(self, steps: list[Step | TorchStep]) -> list[NativeCalls | TorchCall]:
-        parts: list[NativeCalls | TorchCall] = []
-        waiting: list[Step] = []
-        for step in steps:
-            if isinstance(step, TorchStep):
-                if waiting:
-                    parts.append(self._native(waiting))
-                waiting = []
-                parts.append(self._torch(step))
-            else:
-                waiting.append(step)
-        if waiting:
-            parts.append(self._native(waiting))
-        return parts
-
-    def _native(self, steps: list[Step]) -> NativeCalls:
-        structures = [step.structure(self.arena.address) for step in steps]
-        calls = [
-            native_library.Call(native_library.KERNELS[type(each)], 0, ctypes.addressof(each))
-            for each in structures
-        ]
-        return NativeCalls((native_library.Call * len(calls))(*calls), structures)
-
-    def _torch(self, step: TorchStep) -> TorchCall:
-        arguments = mapped(step.arguments, self._real)
-        keywords = mapped(step.keywords, self._real)
-        results = [self.arena.tensor(view) for view in step.results]
-        return TorchCall(step.function, arguments, keywords, results)
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor], key: tuple) -> Any:
@@ -136,6 +104,44 @@ class Program:
         each = sum(feature.nbytes for feature in self.features)
         while self.known and each * (len(self.known) + 1) > FEATURE_BYTES:
             del self.known[next(iter(self.known))]
+
+
+def real_on(arena: Arena) -> Callable[[Any], Any]:
+    """Turns a View into its tensor and leaves everything else."""
+    return lambda leaf: arena.tensor(leaf) if isinstance(leaf, View) else leaf
+
+
+def parts_of(steps: list[Step | TorchStep], arena: Arena) -> list[NativeCalls | TorchCall]:
+    """The steps on real memory; native steps in a row are one call of the library."""
+    parts: list[NativeCalls | TorchCall] = []
+    waiting: list[Step] = []
+    for step in steps:
+        if isinstance(step, TorchStep):
+            if waiting:
+                parts.append(_native_calls(waiting, arena))
+            waiting = []
+            parts.append(_torch_call(step, arena))
+        else:
+            waiting.append(step)
+    if waiting:
+        parts.append(_native_calls(waiting, arena))
+    return parts
+
+
+def _native_calls(steps: list[Step], arena: Arena) -> NativeCalls:
+    structures = [step.structure(arena.address) for step in steps]
+    calls = [
+        native_library.Call(native_library.KERNELS[type(each)], 0, ctypes.addressof(each))
+        for each in structures
+    ]
+    return NativeCalls((native_library.Call * len(calls))(*calls), structures)
+
+
+def _torch_call(step: TorchStep, arena: Arena) -> TorchCall:
+    arguments = mapped(step.arguments, real_on(arena))
+    keywords = mapped(step.keywords, real_on(arena))
+    results = [arena.tensor(view) for view in step.results]
+    return TorchCall(step.function, arguments, keywords, results)
 
 
 def _copy(leaf: Any) -> Any:
