@@ -1,33 +1,33 @@
 """What the native kernels need of a packed layer, or why they cannot run it."""
 
 from lowtide.formats import Affine, Mixed
-from lowtide.kernels import native_library, unpack_codes, zero_point
-from lowtide.kernels.ops import Spec
-from lowtide.kernels.panels import IntegerWeight, integer_weight, panels
+from lowtide.kernels import native_library, unpack_codes
+from lowtide.kernels.ops import Spec, zero_point
+from lowtide.kernels.panels import IntegerWeight, integer_weight
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.runtime.lowering import NativeLayer
 
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
     """The layer in the order of the native kernels, or the reason why they cannot run it."""
-    reason = unsupported(layer)
+    library = native_library.native()
+    reason = library.reason if library.library is None else unsupported(layer)
     if reason:
         return reason
     *_, smooth = layer.tables()
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
     divisors = smooth.detach().float().contiguous() if smooth.numel() else None
-    return NativeLayer(panels(integers(layer)), bias, divisors)
+    return NativeLayer(layer.hold_panels(), bias, divisors)
 
 
 def integers(layer: PackedLinear | PackedConv2d) -> IntegerWeight:
     """The weight of a layer as int8 times a scale of each channel."""
     spec = Spec.of(layer.spec)
     scale, zero, factor, _ = layer.tables()
-    codes = unpack_codes(layer.weight, spec)
-    taps = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, PackedConv2d) else 1
     point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
     factors = factor if factor.numel() else None
-    return integer_weight(codes, scale, point, factors, spec.weight, taps)
+    codes = unpack_codes(layer.codes(), spec)
+    return integer_weight(codes, scale, point, factors, spec.weight, layer.taps)
 
 
 def native_name(layer: PackedLinear | PackedConv2d) -> str:
@@ -52,10 +52,7 @@ def no_integers(layer: PackedLinear | PackedConv2d) -> str:
         return f"it is on {layer.weight.device}"
     if not isinstance(layer.input.format, Affine):
         return "its inputs are in float"
-    bits = layer.format.bits if isinstance(layer.format, Mixed) else (layer.format.bits,)
-    if max(bits) == 8 and isinstance(layer.format, Affine) and not layer.format.signed:
-        return "its 8-bit weights have a free zero point"
-    return ""
+    return "" if layer.rows().fits else "its weights do not fit in 8 bits"
 
 
 def _unsupported_shape(layer: PackedConv2d) -> str:

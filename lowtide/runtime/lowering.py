@@ -932,7 +932,7 @@ class Lowering:
 def decoded(layer: PackedConv2d | PackedLinear) -> Callable[[Tensor], Tensor]:
     """The layer on its weight as float32."""
     *tables, smooth = layer.tables()
-    values = unpack_weight(layer.weight, [*tables, smooth], Spec.of(layer.spec))
+    values = unpack_weight(layer.codes(), [*tables, smooth], Spec.of(layer.spec))
     bias = None if layer.bias is None else layer.bias.detach().float()
     if isinstance(layer, PackedLinear):
         divisors = smooth
