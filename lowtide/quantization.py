@@ -16,6 +16,7 @@ from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.checkpoint.facts import fingerprint, float_share, kernels
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
+from lowtide.kernels.race import ENGINES
 from lowtide.methods import recipe_of
 from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
@@ -194,6 +195,10 @@ def load(
     """
     if not isinstance(dtype, torch.dtype):
         raise BadInput(f"found dtype {dtype!r}", "a dtype of torch", "give torch.float16")
+    if engine not in (None, *ENGINES):
+        raise BadInput(
+            f"found engine {engine!r}", f"one of {', '.join(ENGINES)}", "leave engine out"
+        )
     folders.recover_missing(folder)
     pipe = sampling.load_pipeline(folder, dtype)
     if not fused:

@@ -150,7 +150,7 @@ def _library_build() -> str:
 def _read(path: Path, machine: dict[str, str]) -> dict[str, Times]:
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         _tell(f"lowtide cannot read {path} and times its kernels again ({error})")

@@ -82,16 +82,38 @@ class Engines:
         return self.weights[key]
 
 
-def kernel_of(layer: PackedLinear | PackedConv2d) -> str:
-    """The kernel that ran this layer, and why. Before a run: what would run it without a race."""
+def kernels_of(root: nn.Module) -> dict[str, str]:
+    """The kernel of each packed layer on this machine, and why."""
+    races = saved_races()
+    return {name: kernel_of(layer, races) for name, layer in packed_layers(root)}
+
+
+def kernel_of(layer: PackedLinear | PackedConv2d, races: Races | None = None) -> str:
+    """The kernel that ran this layer, and why. Before a run: what the known races say."""
     if layer.kernel:
         return layer.kernel
     library = native_library.native()
     reason = library.reason if library.library is None else unsupported(layer)
-    if not reason:
-        return native_name(layer)
-    other = onednn_layer.unsupported(layer)
-    return f"plain torch: {reason if other else other}" if other else f"oneDNN: {reason}"
+    missing = onednn_layer.unsupported(layer)
+    if reason:
+        return f"plain torch: {reason}" if missing else f"oneDNN: {reason}"
+    name = native_name(layer)
+    return name if missing or races is None else _in_races(layer, name, races)
+
+
+def _in_races(layer: PackedLinear | PackedConv2d, name: str, races: Races) -> str:
+    """The winner of the races of this size, at all numbers of pixels."""
+    channels = -(-layer.channels // 4) * 4
+    size = f"{size_of(channels, onednn_layer.geometry(layer), len(layer.rows().bits))},"
+    known = [times for shape, times in races.known.items() if shape.startswith(size)]
+    keeps_bits = layer.rows().keeps_bits
+    winners = {times.winner(keeps_bits=keeps_bits) for times in known}
+    if not winners:
+        return f"{name}: the first call races it with oneDNN"
+    if len(winners) > 1:
+        return f"{name}, or oneDNN: the number of pixels decides"
+    [winner] = winners
+    return f"{name if winner == NATIVE else 'oneDNN'}: the faster one in the race"
 
 
 # A product on oneDNN
@@ -197,10 +219,9 @@ def shape_of(step: GemmStep, geometry: Geometry, name: str) -> str:
     So an image has the same bits in every batch: the engines round the last digit differently.
     """
     layout = step.output.layout
-    tall, wide = geometry.kernel
     down, across = geometry.stride
     pixels = f"{layout.height}x{layout.width} pixels"
-    size = f"{step.codes_layout.channels}x{tall}x{wide} to {step.weight.columns}"
+    size = size_of(step.codes_layout.channels, geometry, step.weight.columns)
     parts = {
         f"stride {down}x{across}": geometry.stride != (1, 1),
         "per sample": step.per_sample is not None,
@@ -211,6 +232,11 @@ def shape_of(step: GemmStep, geometry: Geometry, name: str) -> str:
     }
     named = [part for part, is_there in parts.items() if is_there]
     return ", ".join([size, pixels, name, *named, f"{torch.get_num_threads()} threads"])
+
+
+def size_of(channels: int, geometry: Geometry, columns: int) -> str:
+    tall, wide = geometry.kernel
+    return f"{channels}x{tall}x{wide} to {columns}"
 
 
 def race(step: GemmStep, geometry: Geometry) -> Times:
