@@ -376,7 +376,9 @@ def _planes_of(bits: tuple[int, ...], doubled: Tensor, vectors: int) -> tuple[Te
 
 
 @torch.library.custom_op("lowtide::restore", mutates_args=())
-def restore(data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: int) -> Tensor:
+def restore(
+    data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: int
+) -> Tensor:
     """The packed codes of a layer in the order of the checkpoint, from the bytes of its panels.
 
     `grid` and `spec` are those of lowtide::linear.
