@@ -227,6 +227,7 @@ class Lowering:
             F.pad: self._pad,
             torch._C._nn.pad: self._pad,
             F.scaled_dot_product_attention: self._attention,
+            Tensor.contiguous: self._contiguous,
         }
         handlers |= dict.fromkeys(JOINS, self._join)
         handlers |= dict.fromkeys(ADDS, self._add)
@@ -546,6 +547,10 @@ class Lowering:
         arguments = _bound(node, ("input", "p", "training", "inplace"))
         idle = not arguments.get("training", True) or not arguments.get("p", 0.5)
         return self._given(arguments["input"]) if idle else None
+
+    def _contiguous(self, node: Node) -> View | None:
+        """The same values: in what order they lie is this program's own business."""
+        return self._given(node.args[0]) if not node.kwargs and len(node.args) == 1 else None
 
     def _interpolate(self, node: Node) -> View | None:
         view = self._given(node.args[0])
