@@ -25,8 +25,10 @@ from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.request_cache import PerRequest
 from lowtide.nn.swap import packed_layers, quantizers
-from lowtide.runtime.layers import native_layer
-from lowtide.runtime.lowering import Lowering, NativeLayer, Numbers
+from lowtide.runtime.covers import COVERS
+from lowtide.runtime.layers import NativeLayer, native_layer
+from lowtide.runtime.lowering import Lowering
+from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.program import NotANumber, Program
 from lowtide.runtime.steps import TorchStep
 
@@ -166,7 +168,7 @@ class _State:
         program = self.programs[key]
         numbers = program.numbers
         step = self._step()
-        numbers.now.copy_(numbers.table[step])
+        numbers.set_step(step)
         conditions = [_content(tensors[name]) for name in program.conditions]
         return program.run(tensors, (step, *conditions))
 
@@ -184,7 +186,7 @@ class _State:
         rounding = list(quantizers(self.root).values())
         numbers = Numbers(rounding, len(self.clock.known))
         conditions = conditions_of(graph, self.parameters[0])
-        lowering = Lowering(self.root, graph, numbers, self.layers, conditions)
+        lowering = Lowering(self.root, graph, numbers, self.layers, conditions, COVERS)
         return Program(lowering.lower(), numbers)
 
 
