@@ -12,8 +12,8 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 1
-GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW = range(6)
+ABI = 2
+GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
 NOT_A_NUMBER = 1
@@ -221,6 +221,29 @@ class Row(ctypes.Structure):
     ]
 
 
+class Arrange(ctypes.Structure):
+    """A weight between the order of a checkpoint and panels, in one direction or the other."""
+
+    _fields_ = [
+        ("packed", c_void_p),
+        ("row_start", c_void_p),
+        ("bits", c_void_p),
+        ("zero", c_void_p),
+        ("doubled", c_void_p),
+        ("factor", c_void_p),
+        ("group", c_int64),
+        ("rows", c_int64),
+        ("channels", c_int64),
+        ("taps", c_int64),
+        ("data", c_void_p),
+        ("panel", c_void_p),
+        ("masks", c_void_p),
+        ("sums", c_void_p),
+        ("planes", c_int32),
+        ("backwards", c_int32),
+    ]
+
+
 class Call(ctypes.Structure):
     """A kernel and the address of its arguments."""
 
@@ -234,6 +257,7 @@ KERNELS: dict[type[ctypes.Structure], int] = {
     LayerNorm: LAYER_NORM,
     Attention: ATTENTION,
     Row: ROW,
+    Arrange: ARRANGE,
 }
 
 
@@ -255,6 +279,14 @@ class Native:
         """Run all calls; returns the bits of what went wrong, 0 if nothing."""
         assert self.library is not None, self.reason
         return self.library.lowtide_run(calls, len(calls), threads, set)
+
+    def run_one(self, arguments: ctypes.Structure, threads: int) -> None:
+        """Run one kernel that rounds nothing."""
+        kernel = KERNELS[type(arguments)]
+        outcome = self.run((Call * 1)(Call(kernel, 0, ctypes.addressof(arguments))), threads)
+        if outcome & NO_MEMORY:
+            raise MemoryError("The native kernels found no memory for their scratch space.")
+        assert not outcome, "a native kernel of another version was called"
 
     def attention_scratch(self, attention: Attention) -> int:
         """Bytes of scratch memory that these arguments need."""

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowtide.formats import Affine, Mixed
-from lowtide.kernels import native_library, unpack_codes, zero_point
-from lowtide.kernels.ops import Spec
-from lowtide.kernels.panels import Panels, integer_weight, panels
+from lowtide.formats import Affine
+from lowtide.kernels import native_library
+from lowtide.kernels.panels import Panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 
 
@@ -22,19 +21,14 @@ class NativeLayer:
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
     """The layer in the order of the native kernels, or the reason why they cannot run it."""
-    reason = unsupported(layer)
+    library = native_library.native()
+    reason = library.reason if library.library is None else unsupported(layer)
     if reason:
         return reason
-    spec = Spec.of(layer.spec)
-    scale, zero, factor, smooth = layer.tables()
-    codes = unpack_codes(layer.weight, spec)
-    taps = layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, PackedConv2d) else 1
-    point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
-    factors = factor if factor.numel() else None
-    whole = integer_weight(codes, scale, point, factors, spec.weight, taps)
+    *_, smooth = layer.tables()
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
     divisors = smooth.detach().float().contiguous() if smooth.numel() else None
-    return NativeLayer(panels(whole), bias, divisors)
+    return NativeLayer(layer.hold_panels(), bias, divisors)
 
 
 def kernel_of(layer: PackedLinear | PackedConv2d) -> str:
@@ -52,9 +46,8 @@ def unsupported(layer: PackedLinear | PackedConv2d) -> str:
         return f"it is on {layer.weight.device}"
     if not isinstance(layer.input.format, Affine):
         return "its inputs are in float"
-    bits = layer.format.bits if isinstance(layer.format, Mixed) else (layer.format.bits,)
-    if max(bits) == 8 and isinstance(layer.format, Affine) and not layer.format.signed:
-        return "its 8-bit weights have a free zero point"
+    if not layer.rows().fits:
+        return "its weights do not fit in 8 bits"
     return _unsupported_shape(layer) if isinstance(layer, PackedConv2d) else ""
 
 

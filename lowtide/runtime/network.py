@@ -121,8 +121,6 @@ class _State:
             for name, child in module._modules.items()
         ]
         self.floats = float_dtypes(root)
-        weights = [layer.weight for _, layer in packed_layers(root)]
-        self.versions = [(weight, weight._version) for weight in weights]
         self.layers: dict[str, NativeLayer] = {}
         self.reasons: dict[str, str] = {}
         for name, layer in packed_layers(root):
@@ -131,6 +129,8 @@ class _State:
                 self.layers[name] = native
             else:
                 self.reasons[name] = native
+        packed = [layer for _, layer in packed_layers(root)]
+        self.weights = [(layer, layer.weight, layer.weight._version) for layer in packed]
 
     def is_stale(self) -> bool:
         """Whether a table or a weight has changed since the layers were prepared."""
@@ -138,7 +138,11 @@ class _State:
         current = (clock.scale, clock.zero, clock.timesteps)
         if any(now is not before for now, before in zip(current, self.tables, strict=True)):
             return True
-        return any(weight._version != version for weight, version in self.versions)
+        written = [layer for layer, weight, version in self.weights if weight._version != version]
+        for layer in written:
+            # Its panels were written into, and the sums beside them are of before.
+            layer.hold_codes()
+        return any(layer.weight is not weight for layer, weight, _ in self.weights)
 
     def changed(self) -> str:
         """Why the modules can no longer be run as a program; empty if they can."""

@@ -115,7 +115,7 @@ def _decoded_layer(
 def decoded(layer: PackedConv2d | PackedLinear) -> Callable[[Tensor], Tensor]:
     """The layer on its weight as float32."""
     *tables, smooth = layer.tables()
-    values = unpack_weight(layer.weight, [*tables, smooth], Spec.of(layer.spec))
+    values = unpack_weight(layer.codes(), [*tables, smooth], Spec.of(layer.spec))
     bias = None if layer.bias is None else layer.bias.detach().float()
     if isinstance(layer, PackedLinear):
         return lambda x: F.linear(divide(x, smooth), values, bias)

@@ -17,6 +17,7 @@ import lowtide
 from lowtide import runtime, sampling
 from lowtide.kernels import native_library
 from lowtide.methods import relevant_options
+from lowtide.nn.swap import packed_layers
 
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2}
 ROUNDED_ALIKE = 2e-6
@@ -212,7 +213,7 @@ def test_changed_codes_and_norms_are_seen(ddim):
     with torch.no_grad():
         before = answer(model(*args, **kwargs))
         layer = model.mid_block.resnets[0].conv1
-        layer.weight.copy_(layer.weight.flip(0))
+        layer.load_state_dict(layer.state_dict() | {"weight": layer.codes().flip(0)})
         after = answer(model(*args, **kwargs))
         with lowtide.unfused(model):
             plain = answer(model(*args, **kwargs))
@@ -230,6 +231,8 @@ def test_a_compiled_model_runs_the_plain_layers(ddim):
 
 
 def test_without_the_library_it_says_so(ddim, monkeypatch):
+    for _, layer in packed_layers(ddim.model):
+        layer.hold_codes()
     missing = native_library.Native(None, "lowtide was installed without a C++ compiler")
     monkeypatch.setattr(native_library, "native", lambda: missing)
     assert told(ddim) == [

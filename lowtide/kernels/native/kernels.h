@@ -6,7 +6,7 @@
 
 namespace lowtide {
 
-constexpr int KERNELS = 6;
+constexpr int KERNELS = 7;
 
 struct Table {
   void (*run[KERNELS])(const void* arguments, Team& team);

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 1
+#define LOWTIDE_ABI 2
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -23,7 +23,8 @@ enum Kernel : int32_t {
   STREAM = 2,
   LAYER_NORM = 3,
   ATTENTION = 4,
-  ROW = 5
+  ROW = 5,
+  ARRANGE = 6
 };
 
 // Bits that lowtide_run returns. NOT_A_NUMBER: a value to be rounded was NaN, which no code stands
@@ -166,6 +167,24 @@ struct Row {
   float* y;
   int64_t width;
   int64_t copies;  // rows of y that get the same features
+};
+
+// A weight between the order of a checkpoint (`packed`) and panels (`data`); see arrange.inc.
+struct Arrange {
+  uint8_t* packed;
+  const int64_t* row_start;  // byte offset of each row
+  const int32_t* bits;       // of each row
+  const int32_t* zero;       // of each row
+  const int32_t* doubled;    // of each row: 1 where a code counts twice
+  const uint8_t* factor;     // rows x groups, or null
+  int64_t group;             // columns of a group
+  int64_t rows, channels, taps;
+  uint8_t* data;
+  const int64_t* panel;   // byte offset of each panel
+  const int32_t* masks;   // as in Weight
+  int32_t* sums;          // of each row: the sum of its int8 values
+  int32_t planes;         // 0: int8 values
+  int32_t backwards;      // 1: from panels to the checkpoint's order
 };
 
 struct Call {
