@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowtide.models.trace import Node
@@ -49,4 +48,5 @@ def owner_of(result: object, views: list[View]) -> View | None:
     """The view whose memory a result of torch on the meta device shares."""
     if not isinstance(result, Tensor):
         return None
-    return next((view for view in views if torch._C._is_alias_of(result, view.meta)), None)
+    storage = result.untyped_storage()._cdata
+    return next((view for view in views if view.meta.untyped_storage()._cdata == storage), None)

@@ -85,7 +85,7 @@ class Arena:
         self.memory = torch.empty(self.nbytes, dtype=torch.uint8)
 
     def address(self, view: View) -> int:
-        start = view.meta.storage_offset() * view.meta.element_size()
+        start = int(view.meta.storage_offset()) * view.meta.element_size()
         if view.buffer.fixed is not None:
             return view.buffer.fixed.data_ptr() + start
         return self.memory.data_ptr() + view.buffer.offset + start

@@ -12,6 +12,7 @@ from lowtide.kernels import Spec, divide, unpack_weight
 from lowtide.models.trace import Node
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.runtime.codes import image_codes, token_codes
+from lowtide.runtime.layers import NativeLayer
 from lowtide.runtime.layouts import Layout, Padding, pixel_shape, pixels_of, tokens_of
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View, new_view
@@ -26,11 +27,12 @@ def conv(lowering: Lowering, node: Node) -> View | None:
     module = lowering.function(node)
     assert isinstance(module, PackedConv2d)
     view = _only_argument(lowering, node)
-    if node.target not in lowering.layers or view is None or view.meta.dim() != 4:
+    layer = _native_layer(lowering, node)
+    if layer is None or view is None or view.meta.dim() != 4:
         return _decoded_layer(lowering, node, module)
     vertical, horizontal = _pair(module.padding)
     padding = Padding(vertical, horizontal, vertical, horizontal)
-    rounding = lowering.numbers.rounding(module.input, lowering.layers[node.target].smooth)
+    rounding = lowering.numbers.rounding(module.input, layer.smooth)
     codes = image_codes(lowering, view, rounding, padding)
     if codes is None:
         return None
@@ -41,7 +43,7 @@ def conv(lowering: Lowering, node: Node) -> View | None:
     meta = pixel_shape(codes.layout.batch, tall, wide, module.out_channels)
     output = Output(new_view(meta), known(pixels_of(meta)))
     taps = _taps(codes.layout, height, width)
-    return _product(lowering, node, codes, output, taps, (down, right))
+    return _product(lowering, str(node.target), codes, output, taps, (down, right))
 
 
 def linear(lowering: Lowering, node: Node) -> View | None:
@@ -49,15 +51,22 @@ def linear(lowering: Lowering, node: Node) -> View | None:
     module = lowering.function(node)
     assert isinstance(module, PackedLinear)
     view = _only_argument(lowering, node)
-    if node.target not in lowering.layers or view is None:
+    layer = _native_layer(lowering, node)
+    if layer is None or view is None:
         return _decoded_layer(lowering, node, module)
-    rounding = lowering.numbers.rounding(module.input, lowering.layers[node.target].smooth)
+    rounding = lowering.numbers.rounding(module.input, layer.smooth)
     codes = token_codes(lowering, view, rounding)
     if codes is None:
         return None
     meta = torch.empty(*view.shape[:-1], module.out_features, device="meta")
     output = Output(new_view(meta), known(tokens_of(meta)))
-    return _product(lowering, node, codes, output, [0], (1, 1))
+    return _product(lowering, str(node.target), codes, output, [0], (1, 1))
+
+
+def _native_layer(lowering: Lowering, node: Node) -> NativeLayer | None:
+    """The layer in the kernels' order; None if they cannot run it."""
+    assert isinstance(node.target, str)
+    return lowering.layers.get(node.target)
 
 
 def _only_argument(lowering: Lowering, node: Node) -> View | None:
@@ -79,16 +88,17 @@ def _taps(layout: Layout, height: int, width: int) -> list[int]:
 
 def _product(
     lowering: Lowering,
-    node: Node,
+    name: str,
     codes: Output,
     output: Output,
     taps: list[int],
     stride: tuple[int, int],
 ) -> View:
-    assert isinstance(node.target, str) and codes.rounding is not None
-    layer = lowering.layers[node.target]
+    """A layer's product, whose epilogue can still grow."""
+    layer = lowering.layers[name]
+    assert codes.rounding is not None
     step = GemmStep(
-        name=node.target,
+        name=name,
         codes=codes.view,
         codes_layout=codes.layout,
         rounding=codes.rounding,
@@ -122,5 +132,6 @@ def decoded(layer: PackedConv2d | PackedLinear) -> Callable[[Tensor], Tensor]:
     weight = values.reshape(layer.out_channels, -1, *layer.kernel_size)
     weight = weight.contiguous(memory_format=torch.channels_last)
     divisors = smooth.reshape(-1, 1, 1)
-    options = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    padding: Any = layer.padding
+    options = (layer.stride, padding, layer.dilation, layer.groups)
     return lambda x: F.conv2d(divide(x, divisors), weight, bias, *options)
