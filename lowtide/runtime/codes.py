@@ -9,7 +9,7 @@ from lowtide.kernels import native_library
 from lowtide.runtime.layouts import NO_PADDING, Layout, Padding, code_layout
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View, new_view
-from lowtide.runtime.producers import Chain, Rows
+from lowtide.runtime.producers import Chain, NormedRows
 from lowtide.runtime.steps import Output, Rounding
 
 
@@ -86,7 +86,7 @@ def _chain_codes(
     return chain.codes[key]
 
 
-def _row_codes(lowering: Lowering, rows: Rows, rounding: Rounding) -> Output:
+def _row_codes(lowering: Lowering, rows: NormedRows, rounding: Rounding) -> Output:
     key = (rounding.key,)
     if key not in rows.codes:
         layout = code_layout(rows.layout)

@@ -13,7 +13,7 @@ from lowtide.runtime.lowering import Cover
 from lowtide.runtime.native_attention import attention
 from lowtide.runtime.norms import activation, group_norm, layer_norm
 from lowtide.runtime.products import conv, linear
-from lowtide.runtime.shapes import dropout, interpolate, join, pad
+from lowtide.runtime.shapes import contiguous, dropout, interpolate, join, pad
 
 ADDS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, operator.add)
 MULTIPLIES = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, operator.mul)
@@ -28,6 +28,7 @@ COVERS: Mapping[Callable | type, Cover] = {
     F.silu: activation,
     F.gelu: activation,
     F.dropout: dropout,
+    Tensor.contiguous: contiguous,
     F.interpolate: interpolate,
     F.pad: pad,
     F.scaled_dot_product_attention: attention,

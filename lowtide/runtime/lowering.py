@@ -20,7 +20,7 @@ from lowtide.runtime.layers import NativeLayer
 from lowtide.runtime.layouts import Layout, layout_of, pixel_shape, same_order
 from lowtide.runtime.memory import Buffer, View, is_whole, new_view, same_strides, whole_buffer
 from lowtide.runtime.numbers import Numbers
-from lowtide.runtime.producers import Chain, Joined, Product, Rows
+from lowtide.runtime.producers import Chain, Joined, NormedRows, Product
 from lowtide.runtime.steps import Step, TorchStep
 
 
@@ -67,6 +67,8 @@ class Lowering:
         # Chains that only read a view, by its place and shape, so that two layers share codes.
         self.readings: dict[Buffer, dict[tuple, Chain]] = {}
         self.kept: list[Tensor] = []
+        # Two values that share memory here may be apart in the forward pass as it is written.
+        self.writes_in_place = any(map(changes_in_place, self.nodes))
 
     def lower(self) -> Lowered:
         inputs = {
@@ -188,6 +190,8 @@ class Lowering:
             results += [] if changed else [self.draft.views[number]]
         args, kwargs = given
         name = name_of(node.target)
+        if node.target is Tensor.view:
+            function = Tensor.reshape
         step = TorchStep(name, function, args, kwargs, results, changed=changed, read=views)
         self.draft.steps.append(step)
 
@@ -203,7 +207,10 @@ class Lowering:
         if isinstance(node.target, str) or changes_in_place(node) or not views:
             return False
         args, kwargs = mapped(given, _on_meta)
-        results = leaves_of(node.target(*args, **kwargs))
+        try:
+            results = leaves_of(node.target(*args, **kwargs))
+        except RuntimeError:  # a `view` of what lies in another order here
+            return False
         pairs = zip(leaves_of(node.output), results, strict=True)
         named = [(leaf.id, result) for leaf, result in pairs if isinstance(leaf, Ref)]
         owned = [(number, result, owner_of(result, views)) for number, result in named]
@@ -222,10 +229,10 @@ class Lowering:
         alone = is_whole(view) and self.draft.is_read_once(view.buffer)
         return product if isinstance(product, Product) and alone else None
 
-    def rows(self, view: View) -> Rows | None:
+    def rows(self, view: View) -> NormedRows | None:
         """The layer norm behind this view, if the view has all of its rows and samples."""
         rows = self.draft.waiting.get(view.buffer)
-        if not isinstance(rows, Rows) or not is_whole(view) or not view.meta.is_contiguous():
+        if not isinstance(rows, NormedRows) or not is_whole(view) or not view.meta.is_contiguous():
             return None
         layout = rows.layout
         is_alike = (view.shape[0], view.shape[-1]) == (layout.batch, layout.channels)

@@ -9,7 +9,7 @@ from lowtide.runtime.calls import arguments_of, changes_in_place
 from lowtide.runtime.layouts import channel_axis, dense_like, tokens_of
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View
-from lowtide.runtime.producers import Chain, GroupNorm, Rows
+from lowtide.runtime.producers import Chain, GroupNorm, NormedRows
 
 
 def group_norm(lowering: Lowering, node: Node) -> View | None:
@@ -38,7 +38,7 @@ def layer_norm(lowering: Lowering, node: Node) -> View | None:
         return None
     weight = lowering.float32(arguments.get("weight"))
     bias = lowering.float32(arguments.get("bias"))
-    rows = Rows(view, layout, arguments.get("eps", 1e-5), weight, bias)
+    rows = NormedRows(view, layout, arguments.get("eps", 1e-5), weight, bias)
     return lowering.draft.wait(torch.empty(view.shape, device="meta"), rows)
 
 

@@ -147,7 +147,7 @@ def _sources(draft: Draft, views: Sequence[View], layouts: Sequence[Layout]) -> 
 
 
 @dataclass(eq=False)
-class Rows(Producer):
+class NormedRows(Producer):
     """A layer norm, and the gain and shift of each sample that may follow it."""
 
     source: View

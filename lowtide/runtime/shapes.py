@@ -19,6 +19,12 @@ def dropout(lowering: Lowering, node: Node) -> View | None:
     return lowering.given(arguments["input"]) if is_off else None
 
 
+def contiguous(lowering: Lowering, node: Node) -> View | None:
+    """The same values: in which order they lie is the program's own business."""
+    is_plain = len(node.args) == 1 and not node.kwargs
+    return lowering.given(node.args[0]) if is_plain and not lowering.writes_in_place else None
+
+
 def interpolate(lowering: Lowering, node: Node) -> View | None:
     """Each pixel of an image batch (B, C, H, W) twice in both directions."""
     view = lowering.given(arguments_of(node, ("input",))["input"])
