@@ -4,6 +4,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +254,7 @@ def race(step: GemmStep, geometry: Geometry) -> Times:
 def _runner(steps: list[Step | TorchStep]) -> Callable[[], None]:
     """Runs these steps on new memory, which is zero."""
     arena = Arena()
-    buffers = {buffer for step in steps for buffer in step.uses()}
+    buffers = set(chain.from_iterable(step.uses() for step in steps))
     arena.place(dict.fromkeys(buffers, (0, 0)))
     arena.memory.zero_()
     return _Runner(parts_of(steps, arena), arena).run

@@ -1,11 +1,23 @@
 """What the native kernels need of a packed layer, or why they cannot run it."""
 
+from dataclasses import dataclass
+
+from torch import Tensor
+
 from lowtide.formats import Affine, Mixed
 from lowtide.kernels import native_library, unpack_codes
 from lowtide.kernels.ops import Spec, zero_point
-from lowtide.kernels.panels import IntegerWeight, integer_weight
+from lowtide.kernels.panels import IntegerWeight, Panels, integer_weight
 from lowtide.nn.packed import PackedConv2d, PackedLinear
-from lowtide.runtime.lowering import NativeLayer
+
+
+@dataclass(frozen=True)
+class NativeLayer:
+    """A packed layer that the native kernels run: its weight, and its bias in float32."""
+
+    panels: Panels
+    bias: Tensor | None
+    smooth: Tensor | None
 
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:

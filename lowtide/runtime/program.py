@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lowtide.kernels import native_library
 from lowtide.models.trace import mapped
-from lowtide.runtime.lowering import Lowered, Numbers
+from lowtide.runtime.lowering import Lowered
 from lowtide.runtime.memory import Arena, Buffer, View
+from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.steps import Step, TorchStep
 
 FEATURE_BYTES = 64 * 2**20  # features that are kept

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lowtide.kernels import native_library
 from lowtide.kernels.panels import Panels
-from lowtide.runtime.memory import Address, Buffer, Layout, View
+from lowtide.runtime.layouts import NO_PADDING, Layout, Padding
+from lowtide.runtime.memory import Address, Buffer, View
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,6 @@ class Rounding:
         return None if self.smooth is None else self.smooth.data_ptr()
 
 
-@dataclass(frozen=True)
-class Padding:
-    above: int = 0
-    left: int = 0
-    below: int = 0
-    right: int = 0
-
-    def plus(self, other: "Padding") -> "Padding":
-        return Padding(
-            self.above + other.above,
-            self.left + other.left,
-            self.below + other.below,
-            self.right + other.right,
-        )
-
-
 @dataclass(eq=False)
 class Output:
     """Where a kernel stores: a float view, or the codes of a layer's input (`rounding`)."""
@@ -53,8 +38,14 @@ class Output:
     view: View
     layout: Layout
     rounding: Rounding | None = None
-    padding: Padding = Padding()
+    padding: Padding = NO_PADDING
     upsample: int = 1
+
+    @property
+    def source_size(self) -> tuple[int, int]:
+        """Height and width of the pixels before upsampling and padding."""
+        height, width = self.padding.within(*self.layout.size)
+        return height // self.upsample, width // self.upsample
 
     def sink(self, address: Address) -> native_library.Sink:
         rounding = self.rounding
@@ -220,6 +211,9 @@ class StreamStep(Step):
     times: Source | None = None
     outputs: list[Output] = field(default_factory=list)
 
+    def is_full(self) -> bool:
+        return len(self.outputs) == native_library.SINKS
+
     def uses(self) -> Iterator[Buffer]:
         views = [source.view for source in self.sources]
         views += [output.view for output in self.outputs]
@@ -266,6 +260,9 @@ class LayerNormStep(Step):
     gain: View | None = None
     shift: View | None = None
     outputs: list[Output] = field(default_factory=list)
+
+    def is_full(self) -> bool:
+        return len(self.outputs) == native_library.SINKS
 
     def uses(self) -> Iterator[Buffer]:
         views = [self.source.view, *[output.view for output in self.outputs]]
