@@ -247,7 +247,8 @@ def test_without_the_library_it_says_so(ddim, monkeypatch):
     missing = native_library.Native(None, "lowtide was installed without a C++ compiler")
     monkeypatch.setattr(native_library, "native", lambda: missing)
     assert told(ddim) == [
-        "UNet2DModel runs layer by layer: lowtide was installed without a C++ compiler."
+        "UNet2DModel runs layer by layer: lowtide was installed without a C++ compiler; "
+        "oneDNN runs its products."
     ]
 
 
