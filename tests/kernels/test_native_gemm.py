@@ -154,7 +154,7 @@ def test_extreme_codes_do_not_saturate(machine, value):
     channels = 4100
     codes = torch.full((rows, 1, channels), value + 128, dtype=torch.uint8)
     zero = torch.full((rows,), 128, dtype=torch.int32)
-    weight = IntegerWeight(codes, zero, torch.ones(rows), (8,) * rows)
+    weight = IntegerWeight(codes, zero, torch.ones(rows), (8,) * rows, torch.zeros(rows))
     x = torch.full((1, 1, 7, channels), 255, dtype=torch.uint8)
     layer = Layer(x, 0, weight, channels, (1, 1), 1)
     assert layer.sums().unique().tolist() == [255 * value * channels]

@@ -4,10 +4,19 @@ import pytest
 import torch
 from native_programs import Memory, float_sink, generator
 
-from lowtide.formats import Affine, Mixed, WeightFormat
+from lowtide.formats import Affine, Mixed, WeightFormat, pack, pack_mixed
 from lowtide.formats.affine import Grid
 from lowtide.kernels.native_library import Gemm
-from lowtide.kernels.panels import ALIGNMENT, IntegerWeight, Panels, integer_weight, panels
+from lowtide.kernels.panels import (
+    ALIGNMENT,
+    IntegerWeight,
+    Panels,
+    arranged,
+    integer_weight,
+    panels,
+    restored,
+    rows_of,
+)
 
 FORMATS = [
     *(Affine(bits, signed=True, axis=0) for bits in range(1, 9)),
@@ -97,3 +106,41 @@ def test_memory_of_mixed_bits_is_their_sum(signed):
 def test_factors_of_groups_take_eight_bits():
     integers, _ = weight_of(Affine(4, signed=True, axis=0, group=16), 64, 64)
     assert panels(integers).nbytes == 64 * 64
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize(("rows", "channels", "taps"), [(72, 10, 3), (1, 1, 9), (130, 70, 1)])
+def test_the_library_arranges_as_torch_does_and_back(format, rows, channels, taps):
+    if isinstance(format, Mixed):
+        format = Mixed((format.bits * 2)[:rows], signed=format.signed)
+    columns = channels * taps
+    random = generator(str(format), rows, channels, taps)
+    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
+    tops = torch.tensor([[2**each for each in bits]]).T
+    codes = (torch.rand(rows, columns, generator=random) * tops).floor().to(torch.uint8)
+    ranges = format.rows(torch.randn(rows, columns, generator=random))
+    grid = format.params(ranges.amin(1, keepdim=True), ranges.amax(1, keepdim=True), rows)
+    packed = pack_mixed(codes, bits) if isinstance(format, Mixed) else pack(codes, format.bits)
+    factor = None if grid.factor is None else grid.factor.to(torch.uint8)
+    of_rows = rows_of(grid.scale, grid.zero, factor, format)
+    if not of_rows.fits:
+        return
+    found = arranged(packed, of_rows, channels, taps)
+    expected = panels(integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps))
+    for name in ("data", "panel", "masks", "shifts", "zeros", "scale", "sums"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert (found.k4, found.planes, found.uniform) == (
+        expected.k4,
+        expected.planes,
+        expected.uniform,
+    )
+    assert torch.equal(restored(found.data, of_rows, channels, taps), packed.flatten())
+
+
+def test_values_beyond_int8_do_not_fit():
+    scale = torch.ones(2, 1)
+    assert rows_of(scale, torch.full((2, 1), 128.0), None, Affine(8, signed=True, axis=0)).fits
+    assert not rows_of(scale, torch.zeros(2, 1), None, Affine(8, axis=0)).fits
+    grouped = Affine(5, axis=0, group=4)
+    assert not rows_of(scale, torch.zeros(2, 1), torch.full((2, 3), 7), grouped).fits
+    assert rows_of(scale, torch.full((2, 1), 16.0), torch.full((2, 3), 7), grouped).fits

@@ -3,7 +3,7 @@
 #include "pool.h"
 
 #include <atomic>
-#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <mutex>
 #include <system_error>
@@ -59,7 +59,11 @@ class Team {
   }
 
   ~Team() {
-    stop_.store(true);
+    {
+      const std::lock_guard<std::mutex> lock(sleep_);
+      stop_.store(true);
+    }
+    wake_.notify_all();
     for (auto& helper : helpers_) helper.join();
     for (auto& scratch : scratch_) std::free(scratch.memory);
   }
@@ -80,7 +84,15 @@ class Team {
     wait_until_empty();
   }
 
-  void awake(bool on) { awake_.store(on, std::memory_order_release); }
+  // Between runs helpers sleep. The first kernels of a run do not wait for them to wake up.
+  void awake(bool on) {
+    if (threads_ == 1) return;
+    {
+      const std::lock_guard<std::mutex> lock(sleep_);
+      awake_.store(on, std::memory_order_release);
+    }
+    if (on) wake_.notify_all();
+  }
 
   int threads() const { return threads_; }
   long process() const { return process_; }
@@ -139,11 +151,14 @@ class Team {
     pause_briefly();
     if (awake_.load(std::memory_order_acquire)) {
       if (idle > 2000) std::this_thread::yield();
-    } else if (idle > 200) {
-      std::this_thread::sleep_for(std::chrono::microseconds(idle > 20000 ? 500 : 50));
+    } else if (idle > 2000) {
+      std::unique_lock<std::mutex> lock(sleep_);
+      wake_.wait(lock, [this] { return awake_.load() || stop_.load(); });
     }
   }
 
+  std::mutex sleep_;
+  std::condition_variable wake_;
   int threads_;
   std::vector<std::thread> helpers_;
   std::vector<Scratch> scratch_;
