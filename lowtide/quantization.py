@@ -167,9 +167,7 @@ def _is_partly_quantized(model: nn.Module) -> bool:
     return hasattr(model, CLOCK)
 
 
-def load(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, fused: bool = True
-) -> Pipeline:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, fused: bool = True) -> Pipeline:
     """Load a pipeline, float or packed.
 
     Args:
