@@ -17,8 +17,9 @@ from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.swap import packed_layers
 from lowtide.runtime import onednn_layer
 from lowtide.runtime.layers import native_name, unsupported
+from lowtide.runtime.layouts import Layout
 from lowtide.runtime.lowering import Lowered
-from lowtide.runtime.memory import Arena, Layout, View, new_view
+from lowtide.runtime.memory import Arena, View, new_view
 from lowtide.runtime.program import NativeCalls, TorchCall, parts_of
 from lowtide.runtime.steps import GemmStep, Rounding, Source, Step, StreamStep, TorchStep
 
@@ -52,7 +53,7 @@ class Engines:
         for place, step in enumerate(lowered.steps):
             steps = early if place < lowered.conditional else late
             if isinstance(step, GemmStep) and self._choice(step, races, deadline) == ONEDNN:
-                steps += onednn_steps(step, self._weight(step))
+                steps += onednn_steps(read_by_pixels(step), self._weight(step))
             else:
                 steps.append(step)
         races.save()
@@ -69,7 +70,7 @@ class Engines:
             if time.perf_counter() > deadline:
                 layer.kernel = f"{native_name(layer)}: races took {SECONDS} s, the next goes on"
                 return NATIVE
-            races.add(shape, race(step, onednn_layer.geometry(layer)))
+            races.add(shape, race(read_by_pixels(step), onednn_layer.geometry(layer)))
         times = races.known[shape]
         winner = times.winner(keeps_bits=step.weight.planes)
         name = "oneDNN" if winner == ONEDNN else native_name(layer)
@@ -77,7 +78,7 @@ class Engines:
         return winner
 
     def _weight(self, step: GemmStep) -> OneDnnWeight:
-        key = (step.name, step.codes_layout.channels)
+        key = (step.name, _channels(step))
         if key not in self.weights:
             self.weights[key] = onednn_layer.onednn_weight(self.layers[step.name], key[1])
         return self.weights[key]
@@ -154,6 +155,23 @@ class OneDnnProduct:
             place.mul_(self.factor)
 
 
+def read_by_pixels(step: GemmStep) -> GemmStep:
+    """The same step; a linear layer reads one pixel of codes for each pixel of its output.
+
+    A layer may read a whole image as one row, whose codes still lie in pixels.
+    """
+    if len(step.taps) > 1 or step.stride != (1, 1):
+        return step
+    output = step.output.layout
+    size = {"height": output.height, "width": output.width, "channels": _channels(step)}
+    return replace(step, codes_layout=replace(step.codes_layout, batch=output.batch, **size))
+
+
+def _channels(step: GemmStep) -> int:
+    """The channels of each tap, in whole dwords."""
+    return 4 * step.weight.k4 // len(step.taps)
+
+
 def onednn_steps(step: GemmStep, weight: OneDnnWeight) -> list[Step | TorchStep]:
     """The steps in the place of a native product: oneDNN, and a stream where codes are stored."""
     output = step.output
@@ -222,7 +240,7 @@ def shape_of(step: GemmStep, geometry: Geometry, name: str) -> str:
     layout = step.output.layout
     down, across = geometry.stride
     pixels = f"{layout.height}x{layout.width} pixels"
-    size = size_of(step.codes_layout.channels, geometry, step.weight.columns)
+    size = size_of(_channels(step), geometry, step.weight.columns)
     parts = {
         f"stride {down}x{across}": geometry.stride != (1, 1),
         "per sample": step.per_sample is not None,
