@@ -234,7 +234,7 @@ def _panel_sizes(masks: Tensor, k4: int) -> list[int]:
 
 
 def _uniform(bits: tuple[int, ...], doubled: Tensor) -> int:
-    """The bits of the one plane that all columns have, or 0. The kernels double codes of one bit."""
+    """The bits of the only plane of all columns, or 0. The kernels double codes of one bit."""
     same = len(set(bits)) == 1 and bits[0] in (4, 2, 1)
     return bits[0] if same and (bits[0] != 1 or bool(doubled.all())) else 0
 
@@ -376,9 +376,7 @@ def _planes_of(bits: tuple[int, ...], doubled: Tensor, vectors: int) -> tuple[Te
 
 
 @torch.library.custom_op("lowtide::restore", mutates_args=())
-def restore(
-    data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: int
-) -> Tensor:
+def restore(data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: int) -> Tensor:
     """The packed codes of a layer in the order of the checkpoint, from the bytes of its panels.
 
     `grid` and `spec` are those of lowtide::linear.
