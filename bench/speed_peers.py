@@ -4,7 +4,7 @@
     python bench/speed_peers.py run VARIANT MODEL CALLS KEPT THREADS
 
 `prepare` converts the float model and keeps the result in KEPT; what is kept already stays. `run`
-loads it, and nothing else, and takes steps as `lowtide.workflows.speed.channel` orders them. Static
+loads it, and nothing else, and takes steps as `lowtide.workflows.speed_bench.channel` orders them. Static
 quantization calibrates on the calls, which is enough for a speed.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lowtide.workflows.speed import calls as call_files
-from lowtide.workflows.speed.channel import Running, serve
+from lowtide.workflows.speed_bench import calls as call_files
+from lowtide.workflows.speed_bench.channel import Running, serve
 
 OPSET = 18
 

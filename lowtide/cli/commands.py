@@ -312,14 +312,14 @@ def bench_speed(
     as_json: Json = False,
 ) -> None:
     """The speed of a packed model: beside its float model, layer by layer, beside others."""
-    from lowtide.report import speed
-    from lowtide.workflows.speed.measurement import SpeedOptions, measure_speed
+    from lowtide.report import speed_tables
+    from lowtide.workflows.speed_bench.turns import SpeedOptions, measure_speed
 
     peers = names(against) or ()
     result = measure_speed(run, SpeedOptions(batch, threads, repeats, peers, floating))
     if picture:
-        speed.picture(picture, result)
-    _show(result, as_json, speed.lines(result))
+        speed_tables.picture(picture, result)
+    _show(result, as_json, speed_tables.lines(result))
 
 
 @app.command(rich_help_panel=USE)

@@ -1,9 +1,9 @@
 """Where the time of a step goes: processor time by layer and by kind, fused and in plain torch.
 
-program_times(root)      each step of the fused network's latest program
-call_times(act)          each call of torch while `act` runs, of a float model
-peak_rate()              what the native product reaches at best, on operands in the cache
-forget_features(root)    the features of the conditions are computed again, as for a new image
+program_times(root, act)   each step of the fused network's latest program
+call_times(act)            each call of torch while `act` runs, of a float model
+peak_rate()                what the native product reaches at best, on operands in the cache
+forget_features(root)      the features of the conditions are computed again, as for a new image
 """
 
 import ctypes
@@ -21,17 +21,13 @@ from torch.overrides import TorchFunctionMode
 from lowtide.kernels import native_library
 from lowtide.kernels.panels import IntegerWeight, Panels, panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
+from lowtide.report.kinds_of_work import ATTENTION, NORMS, PRODUCTS, TORCH
 from lowtide.runtime.layers import kernel_of
 from lowtide.runtime.memory import View
 from lowtide.runtime.network import fused_forward
 from lowtide.runtime.program import NativeCalls, Program
 from lowtide.runtime.steps import AttentionStep, GemmStep, Step, TorchStep
 
-PRODUCTS = "matrix products"
-ATTENTION = "attention"
-NORMS = "norms and activations"
-TORCH = "other calls of torch"
-KINDS = (PRODUCTS, ATTENTION, NORMS, TORCH)
 ATTENTION_CALL = "scaled_dot_product_attention"
 # Names of torch's functions by the kind of their work; all others are "other calls of torch".
 KIND_OF_CALL = {
@@ -62,29 +58,49 @@ class TimedStep:
     shape: str = ""
 
 
-def program_times(root: nn.Module, repeats: int) -> list[TimedStep]:
-    """The steps of the latest program, each as the median of its times.
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one act, and the seconds of the whole act, measured beside them in turns."""
 
-    The program has run once before, so its inputs and the features of its conditions are set.
+    whole: float
+    steps: list[TimedStep]
+
+
+def program_times(root: nn.Module, act: Callable[[], object], repeats: int) -> Parts:
+    """The steps of the program that `act` runs last, each as the median of its times.
+
+    `act` is a call of the fused network that computes the features of its conditions.
     """
-    fused = fused_forward(root)
-    assert fused is not None and fused.state is not None, "it has not run as a program"
-    program = list(fused.state.programs.values())[-1]
+    whole: list[float] = []
+    _add_seconds(whole, act)
+    program = _latest_program(root)
     parts = _single_parts(program)
     times: list[list[float]] = [[] for _ in parts]
+    whole.clear()
     with torch.no_grad():
         for _ in range(repeats):
+            _add_seconds(whole, act)
             for place, part in zip(times, parts, strict=True):
-                started = time.process_time()
-                part.run()
-                place.append(time.process_time() - started)
+                _add_seconds(place, part.run)
     empty = _call_overhead()
-    steps = program.lowered.steps
-    pairs = zip(steps, parts, times, strict=True)
-    return [
+    steps = [
         _timed(root, step, part, max(0.0, statistics.median(seconds) - empty))
-        for step, part, seconds in pairs
+        for step, part, seconds in zip(program.lowered.steps, parts, times, strict=True)
     ]
+    return Parts(statistics.median(whole), steps)
+
+
+def _add_seconds(place: list[float], act: Callable[[], object]) -> None:
+    """Add the processor time of `act` to a list."""
+    started = time.process_time()
+    act()
+    place.append(time.process_time() - started)
+
+
+def _latest_program(root: nn.Module) -> Program:
+    fused = fused_forward(root)
+    assert fused is not None and fused.state is not None, "it has not run as a program"
+    return list(fused.state.programs.values())[-1]
 
 
 def _single_parts(program: Program) -> list[Any]:
@@ -109,9 +125,7 @@ def _call_overhead() -> float:
     nothing = NativeCalls((native_library.Call * 0)(), [])
     seconds: list[float] = []
     for _ in range(51):
-        started = time.process_time()
-        nothing.run()
-        seconds.append(time.process_time() - started)
+        _add_seconds(seconds, nothing.run)
     return statistics.median(seconds)
 
 
@@ -198,17 +212,20 @@ class _TimedCalls(TorchFunctionMode):
         return result
 
 
-def call_times(act: Callable[[], object], repeats: int) -> list[TimedStep]:
+def call_times(act: Callable[[], object], repeats: int) -> Parts:
     """The calls of torch while `act` runs, each function as the median over all runs."""
+    whole: list[float] = []
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
+        _add_seconds(whole, act)
         with _TimedCalls() as timed:
             act()
         runs.append(timed.seconds)
     medians = {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
-    return [
+    steps = [
         TimedStep(KIND_OF_CALL.get(name, TORCH), name, seconds) for name, seconds in medians.items()
     ]
+    return Parts(statistics.median(whole), steps)
 
 
 def forget_features(root: nn.Module) -> None:
@@ -269,7 +286,5 @@ def _best_seconds(calls: ctypes.Array[native_library.Call]) -> float:
     """The least processor time of one thread for all calls: nothing can be faster than the peak."""
     seconds: list[float] = []
     for _ in range(PROBE_ROUNDS):
-        started = time.process_time()
-        native_library.native().run(calls, 1)
-        seconds.append(time.process_time() - started)
+        _add_seconds(seconds, lambda: native_library.native().run(calls, 1))
     return min(seconds)

@@ -1,4 +1,4 @@
-"""One of lowtide's own variants in a process: `python -m lowtide.workflows.speed.variant ORDER`.
+"""One of lowtide's own variants in a process: `python -m lowtide.workflows.speed_bench.variant ORDER`.
 
 ORDER is JSON: the variant's name, its model, the file of the calls, the threads, and for the packed
 model, which writes that file, the batch.
@@ -22,8 +22,8 @@ from lowtide.checkpoint import facts, folders, provenance
 from lowtide.errors import BadInput
 from lowtide.runtime import timing
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.workflows.speed import calls
-from lowtide.workflows.speed.channel import Answer, Running, serve
+from lowtide.workflows.speed_bench import calls
+from lowtide.workflows.speed_bench.channel import Answer, Running, serve
 
 PACKED = "packed"
 PLAIN = "plain"
@@ -87,19 +87,20 @@ def _orders(
 ) -> dict[str, Callable[[Answer], Answer]]:
     """What the variant can be asked for besides steps."""
     if name == PACKED:
-        return {"parts": lambda order: _packed_parts(model, order["repeats"])}
+        return {"parts": lambda order: _packed_parts(model, step, order["repeats"])}
     if name == FLOAT:
-        return {"parts": lambda order: _float_parts(step, order["repeats"])}
+        return {"parts": lambda order: asdict(timing.call_times(lambda: step(0), order["repeats"]))}
     return {}
 
 
-def _packed_parts(model: nn.Module, repeats: int) -> Answer:
-    parts = [asdict(part) for part in timing.program_times(model, repeats)]
-    return {"parts": parts, "peak": timing.peak_rate(), "sets": runtime.explain(model)["sets"]}
+def _packed_parts(model: nn.Module, step: Callable[[int], None], repeats: int) -> Answer:
+    def first_visit() -> None:
+        timing.forget_features(model)
+        step(0)
 
-
-def _float_parts(step: Callable[[int], None], repeats: int) -> Answer:
-    return {"parts": [asdict(part) for part in timing.call_times(lambda: step(0), repeats)]}
+    parts = timing.program_times(model, first_visit, repeats)
+    machine = {"peak": timing.peak_rate(), "sets": runtime.explain(model)["sets"]}
+    return asdict(parts) | machine
 
 
 def recorded_calls(pipe: Pipeline, order: Answer) -> list[dict[str, Any]]:
@@ -185,7 +186,8 @@ def _import_classes(source: str) -> None:
             getattr(importlib.import_module(library), name, None)
 
 
-def _names_class(value: object) -> bool:
+def _names_class(value: Any) -> bool:
+    """Whether an entry of a model_index.json is a library and a class of it."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(e, str) for e in value)
 
 

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lowtide.report.kinds_of_work import KINDS
 from lowtide.report.palette import ACCENT, HAIR, INK, PAPER, QUIET, SERIES
 from lowtide.report.tables import table
 from lowtide.report.wording import (
@@ -111,8 +112,7 @@ def _kinds(kinds: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """A row for each kind of work, and one for all."""
     packed = kinds["packed"]
     floating = kinds.get("float", {})
-    names = list(dict.fromkeys([*packed, *floating]))
-    rows = [[name, *_part(floating, name), *_part(packed, name)] for name in names]
+    rows = [[name, *_part(floating, name), *_part(packed, name)] for name in KINDS]
     return [*rows, ["in all", *_whole(floating), *_whole(packed)]]
 
 
@@ -155,12 +155,11 @@ def _torch_calls(calls: Sequence[Result]) -> list[str]:
 def picture(path: Path, result: Result) -> None:
     """Where the time goes: a bar for the float model and one for the packed one, by kind."""
     kinds = {name: result["kinds"][name] for name in ("float", "packed") if name in result["kinds"]}
-    names = list(dict.fromkeys(name for parts in kinds.values() for name in parts))
     titles = {row["variant"]: row["name"] for row in result["rows"]}
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9, 1.7 + 0.62 * len(kinds)), dpi=_DPI, layout="constrained")
         axes = figure.subplots()
-        _bars(axes, kinds, names)
+        _bars(axes, kinds)
         labels = [
             f"{titles[name]}\n{seconds(sum(parts.values()))}" for name, parts in kinds.items()
         ]
@@ -173,12 +172,12 @@ def picture(path: Path, result: Result) -> None:
         figure.savefig(path, facecolor=PAPER)
 
 
-def _bars(axes: Axes, kinds: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> None:
+def _bars(axes: Axes, kinds: Mapping[str, Mapping[str, float]]) -> None:
     colours = (ACCENT, *SERIES)
-    for place, name in enumerate(names):
+    for place, name in enumerate(KINDS):
         widths = [1e3 * parts.get(name, 0.0) for parts in kinds.values()]
         lefts = [
-            1e3 * math.fsum(parts.get(other, 0.0) for other in names[:place])
+            1e3 * math.fsum(parts.get(other, 0.0) for other in KINDS[:place])
             for parts in kinds.values()
         ]
         colour = colours[place % len(colours)]

@@ -9,7 +9,6 @@ what is compared.
 
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -21,14 +20,15 @@ from pathlib import Path
 
 from lowtide.checkpoint import provenance
 from lowtide.errors import BadInput
+from lowtide.report.kinds_of_work import BETWEEN, PRODUCTS, TORCH
 from lowtide.report.progress import track
-from lowtide.workflows.speed import peers
-from lowtide.workflows.speed.channel import Answer, Ended, Variant, closing
+from lowtide.workflows.speed_bench import peers
+from lowtide.workflows.speed_bench.channel import Answer, Ended, Variant, closing
 
 PACKED = "packed"
 PLAIN = "plain"
 FLOAT = "float"
-MODULE = "lowtide.workflows.speed.variant"
+MODULE = "lowtide.workflows.speed_bench.variant"
 TITLES = {
     PACKED: "lowtide, fused",
     PLAIN: "lowtide, layer by layer",
@@ -36,7 +36,8 @@ TITLES = {
     "torch-bf16": "torch bf16, eager",
     "compile": "torch fp32, compiled",
 }
-PARTS_REPEATS = 9
+PARTS_SECONDS = 3.0  # of steps that are timed part by part, but at least and at most so many steps
+PARTS_REPEATS = (2, 15)
 VISITS_DIFFER = 0.02
 MOST_TIMESTEPS = 4
 COLD_MATTERS = 5.0  # seconds of a first step; in a longer one the caches do not matter
@@ -102,7 +103,7 @@ class Bench:
 
 
 def measure_speed(model: str, options: SpeedOptions) -> Answer:
-    """Measure a packed model; plain JSON values. `lowtide.report.speed` makes them readable."""
+    """Measure a packed model; plain JSON values. `lowtide.report.speed_tables` makes them readable."""
     with _bench(model, options) as bench:
         variants: dict[str, Variant] = {}
         with closing(variants):
@@ -112,7 +113,7 @@ def measure_speed(model: str, options: SpeedOptions) -> Answer:
             memory = {name: variant.ask("memory")["peak"] for name, variant in variants.items()}
             loads = {name: variant.loaded for name, variant in variants.items()}
             parts = {
-                name: variants[name].ask("parts", repeats=PARTS_REPEATS)
+                name: variants[name].ask("parts", repeats=_parts_repeats(firsts[name]))
                 for name in (PACKED, FLOAT)
                 if name in variants
             }
@@ -177,7 +178,7 @@ def _start_peer(bench: Bench, variants: dict[str, Variant], name: str, source: s
         bench.notes.append(reason)
         return
     for variant in peers.variants(name):
-        work = peers.Work(variant, source, bench.calls, bench.kept, bench.options.threads)
+        work = peers.Conversion(variant, source, bench.calls, bench.kept, bench.options.threads)
         try:
             peers.prepare(work, bench.folder / f"{variant}-prepare.log")
             variants[variant] = bench.start(variant, work.command("run"))
@@ -256,6 +257,11 @@ def _take_turns(
     return turns
 
 
+def _parts_repeats(first: Answer) -> int:
+    least, most = PARTS_REPEATS
+    return max(least, min(most, round(PARTS_SECONDS / first["cpu"])))
+
+
 def _row(name: str, load: Answer, first: Answer, peak: int, turns: Turns) -> Answer:
     visit = turns.medians(name, first=True)
     later = turns.medians(name, first=False)
@@ -276,65 +282,66 @@ def _row(name: str, load: Answer, first: Answer, peak: int, turns: Turns) -> Ans
     }
 
 
-def _result(bench: Bench, rows: list[Answer], parts: dict[str, Answer], repeats: int) -> Answer:
-    packed = parts[PACKED]
+def _result(bench: Bench, rows: list[Answer], parts: dict[str, Answer], steps: int) -> Answer:
     by_name = {row["variant"]: row for row in rows}
-    kinds = {name: by_kind(parts[name]["parts"], by_name[name]["cpu"]) for name in parts}
-    operations = sum(part["operations"] for part in packed["parts"] if _is_product(part))
+    scaled = {name: scaled_steps(each, by_name[name]["cpu"]) for name, each in parts.items()}
+    kinds = {name: by_kind(scaled[name], by_name[name]["cpu"]) for name in scaled}
+    products = [step for step in scaled[PACKED] if step["kind"] == PRODUCTS]
+    operations = sum(step["operations"] for step in products)
     for name, row in by_name.items():
         seconds = kinds[name][PRODUCTS] if name in kinds else None
         row["rate"] = operations / seconds if seconds else None
         row["outside"] = 1 - seconds / sum(kinds[name].values()) if seconds else None
-    options = bench.options
     return {
         "model": bench.model,
-        "batch": options.batch,
-        "threads": options.threads,
-        "repeats": repeats,
-        "cores": os.cpu_count(),
-        "sets": packed["sets"],
+        "batch": bench.options.batch,
+        "threads": bench.options.threads,
+        "repeats": steps,
+        "sets": parts[PACKED]["sets"],
         "operations": operations,
-        "peak": packed["peak"],
+        "peak": parts[PACKED]["peak"],
         "rows": rows,
         "kinds": kinds,
-        "layers": [_layer(part) for part in packed["parts"] if _is_product(part)],
-        "torch": _torch_calls(packed["parts"]),
+        "layers": [_layer(step) for step in products],
+        "torch": _torch_calls(scaled[PACKED]),
         "notes": bench.notes,
     }
 
 
-PRODUCTS = "matrix products"
-BETWEEN = "between the calls"
+def scaled_steps(parts: Answer, whole: float) -> list[Answer]:
+    """The parts of a step as they are in a step of `whole` seconds.
+
+    The machine may have been slower while they were timed. The step as a whole was timed beside
+    them, so its time says how much.
+    """
+    factor = whole / parts["whole"]
+    return [step | {"seconds": step["seconds"] * factor} for step in parts["steps"]]
 
 
-def _is_product(part: Answer) -> bool:
-    return part["kind"] == PRODUCTS
-
-
-def by_kind(parts: Sequence[Answer], whole: float) -> dict[str, float]:
+def by_kind(steps: Sequence[Answer], whole: float) -> dict[str, float]:
     """Seconds of each kind of work in a step, and what the step takes besides: they add up to it.
 
-    A step in parts may take longer than the whole, and then there is nothing besides.
+    Timed one by one, the parts may take longer than the whole; then there is nothing besides.
     """
     kinds: dict[str, float] = {}
-    for part in parts:
-        kinds[part["kind"]] = kinds.get(part["kind"], 0.0) + part["seconds"]
+    for step in steps:
+        kinds[step["kind"]] = kinds.get(step["kind"], 0.0) + step["seconds"]
     return kinds | {BETWEEN: max(0.0, whole - sum(kinds.values()))}
 
 
-def _layer(part: Answer) -> Answer:
+def _layer(step: Answer) -> Answer:
     names = ("name", "kernel", "reason", "shape", "seconds")
-    layer = {name: part[name] for name in names}
-    seconds = part["seconds"]
-    return layer | {"rate": part["operations"] / seconds if seconds else None}
+    seconds = step["seconds"]
+    rate = step["operations"] / seconds if seconds else None
+    return {name: step[name] for name in names} | {"rate": rate}
 
 
-def _torch_calls(parts: Sequence[Answer]) -> list[Answer]:
+def _torch_calls(steps: Sequence[Answer]) -> list[Answer]:
     """What runs in torch besides layers, by name: how often, and seconds in all."""
     calls: dict[str, Answer] = {}
-    for part in parts:
-        if part["kind"] == "other calls of torch":
-            call = calls.setdefault(part["name"], {"name": part["name"], "count": 0, "seconds": 0})
+    for step in steps:
+        if step["kind"] == TORCH:
+            call = calls.setdefault(step["name"], {"name": step["name"], "count": 0, "seconds": 0})
             call["count"] += 1
-            call["seconds"] += part["seconds"]
+            call["seconds"] += step["seconds"]
     return sorted(calls.values(), key=lambda call: -call["seconds"])

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from lowtide.errors import BadInput
-from lowtide.workflows.speed.channel import ROOT, Ended, environment, last_line
+from lowtide.workflows.speed_bench.channel import ROOT, Ended, environment, last_line
 
 SCRIPT = ROOT / "bench" / "speed_peers.py"
 ENVIRONMENT = ROOT / "bench" / ".venv-peers" / "bin" / "python"
@@ -43,7 +43,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Work:
+class Conversion:
     """One variant of another library: `prepare` converts the float model, `run` takes steps."""
 
     variant: str
@@ -89,7 +89,7 @@ def interpreter_of(package: str) -> str | None:
     return None
 
 
-def prepare(work: Work, log: Path) -> None:
+def prepare(work: Conversion, log: Path) -> None:
     """Convert the float model in a process of its own, whose memory does not count."""
     with log.open("w") as file:
         ended = subprocess.run(
