@@ -4,8 +4,8 @@
     python bench/speed_peers.py run VARIANT MODEL CALLS KEPT THREADS
 
 `prepare` converts the float model and keeps the result in KEPT; what is kept already stays. `run`
-loads it, and nothing else, and takes steps as `lowtide.workflows.speed_bench.channel` orders them. Static
-quantization calibrates on the calls, which is enough for a speed.
+loads it, and nothing else, and takes steps as lowtide/workflows/speed_bench/channel.py orders them.
+Static quantization calibrates on the calls, which is enough for a speed.
 """
 
 import shutil

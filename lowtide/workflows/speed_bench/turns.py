@@ -103,7 +103,7 @@ class Bench:
 
 
 def measure_speed(model: str, options: SpeedOptions) -> Answer:
-    """Measure a packed model; plain JSON values. `lowtide.report.speed_tables` makes them readable."""
+    """Measure a packed model; plain JSON values, which report/speed_tables.py makes readable."""
     with _bench(model, options) as bench:
         variants: dict[str, Variant] = {}
         with closing(variants):

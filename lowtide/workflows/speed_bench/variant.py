@@ -1,4 +1,6 @@
-"""One of lowtide's own variants in a process: `python -m lowtide.workflows.speed_bench.variant ORDER`.
+"""One of lowtide's own variants in a process of its own.
+
+    python -m lowtide.workflows.speed_bench.variant ORDER
 
 ORDER is JSON: the variant's name, its model, the file of the calls, the threads, and for the packed
 model, which writes that file, the batch.
