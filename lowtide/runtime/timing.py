@@ -22,7 +22,7 @@ from lowtide.kernels import native_library
 from lowtide.kernels.panels import IntegerWeight, Panels, panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.report.kinds_of_work import ATTENTION, NORMS, PRODUCTS, TORCH
-from lowtide.runtime.layers import kernel_of
+from lowtide.runtime.engines import kernel_of
 from lowtide.runtime.memory import View
 from lowtide.runtime.network import fused_forward
 from lowtide.runtime.program import NativeCalls, Program
@@ -278,6 +278,7 @@ def _probe_weight(depth: int, columns: int) -> Panels:
             zero=torch.full((columns,), 128, dtype=torch.int32),
             scale=torch.full((columns,), 1e-3),
             bits=(8,) * columns,
+            doubled=torch.zeros(columns, dtype=torch.bool),
         )
     )
 
