@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Prepared:
         self.engines = Engines(root, engine)
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
         self.programs: dict[tuple, Program] = {}
+        self.lock = Lock()
         self.clock = find_clock(root)
         self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
         self.modules = Modules(root, self.clock)
@@ -71,11 +73,13 @@ class Prepared:
         """The forward pass on these inputs, by the program of their shapes and settings."""
         inputs = inputs | {TIMESTEP: _as_tensor(inputs[TIMESTEP])}
         tensors = flat_inputs(inputs)
-        program = self._program(inputs, tensors)
         step = int(self.clock.index) if self.clock.keyed else 0
-        program.numbers.set_step(step)
-        conditions = [_content(tensors[name]) for name in program.conditions]
-        return program.run(tensors, (step, *conditions))
+        # A program has one set of memory, so two threads take turns.
+        with self.lock:
+            program = self._program(inputs, tensors)
+            program.numbers.set_step(step)
+            conditions = [_content(tensors[name]) for name in program.conditions]
+            return program.run(tensors, (step, *conditions))
 
     def _program(self, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
         """The program of these shapes and settings; the oldest makes room for a new one."""

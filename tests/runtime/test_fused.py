@@ -6,6 +6,7 @@ decide it. So a call is close to the last digits, or as far as one rounding apar
 
 import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -140,6 +141,20 @@ def test_two_threads_give_the_same_bits(ddim):
         assert all(map(torch.equal, ddim.answers(), expected))
     finally:
         torch.set_num_threads(1)
+
+
+def test_two_python_threads_take_turns(ddim):
+    args, kwargs = ddim.calls[0]
+    samples = [args[0] * factor for factor in (1.0, 0.5, 2.0, -1.0)]
+
+    @torch.no_grad()
+    def draw(sample: torch.Tensor) -> torch.Tensor:
+        return answer(ddim.model(sample, *args[1:], **kwargs))
+
+    expected = [draw(sample) for sample in samples]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert all(map(torch.equal, pool.map(draw, samples), expected))
 
 
 def told(calls: Calls) -> list[str]:
