@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models.trace import Graph, Node, Param, Ref, leaves_of, mapped
-from lowtide.runtime.calls import changes_in_place, name_of, owner_of, returns_its_input
 from lowtide.runtime.draft import Draft
 from lowtide.runtime.layers import NativeLayer
 from lowtide.runtime.layouts import Layout, layout_of, pixel_shape, same_order
@@ -22,6 +21,7 @@ from lowtide.runtime.memory import Buffer, View, is_whole, new_view, same_stride
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.producers import Chain, Joined, NormedRows, Product
 from lowtide.runtime.steps import Step, TorchStep
+from lowtide.runtime.torch_calls import changes_in_place, name_of, owner_of, returns_its_input
 
 
 @dataclass

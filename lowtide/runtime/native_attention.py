@@ -10,10 +10,10 @@ from lowtide.formats import Adaptive, Affine
 from lowtide.kernels import native_library
 from lowtide.models.trace import Node
 from lowtide.nn.attention import QuantAttention
-from lowtide.runtime.calls import arguments_of
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import Buffer, View, new_view, same_strides
 from lowtide.runtime.steps import AttentionStep
+from lowtide.runtime.torch_calls import arguments_of
 
 NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from lowtide.kernels import native_library
 from lowtide.kernels.race import PLAIN
+from lowtide.nn.swap import packed_layers
 from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
@@ -92,7 +93,12 @@ def fuse(root: nn.Module, engine: str | None = None) -> None:
     """Run the forward pass of a packed denoiser as programs from here on.
 
     `engine`: "native", "onednn" or "plain" for all products that it can run; None races them.
+    A denoiser without packed layers stays as it is. Packed layers have no gradients, so no other
+    parameter asks for any.
     """
+    if not any(packed_layers(root)):
+        return
+    root.requires_grad_(False)
     fused = fused_forward(root)
     if fused is None or fused.engine != engine:
         root.__dict__["forward"] = Fused(root, engine)

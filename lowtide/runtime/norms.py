@@ -5,11 +5,11 @@ import torch.nn.functional as F
 
 from lowtide.kernels import native_library
 from lowtide.models.trace import Node
-from lowtide.runtime.calls import arguments_of, changes_in_place
 from lowtide.runtime.layouts import channel_axis, dense_like, tokens_of
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View
 from lowtide.runtime.producers import Chain, GroupNorm, NormedRows
+from lowtide.runtime.torch_calls import arguments_of, changes_in_place
 
 
 def group_norm(lowering: Lowering, node: Node) -> View | None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 
 from lowtide.models.trace import Node
-from lowtide.runtime.calls import arguments_of
 from lowtide.runtime.layouts import Padding, channel_axis, layout_of, pixel_shape
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View
 from lowtide.runtime.producers import Joined
+from lowtide.runtime.torch_calls import arguments_of
 
 
 def dropout(lowering: Lowering, node: Node) -> View | None:

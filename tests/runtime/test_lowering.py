@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import Fused, Network
+from fused_networks import Fused, Network
 from torch import nn
 
 from lowtide.kernels import native_library
