@@ -11,9 +11,12 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := -m pytest -q -n $(WORKERS) -m "not slow"
 
-.PHONY: demo test slow lint docs wheel-check compat compat-lowest compat-newest peers table clean
+.PHONY: demo test slow sanitize lint docs wheel-check compat compat-lowest compat-newest peers table clean
 
-$(READY): pyproject.toml
+# What the native kernels are built from.
+NATIVE := setup.py $(wildcard lowtide/kernels/native/*)
+
+$(READY): pyproject.toml $(NATIVE)
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e ".[dev]"
@@ -27,6 +30,21 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# The tests of the native kernels against a build that stops at undefined behaviour and at memory errors.
+# setup.py says what the flags mean; its own build has Python's -fwrapv, which would hide overflows.
+SANITIZED := build/sanitize/_native.so
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZED_FLAGS := -std=c++17 -O1 -g -fPIC -shared -pthread -ffp-contract=off -Wall -Wextra -Wno-psabi \
+	-Wno-uninitialized -Wno-maybe-uninitialized
+
+$(SANITIZED): Makefile $(NATIVE)
+	mkdir -p $(@D)
+	$(CXX) $(SANITIZED_FLAGS) $(SANITIZERS) -o $@ $(filter %.cpp,$(NATIVE))
+
+sanitize: $(READY) $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --native $(SANITIZED) tests/kernels/test_native_*.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -71,4 +89,4 @@ table: $(READY)
 	TORCH="$(TORCH)" $(BIN)/python bench/table.py $(QUICK)
 
 clean:
-	rm -rf .venv .venv-compat-* demo build *.egg-info
+	rm -rf .venv .venv-compat-* demo build *.egg-info lowtide/kernels/_native*.so

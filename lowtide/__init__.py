@@ -29,6 +29,7 @@ _HOMES = {
     "quantize": "quantization",
     "reschedule": "checkpoint.rescheduling",
     "save": "checkpoint.quantized_pipeline",
+    "unfused": "quantization",
 }
 __all__ = list(_HOMES)
 

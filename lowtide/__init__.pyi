@@ -1,6 +1,7 @@
 """The typed face of lowtide. Written by tools/face_stub.py; not by hand."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,12 +220,16 @@ def load(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    fused: bool = True,
 ) -> DiffusionPipeline:
     """Load a pipeline, float or packed.
 
     Args:
         folder: a diffusers folder, a hub id, or zoo:NAME.
         dtype: of the weights that are not packed.
+        fused: run a packed denoiser as one program of native kernels; else layer by layer.
+        engine: what runs its products: "native" kernels, "onednn", or "plain" torch; None gives
+            each shape the faster one.
 
     Returns:
         The diffusers pipeline.
@@ -255,6 +260,21 @@ def save(
         >>> place = tempfile.mkdtemp()
         >>> lowtide.save(lowtide.load("zoo:digits"), f"{place}/digits").name
         'digits'
+    """
+
+def unfused(
+    model: Quantized | DiffusionPipeline | nn.Module,
+) -> AbstractContextManager[None]:
+    """Within the context, a packed denoiser runs layer by layer, in plain torch.
+
+    Args:
+        model: what `quantize` returned, a pipeline, or a denoiser.
+
+    Examples:
+        >>> import lowtide
+        >>> pipe = lowtide.load("zoo:digits")
+        >>> with lowtide.unfused(pipe):
+        ...     images = pipe(num_inference_steps=1, output_type="np").images
     """
 
 def reschedule(

@@ -2,18 +2,21 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from lowtide import sampling
+from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.checkpoint.facts import fingerprint, float_share, kernels
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
+from lowtide.kernels.race import ENGINES
 from lowtide.methods import recipe_of
 from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
@@ -129,6 +132,7 @@ def _finish(job: Job) -> Quantized:
     plan = with_summary(job.plan, job.settings)
     if hasattr(job.model, "register_to_config"):
         diffusers_hook.attach(job.model, plan)
+    runtime.fuse(job.model)
     job.report["account"] = file_format.account(job.model)
     job.report["float"] = plan.left
     job.report["kernels"] = dict(Counter(kernels(job.model).values()))
@@ -165,12 +169,21 @@ def _is_partly_quantized(model: nn.Module) -> bool:
     return hasattr(model, CLOCK)
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    fused: bool = True,
+    engine: Literal["native", "onednn", "plain"] | None = None,
+) -> Pipeline:
     """Load a pipeline, float or packed.
 
     Args:
         folder: a diffusers folder, a hub id, or zoo:NAME.
         dtype: of the weights that are not packed.
+        fused: run a packed denoiser as one program of native kernels; else layer by layer.
+        engine: what runs its products: "native" kernels, "onednn", or "plain" torch; None gives
+            each shape the faster one.
 
     Returns:
         The diffusers pipeline.
@@ -182,5 +195,34 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
     """
     if not isinstance(dtype, torch.dtype):
         raise BadInput(f"found dtype {dtype!r}", "a dtype of torch", "give torch.float16")
+    if engine not in (None, *ENGINES):
+        raise BadInput(
+            f"found engine {engine!r}", f"one of {', '.join(ENGINES)}", "leave engine out"
+        )
     folders.recover_missing(folder)
-    return sampling.load_pipeline(folder, dtype)
+    pipe = sampling.load_pipeline(folder, dtype)
+    if not fused:
+        runtime.unfuse(sampling.denoiser(pipe))
+    elif engine is not None and runtime.is_fused(sampling.denoiser(pipe)):
+        runtime.fuse(sampling.denoiser(pipe), engine)
+    return pipe
+
+
+@contextmanager
+def unfused(model: Quantized | Pipeline | nn.Module) -> Iterator[None]:
+    """Within the context, a packed denoiser runs layer by layer, in plain torch.
+
+    Args:
+        model: what `quantize` returned, a pipeline, or a denoiser.
+
+    Examples:
+        >>> import lowtide
+        >>> pipe = lowtide.load("zoo:digits")
+        >>> with lowtide.unfused(pipe):
+        ...     images = pipe(num_inference_steps=1, output_type="np").images
+    """
+    if isinstance(model, Quantized):
+        model = model.model
+    root = model if isinstance(model, nn.Module) else sampling.denoiser(model)
+    with runtime.plain(root):
+        yield

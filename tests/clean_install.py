@@ -1,7 +1,8 @@
 """Build the wheel, install it into a fresh environment and use it there: `make wheel-check`.
 
 Everything runs in a temporary folder, outside of the repository and without any extra, so what
-works here works for whoever installs the package.
+works here works for whoever installs the package. The wheel has to hold the native kernels, so
+this needs a C++ compiler.
 """
 
 import os
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 MOST_BYTES = 10_000_000
 # The repository must not be on the import path.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+# The wheel holds the library that is built from the sources, and not the sources.
+SOURCES = "lowtide/kernels/native/"
+LIBRARY = "lowtide/kernels/_native.abi3.so"
 QUANTIZE = "quantize zoo:digits --method tfmq --steps 3 --images 2 --set iters=2 --out w4a8"
 DRAW = """
 import lowtide
@@ -29,11 +33,17 @@ assert image.size == (32, 32), image.size
 assert np.asarray(image).std() > 1
 print("drew", image.size, "from", lowtide.__file__)
 """
+NATIVE = """
+from lowtide.kernels.native_library import native
+
+assert native().library is not None, native().reason
+print("native kernels for", *native().instruction_sets())
+"""
 
 
 def run(*command: object, cwd: Path) -> None:
     """Run a command and show it."""
-    print("$", *[part for part in command if part != DRAW], flush=True)
+    print("$", *[part for part in command if part not in (DRAW, NATIVE)], flush=True)
     subprocess.run(list(map(str, command)), cwd=cwd, env=ENVIRONMENT, check=True)
 
 
@@ -54,10 +64,12 @@ def build(python: Path, folder: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """The wheel holds the files of lowtide/, all of them and no others, and is small."""
+    """The wheel holds the files of lowtide/ and the native kernels, no others, and is small."""
+    assert not wheel.stem.endswith("-any"), f"{wheel.name} must name the platform it was built on"
     names = set(zipfile.ZipFile(wheel).namelist())
     packed = {name for name in names if ".dist-info/" not in name}
-    expected = tracked_files("lowtide")
+    tracked = tracked_files("lowtide")
+    expected = {name for name in tracked if not name.startswith(SOURCES)} | {LIBRARY}
     assert packed == expected, f"missing {expected - packed}, unexpected {packed - expected}"
     size = wheel.stat().st_size
     assert size < MOST_BYTES, f"the wheel has {size:,} bytes; at most {MOST_BYTES:,} are allowed"
@@ -74,9 +86,11 @@ def tracked_files(folder: str) -> set[str]:
 def use(environment: Path, folder: Path) -> None:
     """Quantize a model, load it through plain diffusers and draw an image."""
     lowtide = environment / "bin" / "lowtide"
+    python = environment / "bin" / "python"
     run(lowtide, "--version", cwd=folder)
+    run(python, "-c", NATIVE, cwd=folder)
     run(lowtide, *QUANTIZE.split(), cwd=folder)
-    run(environment / "bin" / "python", "-c", DRAW, cwd=folder)
+    run(python, "-c", DRAW, cwd=folder)
     message = error_of(lowtide, "inspect", "zoo:emoji", cwd=folder)
     assert "clone the repository" in message, message
     print(message)

@@ -105,9 +105,14 @@ def test_no_two_classes_share_a_name() -> None:
 
 
 def public_classes(path: Path) -> Iterator[tuple[str, Path]]:
+    """All but the mirrors of C structures, which have the names of the C header."""
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not mirrors_c(node):
             yield node.name, path
+
+
+def mirrors_c(node: ast.ClassDef) -> bool:
+    return "ctypes.Structure" in map(ast.unparse, node.bases)
 
 
 def test_no_module_bears_the_name_of_a_function_of_the_face() -> None:

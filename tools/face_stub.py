@@ -25,10 +25,12 @@ SOURCES = {
     "evaluate": "evaluation/comparison.py",
     "compare": "evaluation/comparison.py",
     "reschedule": "checkpoint/rescheduling.py",
+    "unfused": "quantization.py",
 }
 HEAD = '''"""The typed face of lowtide. Written by tools/face_stub.py; not by hand."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,11 +90,17 @@ FUNCTIONS = {
     ),
     "load": (
         ["folder: str | Path"],
-        ["dtype: torch.dtype = torch.float32"],
+        ["dtype: torch.dtype = torch.float32", "fused: bool = True"],
         None,
         "DiffusionPipeline",
     ),
     "save": (["model: Quantized | DiffusionPipeline", "folder: str | Path"], [], None, "Path"),
+    "unfused": (
+        ["model: Quantized | DiffusionPipeline | nn.Module"],
+        [],
+        None,
+        "AbstractContextManager[None]",
+    ),
     "reschedule": (
         ["target: DiffusionPipeline | Quantized | str | Path", "steps: int"],
         ["size: int | None = None"],

@@ -118,6 +118,10 @@ class LowtideQuantizer(DiffusersQuantizer):
                 "every tensor of the plan",
                 "copy the whole checkpoint again",
             )
+        # The import comes late: this module is imported while diffusers is still being imported.
+        from lowtide import runtime
+
+        runtime.fuse(model)
         return model
 
     def get_state_dict_and_metadata(

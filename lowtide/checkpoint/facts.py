@@ -9,14 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lowtide import sampling
+from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.errors import BadInput
 from lowtide.formats import Format
 from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
-from lowtide.nn.swap import packed_layers
 from lowtide.stages.base import Job
 
 _FLOAT32 = 32
@@ -49,7 +48,10 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A whole model. `left_in_float`: what is not quantized, and why. `account`: bytes by kind."""
+    """A whole model. `left_in_float`: what is not quantized, and why. `account`: bytes by kind.
+
+    `kernels`: what runs each packed layer on this machine, and why.
+    """
 
     model: str
     architecture: str
@@ -59,6 +61,7 @@ class ModelFacts:
     left_in_float: dict[str, str]
     timesteps: tuple[int, ...]
     account: dict[str, int]
+    kernels: dict[str, str]
 
     def to_json(self) -> dict[str, object]:
         """The fields as `lowtide inspect --json` prints them."""
@@ -69,9 +72,8 @@ class ModelFacts:
 
 
 def kernels(model: nn.Module) -> dict[str, str]:
-    """The kernel of each packed layer."""
-    kernel = "plain torch (reference, no faster twin is registered)"
-    return {name: kernel for name, _ in packed_layers(model)}
+    """The kernel of each packed layer on this machine, and why."""
+    return runtime.kernels_of(model)
 
 
 def float_share(job: Job) -> float:
@@ -156,6 +158,7 @@ def model_facts(source: str) -> ModelFacts:
         left_in_float=plan.left,
         timesteps=plan.timesteps,
         account=account,
+        kernels=kernels(model),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowtide import __version__
-from lowtide.cli.options import numbers, options_of, values
+from lowtide.cli.options import names, numbers, options_of, values
 from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
 
 if TYPE_CHECKING:
@@ -290,6 +290,36 @@ def bench_quality(
     if markdown:
         method_table.write_page(markdown, method_table.finished_cells(out, results[0]))
     _show({"cells": results}, as_json, text.table(method_table.HEAD, method_table.rows(results)))
+
+
+@bench.command("speed")
+def bench_speed(
+    run: Annotated[str, typer.Argument(help="A folder that lowtide quantize wrote.")],
+    against: Annotated[
+        str, typer.Option(help="With commas between: openvino, onnxruntime, torch, compile.")
+    ] = "",
+    floating: Annotated[
+        str | None,
+        typer.Option("--float", help="The float model; the one it was made of if not given."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of every variant.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Steps of every variant, in turns.")] = 24,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw where the time goes, a PNG or an SVG.", rich_help_panel=OUTPUT),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The speed of a packed model: beside its float model, layer by layer, beside others."""
+    from lowtide.report import speed_tables
+    from lowtide.workflows.speed_bench.turns import SpeedOptions, measure_speed
+
+    peers = names(against) or ()
+    result = measure_speed(run, SpeedOptions(batch, threads, repeats, peers, floating))
+    if picture:
+        speed_tables.picture(picture, result)
+    _show(result, as_json, speed_tables.lines(result))
 
 
 @app.command(rich_help_panel=USE)

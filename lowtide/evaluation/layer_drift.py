@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from lowtide import sampling
+from lowtide import runtime, sampling
 from lowtide.checkpoint import facts
 from lowtide.evaluation.compared_models import FLOAT, LOWTIDE, ComparedModel
 from lowtide.models import Adapter, Answer, adapt
@@ -141,7 +141,8 @@ def _observed_outputs(
 
     hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
-        yield
+        with runtime.plain(model):
+            yield
     finally:
         for handle in hooks:
             handle.remove()

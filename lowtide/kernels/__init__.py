@@ -7,7 +7,19 @@ from lowtide.kernels.ops import (
     linear,
     per_sample,
     quantize_input,
+    unpack_codes,
     unpack_weight,
+    zero_point,
 )
 
-__all__ = ["Spec", "conv2d", "divide", "linear", "per_sample", "quantize_input", "unpack_weight"]
+__all__ = [
+    "Spec",
+    "conv2d",
+    "divide",
+    "linear",
+    "per_sample",
+    "quantize_input",
+    "unpack_codes",
+    "unpack_weight",
+    "zero_point",
+]

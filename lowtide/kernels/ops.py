@@ -81,18 +81,18 @@ def unpack_weight(weight: Tensor, grid: list[Tensor], spec: Spec) -> Tensor:
     """The values of the weight in float32, rows x columns."""
     scale, zero, factor, _ = grid
     if zero.numel() == 0:
-        zero = _fixed_zero(spec.weight, scale, factor)
+        zero = zero_point(spec.weight, scale, factor)
     factors = factor if factor.numel() else None
-    return spec.weight.decode(_unpack_codes(weight, spec), Grid(scale, zero.float(), factors))
+    return spec.weight.decode(unpack_codes(weight, spec), Grid(scale, zero.float(), factors))
 
 
-def _unpack_codes(weight: Tensor, spec: Spec) -> Tensor:
+def unpack_codes(weight: Tensor, spec: Spec) -> Tensor:
     if isinstance(spec.weight, Mixed):
         return unpack_mixed(weight, spec.weight.bits, spec.columns)
     return unpack(weight, spec.weight.bits, spec.columns)
 
 
-def _fixed_zero(format: WeightFormat, scale: Tensor, factor: Tensor) -> Tensor:
+def zero_point(format: WeightFormat, scale: Tensor, factor: Tensor) -> Tensor:
     """The zero point of a signed format, which no table stores."""
     if isinstance(format, Mixed) or factor.numel() == 0:
         return format.params(-scale, scale).zero

@@ -10,7 +10,7 @@ recording.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class Value:
     shape: tuple[int, ...]
     inputs: frozenset[str] = frozenset()
     last_leaves: frozenset[str] = frozenset()
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ def mapped(tree: object, change: Callable[[object], object]) -> Any:
         changed = [mapped(item, change) for item in tree]
         return type(tree)(*changed) if hasattr(tree, "_fields") else type(tree)(changed)
     if isinstance(tree, Mapping):
-        return {key: mapped(item, change) for key, item in tree.items()}
+        items = {key: mapped(item, change) for key, item in tree.items()}
+        # The output classes of diffusers are dataclasses and mappings at once.
+        return type(tree)(**items) if is_dataclass(tree) else items
     if isinstance(tree, slice):
         return slice(*(mapped(part, change) for part in (tree.start, tree.stop, tree.step)))
     return change(tree)
@@ -227,7 +230,7 @@ class _Recorder(TorchFunctionMode):
             self.numbers[id(tensor)] = len(self.numbers)
             self.tensors.append(tensor)
         number = self.numbers[id(tensor)]
-        self.values[number] = Value(tuple(tensor.shape), inputs, last_leaves)
+        self.values[number] = Value(tuple(tensor.shape), inputs, last_leaves, tensor.dtype)
         return Ref(number)
 
     def symbol(self, leaf: object) -> object:

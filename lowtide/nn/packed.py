@@ -4,6 +4,9 @@ A checkpoint holds packed layers, and they are what runs. They are subclasses of
 nn.Conv2d, because diffusers and peft ask for these classes; their `weight` is the packed bytes.
 """
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ from lowtide.formats import (
     unpack_tables,
 )
 from lowtide.kernels import Spec, conv2d, linear
+from lowtide.kernels.panels import Panels, Rows, arranged, restore, rows_of_grid
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
@@ -32,17 +36,28 @@ class Packed(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    panels: Panels | None
+    channels: int
+    taps: int
     format: WeightFormat
     input: Quantizer
     grid: Tensor
     places: tuple[PackedTable, ...]
     spec: list[int]
+    # What the runtime sets: a faster product, which gives None where the operator has to run, and
+    # the kernel of the latest run in words.
+    product: Callable[[Tensor], Tensor | None] | None = None
+    kernel: str = ""
+
+    def fast_product(self, input: Tensor) -> Tensor | None:
+        return None if self.product is None else self.product(input)
 
     def _allocate(self, columns: int, format: WeightFormat, inputs: Quantizer, smooth: int) -> None:
         """Allocate rows x columns of codes in this format, and divisors of `smooth` channels."""
         rows = self.weight.shape[0]
         self.format = format
         self.input = inputs
+        self.panels = None
         self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -64,6 +79,51 @@ class Packed(nn.Module):
         stored = [table if place.count else empty for table, place in pairs]
         self.grid = pack_tables(stored, self.places)
         self.bias = layer.bias
+
+    def rows(self) -> Rows:
+        """What turns the codes of each output channel into int8 for the native kernels."""
+        return rows_of_grid(self.tables(), Spec.of(self.spec))
+
+    def hold_panels(self) -> Panels:
+        """Hold the codes in the order of the native kernels from here on, and only so."""
+        if self.panels is None:
+            self.panels = arranged(self.weight, self.rows(), self.channels, self.taps)
+            self.weight = nn.Parameter(self.panels.data, requires_grad=False)
+        return self.panels
+
+    def codes(self) -> Tensor:
+        """The packed codes in the order of the checkpoint."""
+        if self.panels is None:
+            return self.weight
+        flat = restore(self.weight, self.tables(), self.spec, self.channels, self.taps)
+        columns = self.channels * self.taps
+        return flat.reshape(packed_shape(self.places[0].shape[0], columns, self.format))
+
+    def hold_codes(self) -> None:
+        """Hold the codes in the order of the checkpoint again."""
+        if self.panels is not None:
+            self.weight = nn.Parameter(self.codes(), requires_grad=False)
+            self.panels = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Moves to another device or type; the native kernels' order stays on this one."""
+        if fn(self.grid) is not self.grid:
+            self.hold_codes()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(
+        self,
+        destination: dict[str, Any],
+        prefix: str,
+        keep_vars: bool,  # noqa: FBT001
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.panels is not None:
+            destination[f"{prefix}weight"] = self.codes()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.hold_codes()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def tables(self) -> list[Tensor]:
         """scale, zero, factor, smooth; an empty tensor for a table that the layer does not have."""
@@ -100,10 +160,15 @@ class PackedLinear(Packed, nn.Linear):
     def __init__(self, layer: nn.Linear, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
         nn.Linear.__init__(self, **linear_options(layer))
         columns = self.in_features
+        self.channels = columns
+        self.taps = 1
         self._allocate(columns, format, inputs, columns if smooth else 0)
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.tables(), self.step(), self.spec, self.bias)
+        output = self.fast_product(input)
+        if output is not None:
+            return output
+        return linear(input, self.codes(), self.tables(), self.step(), self.spec, self.bias)
 
 
 class PackedConv2d(Packed, nn.Conv2d):
@@ -112,12 +177,17 @@ class PackedConv2d(Packed, nn.Conv2d):
     def __init__(self, layer: nn.Conv2d, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
         nn.Conv2d.__init__(self, **conv_options(layer))
         self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
-        columns = self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        self.channels = self.in_channels // self.groups
+        self.taps = self.kernel_size[0] * self.kernel_size[1]
+        columns = self.channels * self.taps
         self._allocate(columns, format, inputs, self.in_channels if smooth else 0)
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self.fast_product(input)
+        if output is not None:
+            return output
         tables = self.tables()
-        return conv2d(input, self.weight, tables, self.step(), self.spec, self.bias, self.shape)
+        return conv2d(input, self.codes(), tables, self.step(), self.spec, self.bias, self.shape)
 
 
 def packed_layer(

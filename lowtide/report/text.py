@@ -2,7 +2,7 @@
 
 import statistics
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -29,7 +29,6 @@ def quantized(result: Result) -> list[str]:
     """What `lowtide quantize` did: sizes, stages, prediction, bytes, kernels, layers in float."""
     ratio = result["on_disk"] / result["float_bytes"]
     duration = lasting(60 * result["minutes"])
-    kernels = result["kernels"].items()
     return [
         f"{result['model']} is quantized by {result['method']}: {_bits(result)}.",
         f"Saved to {result['folder']}: {size(result['float_bytes'])} of float32 weights -> "
@@ -41,9 +40,16 @@ def quantized(result: Result) -> list[str]:
         *_against(result),
         *_account(result["account"]),
         *temporal(result.get("temporal", {})),
-        *(f"{counted(count, 'layer')} run by the kernel: {kernel}" for kernel, count in kernels),
+        *_kernels(result["kernels"]),
         f"left in float: {100 * result['float_share']:.1f} % of the parameters except biases",
         *_reasons(result["float"]),
+    ]
+
+
+def _kernels(counts: Mapping[str, int]) -> list[str]:
+    """How many layers each kernel runs, and why."""
+    return [
+        f"{counted(count, 'layer')} run by the kernel: {kernel}" for kernel, count in counts.items()
     ]
 
 
@@ -201,6 +207,7 @@ def inspected(result: Result) -> list[str]:
         *table(["layer", "shape", "W", "A", "ranges"], map(_layer, result["layers"])),
         "",
         *_account(result["account"]),
+        *_kernels(Counter(result["kernels"].values())),
         "left in float:",
         *_reasons(result["float"]),
     ]

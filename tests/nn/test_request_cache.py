@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lowtide
-from lowtide import sampling
+from lowtide import runtime, sampling
 from lowtide.nn.request_cache import PerRequest, same_conditions
 
 STEPS = 4
@@ -21,9 +21,10 @@ def quantized(request, tmp_path):
     pipe = tiny_pipelines.PIPELINES[request.param](tmp_path)
     conditions = tiny_pipelines.request_fields(request.param)
     options = {"steps": STEPS, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
-    return lowtide.quantize(
-        pipe, method="temporal_cache", **options, **conditions
-    ), sampling.Request(steps=STEPS, seeds=(0, 1), **conditions)
+    result = lowtide.quantize(pipe, method="temporal_cache", **options, **conditions)
+    # A program keeps features by itself and asks the cache once a step.
+    with lowtide.unfused(result):
+        yield result, sampling.Request(steps=STEPS, seeds=(0, 1), **conditions)
 
 
 def wrapped(model: nn.Module) -> list[PerRequest]:
@@ -63,7 +64,7 @@ def test_the_layers_run_once_and_images_stay(quantized, tmp_path):
     other = replace(request, seeds=(1, 2))
     assert counted(result, other)[1] == 1  # other labels or prompts: another request
     result.save(tmp_path / "packed")
-    loaded = sampling.images(lowtide.load(tmp_path / "packed"), request)
+    loaded = sampling.images(lowtide.load(tmp_path / "packed", fused=False), request)
     assert (loaded == images).all()
 
 
@@ -92,6 +93,7 @@ def test_conditions_on_another_device_are_computed_again(tmp_path):
     result = lowtide.quantize(
         tiny_pipelines.dit(tmp_path), method="temporal_cache", labels=(1, 2), **options
     )
+    runtime.unfuse(result.model)
     request = sampling.Request(steps=STEPS, seeds=(0, 1), labels=(1, 2))
     before = sampling.images(result.pipe, request)
     cache = wrapped(result.model)[0].cache

@@ -1,0 +1,120 @@
+"""The codes of a layer's input: from what waits behind it, or from what is in memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from lowtide.kernels import native_library
+from lowtide.runtime.layouts import NO_PADDING, Layout, Padding, code_layout
+from lowtide.runtime.lowering import Lowering
+from lowtide.runtime.memory import View, new_view
+from lowtide.runtime.producers import Chain, NormedRows
+from lowtide.runtime.steps import Output, Rounding
+
+
+def image_codes(
+    lowering: Lowering, view: View, rounding: Rounding, padding: Padding
+) -> Output | None:
+    """The codes of an image batch (B, C, H, W), with zeros around each image."""
+    chain = _chain(lowering, view, _gives_image)
+    if chain is None:
+        return None
+    height, width = chain.padding.within(view.shape[2], view.shape[3])
+    size = (height // chain.upsample, width // chain.upsample)
+    return _chain_codes(lowering, chain, rounding, size, chain.padding.plus(padding))
+
+
+def token_codes(lowering: Lowering, view: View, rounding: Rounding) -> Output | None:
+    """The codes of tokens (B, ..., C), a pixel each."""
+    rows = lowering.rows(view)
+    if rows is not None:
+        return _row_codes(lowering, rows, rounding)
+    chain = _chain(lowering, view, _gives_tokens)
+    if chain is None:
+        return None
+    folded = _fold(lowering, chain, view, rounding)
+    size = (chain.layouts[0].pixels, 1)
+    return folded or _chain_codes(lowering, chain, rounding, size, NO_PADDING)
+
+
+def _chain(lowering: Lowering, view: View, gives: Callable[[Chain, View], bool]) -> Chain | None:
+    """The chain that waits behind the view, or one that reads it, if it gives these pixels."""
+    if view.meta.dtype != torch.float32:
+        return None
+    for chain in (lowering.waiting_chain(view), lowering.reading(view)):
+        if chain is not None and gives(chain, view):
+            return chain
+    return None
+
+
+def _gives_image(chain: Chain, view: View) -> bool:
+    """Whether the channels of the view are those of the chain, and its pixels in the same order."""
+    batch, channels, height, width = view.shape
+    is_alike = chain.layouts[0].batch == batch and chain.channels == channels
+    is_inside = channels == 1 or view.meta.stride(1) == 1
+    height, width = chain.padding.within(height, width)
+    size = (height // chain.upsample, width // chain.upsample)
+    return is_alike and is_inside and _has_size(chain, *size)
+
+
+def _gives_tokens(chain: Chain, view: View) -> bool:
+    """Whether the last axis of the view has the channels of the chain, and each token a pixel."""
+    first = chain.layouts[0]
+    is_alike = first.batch == view.shape[0] and chain.channels == view.shape[-1]
+    is_inside = chain.channels == 1 or view.meta.stride(-1) == 1
+    return is_alike and is_inside and chain.is_unshaped and _has_size(chain, first.pixels, 1)
+
+
+def _has_size(chain: Chain, height: int, width: int) -> bool:
+    return all(layout.reshaped(height, width) is not None for layout in chain.layouts)
+
+
+def _chain_codes(
+    lowering: Lowering, chain: Chain, rounding: Rounding, size: tuple[int, int], padding: Padding
+) -> Output:
+    """The codes of these pixels; a second layer with the same grid reads the same codes."""
+    key = (rounding.key, size, padding)
+    if key not in chain.codes:
+        height, width = size
+        first = chain.layouts[0]
+        image = replace(first, height=height, width=width, channels=chain.channels)
+        layout = code_layout(image, chain.upsample, padding)
+        output = Output(_code_view(layout), layout, rounding, padding, chain.upsample)
+        chain.store(lowering.draft, output)
+        chain.codes[key] = output
+    return chain.codes[key]
+
+
+def _row_codes(lowering: Lowering, rows: NormedRows, rounding: Rounding) -> Output:
+    key = (rounding.key,)
+    if key not in rows.codes:
+        layout = code_layout(rows.layout)
+        output = Output(_code_view(layout), layout, rounding)
+        rows.store(lowering.draft, output)
+        rows.codes[key] = output
+    return rows.codes[key]
+
+
+def _fold(lowering: Lowering, chain: Chain, view: View, rounding: Rounding) -> Output | None:
+    """The activation and the rounding in the epilogue of the product that the chain reads."""
+    source = chain.sources[0]
+    product = lowering.product(source)
+    is_free = chain.is_plain and len(chain.sources) == 1 and not chain.steps
+    if product is None or not is_free or not lowering.draft.is_read_once(view.buffer):
+        return None
+    step = product.step
+    # The kernel applies the activation before the gate, the residual and the factor.
+    ends = step.gate is None and step.residual is None and step.factor == 1.0
+    if not ends and chain.activation != native_library.IDENTITY:
+        return None
+    layout = code_layout(step.output.layout)
+    step.activation = chain.activation
+    step.output = Output(_code_view(layout), layout, rounding)
+    lowering.draft.floats(source)
+    return step.output
+
+
+def _code_view(layout: Layout) -> View:
+    size = layout.batch * layout.sample
+    return new_view(torch.empty(size, dtype=torch.uint8, device="meta"))

@@ -1,0 +1,63 @@
+"""The forward pass of a packed denoiser, recorded on a float twin without data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowtide.models.trace import Graph, mapped, on_meta, record
+from lowtide.nn.attention import QuantAttention
+from lowtide.nn.feature_cache import Cached, ZeroFeatures
+from lowtide.nn.float_layers import conv_options, linear_options, replace_module
+from lowtide.nn.packed import PackedConv2d, PackedLinear
+from lowtide.nn.quantized import QuantConv2d, QuantLinear
+from lowtide.nn.request_cache import PerRequest
+
+
+def record_twin(root: nn.Module, inputs: Mapping[str, Any]) -> Graph:
+    """The calls of the forward pass on inputs of these shapes; each layer is one call."""
+    twin = _twin(root)
+    kinds = (nn.Linear, nn.Conv2d, ZeroFeatures)
+    leaves = {name: module for name, module in twin.named_modules() if isinstance(module, kinds)}
+    return record(twin, mapped(dict(inputs), _on_meta), leaves)
+
+
+def _twin(root: nn.Module) -> nn.Module:
+    """A copy on the meta device with float layers, without hooks of the root and not fused."""
+    fused = root.__dict__.pop("forward", None)
+    try:
+        twin = on_meta(root).eval()
+    finally:
+        if fused is not None:
+            root.__dict__["forward"] = fused
+    twin._forward_pre_hooks.clear()
+    twin._forward_hooks.clear()
+    _unwrap(twin)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, PackedLinear | PackedConv2d | QuantLinear | QuantConv2d):
+            replace_module(twin, name, _float_layer(module))
+    return twin
+
+
+def _unwrap(twin: nn.Module) -> None:
+    """Replace what stands around layers: rounded attention, cached features."""
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, QuantAttention):
+            owner: Any = twin.get_submodule(name.rpartition(".")[0])
+            owner.set_processor(module.inner)
+        elif isinstance(module, Cached):
+            replace_module(twin, name, ZeroFeatures(module.plan.width))
+        elif isinstance(module, PerRequest):
+            replace_module(twin, name, _float_layer(module.layer))
+
+
+def _float_layer(module: nn.Module) -> nn.Module:
+    """A float layer of the same shape."""
+    if isinstance(module, nn.Conv2d):
+        return nn.Conv2d(**conv_options(module))
+    assert isinstance(module, nn.Linear)
+    return nn.Linear(**linear_options(module))
+
+
+def _on_meta(leaf: Any) -> Any:
+    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,81 @@
+"""The guard: why a call of a fused denoiser runs layer by layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowtide.models.trace import flat_inputs
+from lowtide.nn.clock import Clock
+
+
+def unfollowed_inputs(inputs: Mapping[str, Any]) -> str:
+    """Why no program takes these inputs; empty if one can."""
+    strange = [name for name, value in inputs.items() if not _is_followed(value)]
+    if strange:
+        return f"it got {strange[0]}, which lowtide does not follow"
+    if any(tensor.numel() == 0 for tensor in flat_inputs(inputs).values()):
+        return "an input is empty"
+    return ""
+
+
+def _is_followed(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_followed, value.values()))
+    if isinstance(value, Tensor):
+        return value.device.type == "cpu"
+    return is_setting(value)
+
+
+def is_setting(value: Any) -> bool:
+    """Whether an input is a number, a word or a switch, for which a program is made."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def unfollowed_mode(root: nn.Module, inputs: Mapping[str, Any]) -> str:
+    """Why torch must see each layer: it trains, or a mode of torch looks on. Empty if not."""
+    if root.training:
+        return "it is in training mode"
+    if torch.is_grad_enabled() and _wants_gradients(root, inputs):
+        return "gradients are wanted; call it within torch.no_grad()"
+    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
+        return "a mode of torch is active"
+    return ""
+
+
+def _wants_gradients(root: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    tensors = [*flat_inputs(inputs).values(), *root.parameters()]
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+class Modules:
+    """The modules of a denoiser as they were when its programs were prepared."""
+
+    def __init__(self, root: nn.Module, clock: Clock):
+        self.root = root
+        self.clock = clock
+        self.modules = list(root.modules())
+        self.children = [dict(module._modules) for module in self.modules]
+        kinds = {each.dtype for each in root.parameters() if each.dtype.is_floating_point}
+        self.is_float32 = kinds == {torch.float32}
+
+    def unfollowed(self) -> str:
+        """Why they can no longer be run as a program; empty if they can."""
+        if not self.is_float32:
+            return "its float layers are not in float32"
+        if self.clock.keyed and self.clock.index.dim():
+            return "its samples are at several timesteps"
+        pairs = zip(self.modules, self.children, strict=True)
+        if any(not _are_same(module._modules, children) for module, children in pairs):
+            return "its modules were changed"
+        module = next(filter(_has_hooks, self.modules[1:]), None)
+        return "" if module is None else f"a {type(module).__name__} inside it has a hook"
+
+
+def _are_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return all(now.get(name) is child for name, child in before.items())
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

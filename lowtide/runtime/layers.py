@@ -1,0 +1,77 @@
+"""What the native kernels need of a packed layer, or why they cannot run it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowtide.formats import Affine, Mixed
+from lowtide.kernels import native_library, unpack_codes
+from lowtide.kernels.ops import Spec, zero_point
+from lowtide.kernels.panels import IntegerWeight, Panels, integer_weight
+from lowtide.nn.packed import PackedConv2d, PackedLinear
+
+
+@dataclass(frozen=True)
+class NativeLayer:
+    """A packed layer that the native kernels run: its weight, and its bias in float32."""
+
+    panels: Panels
+    bias: Tensor | None
+    smooth: Tensor | None
+
+
+def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
+    """The layer in the order of the native kernels, or the reason why they cannot run it."""
+    library = native_library.native()
+    reason = library.reason if library.library is None else unsupported(layer)
+    if reason:
+        return reason
+    *_, smooth = layer.tables()
+    bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
+    divisors = smooth.detach().float().contiguous() if smooth.numel() else None
+    return NativeLayer(layer.hold_panels(), bias, divisors)
+
+
+def integers(layer: PackedLinear | PackedConv2d) -> IntegerWeight:
+    """The weight of a layer as int8 times a scale of each channel."""
+    spec = Spec.of(layer.spec)
+    scale, zero, factor, _ = layer.tables()
+    point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
+    factors = factor if factor.numel() else None
+    codes = unpack_codes(layer.codes(), spec)
+    return integer_weight(codes, scale, point, factors, spec.weight, layer.taps)
+
+
+def native_name(layer: PackedLinear | PackedConv2d) -> str:
+    """The native kernels of this machine and the bits that they keep in memory."""
+    [best, *_] = native_library.native().instruction_sets()
+    if isinstance(layer.format, Mixed):
+        return f"native {best}, {min(layer.format.bits)} to {max(layer.format.bits)} bits"
+    return f"native {best}, {layer.format.bits} bits"
+
+
+def unsupported(layer: PackedLinear | PackedConv2d) -> str:
+    """Why the native kernels cannot run this layer; empty if they can."""
+    reason = no_integers(layer)
+    if not reason and isinstance(layer, PackedConv2d):
+        return _unsupported_shape(layer)
+    return reason
+
+
+def no_integers(layer: PackedLinear | PackedConv2d) -> str:
+    """Why this layer is no product of integers; empty if it is."""
+    if layer.weight.device.type != "cpu":
+        return f"it is on {layer.weight.device}"
+    if not isinstance(layer.input.format, Affine):
+        return "its inputs are in float"
+    return "" if layer.rows().fits else "its weights do not fit in 8 bits"
+
+
+def _unsupported_shape(layer: PackedConv2d) -> str:
+    if layer.groups != 1:
+        return f"its channels are in {layer.groups} groups"
+    if tuple(layer.dilation) != (1, 1):
+        return f"its dilation is {tuple(layer.dilation)}"
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return f"its padding is {layer.padding} of {layer.padding_mode}"
+    return ""

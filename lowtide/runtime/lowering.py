@@ -1,0 +1,312 @@
+"""Lowering: a recorded forward pass becomes the steps of a program.
+
+The walk follows the graph in order. A call that a native kernel covers (runtime/covers.py) becomes
+a producer, which waits for its readers; every other call becomes a step of torch on the same
+memory. What is read by a packed layer is stored as codes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowtide.models.trace import Graph, Node, Param, Ref, leaves_of, mapped
+from lowtide.runtime.draft import Draft
+from lowtide.runtime.layers import NativeLayer
+from lowtide.runtime.layouts import Layout, layout_of, pixel_shape, same_order
+from lowtide.runtime.memory import Buffer, View, is_whole, new_view, same_strides, whole_buffer
+from lowtide.runtime.numbers import Numbers
+from lowtide.runtime.producers import Chain, Joined, NormedRows, Product
+from lowtide.runtime.steps import Step, TorchStep
+from lowtide.runtime.torch_calls import changes_in_place, name_of, owner_of, returns_its_input
+
+
+@dataclass
+class Lowered:
+    """The steps, and the views that a run fills before them and reads after them.
+
+    The first `conditional` steps read the conditions alone: the timestep, a label. They give the
+    features, and do not run again while the conditions stay.
+    """
+
+    steps: list[Step | TorchStep]
+    conditional: int
+    conditions: dict[str, View]
+    inputs: dict[str, View]
+    features: list[View]
+    output: Any
+    kept: list[Tensor]
+
+
+class Lowering:
+    """One walk over a graph. `covers`: what takes a call, by torch function or kind of layer.
+
+    A cover returns the view of the call's result, or None for a call that torch must run.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: Graph,
+        numbers: Numbers,
+        layers: Mapping[str, NativeLayer],
+        conditions: frozenset[str],
+        covers: "Mapping[Callable | type, Cover]",
+    ):
+        self.root = root
+        self.graph = graph
+        self.numbers = numbers
+        self.layers = layers
+        self.conditions = conditions
+        self.covers = covers
+        self.nodes = [node for node in graph.nodes if not returns_its_input(node)]
+        self.draft = Draft(_readers(self.nodes, graph))
+        # Chains that only read a view, by its place and shape, so that two layers share codes.
+        self.readings: dict[Buffer, dict[tuple, Chain]] = {}
+        self.kept: list[Tensor] = []
+        # Two values that share memory here may be apart in the forward pass as it is written.
+        self.writes_in_place = any(map(changes_in_place, self.nodes))
+
+    def lower(self) -> Lowered:
+        inputs = {
+            name: self._input(number)
+            for name, number in self.graph.inputs.items()
+            if self.draft.readers[number]
+        }
+        early = [node for node in self.nodes if self._is_conditional(node)]
+        late = [node for node in self.nodes if not self._is_conditional(node)]
+        for node in early:
+            self._lower(node)
+        features = self._features(late)
+        conditional = len(self.draft.steps)
+        for node in late:
+            self._lower(node)
+        output = mapped(self.graph.output, self._finished)
+        conditions = {name: view for name, view in inputs.items() if name in self.conditions}
+        content = {name: view for name, view in inputs.items() if name not in self.conditions}
+        steps = self.draft.steps
+        return Lowered(steps, conditional, conditions, content, features, output, self.kept)
+
+    def _input(self, number: int) -> View:
+        """A fixed place for an input; images get their channels side by side."""
+        value = self.graph.values[number]
+        view = new_view(same_strides(_stored(value.shape), value.dtype), fixed=True)
+        self.draft.name(number, view)
+        return view
+
+    def _is_conditional(self, node: Node) -> bool:
+        """Whether a call depends on nothing but the conditions."""
+        values = [self.graph.values[number] for number in [*node.uses(), *node.gives()]]
+        return all(value.inputs <= self.conditions for value in values)
+
+    def _features(self, late: list[Node]) -> list[View]:
+        """What the late calls read of the early ones, in memory that stays between runs."""
+        used = set(_output_numbers(self.graph))
+        for node in late:
+            used.update(node.uses())
+        early = sorted(used & self.draft.views.keys())
+        views = [self.draft.floats(self.draft.views[number]) for number in early]
+        self.draft.settle_all()
+        features: list[View] = []
+        for view in views:
+            buffer = view.buffer
+            if buffer.fixed is None:
+                memory = torch.empty(buffer.nbytes, dtype=torch.uint8)
+                buffer.fixed = memory.view(view.meta.dtype)
+                features.append(whole_buffer(view))
+        return features
+
+    def _finished(self, leaf: Any) -> Any:
+        return self.draft.floats(self.draft.views[leaf.id]) if isinstance(leaf, Ref) else leaf
+
+    def _lower(self, node: Node) -> None:
+        cover = self.covers.get(self._kind(node))
+        result = None if cover is None else cover(self, node)
+        if result is None:
+            self.run_in_torch(node, self.function(node))
+        else:
+            self.draft.name(node.gives()[0], result)
+
+    def _kind(self, node: Node) -> Callable | type:
+        """What a cover is registered for: the function of torch, or the class of the layer."""
+        return type(self.function(node)) if isinstance(node.target, str) else node.target
+
+    # What a call is given, and what it gives
+
+    def function(self, node: Node) -> Callable:
+        if isinstance(node.target, str):
+            return self.root.get_submodule(node.target)
+        return node.target
+
+    def given(self, leaf: Any) -> Any:
+        """A View for a value, a tensor of the model for a parameter, or the argument itself."""
+        if isinstance(leaf, Ref):
+            return self.draft.views[leaf.id]
+        if isinstance(leaf, Param):
+            owner, _, attribute = leaf.name.rpartition(".")
+            return getattr(self.root.get_submodule(owner), attribute)
+        if isinstance(leaf, torch.device):
+            return torch.device("cpu")
+        return leaf
+
+    def result_shape(self, node: Node) -> tuple[int, ...]:
+        return self.graph.values[node.gives()[0]].shape
+
+    def float32(self, leaf: Any) -> Tensor | None:
+        """A parameter as contiguous float32, kept alive with the program."""
+        if leaf is None:
+            return None
+        tensor = self.given(leaf).detach().float().contiguous()
+        self.kept.append(tensor)
+        return tensor
+
+    # Calls of torch
+
+    def run_in_torch(self, node: Node, function: Callable) -> View | None:
+        """A view of what is in memory, or a step of torch. Returns the first result."""
+        given = mapped((node.args, node.kwargs), self.given)
+        views = [leaf for leaf in leaves_of(given) if isinstance(leaf, View)]
+        if not self._is_view(node, given, views):
+            self._add_torch_step(node, function, given, views)
+        first = node.gives()[:1]
+        return self.draft.views[first[0]] if first else None
+
+    def _add_torch_step(
+        self, node: Node, function: Callable, given: tuple[Any, Any], views: list[View]
+    ) -> None:
+        changed = views[:1] if changes_in_place(node) else []
+        for view in changed:
+            # Who reads the value as it was reads it now; codes of it are out of date after this.
+            self.draft.settle_all()
+            self.readings.pop(view.buffer, None)
+        for view in views:
+            self.draft.floats(view)
+        results: list[View] = []
+        for number in node.gives():
+            self.draft.name(number, changed[0] if changed else self._place(number))
+            results += [] if changed else [self.draft.views[number]]
+        args, kwargs = given
+        name = name_of(node.target)
+        if node.target is Tensor.view:
+            function = Tensor.reshape
+        step = TorchStep(name, function, args, kwargs, results, changed=changed, read=views)
+        self.draft.steps.append(step)
+
+    def _place(self, number: int) -> View:
+        """A place for a result of torch; images get their channels side by side."""
+        value = self.graph.values[number]
+        if value.dtype == torch.float32:
+            return new_view(_stored(value.shape))
+        return new_view(torch.empty(value.shape, dtype=value.dtype, device="meta"))
+
+    def _is_view(self, node: Node, given: tuple[Any, Any], views: list[View]) -> bool:
+        """Name the results if the call only gives views of its arguments."""
+        if isinstance(node.target, str) or changes_in_place(node) or not views:
+            return False
+        args, kwargs = mapped(given, _on_meta)
+        try:
+            results = leaves_of(node.target(*args, **kwargs))
+        except RuntimeError:  # a `view` of what lies in another order here
+            return False
+        pairs = zip(leaves_of(node.output), results, strict=True)
+        named = [(leaf.id, result) for leaf, result in pairs if isinstance(leaf, Ref)]
+        owned = [(number, result, owner_of(result, views)) for number, result in named]
+        shared = [(number, View(owner.buffer, result)) for number, result, owner in owned if owner]
+        if not shared or len(shared) < len(named):
+            return False
+        for number, view in shared:
+            self.draft.name(number, view)
+        return True
+
+    # What waits behind a view
+
+    def product(self, view: View) -> Product | None:
+        """The product behind this view, if nobody else reads it and the view is all of it."""
+        product = self.draft.waiting.get(view.buffer)
+        alone = is_whole(view) and self.draft.is_read_once(view.buffer)
+        return product if isinstance(product, Product) and alone else None
+
+    def rows(self, view: View) -> NormedRows | None:
+        """The layer norm behind this view, if the view has all of its rows and samples."""
+        rows = self.draft.waiting.get(view.buffer)
+        if not isinstance(rows, NormedRows) or not is_whole(view) or not view.meta.is_contiguous():
+            return None
+        layout = rows.layout
+        is_alike = (view.shape[0], view.shape[-1]) == (layout.batch, layout.channels)
+        return rows if is_alike else None
+
+    def chain(self, view: View) -> Chain | None:
+        """The chain that waits behind this view, or one that reads the view as it is."""
+        return self.waiting_chain(view) or self.reading(view)
+
+    def waiting_chain(self, view: View) -> Chain | None:
+        """The chain that waits behind this view, if the view is all of it."""
+        chain = self.draft.waiting.get(view.buffer)
+        if not isinstance(chain, Chain) or not is_whole(view):
+            return None
+        whole = self.draft.wholes[view.buffer]
+        lines = [layout.as_line() for layout in chain.layouts]
+        is_reshaped = chain.is_unshaped and None not in lines
+        is_alike = view.shape == whole.shape or is_reshaped
+        return chain if is_alike and same_order(view.meta, whole.meta) else None
+
+    def reading(self, view: View) -> Chain | None:
+        """A chain that only reads; views with the same pixels share it."""
+        key = (view.meta.storage_offset(), tuple(view.shape), view.meta.stride())
+        known = self.readings.setdefault(view.buffer, {})
+        if key not in known:
+            sources = self.sources(view)
+            if sources is None:
+                return None
+            known[key] = Chain(*sources)
+        return known[key]
+
+    def sources(self, view: View) -> tuple[list[View], list[Layout]] | None:
+        """The values to read and where their pixels are: two for values that wait side by side."""
+        joined = self.draft.waiting.get(view.buffer)
+        parts = [view]
+        if isinstance(joined, Joined) and self._is_unchanged(view):
+            parts = joined.parts
+        layouts = [layout_of(part.meta) for part in parts]
+        found = [layout for layout in layouts if layout is not None]
+        floats = all(part.meta.dtype == torch.float32 for part in parts)
+        return (parts, found) if floats and len(found) == len(parts) else None
+
+    def _is_unchanged(self, view: View) -> bool:
+        """Whether the view has the shape and the strides of the value as it was made."""
+        whole = self.draft.wholes[view.buffer]
+        return view.shape == whole.shape and same_order(view.meta, whole.meta)
+
+
+Cover = Callable[[Lowering, Node], View | None]
+
+
+def _readers(nodes: list[Node], graph: Graph) -> Counter[int]:
+    """How many calls read each value; the caller of the forward pass reads the output."""
+    readers = Counter(_output_numbers(graph))
+    for node in nodes:
+        readers.update(node.uses())
+    return readers
+
+
+def _output_numbers(graph: Graph) -> list[int]:
+    return [leaf.id for leaf in leaves_of(graph.output) if isinstance(leaf, Ref)]
+
+
+def _stored(shape: tuple[int, ...]) -> Tensor:
+    """How a value is stored: without gaps, images with their channels side by side."""
+    if len(shape) != 4:
+        return torch.empty(shape, device="meta")
+    batch, channels, height, width = shape
+    return pixel_shape(batch, height, width, channels)
+
+
+def _on_meta(leaf: Any) -> Any:
+    if isinstance(leaf, View):
+        return leaf.meta
+    if isinstance(leaf, torch.device):
+        return torch.device("meta")
+    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,95 @@
+"""Attention whose query, key, value and softmax are rounded."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowtide.formats import Adaptive, Affine
+from lowtide.kernels import native_library
+from lowtide.models.trace import Node
+from lowtide.nn.attention import QuantAttention
+from lowtide.runtime.lowering import Lowering
+from lowtide.runtime.memory import Buffer, View, new_view, same_strides
+from lowtide.runtime.steps import AttentionStep
+from lowtide.runtime.torch_calls import arguments_of
+
+NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+
+
+def attention(lowering: Lowering, node: Node) -> View | None:
+    """Attention (B, heads, tokens, width) in a block with rounded operands."""
+    arguments = arguments_of(node, NAMES)
+    processor = _processor(lowering, arguments["query"].id)
+    if processor is None:
+        return None
+    operands = [lowering.given(arguments[name]) for name in ("query", "key", "value")]
+    mask = lowering.given(arguments.get("attn_mask"))
+    if not _is_covered(processor, arguments, operands, mask):
+        return lowering.run_in_torch(node, processor.attend)
+    step = _step(lowering, processor, operands, mask, arguments.get("scale"))
+    lowering.draft.steps.append(step)
+    return step.output
+
+
+def _processor(lowering: Lowering, query: int) -> QuantAttention | None:
+    """The processor of the attention block whose layers gave the query."""
+    leaves = lowering.graph.values[query].last_leaves
+    for name, module in lowering.root.named_modules():
+        processor = getattr(module, "processor", None)
+        is_inside = any(leaf.startswith(f"{name}.") for leaf in leaves)
+        if is_inside and isinstance(processor, QuantAttention):
+            return processor
+    return None
+
+
+def _is_covered(
+    processor: QuantAttention,
+    arguments: dict[str, Any],
+    operands: list[View],
+    mask: View | Tensor | None,
+) -> bool:
+    parts = processor.quantizers()
+    is_affine = all(isinstance(parts[name].format, Affine) for name in ("q", "k", "v"))
+    is_rounded = isinstance(parts["softmax"].format, Affine | Adaptive)
+    is_plain = not arguments.get("dropout_p") and not arguments.get("is_causal")
+    is_inside = all(view.meta.dim() == 4 and view.meta.stride(-1) == 1 for view in operands)
+    if not (is_affine and is_rounded and is_plain and is_inside):
+        return False
+    return mask is None or (isinstance(mask, View) and _is_key_bias(mask.meta, *operands[:2]))
+
+
+def _is_key_bias(mask: Tensor, query: View, key: View) -> bool:
+    """Whether a mask (B or 1, heads or 1, 1, keys) is a number added to the scores of each key."""
+    batch, heads = query.shape[:2]
+    if mask.dim() != 4 or mask.dtype != torch.float32 or mask.shape[3] != key.shape[2]:
+        return False
+    fits = mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads)
+    return fits and mask.shape[2] == 1 and mask.stride(3) == 1
+
+
+def _step(
+    lowering: Lowering,
+    processor: QuantAttention,
+    operands: list[View],
+    mask: View | None,
+    scale: float | None,
+) -> AttentionStep:
+    views = [lowering.draft.floats(view) for view in operands]
+    batch, heads, queries, width = views[0].shape
+    # The result is read as (B, tokens, heads * width).
+    meta = torch.empty(batch, queries, heads, width, device="meta").transpose(1, 2)
+    parts = processor.quantizers()
+    step = AttentionStep(
+        *views,
+        output=new_view(same_strides(meta, torch.float32)),
+        roundings={name: lowering.numbers.rounding(part) for name, part in parts.items()},
+        adaptive=isinstance(processor.softmax.format, Adaptive),
+        factor=scale or 1 / math.sqrt(width),
+        bias=None if mask is None else lowering.draft.floats(mask),
+        scratch=View(Buffer(0), torch.empty(0, dtype=torch.uint8, device="meta")),
+    )
+    size = native_library.native().attention_scratch(step.structure(lambda view: 0))
+    step.scratch = new_view(torch.empty(size, dtype=torch.uint8, device="meta"))
+    return step

@@ -1,0 +1,152 @@
+"""A fused denoiser: its forward pass runs programs, one for each shape of its inputs.
+
+The module itself stays as it is: layers, names, state and hooks. Only `forward` is replaced, by a
+function that runs a program where it can and the layers where it cannot, and says which.
+"""
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowtide.kernels import native_library
+from lowtide.kernels.race import PLAIN
+from lowtide.nn.swap import packed_layers
+from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
+from lowtide.runtime.onednn_layer import on_onednn
+from lowtide.runtime.prepared import Prepared
+from lowtide.runtime.program import NotANumber
+from lowtide.runtime.steps import TorchStep
+
+
+class Fused:
+    """The forward pass of one packed denoiser. It takes the place of `root.forward`.
+
+    Nothing is prepared before the first call, so a copy of the denoiser prepares its own.
+    """
+
+    def __init__(self, root: nn.Module, engine: str | None = None):
+        self.root = root
+        self.engine = engine
+        self.active = True
+        self.told: set[str] = set()
+        self.state: Prepared | None = None
+        functools.update_wrapper(self, self.forward)
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The forward pass layer by layer."""
+        return type(self.root).forward.__get__(self.root)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
+        return Fused(copy.deepcopy(self.root, memo), self.engine)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not self.active or self.engine == PLAIN:
+            return self.forward(*args, **kwargs)
+        state = self.prepared()
+        inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
+        reason = self._plain_reason(state, inputs)
+        library = native_library.native()
+        if not reason and library.library is None:
+            self._tell(
+                f"{library.reason}; oneDNN runs its products" if state.products else library.reason
+            )
+            with on_onednn(state.products):
+                return self.forward(*args, **kwargs)
+        if not reason:
+            try:
+                with on_onednn(state.products):
+                    return state.run(inputs)
+            except NotANumber:
+                reason = "a value in it is not a number"
+        self._tell(reason)
+        return self.forward(*args, **kwargs)
+
+    def prepared(self) -> Prepared:
+        if self.state is None or self.state.is_stale():
+            self.state = Prepared(self.root, self.engine)
+        return self.state
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self.told:
+            self.told.add(reason)
+            warnings.warn(
+                f"{type(self.root).__name__} runs layer by layer: {reason}.", stacklevel=3
+            )
+
+    def _plain_reason(self, state: Prepared, inputs: Mapping[str, Any]) -> str:
+        """Why this call runs layer by layer; empty if it does not."""
+        return (
+            unfollowed_inputs(inputs)
+            or unfollowed_mode(self.root, inputs)
+            or state.modules.unfollowed()
+        )
+
+
+def fuse(root: nn.Module, engine: str | None = None) -> None:
+    """Run the forward pass of a packed denoiser as programs from here on.
+
+    `engine`: "native", "onednn" or "plain" for all products that it can run; None races them.
+    A denoiser without packed layers stays as it is. Packed layers have no gradients, so no other
+    parameter asks for any.
+    """
+    if not any(packed_layers(root)):
+        return
+    root.requires_grad_(False)
+    fused = fused_forward(root)
+    if fused is None or fused.engine != engine:
+        root.__dict__["forward"] = Fused(root, engine)
+
+
+def unfuse(root: nn.Module) -> None:
+    """Run layer by layer again."""
+    if fused_forward(root) is not None:
+        del root.__dict__["forward"]
+
+
+def fused_forward(root: nn.Module) -> Fused | None:
+    forward = root.__dict__.get("forward")
+    return forward if isinstance(forward, Fused) else None
+
+
+def is_fused(root: nn.Module) -> bool:
+    return fused_forward(root) is not None
+
+
+@contextmanager
+def plain(root: nn.Module) -> Iterator[None]:
+    """Within the context, the denoiser runs layer by layer."""
+    fused = fused_forward(root)
+    if fused is None:
+        yield
+        return
+    before = fused.active
+    fused.active = False
+    try:
+        yield
+    finally:
+        fused.active = before
+
+
+def explain(root: nn.Module) -> dict[str, Any]:
+    """For the latest program: how many native calls, and what runs in torch, with counts."""
+    fused = fused_forward(root)
+    if fused is None or fused.state is None or not fused.state.programs:
+        return {}
+    program = list(fused.state.programs.values())[-1]
+    steps = program.lowered.steps
+    torch_steps = [step.name for step in steps if isinstance(step, TorchStep)]
+    counts = {name: torch_steps.count(name) for name in dict.fromkeys(torch_steps)}
+    return {
+        "native": len(steps) - len(torch_steps),
+        "torch": counts,
+        "arena": program.arena.nbytes,
+        "unsupported": fused.state.reasons,
+        "sets": native_library.native().instruction_sets(),
+    }

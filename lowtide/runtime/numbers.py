@@ -1,0 +1,43 @@
+"""The scales and zero points of the running step, at fixed addresses."""
+
+import torch
+from torch import Tensor
+
+from lowtide.formats import Adaptive, Affine
+from lowtide.nn.quantizer import Quantizer
+from lowtide.runtime.steps import Rounding
+
+
+class Numbers:
+    """Scale and zero point of all quantizers at all steps.
+
+    `table`: (steps, 2 * quantizers), scales before zero points. A run copies the row of its step
+    to `now`, where the kernels read it.
+    """
+
+    def __init__(self, quantizers: list[Quantizer], steps: int):
+        self.count = len(quantizers)
+        self.columns = {quantizer.row: index for index, quantizer in enumerate(quantizers)}
+        scales = [quantizer.scale.detach().float().expand(steps) for quantizer in quantizers]
+        zeros = [_zeros(quantizer).float().expand(steps) for quantizer in quantizers]
+        self.table = torch.stack([*scales, *zeros], 1) if quantizers else torch.empty(steps, 0)
+        self.now = self.table[0].clone()
+
+    def set_step(self, step: int) -> None:
+        self.now.copy_(self.table[step])
+
+    def rounding(self, quantizer: Quantizer, smooth: Tensor | None = None) -> Rounding:
+        """The grid of this quantizer, for an input that is divided by `smooth` before."""
+        format = quantizer.format
+        assert isinstance(format, Affine | Adaptive)
+        column = self.columns[quantizer.row]
+        values = self.table[:, [column, self.count + column]].contiguous()
+        divisors = None if smooth is None else smooth.numpy().tobytes()
+        key = (values.numpy().tobytes(), format.top, divisors)
+        scale = self.now.data_ptr() + self.now.element_size() * column
+        zero = scale + self.now.element_size() * self.count
+        return Rounding(scale, zero, format.top, smooth, key)
+
+
+def _zeros(quantizer: Quantizer) -> Tensor:
+    return quantizer.clock.zero[quantizer.row, : None if quantizer.per_step else 1]

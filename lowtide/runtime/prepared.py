@@ -1,0 +1,118 @@
+"""A denoiser prepared to run: its layers in the kernels' order, and a program for each shape."""
+
+import inspect
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowtide.kernels.race import NATIVE
+from lowtide.models.trace import Graph, flat_inputs
+from lowtide.nn.clock import find_clock
+from lowtide.nn.packed import PackedConv2d, PackedLinear
+from lowtide.nn.swap import packed_layers, quantizers
+from lowtide.runtime.covers import COVERS
+from lowtide.runtime.engines import Engines
+from lowtide.runtime.float_twin import record_twin
+from lowtide.runtime.guard import Modules, is_setting
+from lowtide.runtime.layers import NativeLayer, native_layer
+from lowtide.runtime.lowering import Lowering
+from lowtide.runtime.numbers import Numbers
+from lowtide.runtime.onednn_layer import OneDnnLayer, unsupported
+from lowtide.runtime.program import Program
+
+PROGRAMS = 4  # shapes whose programs are kept
+TIMESTEP = "timestep"
+
+
+class Prepared:
+    """What stays between the calls of a denoiser, until a weight or a table changes.
+
+    `layers`: the layers that native kernels run; `reasons`: why the others run in torch,
+    `products`: those of them that run on oneDNN there.
+    """
+
+    def __init__(self, root: nn.Module, engine: str | None = None):
+        self.root = root
+        self.engines = Engines(root, engine)
+        self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
+        self.programs: dict[tuple, Program] = {}
+        self.lock = Lock()
+        self.clock = find_clock(root)
+        self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
+        self.modules = Modules(root, self.clock)
+        self.layers: dict[str, NativeLayer] = {}
+        self.reasons: dict[str, str] = {}
+        self.products: dict[PackedLinear | PackedConv2d, OneDnnLayer] = {}
+        for name, layer in packed_layers(root):
+            native = native_layer(layer)
+            if isinstance(native, NativeLayer):
+                self.layers[name] = native
+            else:
+                self.reasons[name] = native
+                if engine != NATIVE and not unsupported(layer):
+                    self.products[layer] = OneDnnLayer(layer)
+        packed = [layer for _, layer in packed_layers(root)]
+        self.weights = [(layer, layer.weight, layer.weight._version) for layer in packed]
+
+    def is_stale(self) -> bool:
+        """Whether a table or a weight has changed since the layers were prepared."""
+        clock = self.clock
+        current = (clock.scale, clock.zero, clock.timesteps)
+        if any(now is not before for now, before in zip(current, self.tables, strict=True)):
+            return True
+        written = [layer for layer, weight, version in self.weights if weight._version != version]
+        for layer in written:
+            # Its panels were written into, and the sums beside them are of before.
+            layer.hold_codes()
+        return any(layer.weight is not weight for layer, weight, _ in self.weights)
+
+    def run(self, inputs: dict[str, Any]) -> Any:
+        """The forward pass on these inputs, by the program of their shapes and settings."""
+        inputs = inputs | {TIMESTEP: _as_tensor(inputs[TIMESTEP])}
+        tensors = flat_inputs(inputs)
+        step = int(self.clock.index) if self.clock.keyed else 0
+        # A program has one set of memory, so two threads take turns.
+        with self.lock:
+            program = self._program(inputs, tensors)
+            program.numbers.set_step(step)
+            conditions = [_content(tensors[name]) for name in program.conditions]
+            return program.run(tensors, (step, *conditions))
+
+    def _program(self, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
+        """The program of these shapes and settings; the oldest makes room for a new one."""
+        shapes = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
+        settings = [(name, value) for name, value in inputs.items() if is_setting(value)]
+        key = (*shapes, *sorted(settings))
+        if key not in self.programs:
+            while len(self.programs) >= PROGRAMS:
+                del self.programs[next(iter(self.programs))]
+            self.programs[key] = self._new_program(inputs)
+        return self.programs[key]
+
+    def _new_program(self, inputs: Mapping[str, Any]) -> Program:
+        graph = record_twin(self.root, inputs)
+        rounding = list(quantizers(self.root).values())
+        numbers = Numbers(rounding, len(self.clock.known))
+        conditions = conditions_of(graph, self.parameters[0])
+        lowering = Lowering(self.root, graph, numbers, self.layers, conditions, COVERS)
+        return Program(self.engines.assigned(lowering.lower()), numbers)
+
+
+def conditions_of(graph: Graph, sample: str) -> frozenset[str]:
+    """The inputs that stay for a while: the timestep, labels, pooled texts. Not sample or text."""
+    shapes = {name: graph.values[number].shape for name, number in graph.inputs.items()}
+    return frozenset(name for name, shape in shapes.items() if len(shape) < 3 and name != sample)
+
+
+def _as_tensor(timestep: Any) -> Tensor:
+    if isinstance(timestep, Tensor):
+        return timestep
+    kind = torch.float64 if isinstance(timestep, float) else torch.int64
+    return torch.tensor(timestep, dtype=kind)
+
+
+def _content(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

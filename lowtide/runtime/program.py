@@ -1,0 +1,167 @@
+"""A program: the steps of a forward pass of one shape, ready to run on fixed memory."""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowtide.kernels import native_library
+from lowtide.models.trace import mapped
+from lowtide.runtime.lowering import Lowered
+from lowtide.runtime.memory import Arena, Buffer, View
+from lowtide.runtime.numbers import Numbers
+from lowtide.runtime.steps import Step, TorchStep
+
+FEATURE_BYTES = 64 * 2**20  # features that are kept
+
+
+class NotANumber(Exception):
+    """An input of a rounding held NaN, which no code stands for."""
+
+
+@dataclass(frozen=True)
+class NativeCalls:
+    """Consecutive native steps: one call of the library."""
+
+    calls: ctypes.Array[native_library.Call]
+    structures: list[ctypes.Structure]
+
+    def run(self) -> None:
+        outcome = native_library.native().run(self.calls, torch.get_num_threads())
+        if outcome & native_library.NOT_A_NUMBER:
+            raise NotANumber
+        if outcome & native_library.NO_MEMORY:
+            raise MemoryError("The native kernels found no memory for their scratch space.")
+        assert not outcome, "a native kernel of another version was called"
+
+
+@dataclass(frozen=True)
+class TorchCall:
+    """One step of torch on real memory."""
+
+    function: Callable[..., Any]
+    arguments: Any
+    keywords: Any
+    results: list[Tensor]
+
+    def run(self) -> None:
+        values = self.function(*self.arguments, **self.keywords)
+        if not self.results:
+            return
+        if isinstance(values, Tensor):
+            self.results[0].copy_(values)
+            return
+        for place, value in zip(self.results, values, strict=True):
+            place.copy_(value)
+
+
+class Program:
+    """The steps with their memory. `run` takes the inputs and the key of the conditions."""
+
+    def __init__(self, lowered: Lowered, numbers: Numbers):
+        self.lowered = lowered
+        self.numbers = numbers
+        self.arena = Arena()
+        self.arena.place(_lives(lowered))
+        self.conditions = self._tensors(lowered.conditions)
+        self.inputs = self._tensors(lowered.inputs)
+        self.features = [self.arena.tensor(view) for view in lowered.features]
+        self.known: dict[tuple, list[Tensor]] = {}
+        self.output = mapped(lowered.output, real_on(self.arena))
+        self.early = parts_of(lowered.steps[: lowered.conditional], self.arena)
+        self.late = parts_of(lowered.steps[lowered.conditional :], self.arena)
+
+    def _tensors(self, views: Mapping[str, View]) -> dict[str, Tensor]:
+        return {name: self.arena.tensor(view) for name, view in views.items()}
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor], key: tuple) -> Any:
+        """The output of the forward pass, in new memory."""
+        for name, place in self.inputs.items():
+            place.copy_(inputs[name])
+        self._set_features(inputs, key)
+        for part in self.late:
+            part.run()
+        return mapped(self.output, _copy)
+
+    def _set_features(self, inputs: Mapping[str, Tensor], key: tuple) -> None:
+        """The features of these conditions: from the table, or computed and added to it."""
+        known = self.known.get(key)
+        if known is not None:
+            for place, feature in zip(self.features, known, strict=True):
+                place.copy_(feature)
+            return
+        for name, place in self.conditions.items():
+            place.copy_(inputs[name])
+        for part in self.early:
+            part.run()
+        self._make_room()
+        self.known[key] = [feature.clone() for feature in self.features]
+
+    def _make_room(self) -> None:
+        each = sum(feature.nbytes for feature in self.features)
+        while self.known and each * (len(self.known) + 1) > FEATURE_BYTES:
+            del self.known[next(iter(self.known))]
+
+
+def real_on(arena: Arena) -> Callable[[Any], Any]:
+    """Turns a View into its tensor and leaves everything else."""
+    return lambda leaf: arena.tensor(leaf) if isinstance(leaf, View) else leaf
+
+
+def parts_of(steps: list[Step | TorchStep], arena: Arena) -> list[NativeCalls | TorchCall]:
+    """The steps on real memory; native steps in a row are one call of the library."""
+    parts: list[NativeCalls | TorchCall] = []
+    waiting: list[Step] = []
+    for step in steps:
+        if isinstance(step, TorchStep):
+            if waiting:
+                parts.append(_native_calls(waiting, arena))
+            waiting = []
+            parts.append(_torch_call(step, arena))
+        else:
+            waiting.append(step)
+    if waiting:
+        parts.append(_native_calls(waiting, arena))
+    return parts
+
+
+def _native_calls(steps: list[Step], arena: Arena) -> NativeCalls:
+    structures = [step.structure(arena.address) for step in steps]
+    calls = [
+        native_library.Call(native_library.KERNELS[type(each)], 0, ctypes.addressof(each))
+        for each in structures
+    ]
+    return NativeCalls((native_library.Call * len(calls))(*calls), structures)
+
+
+def _torch_call(step: TorchStep, arena: Arena) -> TorchCall:
+    arguments = mapped(step.arguments, real_on(arena))
+    keywords = mapped(step.keywords, real_on(arena))
+    results = [arena.tensor(view) for view in step.results]
+    return TorchCall(step.function, arguments, keywords, results)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone(memory_format=torch.contiguous_format) if isinstance(leaf, Tensor) else leaf
+
+
+def _lives(lowered: Lowered) -> dict[Buffer, tuple[int, int]]:
+    """The first and the last step that uses each buffer of the arena; outputs live to the end."""
+    lives: dict[Buffer, tuple[int, int]] = {}
+    for place, step in enumerate(lowered.steps):
+        for buffer in step.uses():
+            if buffer.fixed is None:
+                first, _ = lives.get(buffer, (place, place))
+                lives[buffer] = (first, place)
+
+    def keep(leaf: Any) -> None:
+        if isinstance(leaf, View) and leaf.buffer.fixed is None:
+            first, _ = lives.get(leaf.buffer, (0, 0))
+            lives[leaf.buffer] = (first, len(lowered.steps))
+
+    mapped(lowered.output, keep)
+    return lives

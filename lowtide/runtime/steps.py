@@ -1,0 +1,368 @@
+"""The steps of a program: calls of native kernels and of torch, with the views they use."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lowtide.kernels import native_library
+from lowtide.kernels.panels import Panels
+from lowtide.runtime.layouts import NO_PADDING, Layout, Padding
+from lowtide.runtime.memory import Address, Buffer, View
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The grid of a layer's input: addresses of the running step's scale and zero, the last code.
+
+    `key` is equal for two inputs that have the same grid at every step.
+    """
+
+    scale: int
+    zero: int
+    top: int
+    smooth: Tensor | None
+    key: tuple
+
+    @property
+    def smooth_address(self) -> int | None:
+        return None if self.smooth is None else self.smooth.data_ptr()
+
+
+@dataclass(eq=False)
+class Output:
+    """Where a kernel stores: a float view, or the codes of a layer's input (`rounding`)."""
+
+    view: View
+    layout: Layout
+    rounding: Rounding | None = None
+    padding: Padding = NO_PADDING
+    upsample: int = 1
+
+    @property
+    def source_size(self) -> tuple[int, int]:
+        """Height and width of the pixels before upsampling and padding."""
+        height, width = self.padding.within(*self.layout.size)
+        return height // self.upsample, width // self.upsample
+
+    def sink(self, address: Address) -> native_library.Sink:
+        rounding = self.rounding
+        return native_library.Sink(
+            address(self.view),
+            self.layout.sample,
+            self.layout.row,
+            self.layout.column,
+            rounding.scale if rounding else None,
+            rounding.zero if rounding else None,
+            rounding.smooth_address if rounding else None,
+            rounding.top if rounding else 0,
+            self.upsample,
+            self.padding.above,
+            self.padding.left,
+            self.padding.below,
+            self.padding.right,
+            self.layout.channels,
+        )
+
+
+class Step:
+    """One kernel call. `uses` lists every buffer that it reads or writes."""
+
+    def uses(self) -> Iterator[Buffer]:
+        raise NotImplementedError
+
+    def structure(self, address: Address) -> ctypes.Structure:
+        raise NotImplementedError
+
+
+def _address(view: View | None, address: Address) -> int | None:
+    return None if view is None else address(view)
+
+
+def _stride(view: View | None) -> int:
+    """The stride between the samples of a vector per sample; 0 if all samples share one."""
+    return 0 if view is None or view.meta.shape[0] == 1 else view.meta.stride(0)
+
+
+@dataclass(eq=False)
+class GemmStep(Step):
+    """A packed layer: codes times panels, and the epilogue."""
+
+    name: str
+    codes: View
+    codes_layout: Layout
+    rounding: Rounding
+    taps: Tensor
+    weight: Panels
+    bias: Tensor | None
+    stride: tuple[int, int]
+    output: Output
+    per_sample: View | None = None
+    gate: View | None = None
+    residual: View | None = None
+    factor: float = 1.0
+    activation: int = native_library.IDENTITY
+
+    def uses(self) -> Iterator[Buffer]:
+        views = (self.codes, self.output.view, self.per_sample, self.gate, self.residual)
+        return (view.buffer for view in views if view is not None)
+
+    def structure(self, address: Address) -> native_library.Gemm:
+        layout = self.codes_layout
+        output = self.output.layout
+        vertical, horizontal = self.stride
+        return native_library.Gemm(
+            x=address(self.codes),
+            batch=output.batch,
+            height=output.height,
+            width=output.width,
+            x_sample=layout.sample,
+            x_row=vertical * layout.row,
+            x_column=horizontal * layout.column,
+            taps=self.taps.data_ptr(),
+            tap_count=len(self.taps),
+            tap_k4=self.weight.k4 // len(self.taps),
+            x_scale=self.rounding.scale,
+            x_zero=self.rounding.zero,
+            weight=self.weight.structure,
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            per_sample=_address(self.per_sample, address),
+            per_sample_stride=_stride(self.per_sample),
+            gate=_address(self.gate, address),
+            gate_stride=_stride(self.gate),
+            residual=_address(self.residual, address),
+            r_sample=output.pixels * self.weight.columns,
+            r_row=output.width * self.weight.columns,
+            r_column=self.weight.columns,
+            factor=self.factor,
+            activation=self.activation,
+            sink=self.output.sink(address),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A float input of a stream, as pixels."""
+
+    view: View
+    layout: Layout
+
+
+def _pair(kind: Any, values: list) -> Any:
+    return (kind * 2)(*values, *[None if kind is ctypes.c_void_p else 0] * (2 - len(values)))
+
+
+def _addresses(sources: list[Source], address: Address) -> Any:
+    return _pair(ctypes.c_void_p, [address(source.view) for source in sources])
+
+
+def _layouts(sources: list[Source], of: Callable[[Layout], int]) -> Any:
+    return _pair(ctypes.c_int64, [of(source.layout) for source in sources])
+
+
+@dataclass(eq=False)
+class MomentsStep(Step):
+    """The gain and offset of each channel that a group norm amounts to."""
+
+    sources: list[Source]
+    groups: int
+    epsilon: float
+    weight: Tensor | None
+    bias: Tensor | None
+    gain: View
+    offset: View
+    partial: View
+    blocks: int
+
+    def uses(self) -> Iterator[Buffer]:
+        views = [source.view for source in self.sources]
+        return (view.buffer for view in [*views, self.gain, self.offset, self.partial])
+
+    def structure(self, address: Address) -> native_library.GroupMoments:
+        first = self.sources[0].layout
+        return native_library.GroupMoments(
+            x=_addresses(self.sources, address),
+            channels=_layouts(self.sources, lambda layout: layout.channels),
+            x_sample=_layouts(self.sources, lambda layout: layout.sample),
+            x_pixel=_layouts(self.sources, lambda layout: layout.column),
+            batch=first.batch,
+            pixels=first.pixels,
+            groups=self.groups,
+            epsilon=self.epsilon,
+            weight=None if self.weight is None else self.weight.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            gain=address(self.gain),
+            offset=address(self.offset),
+            partial=address(self.partial),
+            blocks=self.blocks,
+        )
+
+
+@dataclass(eq=False)
+class StreamStep(Step):
+    """An affine map by channel, an activation, a product, and up to four outputs."""
+
+    sources: list[Source]
+    activation: int
+    gain: View | None = None
+    offset: View | None = None
+    times: Source | None = None
+    outputs: list[Output] = field(default_factory=list)
+
+    def is_full(self) -> bool:
+        return len(self.outputs) == native_library.SINKS
+
+    def uses(self) -> Iterator[Buffer]:
+        views = [source.view for source in self.sources]
+        views += [output.view for output in self.outputs]
+        times = None if self.times is None else self.times.view
+        views += [view for view in (self.gain, self.offset, times) if view is not None]
+        return (view.buffer for view in views)
+
+    def structure(self, address: Address) -> native_library.Stream:
+        first = self.sources[0].layout
+        times = self.times
+        return native_library.Stream(
+            x=_addresses(self.sources, address),
+            channels=_layouts(self.sources, lambda layout: layout.channels),
+            x_sample=_layouts(self.sources, lambda layout: layout.sample),
+            x_row=_layouts(self.sources, lambda layout: layout.row),
+            x_column=_layouts(self.sources, lambda layout: layout.column),
+            batch=first.batch,
+            height=first.height,
+            width=first.width,
+            gain=_address(self.gain, address),
+            offset=_address(self.offset, address),
+            times=None if times is None else address(times.view),
+            t_sample=0 if times is None else times.layout.sample,
+            t_row=0 if times is None else times.layout.row,
+            t_column=0 if times is None else times.layout.column,
+            activation=self.activation,
+            sinks=len(self.outputs),
+            sink=_sinks(self.outputs, address),
+        )
+
+
+def _sinks(outputs: list[Output], address: Address) -> Any:
+    return (native_library.Sink * native_library.SINKS)(*[each.sink(address) for each in outputs])
+
+
+@dataclass(eq=False)
+class LayerNormStep(Step):
+    """Rows normalized, with a gain and a shift of each sample, and up to four outputs."""
+
+    source: Source
+    epsilon: float
+    weight: Tensor | None
+    bias: Tensor | None
+    gain: View | None = None
+    shift: View | None = None
+    outputs: list[Output] = field(default_factory=list)
+
+    def is_full(self) -> bool:
+        return len(self.outputs) == native_library.SINKS
+
+    def uses(self) -> Iterator[Buffer]:
+        views = [self.source.view, *[output.view for output in self.outputs]]
+        views += [view for view in (self.gain, self.shift) if view is not None]
+        return (view.buffer for view in views)
+
+    def structure(self, address: Address) -> native_library.LayerNorm:
+        layout = self.source.layout
+        return native_library.LayerNorm(
+            x=address(self.source.view),
+            batch=layout.batch,
+            rows=layout.pixels,
+            channels=layout.channels,
+            x_sample=layout.sample,
+            x_row=layout.row,
+            epsilon=self.epsilon,
+            weight=None if self.weight is None else self.weight.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            gain=_address(self.gain, address),
+            gain_stride=_stride(self.gain),
+            shift=_address(self.shift, address),
+            shift_stride=_stride(self.shift),
+            sinks=len(self.outputs),
+            sink=_sinks(self.outputs, address),
+        )
+
+
+@dataclass(eq=False)
+class AttentionStep(Step):
+    """Attention on rounded operands; views are (batch, heads, tokens, width)."""
+
+    query: View
+    key: View
+    value: View
+    output: View
+    roundings: dict[str, Rounding]
+    adaptive: bool
+    factor: float
+    bias: View | None
+    scratch: View
+
+    def uses(self) -> Iterator[Buffer]:
+        views = (self.query, self.key, self.value, self.output, self.bias, self.scratch)
+        return (view.buffer for view in views if view is not None)
+
+    def structure(self, address: Address) -> native_library.Attention:
+        batch, heads, queries, width = self.query.shape
+        softmax = self.roundings["softmax"]
+        bias = self.bias
+        sample, head, token, _ = self.output.meta.stride()
+        return native_library.Attention(
+            q=self._operand("q", self.query, address),
+            k=self._operand("k", self.key, address),
+            v=self._operand("v", self.value, address),
+            p_scale=softmax.scale,
+            p_zero=softmax.zero,
+            p_top=softmax.top,
+            adaptive=int(self.adaptive),
+            factor=self.factor,
+            bias=_address(bias, address),
+            bias_sample=0 if bias is None else _axis_stride(bias, 0),
+            bias_head=0 if bias is None else _axis_stride(bias, 1),
+            batch=batch,
+            heads=heads,
+            queries=queries,
+            keys=self.key.shape[2],
+            width=width,
+            y=address(self.output),
+            y_sample=sample,
+            y_head=head,
+            y_token=token,
+            scratch=address(self.scratch) if self.scratch.buffer.nbytes else None,
+        )
+
+    def _operand(self, name: str, view: View, address: Address) -> native_library.Operand:
+        rounding = self.roundings[name]
+        sample, head, token, _ = view.meta.stride()
+        fields = (address(view), sample, head, token, rounding.scale, rounding.zero, rounding.top)
+        return native_library.Operand(*fields)
+
+
+def _axis_stride(view: View, axis: int) -> int:
+    return 0 if view.meta.shape[axis] == 1 else view.meta.stride(axis)
+
+
+@dataclass(eq=False)
+class TorchStep:
+    """A call of torch, or of a module: what no native kernel covers. Its results are copied out.
+
+    `arguments` and `keywords` hold Views where the call has tensors of the program.
+    """
+
+    name: str
+    function: Callable
+    arguments: Any
+    keywords: Any
+    results: list[View]
+    reason: str = ""
+    changed: list[View] = field(default_factory=list)
+    read: list[View] = field(default_factory=list)
+
+    def uses(self) -> Iterator[Buffer]:
+        return (view.buffer for view in [*self.read, *self.results, *self.changed])

@@ -1,0 +1,109 @@
+"""Networks of a few layers, packed, to see what the runtime makes of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lowtide import runtime
+from lowtide.formats import Affine, minmax
+from lowtide.nn.clock import find_clock
+from lowtide.nn.plan import LayerPlan, Plan
+from lowtide.nn.quantizer import input_format
+from lowtide.nn.swap import pack_modules, quant_layers, quantize_modules
+from lowtide.runtime.steps import Step, TorchStep
+
+ROUNDED_ALIKE = 2e-6
+ONE_ROUNDING_APART = 3e-2
+
+
+class Network(nn.Module):
+    """Layers by name, and a function of them and of the sample that is the forward pass.
+
+    `time` is what the function gets of the timestep: a vector (1, 16) that depends on nothing else.
+    """
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        self.function = forward
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        angles = torch.arange(16, device=sample.device)
+        time = (timestep.float().reshape(1, 1) / 1000 + angles).cos()
+        return self.function(self.layers, sample, time)
+
+
+class Fused:
+    """A network, packed and fused, with the steps of its program."""
+
+    def __init__(self, network: Network, *shape: int, samples: int = 4):
+        self.model = packed(network.eval(), [_sample(seed, shape) for seed in range(samples)])
+        self.samples = [_sample(seed, shape) for seed in range(samples)]
+        runtime.fuse(self.model)
+
+    @torch.no_grad()
+    def answers(self) -> list[Tensor]:
+        return [self.model(sample.clone(), torch.tensor(500)) for sample in self.samples]
+
+    def check(self) -> "Fused":
+        """Fused answers equal plain ones; where a value rounds the other way, nearly."""
+        found = self.answers()
+        assert runtime.explain(self.model), "it ran layer by layer"
+        with runtime.plain(self.model):
+            expected = self.answers()
+        assert [each.shape for each in found] == [each.shape for each in expected]
+        distances = list(map(distance, found, expected))
+        assert min(distances) < ROUNDED_ALIKE, distances
+        assert max(distances) < ONE_ROUNDING_APART, distances
+        return self
+
+    @property
+    def steps(self) -> list[Step | TorchStep]:
+        fused = runtime.fused_forward(self.model)
+        assert fused is not None
+        [program] = fused.prepared().programs.values()
+        return program.lowered.steps[program.lowered.conditional :]
+
+    @property
+    def names(self) -> list[str]:
+        """Each step by its class, or by the name of its function of torch."""
+        return [
+            step.name if isinstance(step, TorchStep) else type(step).__name__.removesuffix("Step")
+            for step in self.steps
+        ]
+
+
+def _sample(seed: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@torch.no_grad()
+def packed(model: nn.Module, samples: list[Tensor]) -> nn.Module:
+    """The model with 4-bit weights and 8-bit inputs, whose ranges are those of the samples."""
+    kinds = (nn.Linear, nn.Conv2d)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    layer = LayerPlan(Affine(4, signed=True, axis=0), input_format(8))
+    quantize_modules(model, Plan(layers=dict.fromkeys(names, layer), timesteps=(500,)))
+    ranges: dict[nn.Module, list[float]] = {}
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        ranges.setdefault(module, []).extend([args[0].min().item(), args[0].max().item()])
+
+    layers = [module for _, module in quant_layers(model)]
+    hooks = [module.register_forward_pre_hook(watch) for module in layers]
+    for sample in samples:
+        model(sample.clone(), torch.tensor(500))
+    for hook in hooks:
+        hook.remove()
+    for module in layers:
+        module.input.fit(torch.tensor([min(ranges[module])]), torch.tensor([max(ranges[module])]))
+        lo, hi = minmax(module.format.rows(module.weight), module.format)
+        module.set_grid(module.format.params(lo, hi, module.weight.shape[0]))
+    pack_modules(model)
+    assert find_clock(model).known == {500: 0}
+    return model.requires_grad_(requires_grad=False)

@@ -1,0 +1,146 @@
+"""Panels of weights: the values that the kernels unpack, and the memory that they take."""
+
+import pytest
+import torch
+from native_programs import Memory, float_sink, generator
+
+from lowtide.formats import Affine, Mixed, WeightFormat, pack, pack_mixed
+from lowtide.formats.affine import Grid
+from lowtide.kernels.native_library import Gemm
+from lowtide.kernels.panels import (
+    ALIGNMENT,
+    IntegerWeight,
+    Panels,
+    arranged,
+    integer_weight,
+    panels,
+    restored,
+    rows_of,
+)
+
+FORMATS = [
+    *(Affine(bits, signed=True, axis=0) for bits in range(1, 9)),
+    *(Affine(bits, axis=0) for bits in range(1, 8)),
+    Affine(4, signed=True, axis=0, group=16),
+    Affine(3, axis=0, group=7),
+    Mixed((1, 2, 3, 4, 5, 6, 7, 8) * 9),
+    Mixed((1, 2, 3, 4, 5, 6, 7, 8) * 9, signed=False),
+]
+
+
+def weight_of(
+    format: WeightFormat, rows: int, channels: int, taps: int = 1
+) -> tuple[IntegerWeight, torch.Tensor]:
+    """Random codes as integers of the kernels, and the values that the format gives them."""
+    random = generator(str(format), rows, channels, taps)
+    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
+    tops = torch.tensor([[2**each for each in bits]]).T
+    columns = channels * taps
+    codes = (torch.rand(rows, columns, generator=random) * tops).floor().to(torch.uint8)
+    ranges = format.rows(torch.randn(rows, columns, generator=random))
+    grid = format.params(ranges.amin(1, keepdim=True), ranges.amax(1, keepdim=True), rows)
+    integers = integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps)
+    return integers, format.decode(codes, Grid(*grid))
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_integers_times_the_scale_are_the_values_of_the_format(format):
+    rows = 72
+    integers, values = weight_of(format, rows, channels=10, taps=3)
+    whole = integers.values().transpose(1, 2).reshape(rows, -1).float()
+    # (code - zero) * scale in both, but for the order of the factors of a group.
+    assert torch.allclose(whole * integers.scale[:, None], values, rtol=1e-6, atol=0)
+
+
+def unpacked(machine, weight: Panels) -> torch.Tensor:
+    """The int8 values in the kernels' order of k, (k, rows), as products with unit vectors."""
+    k = weight.k4 * 4
+    at = Memory()
+    units = torch.eye(k, dtype=torch.uint8)
+    y = torch.full((1, 1, k, weight.columns), float("nan"))
+    gemm = Gemm(
+        x=at(units),
+        batch=1,
+        height=1,
+        width=k,
+        x_column=k,
+        taps=at(torch.zeros(1, dtype=torch.int64)),
+        tap_count=1,
+        tap_k4=weight.k4,
+        x_scale=at.number(1.0),
+        x_zero=at.number(0.0),
+        weight=weight.structure,
+        factor=1.0,
+        sink=float_sink(at, y),
+    )
+    assert machine.run(gemm) == 0
+    return (y[0, 0] / weight.scale).round()
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_kernels_unpack_the_integers(machine, format):
+    integers, _ = weight_of(format, rows=72, channels=28, taps=3)
+    found = unpacked(machine, panels(integers))
+    assert torch.equal(found, integers.values().flatten(1).T.float())
+
+
+@pytest.mark.parametrize("rows", [64, 80, 128, 320])
+@pytest.mark.parametrize("columns", [32, 96, 576])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_memory_is_what_the_bits_take(bits, rows, columns):
+    """Panels pad k to runs of 32 and rows to vectors of 16; these shapes fill both."""
+    integers, _ = weight_of(Affine(bits, signed=True, axis=0), rows, columns)
+    packed = panels(integers)
+    assert packed.nbytes == bits * rows * columns / 8
+    assert packed.data.data_ptr() % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_memory_of_mixed_bits_is_their_sum(signed):
+    bits = (1, 2, 3, 4, 5, 6, 7, 8) * 9
+    integers, _ = weight_of(Mixed(bits, signed=signed), len(bits), 64)
+    # Columns without a plane take no room in it, and 72 rows need no padding of their own.
+    assert panels(integers).nbytes == sum(bits) * 64 // 8
+
+
+def test_factors_of_groups_take_eight_bits():
+    integers, _ = weight_of(Affine(4, signed=True, axis=0, group=16), 64, 64)
+    assert panels(integers).nbytes == 64 * 64
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize(("rows", "channels", "taps"), [(72, 10, 3), (1, 1, 9), (130, 70, 1)])
+def test_the_library_arranges_as_torch_does_and_back(format, rows, channels, taps):
+    if isinstance(format, Mixed):
+        format = Mixed((format.bits * 2)[:rows], signed=format.signed)
+    columns = channels * taps
+    random = generator(str(format), rows, channels, taps)
+    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
+    tops = torch.tensor([[2**each for each in bits]]).T
+    codes = (torch.rand(rows, columns, generator=random) * tops).floor().to(torch.uint8)
+    ranges = format.rows(torch.randn(rows, columns, generator=random))
+    grid = format.params(ranges.amin(1, keepdim=True), ranges.amax(1, keepdim=True), rows)
+    packed = pack_mixed(codes, bits) if isinstance(format, Mixed) else pack(codes, format.bits)
+    factor = None if grid.factor is None else grid.factor.to(torch.uint8)
+    of_rows = rows_of(grid.scale, grid.zero, factor, format)
+    if not of_rows.fits:
+        return
+    found = arranged(packed, of_rows, channels, taps)
+    expected = panels(integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps))
+    for name in ("data", "panel", "masks", "shifts", "zeros", "scale", "sums"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert (found.k4, found.planes, found.uniform) == (
+        expected.k4,
+        expected.planes,
+        expected.uniform,
+    )
+    assert torch.equal(restored(found.data, of_rows, channels, taps), packed.flatten())
+
+
+def test_values_beyond_int8_do_not_fit():
+    scale = torch.ones(2, 1)
+    assert rows_of(scale, torch.full((2, 1), 128.0), None, Affine(8, signed=True, axis=0)).fits
+    assert not rows_of(scale, torch.zeros(2, 1), None, Affine(8, axis=0)).fits
+    grouped = Affine(5, axis=0, group=4)
+    assert not rows_of(scale, torch.zeros(2, 1), torch.full((2, 3), 7), grouped).fits
+    assert rows_of(scale, torch.full((2, 1), 16.0), torch.full((2, 3), 7), grouped).fits
