@@ -221,6 +221,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     fused: bool = True,
+    engine: Literal["native", "onednn", "plain"] | None = None,
 ) -> DiffusionPipeline:
     """Load a pipeline, float or packed.
 

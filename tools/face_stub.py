@@ -90,7 +90,11 @@ FUNCTIONS = {
     ),
     "load": (
         ["folder: str | Path"],
-        ["dtype: torch.dtype = torch.float32", "fused: bool = True"],
+        [
+            "dtype: torch.dtype = torch.float32",
+            "fused: bool = True",
+            'engine: Literal["native", "onednn", "plain"] | None = None',
+        ],
         None,
         "DiffusionPipeline",
     ),
