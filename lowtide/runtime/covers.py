@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowtide.nn.feature_cache import Cached
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.runtime.arithmetic import add, divide, multiply
+from lowtide.runtime.features import cached_features
 from lowtide.runtime.lowering import Cover
 from lowtide.runtime.native_attention import attention
 from lowtide.runtime.norms import activation, group_norm, layer_norm
@@ -21,6 +23,7 @@ DIVIDES = (torch.div, Tensor.div, Tensor.__truediv__, operator.truediv)
 JOINS = (torch.cat, torch.concat)
 
 COVERS: Mapping[Callable | type, Cover] = {
+    Cached: cached_features,
     PackedConv2d: conv,
     PackedLinear: linear,
     F.group_norm: group_norm,

@@ -1,6 +1,7 @@
 """The guard: why a call of a fused denoiser runs layer by layer."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -56,7 +57,12 @@ class Modules:
         self.root = root
         self.clock = clock
         self.modules = list(root.modules())
-        self.children = [dict(module._modules) for module in self.modules]
+        # These run before every call, so the loops are Python's own.
+        self.holders = [module._modules for module in self.modules]
+        self.children = list(chain.from_iterable(map(dict.values, self.holders)))
+        inner = self.modules[1:]
+        self.hooks = [module._forward_hooks for module in inner]
+        self.hooks += [module._forward_pre_hooks for module in inner]
         kinds = {each.dtype for each in root.parameters() if each.dtype.is_floating_point}
         self.is_float32 = kinds == {torch.float32}
 
@@ -66,15 +72,12 @@ class Modules:
             return "its float layers are not in float32"
         if self.clock.keyed and self.clock.index.dim():
             return "its samples are at several timesteps"
-        pairs = zip(self.modules, self.children, strict=True)
-        if any(not _are_same(module._modules, children) for module, children in pairs):
+        if list(chain.from_iterable(map(dict.values, self.holders))) != self.children:
             return "its modules were changed"
-        module = next(filter(_has_hooks, self.modules[1:]), None)
-        return "" if module is None else f"a {type(module).__name__} inside it has a hook"
-
-
-def _are_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return all(now.get(name) is child for name, child in before.items())
+        if not any(self.hooks):
+            return ""
+        module = next(filter(_has_hooks, self.modules[1:]))
+        return f"a {type(module).__name__} inside it has a hook"
 
 
 def _has_hooks(module: nn.Module) -> bool:

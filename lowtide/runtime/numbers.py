@@ -12,7 +12,7 @@ class Numbers:
     """Scale and zero point of all quantizers at all steps.
 
     `table`: (steps, 2 * quantizers), scales before zero points. A run copies the row of its step
-    to `now`, where the kernels read it.
+    to `now`, where the kernels read it, and the number of the step to `step`.
     """
 
     def __init__(self, quantizers: list[Quantizer], steps: int):
@@ -22,9 +22,11 @@ class Numbers:
         zeros = [_zeros(quantizer).float().expand(steps) for quantizer in quantizers]
         self.table = torch.stack([*scales, *zeros], 1) if quantizers else torch.empty(steps, 0)
         self.now = self.table[0].clone()
+        self.step = torch.zeros(1, dtype=torch.int64)
 
     def set_step(self, step: int) -> None:
         self.now.copy_(self.table[step])
+        self.step[0] = step
 
     def rounding(self, quantizer: Quantizer, smooth: Tensor | None = None) -> Rounding:
         """The grid of this quantizer, for an input that is divided by `smooth` before."""

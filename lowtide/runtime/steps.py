@@ -291,6 +291,27 @@ class LayerNormStep(Step):
 
 
 @dataclass(eq=False)
+class FeaturesStep(Step):
+    """Features of the running step from a table (steps, width), the same for all samples."""
+
+    table: Tensor
+    step: Tensor
+    output: View
+
+    def uses(self) -> Iterator[Buffer]:
+        return iter([self.output.buffer])
+
+    def structure(self, address: Address) -> native_library.Row:
+        return native_library.Row(
+            table=self.table.data_ptr(),
+            step=self.step.data_ptr(),
+            y=address(self.output),
+            width=self.table.shape[1],
+            copies=self.output.shape[0],
+        )
+
+
+@dataclass(eq=False)
 class AttentionStep(Step):
     """Attention on rounded operands; views are (batch, heads, tokens, width)."""
 

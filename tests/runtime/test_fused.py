@@ -123,6 +123,14 @@ def test_loading_gives_a_fused_network(ddim, tmp_path):
     assert not runtime.is_fused(lowtide.load(tmp_path / "packed", fused=False).unet)
 
 
+def test_cached_features_come_from_a_table(tmp_path):
+    calls = Calls("ddim", tmp_path, "temporal_cache")
+    assert calls.model.hf_quantizer.plan.cached
+    calls.answers()
+    in_torch = runtime.explain(calls.model)["torch"]
+    assert not [name for name in in_torch if "time_emb" in name and "linear" not in name]
+
+
 def test_other_shapes_get_other_programs(ddim):
     timestep = ddim.calls[0][0][1]
     for batch, size in ((1, 8), (3, 8), (1, 16), (2, 12)):
