@@ -32,8 +32,9 @@ ROUNDS = 2  # that a race has at least
 # saves a step of torch, so it keeps what is not clearly lost.
 NOISE = 1.03
 # With fewer than 8 bits, oneDNN holds int8, at 4 bits twice the memory. Unpacking 4 bits costs the
-# native kernels 3 % at 256 pixels and 12 % at 64, so within a tenth they lose to the unpacking
-# alone, which is what the smaller weight costs. Beyond it oneDNN's product itself is faster (AMX).
+# native kernels 2 to 3 % at 256 pixels or more, 9 % at 64 and a third at 16. Within a tenth they
+# lose to the unpacking alone, which is what the smaller weight costs; beyond it oneDNN's product
+# itself is faster, as with AMX, or the layer is so small that it takes little memory.
 MARGIN = 1.1
 
 
