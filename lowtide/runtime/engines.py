@@ -70,7 +70,12 @@ class Engines:
             if time.perf_counter() > deadline:
                 layer.kernel = f"{native_name(layer)}: races took {SECONDS} s, the next goes on"
                 return NATIVE
-            races.add(shape, race(read_by_pixels(step), onednn_layer.geometry(layer)))
+            try:
+                races.add(shape, race(read_by_pixels(step), onednn_layer.geometry(layer)))
+            except RuntimeError as error:
+                [first, *_] = str(error).splitlines() or [""]
+                layer.kernel = f"{native_name(layer)}: oneDNN fails on this shape ({first})"
+                return NATIVE
         times = races.known[shape]
         winner = times.winner(keeps_bits=step.weight.planes)
         name = "oneDNN" if winner == ONEDNN else native_name(layer)

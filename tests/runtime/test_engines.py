@@ -206,6 +206,23 @@ def test_without_onednn_nothing_races(ddim, made_up, monkeypatch):
 
 
 @needs_library
+def test_a_shape_that_onednn_refuses_stays_native(ddim, made_up, monkeypatch):
+    def refuse(*_) -> Times:
+        raise RuntimeError("could not create a primitive\nmore lines")
+
+    made_up(1.0, 1.0)
+    monkeypatch.setattr(engines, "race", refuse)
+    twin = not_run_yet(ddim)
+    args, kwargs = ddim.calls[0]
+    with torch.no_grad():
+        twin(*args, **kwargs)
+    reasons = [each for each in runtime.kernels_of(twin).values() if each.startswith("native")]
+    assert reasons
+    ending = "oneDNN fails on this shape (could not create a primitive)"
+    assert all(each.endswith(ending) for each in reasons)
+
+
+@needs_library
 def test_races_end_when_their_time_is_used_up(ddim, made_up, monkeypatch):
     raced = made_up(3.0, 2.0)
     monkeypatch.setattr(engines, "SECONDS", 0.0)
