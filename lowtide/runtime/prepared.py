@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -56,6 +57,15 @@ class Prepared:
                     self.products[layer] = OneDnnLayer(layer)
         packed = [layer for _, layer in packed_layers(root)]
         self.weights = [(layer, layer.weight, layer.weight._version) for layer in packed]
+        self.holders = [module._parameters for module in root.modules() if module._parameters]
+        # The parameters are kept, so that no new one gets the place of an old one in memory.
+        self.stamped = list(chain.from_iterable(map(dict.values, self.holders)))
+        self.stamps = self._stamps()
+
+    def _stamps(self) -> list[tuple[int, int]]:
+        """Which tensors the parameters are, and how often each was written into."""
+        values = chain.from_iterable(map(dict.values, self.holders))
+        return [(id(value), value._version) for value in values if value is not None]
 
     def is_stale(self) -> bool:
         """Whether a table or a weight has changed since the layers were prepared."""
@@ -67,7 +77,7 @@ class Prepared:
         for layer in written:
             # Its panels were written into, and the sums beside them are of before.
             layer.hold_codes()
-        return any(layer.weight is not weight for layer, weight, _ in self.weights)
+        return self._stamps() != self.stamps
 
     def run(self, inputs: dict[str, Any]) -> Any:
         """The forward pass on these inputs, by the program of their shapes and settings."""

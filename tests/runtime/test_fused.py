@@ -255,6 +255,22 @@ def test_changed_codes_and_norms_are_seen(ddim):
     assert distance(after, plain) < ONE_ROUNDING_APART
 
 
+def test_changed_float_layers_are_seen(tmp_path):
+    """The time embedding gives features that are kept; a norm may get another parameter."""
+    calls = Calls("ddim", tmp_path)
+    model = calls.model
+    before = calls.answers()[0]
+    with torch.no_grad():
+        model.time_embedding.linear_2.bias.add_(1.0)
+    moved = calls.answers()[0]
+    assert distance(moved, before) > 1e-3
+    assert distance(moved, calls.plain_answers()[0]) < ONE_ROUNDING_APART
+    model.conv_norm_out.weight = nn.Parameter(2 * model.conv_norm_out.weight, requires_grad=False)
+    doubled = calls.answers()[0]
+    assert distance(doubled, moved) > 1e-3
+    assert distance(doubled, calls.plain_answers()[0]) < ONE_ROUNDING_APART
+
+
 def test_a_compiled_model_runs_the_plain_layers(ddim):
     args, _ = ddim.calls[0]
     compiled = torch.compile(ddim.model, backend="eager")
