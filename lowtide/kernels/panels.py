@@ -290,7 +290,7 @@ def _offsets(sizes: list[int]) -> Tensor:
 
 
 def _int8_panels(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Bytes and offsets of int8 panels, [k4][columns][4], of (k, columns)."""
+    """The int8 values (k, columns) as panels [k4][columns][4]: their bytes, and each offset."""
     k, columns = values.shape
     dwords = values.reshape(k // 4, 4, columns).permute(0, 2, 1)
     parts = [part.reshape(-1) for part in dwords.split(PANEL, 1)]

@@ -264,7 +264,7 @@ def size_of(channels: int, geometry: Geometry, columns: int) -> str:
 
 
 def race(step: GemmStep, geometry: Geometry) -> Times:
-    """The best times of a smaller product of this shape: one sample, on memory of its own."""
+    """The best time of each engine for one sample of this product, in separate memory."""
     small = _one_sample(step, geometry)
     channels = step.codes_layout.channels
     taps = geometry.kernel[0] * geometry.kernel[1]

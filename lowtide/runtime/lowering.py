@@ -239,7 +239,7 @@ class Lowering:
         return rows if is_alike else None
 
     def chain(self, view: View) -> Chain | None:
-        """The chain that waits behind this view, or one that reads the view as it is."""
+        """The chain that will compute this view; a new chain that only reads it, if none will."""
         return self.waiting_chain(view) or self.reading(view)
 
     def waiting_chain(self, view: View) -> Chain | None:

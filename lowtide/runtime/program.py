@@ -79,7 +79,7 @@ class Program:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor], key: tuple) -> Any:
-        """The output of the forward pass, in new memory."""
+        """Run the forward pass; the output is a copy that later runs do not change."""
         for name, place in self.inputs.items():
             place.copy_(inputs[name])
         self._set_features(inputs, key)
