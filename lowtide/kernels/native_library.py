@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
@@ -176,7 +176,7 @@ class Operand(ctypes.Structure):
         ("scale", c_void_p),
         ("zero", c_void_p),
         ("top", c_float),
-        ("unused", c_int32),
+        ("is_codes", c_int32),
     ]
 
 
@@ -205,6 +205,10 @@ class Attention(ctypes.Structure):
         ("y_sample", c_int64),
         ("y_head", c_int64),
         ("y_token", c_int64),
+        ("y_scale", c_void_p),
+        ("y_zero", c_void_p),
+        ("y_top", c_float),
+        ("unused_too", c_int32),
         ("scratch", c_void_p),
     ]
 

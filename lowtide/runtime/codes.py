@@ -9,7 +9,7 @@ from lowtide.kernels import native_library
 from lowtide.runtime.layouts import NO_PADDING, Layout, Padding, code_layout
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View, new_view
-from lowtide.runtime.producers import Chain, NormedRows
+from lowtide.runtime.producers import Attended, Chain, NormedRows
 from lowtide.runtime.steps import Output, Rounding
 
 
@@ -99,9 +99,14 @@ def _row_codes(lowering: Lowering, rows: NormedRows, rounding: Rounding) -> Outp
 def _fold(lowering: Lowering, chain: Chain, view: View, rounding: Rounding) -> Output | None:
     """The activation and the rounding in the epilogue of the product that the chain reads."""
     source = chain.sources[0]
-    product = lowering.product(source)
     is_free = chain.is_plain and len(chain.sources) == 1 and not chain.steps
-    if product is None or not is_free or not lowering.draft.is_read_once(view.buffer):
+    if not is_free or not lowering.draft.is_read_once(view.buffer):
+        return None
+    attended = lowering.draft.waiting.get(source.buffer)
+    if isinstance(attended, Attended):
+        return _fold_attention(lowering, attended, chain, rounding)
+    product = lowering.product(source)
+    if product is None:
         return None
     step = product.step
     # The kernel applies the activation before the gate, the residual and the factor.
@@ -113,6 +118,26 @@ def _fold(lowering: Lowering, chain: Chain, view: View, rounding: Rounding) -> O
     step.output = Output(_code_view(layout), layout, rounding)
     lowering.draft.floats(source)
     return step.output
+
+
+def _fold_attention(
+    lowering: Lowering, attended: Attended, chain: Chain, rounding: Rounding
+) -> Output | None:
+    """The rounding in the attention that the chain reads, if codes lie as the results do."""
+    step = attended.step
+    source = chain.sources[0]
+    is_alone = chain.activation == native_library.IDENTITY and rounding.smooth is None
+    layout = code_layout(chain.layouts[0])
+    is_all = source.meta.numel() == step.output.meta.numel() and source.meta.is_contiguous()
+    if not is_alone or not is_all or layout != chain.layouts[0]:
+        return None
+    codes = _code_view(layout)
+    meta = step.output.meta
+    whole = torch.empty(codes.meta.numel(), dtype=torch.uint8, device="meta")
+    step.output = View(codes.buffer, whole.as_strided(meta.shape, meta.stride(), 0))
+    step.rounding = rounding
+    lowering.draft.floats(source)
+    return Output(codes, layout, rounding)
 
 
 def _code_view(layout: Layout) -> View:

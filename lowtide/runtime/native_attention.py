@@ -10,9 +10,12 @@ from lowtide.formats import Adaptive, Affine
 from lowtide.kernels import native_library
 from lowtide.models.trace import Node
 from lowtide.nn.attention import QuantAttention
+from lowtide.runtime.attention_step import AttentionStep
+from lowtide.runtime.layouts import code_layout
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import Buffer, View, new_view, same_strides
-from lowtide.runtime.steps import AttentionStep
+from lowtide.runtime.producers import Attended, Product
+from lowtide.runtime.steps import Output, Rounding
 from lowtide.runtime.torch_calls import arguments_of
 
 NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
@@ -29,8 +32,7 @@ def attention(lowering: Lowering, node: Node) -> View | None:
     if not _is_covered(processor, arguments, operands, mask):
         return lowering.run_in_torch(node, processor.attend)
     step = _step(lowering, processor, operands, mask, arguments.get("scale"))
-    lowering.draft.steps.append(step)
-    return step.output
+    return lowering.draft.wait_for(step.output, Attended(step))
 
 
 def _processor(lowering: Lowering, query: int) -> QuantAttention | None:
@@ -54,6 +56,8 @@ def _is_covered(
     is_affine = all(isinstance(parts[name].format, Affine) for name in ("q", "k", "v"))
     is_rounded = isinstance(parts["softmax"].format, Affine | Adaptive)
     is_plain = not arguments.get("dropout_p") and not arguments.get("is_causal")
+    # The kernel takes the largest product for the largest score.
+    is_plain = is_plain and (arguments.get("scale") or 1) > 0
     is_inside = all(view.meta.dim() == 4 and view.meta.stride(-1) == 1 for view in operands)
     if not (is_affine and is_rounded and is_plain and is_inside):
         return False
@@ -76,15 +80,17 @@ def _step(
     mask: View | None,
     scale: float | None,
 ) -> AttentionStep:
-    views = [lowering.draft.floats(view) for view in operands]
+    parts = processor.quantizers()
+    roundings = {name: lowering.numbers.rounding(part) for name, part in parts.items()}
+    grids = [roundings[name] for name in ("q", "k", "v")]
+    views = [_operand(lowering, *each) for each in zip(operands, grids, strict=True)]
     batch, heads, queries, width = views[0].shape
     # The result is read as (B, tokens, heads * width).
     meta = torch.empty(batch, queries, heads, width, device="meta").transpose(1, 2)
-    parts = processor.quantizers()
     step = AttentionStep(
         *views,
         output=new_view(same_strides(meta, torch.float32)),
-        roundings={name: lowering.numbers.rounding(part) for name, part in parts.items()},
+        roundings=roundings,
         adaptive=isinstance(processor.softmax.format, Adaptive),
         factor=scale or 1 / math.sqrt(width),
         bias=None if mask is None else lowering.draft.floats(mask),
@@ -93,3 +99,21 @@ def _step(
     size = native_library.native().attention_scratch(step.structure(lambda view: 0))
     step.scratch = new_view(torch.empty(size, dtype=torch.uint8, device="meta"))
     return step
+
+
+def _operand(lowering: Lowering, view: View, rounding: Rounding) -> View:
+    """The operand as codes, if its layer can store them and nobody else reads it; else floats."""
+    draft = lowering.draft
+    product = draft.waiting.get(view.buffer)
+    if not isinstance(product, Product) or not draft.is_read_once(view.buffer):
+        return draft.floats(view)
+    step = product.step
+    whole = draft.wholes[view.buffer]
+    layout = code_layout(step.output.layout)
+    if view.meta.numel() != whole.meta.numel() or layout != step.output.layout:
+        return draft.floats(view)
+    codes = torch.empty(whole.meta.numel(), dtype=torch.uint8, device="meta")
+    step.output = Output(new_view(codes), layout, rounding)
+    draft.floats(view)
+    place = view.meta.storage_offset()
+    return View(step.output.view.buffer, codes.as_strided(view.shape, view.meta.stride(), place))

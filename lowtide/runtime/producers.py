@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowtide.kernels import native_library
+from lowtide.runtime.attention_step import AttentionStep
 from lowtide.runtime.draft import Draft, Producer
 from lowtide.runtime.layouts import (
     NO_PADDING,
@@ -226,3 +227,13 @@ class Product(Producer):
 
     def can_add_residual(self) -> bool:
         return self.step.residual is None and self.step.factor == 1.0
+
+
+@dataclass(eq=False)
+class Attended(Producer):
+    """The result of an attention that is not in the program yet, so it can still be rounded."""
+
+    step: AttentionStep
+
+    def settle(self, draft: Draft, whole: View) -> None:
+        draft.steps.append(self.step)

@@ -77,7 +77,7 @@ class Step:
         raise NotImplementedError
 
 
-def _address(view: View | None, address: Address) -> int | None:
+def address_or_none(view: View | None, address: Address) -> int | None:
     return None if view is None else address(view)
 
 
@@ -128,11 +128,11 @@ class GemmStep(Step):
             x_zero=self.rounding.zero,
             weight=self.weight.structure,
             bias=None if self.bias is None else self.bias.data_ptr(),
-            per_sample=_address(self.per_sample, address),
+            per_sample=address_or_none(self.per_sample, address),
             per_sample_stride=_stride(self.per_sample),
-            gate=_address(self.gate, address),
+            gate=address_or_none(self.gate, address),
             gate_stride=_stride(self.gate),
-            residual=_address(self.residual, address),
+            residual=address_or_none(self.residual, address),
             r_sample=output.pixels * self.weight.columns,
             r_row=output.width * self.weight.columns,
             r_column=self.weight.columns,
@@ -233,8 +233,8 @@ class StreamStep(Step):
             batch=first.batch,
             height=first.height,
             width=first.width,
-            gain=_address(self.gain, address),
-            offset=_address(self.offset, address),
+            gain=address_or_none(self.gain, address),
+            offset=address_or_none(self.offset, address),
             times=None if times is None else address(times.view),
             t_sample=0 if times is None else times.layout.sample,
             t_row=0 if times is None else times.layout.row,
@@ -281,9 +281,9 @@ class LayerNormStep(Step):
             epsilon=self.epsilon,
             weight=None if self.weight is None else self.weight.data_ptr(),
             bias=None if self.bias is None else self.bias.data_ptr(),
-            gain=_address(self.gain, address),
+            gain=address_or_none(self.gain, address),
             gain_stride=_stride(self.gain),
-            shift=_address(self.shift, address),
+            shift=address_or_none(self.shift, address),
             shift_stride=_stride(self.shift),
             sinks=len(self.outputs),
             sink=_sinks(self.outputs, address),
@@ -309,64 +309,6 @@ class FeaturesStep(Step):
             width=self.table.shape[1],
             copies=self.output.shape[0],
         )
-
-
-@dataclass(eq=False)
-class AttentionStep(Step):
-    """Attention on rounded operands; views are (batch, heads, tokens, width)."""
-
-    query: View
-    key: View
-    value: View
-    output: View
-    roundings: dict[str, Rounding]
-    adaptive: bool
-    factor: float
-    bias: View | None
-    scratch: View
-
-    def uses(self) -> Iterator[Buffer]:
-        views = (self.query, self.key, self.value, self.output, self.bias, self.scratch)
-        return (view.buffer for view in views if view is not None)
-
-    def structure(self, address: Address) -> native_library.Attention:
-        batch, heads, queries, width = self.query.shape
-        softmax = self.roundings["softmax"]
-        bias = self.bias
-        sample, head, token, _ = self.output.meta.stride()
-        return native_library.Attention(
-            q=self._operand("q", self.query, address),
-            k=self._operand("k", self.key, address),
-            v=self._operand("v", self.value, address),
-            p_scale=softmax.scale,
-            p_zero=softmax.zero,
-            p_top=softmax.top,
-            adaptive=int(self.adaptive),
-            factor=self.factor,
-            bias=_address(bias, address),
-            bias_sample=0 if bias is None else _axis_stride(bias, 0),
-            bias_head=0 if bias is None else _axis_stride(bias, 1),
-            batch=batch,
-            heads=heads,
-            queries=queries,
-            keys=self.key.shape[2],
-            width=width,
-            y=address(self.output),
-            y_sample=sample,
-            y_head=head,
-            y_token=token,
-            scratch=address(self.scratch) if self.scratch.buffer.nbytes else None,
-        )
-
-    def _operand(self, name: str, view: View, address: Address) -> native_library.Operand:
-        rounding = self.roundings[name]
-        sample, head, token, _ = view.meta.stride()
-        fields = (address(view), sample, head, token, rounding.scale, rounding.zero, rounding.top)
-        return native_library.Operand(*fields)
-
-
-def _axis_stride(view: View, axis: int) -> int:
-    return 0 if view.meta.shape[axis] == 1 else view.meta.stride(axis)
 
 
 @dataclass(eq=False)

@@ -22,11 +22,12 @@ from lowtide.kernels import native_library
 from lowtide.kernels.panels import IntegerWeight, Panels, panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.report.kinds_of_work import ATTENTION, NORMS, PRODUCTS, TORCH
+from lowtide.runtime.attention_step import AttentionStep
 from lowtide.runtime.engines import kernel_of
 from lowtide.runtime.memory import View
 from lowtide.runtime.network import fused_forward
 from lowtide.runtime.program import NativeCalls, Program
-from lowtide.runtime.steps import AttentionStep, GemmStep, Step, TorchStep
+from lowtide.runtime.steps import GemmStep, Step, TorchStep
 
 ATTENTION_CALL = "scaled_dot_product_attention"
 # Names of torch's functions by the kind of their work; all others are "other calls of torch".

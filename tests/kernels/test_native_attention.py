@@ -32,6 +32,24 @@ class Inputs:
     v_steps: Steps
     factor: float
     bias: Tensor | None = None
+    given_as_codes: str = ""
+
+    def operand(self, at: Memory, name: str) -> Operand:
+        """The operand as float32, or as codes in the same order."""
+        x = getattr(self, name)
+        steps = getattr(self, f"{name}_steps")
+        is_codes = name in self.given_as_codes
+        given = steps.codes(x).to(torch.uint8) if is_codes else x
+        return Operand(
+            x=at(given),
+            sample=given.stride(0),
+            head=given.stride(2),
+            token=given.stride(1),
+            scale=at.number(steps.scale),
+            zero=at.number(steps.zero),
+            top=steps.top,
+            is_codes=int(is_codes),
+        )
 
     def codes(self, name: str) -> Tensor:
         """(code - zero) of an operand, (batch, heads, tokens, width), in float64."""
@@ -44,28 +62,23 @@ class Inputs:
         return scores if self.bias is None else scores + self.bias[..., None, :]
 
 
-def operand(at: Memory, x: Tensor, steps: Steps) -> Operand:
-    return Operand(
-        x=at(x),
-        sample=x.stride(0),
-        head=x.stride(2),
-        token=x.stride(1),
-        scale=at.number(steps.scale),
-        zero=at.number(steps.zero),
-        top=steps.top,
-    )
+def attend(
+    machine, inputs: Inputs, p: Steps, *, adaptive: bool = False, y_steps: Steps | None = None
+) -> tuple[int, Tensor]:
+    """What the kernel returns, and its result, (batch, heads, queries, width).
 
-
-def attend(machine, inputs: Inputs, p: Steps, *, adaptive: bool = False) -> tuple[int, Tensor]:
-    """What the kernel returns, and its result, (batch, heads, queries, width)."""
+    With `y_steps` the result is codes.
+    """
     batch, queries, heads, width = inputs.q.shape
     keys = inputs.k.shape[1]
     at = Memory()
     y = torch.full((batch, queries, heads, width), float("nan"))
+    if y_steps is not None:
+        y = torch.full((batch, queries, heads, width), 77, dtype=torch.uint8)
     arguments = Attention(
-        q=operand(at, inputs.q, inputs.q_steps),
-        k=operand(at, inputs.k, inputs.k_steps),
-        v=operand(at, inputs.v, inputs.v_steps),
+        q=inputs.operand(at, "q"),
+        k=inputs.operand(at, "k"),
+        v=inputs.operand(at, "v"),
         p_scale=at.number(p.scale),
         p_zero=at.number(p.zero),
         p_top=p.top,
@@ -81,6 +94,10 @@ def attend(machine, inputs: Inputs, p: Steps, *, adaptive: bool = False) -> tupl
         y_head=y.stride(2),
         y_token=y.stride(1),
     )
+    if y_steps is not None:
+        arguments.y_scale = at.number(y_steps.scale)
+        arguments.y_zero = at.number(y_steps.zero)
+        arguments.y_top = y_steps.top
     if inputs.bias is not None:
         arguments.bias = at(inputs.bias)
         arguments.bias_sample = inputs.bias.stride(0)
@@ -151,6 +168,25 @@ def test_log2_softmax(machine, queries, keys, bits):
     near = ((exponent % 1 - 0.5).abs() < TIE * exponent.abs().clamp(min=1)) & (p > 1e-30)
     # The neighbour of a code is twice or half as large; 2.1 also covers the code that means zero.
     check(found, inputs, values, near * 2.1 * peak * 2.0 ** -exponent.floor())
+
+
+@pytest.mark.parametrize(("queries", "keys"), SHAPES)
+@pytest.mark.parametrize("names", ["q", "k", "v", "qkv"])
+@pytest.mark.parametrize("zero", [0, 1])
+def test_codes_are_operands_and_results(machine, queries, keys, names, zero):
+    """Operands that are codes already give the very same result, which can be rounded as well."""
+    inputs = random_inputs(queries, keys, generator(queries, keys, names))
+    p = Steps(1 / 200, zero)
+    outcome, expected = attend(machine, inputs, p, adaptive=True)
+    assert outcome == 0
+    inputs.given_as_codes = names
+    outcome, found = attend(machine, inputs, p, adaptive=True)
+    assert outcome == 0
+    assert torch.equal(found, expected)
+    y_steps = Steps(0.011, 120)
+    outcome, codes = attend(machine, inputs, p, adaptive=True, y_steps=y_steps)
+    assert outcome == 0
+    assert torch.equal(codes.float(), y_steps.codes(expected))
 
 
 @pytest.mark.parametrize("width", [1, 5, 64, 100])

@@ -20,6 +20,7 @@ from lowtide import runtime, sampling
 from lowtide.kernels import native_library
 from lowtide.methods import relevant_options
 from lowtide.nn.swap import packed_layers
+from lowtide.runtime.attention_step import AttentionStep
 
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2}
 ROUNDED_ALIKE = 2e-6
@@ -92,6 +93,20 @@ def test_each_pipeline_and_method(name, method, tmp_path):
     calls = Calls(name, tmp_path, method).draw_one_by_one()
     check(calls)
     assert runtime.explain(calls.model)["native"] > 30
+
+
+def test_attention_reads_and_gives_codes(tmp_path):
+    """The layers before it round its operands; it rounds the input of the layer after it."""
+    calls = Calls("dit", tmp_path)
+    fused = runtime.fused_forward(calls.model)
+    assert fused is not None
+    program = next(iter(fused.prepared().programs.values()))
+    attentions = [step for step in program.lowered.steps if isinstance(step, AttentionStep)]
+    assert len(attentions) == len(calls.model.transformer_blocks)
+    for step in attentions:
+        operands = (step.query, step.key, step.value)
+        assert [view.meta.dtype for view in operands] == [torch.uint8] * 3
+        assert step.rounding is not None
 
 
 @pytest.mark.parametrize("weights", [2, 3, 6, 8])

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 2
+#define LOWTIDE_ABI 3
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -134,14 +134,15 @@ struct LayerNorm {
   Sink sink[4];
 };
 
-// A quantized operand of attention: float32 values and the grid of the running step.
+// A quantized operand of attention: float32 values, or their codes, and the grid of the running
+// step.
 struct Operand {
-  const float* x;
+  const void* x;
   int64_t sample, head, token;  // strides in elements
   const float* scale;
   const float* zero;
   float top;
-  int32_t unused;
+  int32_t is_codes;  // x holds codes, a byte each
 };
 
 struct Attention {
@@ -155,8 +156,12 @@ struct Attention {
   const float* bias;  // per key, added to the scores, or null; its strides
   int64_t bias_sample, bias_head;
   int64_t batch, heads, queries, keys, width;
-  float* y;
+  void* y;
   int64_t y_sample, y_head, y_token;
+  const float* y_scale;  // null: y holds float32, else codes
+  const float* y_zero;
+  float y_top;
+  int32_t unused_too;
   uint8_t* scratch;  // lowtide_attention_scratch() bytes, aligned to 64
 };
 
