@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
+from operator import attrgetter, is_not
 from threading import Lock
 from typing import Any
 
@@ -26,6 +28,8 @@ from lowtide.runtime.program import Program
 
 PROGRAMS = 4  # shapes whose programs are kept
 TIMESTEP = "timestep"
+VERSION = attrgetter("_version")
+IS_THERE = partial(is_not, None)
 
 
 class Prepared:
@@ -62,10 +66,10 @@ class Prepared:
         self.stamped = list(chain.from_iterable(map(dict.values, self.holders)))
         self.stamps = self._stamps()
 
-    def _stamps(self) -> list[tuple[int, int]]:
+    def _stamps(self) -> tuple[list[int], list[int]]:
         """Which tensors the parameters are, and how often each was written into."""
-        values = chain.from_iterable(map(dict.values, self.holders))
-        return [(id(value), value._version) for value in values if value is not None]
+        values = list(filter(IS_THERE, chain.from_iterable(map(dict.values, self.holders))))
+        return list(map(id, values)), list(map(VERSION, values))
 
     def is_stale(self) -> bool:
         """Whether a table or a weight has changed since the layers were prepared."""
@@ -73,11 +77,13 @@ class Prepared:
         current = (clock.scale, clock.zero, clock.timesteps)
         if any(now is not before for now, before in zip(current, self.tables, strict=True)):
             return True
-        written = [layer for layer, weight, version in self.weights if weight._version != version]
-        for layer in written:
-            # Its panels were written into, and the sums beside them are of before.
-            layer.hold_codes()
-        return self._stamps() != self.stamps
+        if self._stamps() == self.stamps:
+            return False
+        for layer, weight, version in self.weights:
+            if weight._version != version:
+                # Its panels were written into, and the sums beside them are of before.
+                layer.hold_codes()
+        return True
 
     def run(self, inputs: dict[str, Any]) -> Any:
         """The forward pass on these inputs, by the program of their shapes and settings."""
