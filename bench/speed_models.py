@@ -1,12 +1,14 @@
 """The speed of packed models against eager float32 and OpenVINO int8, one thread, random weights.
 
     python bench/speed_models.py [--models ddpm,dit,sd15] [--widths w8a8,w4a8] [--batches 1,8]
+    python bench/speed_models.py --models zoo --against ""
 
 ddpm: the UNet of DDPM on CIFAR-10, 35.7 million weights. dit: like DiT-S/2, 12 layers of 6 heads,
 on latents of 32x32. sd15: the UNet of Stable Diffusion 1.5 on latents of 64x64; guidance doubles
-its batch, and NNCF needs 14 GB for it. Each gets random weights, is quantized by minmax with two
-steps, and measured by `lowtide bench speed`. Everything is kept in runs/speed: an interrupted run
-continues, and a finished cell is measured again only with --fresh.
+its batch, and NNCF needs 14 GB for it. These get random weights. zoo: the trained models of the
+zoo. Each is quantized by minmax with two steps, and measured by `lowtide bench speed`. Everything
+is kept in runs/speed: an interrupted run continues, and a finished cell is measured again only
+with --fresh.
 """
 
 import argparse
@@ -122,9 +124,12 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 @dataclass(frozen=True)
 class Model:
-    """A model, what its calibration needs, its batches, and the steps that are worth their time."""
+    """A model, what its calibration needs, its batches, and the steps that are worth their time.
 
-    build: Callable[[Path], Any]
+    build: gives the model random weights; a model of the zoo needs none.
+    """
+
+    build: Callable[[Path], Any] | None
     options: Json
     batches: tuple[int, ...] = (1, 8)
     repeats: int = 24
@@ -135,35 +140,48 @@ MODELS = {
     # Without guidance, so that a batch of one is one sample.
     "dit": Model(dit, {"labels": (0,), "guidance": 1.0}),
     "sd15": Model(sd15, {"prompts": ("a lake",)}, (1,), 4),
+    "zoo:digits": Model(None, {}),
+    "zoo:digits-cond": Model(None, {"labels": (0,)}),
+    "zoo:cifar10-small": Model(None, {}),
+    "zoo:emoji": Model(None, {"prompts": ("rocket",)}),
+    "zoo:dit": Model(None, {"labels": (0,)}),
 }
+ZOO = ",".join(name for name in MODELS if name.startswith("zoo:"))
 
 
-def float_folder(name: str) -> Path:
-    """The float model with random weights; made once."""
-    folder = HOME / name / "float"
+def home(name: str) -> Path:
+    """Where everything about a model is kept."""
+    return HOME / name.replace(":", "-")
+
+
+def float_source(name: str) -> str:
+    """The model of the zoo, or a folder with random weights, made once."""
+    build = MODELS[name].build
+    if build is None:
+        return name
+    folder = home(name) / "float"
     if not (folder / "model_index.json").exists():
         say(f"{name}: random weights")
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        MODELS[name].build(folder).save_pretrained(folder)
-    return folder
+        build(folder).save_pretrained(folder)
+    return str(folder)
 
 
 def packed_folder(name: str, width: str) -> Path:
     """The packed model; made once."""
-    folder = HOME / name / width
+    folder = home(name) / width
     if not (folder / "model_index.json").exists():
         say(f"{name}: quantizing to {width}")
         weights, inputs = (int(bits) for bits in width[1:].split("a"))
         options = {"weights": weights, "inputs": inputs, "steps": STEPS, "images": 1}
-        source = str(float_folder(name))
-        quantize_to_folder(source, folder, "minmax", options | MODELS[name].options)
+        quantize_to_folder(float_source(name), folder, "minmax", options | MODELS[name].options)
     return folder
 
 
 def cell(name: str, width: str, batch: int, options: argparse.Namespace) -> Json:
     """One measurement, or the one that is kept."""
-    path = HOME / name / f"{width}-b{batch}-t{options.threads}.json"
+    path = home(name) / f"{width}-b{batch}-t{options.threads}.json"
     if options.fresh or not path.exists():
         folder = packed_folder(name, width)
         say(f"{name} {width}: {batch} at once")
@@ -172,7 +190,8 @@ def cell(name: str, width: str, batch: int, options: argparse.Namespace) -> Json
             threads=options.threads,
             repeats=options.repeats or MODELS[name].repeats,
             against=tuple(filter(None, options.against.split(","))),
-            kept=HOME / name / "peers",
+            floating=float_source(name),
+            kept=home(name) / "peers",
         )
         path.write_text(json.dumps(measure_speed(str(folder), wanted), indent=1) + "\n")
     return json.loads(path.read_text())
@@ -226,7 +245,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     table = [HEAD, ["---"] * len(HEAD)]
-    for name in options.models.split(","):
+    models = ZOO if options.models == "zoo" else options.models
+    for name in models.split(","):
         batches = map(int, filter(None, options.batches.split(",")))
         for batch in tuple(batches) or MODELS[name].batches:
             for width in options.widths.split(","):
