@@ -37,8 +37,9 @@ class Network(nn.Module):
 class Fused:
     """A network, packed and fused, with the steps of its program."""
 
-    def __init__(self, network: Network, *shape: int, samples: int = 4):
-        self.model = packed(network.eval(), [_sample(seed, shape) for seed in range(samples)])
+    def __init__(self, network: Network, *shape: int, samples: int = 4, inputs: int = 8):
+        calibration = [_sample(seed, shape) for seed in range(samples)]
+        self.model = packed(network.eval(), calibration, inputs)
         self.samples = [_sample(seed, shape) for seed in range(samples)]
         runtime.fuse(self.model)
 
@@ -83,11 +84,11 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def packed(model: nn.Module, samples: list[Tensor]) -> nn.Module:
-    """The model with 4-bit weights and 8-bit inputs, whose ranges are those of the samples."""
+def packed(model: nn.Module, samples: list[Tensor], inputs: int = 8) -> nn.Module:
+    """The model with 4-bit weights and inputs of these bits, whose ranges are the samples'."""
     kinds = (nn.Linear, nn.Conv2d)
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    layer = LayerPlan(Affine(4, signed=True, axis=0), input_format(8))
+    layer = LayerPlan(Affine(4, signed=True, axis=0), input_format(inputs))
     quantize_modules(model, Plan(layers=dict.fromkeys(names, layer), timesteps=(500,)))
     ranges: dict[nn.Module, list[float]] = {}
 
@@ -101,7 +102,9 @@ def packed(model: nn.Module, samples: list[Tensor]) -> nn.Module:
     for hook in hooks:
         hook.remove()
     for module in layers:
-        module.input.fit(torch.tensor([min(ranges[module])]), torch.tensor([max(ranges[module])]))
+        if module.input.format is not None:
+            lowest = torch.tensor([min(ranges[module])])
+            module.input.fit(lowest, torch.tensor([max(ranges[module])]))
         lo, hi = minmax(module.format.rows(module.weight), module.format)
         module.set_grid(module.format.params(lo, hi, module.weight.shape[0]))
     pack_modules(model)

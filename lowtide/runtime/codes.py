@@ -1,4 +1,4 @@
-"""The codes of a layer's input: from what waits behind it, or from what is in memory."""
+"""The input of a layer, as codes or float32: from what waits behind it, or what is in memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +6,14 @@ from dataclasses import replace
 import torch
 
 from lowtide.kernels import native_library
-from lowtide.runtime.layouts import NO_PADDING, Layout, Padding, code_layout
+from lowtide.runtime.layouts import (
+    NO_PADDING,
+    Layout,
+    Padding,
+    code_layout,
+    pixels_of,
+    tokens_of,
+)
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View, new_view
 from lowtide.runtime.producers import Attended, Chain, NormedRows
@@ -14,9 +21,12 @@ from lowtide.runtime.steps import Output, Rounding
 
 
 def image_codes(
-    lowering: Lowering, view: View, rounding: Rounding, padding: Padding
+    lowering: Lowering, view: View, rounding: Rounding | None, padding: Padding
 ) -> Output | None:
-    """The codes of an image batch (B, C, H, W), with zeros around each image."""
+    """The codes of an image batch (B, C, H, W), with zeros around each image.
+
+    Without a rounding its values, in the same layout.
+    """
     chain = _chain(lowering, view, _gives_image)
     if chain is None:
         return None
@@ -36,6 +46,30 @@ def token_codes(lowering: Lowering, view: View, rounding: Rounding) -> Output | 
     folded = _fold(lowering, chain, view, rounding)
     size = (chain.layouts[0].pixels, 1)
     return folded or _chain_codes(lowering, chain, rounding, size, NO_PADDING)
+
+
+def image_floats(lowering: Lowering, view: View, padding: Padding) -> Output | None:
+    """An image batch (B, C, H, W) in float32, with zeros around each image."""
+    layout = pixels_of(view.meta)
+    if layout is not None and padding == NO_PADDING and _is_readable(view, layout):
+        return Output(lowering.draft.floats(view), layout)
+    return image_codes(lowering, view, None, padding)
+
+
+def token_floats(lowering: Lowering, view: View) -> Output | None:
+    """Tokens (B, ..., C) in float32, a pixel each."""
+    layout = tokens_of(view.meta)
+    if layout is not None and _is_readable(view, layout):
+        return Output(lowering.draft.floats(view), layout)
+    chain = _chain(lowering, view, _gives_tokens)
+    if chain is None:
+        return None
+    return _chain_codes(lowering, chain, None, (chain.layouts[0].pixels, 1), NO_PADDING)
+
+
+def _is_readable(view: View, layout: Layout) -> bool:
+    """Whether a product can read the values where they are: whole dwords of float32."""
+    return view.meta.dtype == torch.float32 and layout.channels % 4 == 0
 
 
 def _chain(lowering: Lowering, view: View, gives: Callable[[Chain, View], bool]) -> Chain | None:
@@ -71,16 +105,22 @@ def _has_size(chain: Chain, height: int, width: int) -> bool:
 
 
 def _chain_codes(
-    lowering: Lowering, chain: Chain, rounding: Rounding, size: tuple[int, int], padding: Padding
+    lowering: Lowering,
+    chain: Chain,
+    rounding: Rounding | None,
+    size: tuple[int, int],
+    padding: Padding,
 ) -> Output:
     """The codes of these pixels; a second layer with the same grid reads the same codes."""
-    key = (rounding.key, size, padding)
+    key = (rounding and rounding.key, size, padding)
     if key not in chain.codes:
         height, width = size
         first = chain.layouts[0]
         image = replace(first, height=height, width=width, channels=chain.channels)
         layout = code_layout(image, chain.upsample, padding)
-        output = Output(_code_view(layout), layout, rounding, padding, chain.upsample)
+        kind = torch.float32 if rounding is None else torch.uint8
+        view = _code_view(layout, kind)
+        output = Output(view, layout, rounding, padding, chain.upsample)
         chain.store(lowering.draft, output)
         chain.codes[key] = output
     return chain.codes[key]
@@ -140,6 +180,6 @@ def _fold_attention(
     return Output(codes, layout, rounding)
 
 
-def _code_view(layout: Layout) -> View:
+def _code_view(layout: Layout, kind: torch.dtype = torch.uint8) -> View:
     size = layout.batch * layout.sample
-    return new_view(torch.empty(size, dtype=torch.uint8, device="meta"))
+    return new_view(torch.empty(size, dtype=kind, device="meta"))

@@ -62,6 +62,9 @@ class Engines:
     def _choice(self, step: GemmStep, races: Races, deadline: float) -> str:
         """The engine of this product. The layer remembers it with the reason."""
         layer = self.layers[step.name]
+        if step.rounding is None:
+            layer.kernel = f"{native_name(layer)}: its inputs are in float"
+            return NATIVE
         if self.forced == ONEDNN:
             layer.kernel = "oneDNN: it was asked for"
             return ONEDNN
@@ -105,6 +108,8 @@ def kernel_of(layer: PackedLinear | PackedConv2d, races: Races | None = None) ->
     if reason:
         return f"plain torch: {reason}" if missing else f"oneDNN: {reason}"
     name = native_name(layer)
+    if layer.input.format is None:
+        return f"{name}: its inputs are in float"
     return name if missing or races is None else _in_races(layer, name, races)
 
 
@@ -179,6 +184,7 @@ def _channels(step: GemmStep) -> int:
 
 def onednn_steps(step: GemmStep, weight: OneDnnWeight) -> list[Step | TorchStep]:
     """The steps in the place of a native product: oneDNN, and a stream where codes are stored."""
+    assert step.rounding is not None, "oneDNN multiplies codes here"
     output = step.output
     rounded = output.rounding is not None
     columns = step.weight.columns

@@ -52,18 +52,33 @@ def native_name(layer: PackedLinear | PackedConv2d) -> str:
 
 def unsupported(layer: PackedLinear | PackedConv2d) -> str:
     """Why the native kernels cannot run this layer; empty if they can."""
-    reason = no_integers(layer)
+    reason = _no_native_values(layer)
     if not reason and isinstance(layer, PackedConv2d):
         return _unsupported_shape(layer)
     return reason
 
 
+def _no_native_values(layer: PackedLinear | PackedConv2d) -> str:
+    """Why the kernels do not take the inputs and the weight of this layer; empty if they do."""
+    *_, smooth = layer.tables()
+    format = layer.input.format
+    if format is None and smooth.numel():
+        return "its inputs are in float and have divisors"
+    if format is not None and not isinstance(format, Affine):
+        return f"its inputs are in the format {type(format).__name__}"
+    return _unfit_weight(layer)
+
+
 def no_integers(layer: PackedLinear | PackedConv2d) -> str:
     """Why this layer is no product of integers; empty if it is."""
-    if layer.weight.device.type != "cpu":
-        return f"it is on {layer.weight.device}"
     if not isinstance(layer.input.format, Affine):
         return "its inputs are in float"
+    return _unfit_weight(layer)
+
+
+def _unfit_weight(layer: PackedLinear | PackedConv2d) -> str:
+    if layer.weight.device.type != "cpu":
+        return f"it is on {layer.weight.device}"
     return "" if layer.rows().fits else "its weights do not fit in 8 bits"
 
 

@@ -1,25 +1,18 @@
-"""Packed layers: the codes of the input times the weight, and an epilogue that can still grow."""
+"""Packed layers: the input times the weight, and an epilogue that can still grow."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from lowtide.kernels import Spec, divide, unpack_weight
 from lowtide.models.trace import Node
 from lowtide.nn.packed import PackedConv2d, PackedLinear
-from lowtide.runtime.codes import image_codes, token_codes
+from lowtide.runtime.codes import image_codes, image_floats, token_codes, token_floats
 from lowtide.runtime.layers import NativeLayer
 from lowtide.runtime.layouts import Layout, Padding, pixel_shape, pixels_of, tokens_of
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View, new_view
 from lowtide.runtime.producers import Product, known
 from lowtide.runtime.steps import GemmStep, Output
-
-SMALL_WEIGHT = 2**17  # bytes of a packed weight that may be kept decoded
 
 
 def conv(lowering: Lowering, node: Node) -> View | None:
@@ -29,11 +22,14 @@ def conv(lowering: Lowering, node: Node) -> View | None:
     view = _only_argument(lowering, node)
     layer = _native_layer(lowering, node)
     if layer is None or view is None or view.meta.dim() != 4:
-        return _decoded_layer(lowering, node, module)
+        return None
     vertical, horizontal = _pair(module.padding)
     padding = Padding(vertical, horizontal, vertical, horizontal)
-    rounding = lowering.numbers.rounding(module.input, layer.smooth)
-    codes = image_codes(lowering, view, rounding, padding)
+    if module.input.format is None:
+        codes = image_floats(lowering, view, padding)
+    else:
+        rounding = lowering.numbers.rounding(module.input, layer.smooth)
+        codes = image_codes(lowering, view, rounding, padding)
     if codes is None:
         return None
     height, width = _pair(module.kernel_size)
@@ -53,9 +49,12 @@ def linear(lowering: Lowering, node: Node) -> View | None:
     view = _only_argument(lowering, node)
     layer = _native_layer(lowering, node)
     if layer is None or view is None:
-        return _decoded_layer(lowering, node, module)
-    rounding = lowering.numbers.rounding(module.input, layer.smooth)
-    codes = token_codes(lowering, view, rounding)
+        return None
+    if module.input.format is None:
+        codes = token_floats(lowering, view)
+    else:
+        rounding = lowering.numbers.rounding(module.input, layer.smooth)
+        codes = token_codes(lowering, view, rounding)
     if codes is None:
         return None
     meta = torch.empty(*view.shape[:-1], module.out_features, device="meta")
@@ -96,42 +95,15 @@ def _product(
 ) -> View:
     """A layer's product, whose epilogue can still grow."""
     layer = lowering.layers[name]
-    assert codes.rounding is not None
     step = GemmStep(
         name=name,
         codes=codes.view,
         codes_layout=codes.layout,
         rounding=codes.rounding,
-        taps=torch.tensor(taps, dtype=torch.int64),
+        taps=torch.tensor(taps, dtype=torch.int64) * codes.view.meta.element_size(),
         weight=layer.panels,
         bias=layer.bias,
         stride=stride,
         output=output,
     )
     return lowering.draft.wait_for(output.view, Product(step))
-
-
-def _decoded_layer(
-    lowering: Lowering, node: Node, module: PackedConv2d | PackedLinear
-) -> View | None:
-    """A small layer whose inputs are in float: its weight is decoded once."""
-    is_small = math.prod(module.weight.shape) <= SMALL_WEIGHT
-    is_alone = len(node.args) == 1 and not node.kwargs
-    if not is_small or not is_alone or module.input.format is not None:
-        return None
-    return lowering.run_in_torch(node, decoded(module))
-
-
-def decoded(layer: PackedConv2d | PackedLinear) -> Callable[[Tensor], Tensor]:
-    """The layer on its weight as float32."""
-    *tables, smooth = layer.tables()
-    values = unpack_weight(layer.codes(), [*tables, smooth], Spec.of(layer.spec))
-    bias = None if layer.bias is None else layer.bias.detach().float()
-    if isinstance(layer, PackedLinear):
-        return lambda x: F.linear(divide(x, smooth), values, bias)
-    weight = values.reshape(layer.out_channels, -1, *layer.kernel_size)
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    divisors = smooth.reshape(-1, 1, 1)
-    padding: Any = layer.padding
-    options = (layer.stride, padding, layer.dilation, layer.groups)
-    return lambda x: F.conv2d(divide(x, divisors), weight, bias, *options)

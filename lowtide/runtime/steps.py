@@ -88,12 +88,15 @@ def _stride(view: View | None) -> int:
 
 @dataclass(eq=False)
 class GemmStep(Step):
-    """A packed layer: codes times panels, and the epilogue."""
+    """A packed layer: codes, or float32 values, times panels, and the epilogue.
+
+    `rounding`: the grid of the codes; None for values. `taps`: in bytes.
+    """
 
     name: str
     codes: View
     codes_layout: Layout
-    rounding: Rounding
+    rounding: Rounding | None
     taps: Tensor
     weight: Panels
     bias: Tensor | None
@@ -112,20 +115,21 @@ class GemmStep(Step):
     def structure(self, address: Address) -> native_library.Gemm:
         layout = self.codes_layout
         output = self.output.layout
+        size = self.codes.meta.element_size()
         vertical, horizontal = self.stride
         return native_library.Gemm(
             x=address(self.codes),
             batch=output.batch,
             height=output.height,
             width=output.width,
-            x_sample=layout.sample,
-            x_row=vertical * layout.row,
-            x_column=horizontal * layout.column,
+            x_sample=size * layout.sample,
+            x_row=size * vertical * layout.row,
+            x_column=size * horizontal * layout.column,
             taps=self.taps.data_ptr(),
             tap_count=len(self.taps),
             tap_k4=self.weight.k4 // len(self.taps),
-            x_scale=self.rounding.scale,
-            x_zero=self.rounding.zero,
+            x_scale=self.rounding.scale if self.rounding else None,
+            x_zero=self.rounding.zero if self.rounding else None,
             weight=self.weight.structure,
             bias=None if self.bias is None else self.bias.data_ptr(),
             per_sample=address_or_none(self.per_sample, address),

@@ -29,7 +29,7 @@ ACTIVATIONS = {
 
 @dataclass
 class Layer:
-    """A convolution on codes, drawn at random: its input, its weight and its geometry."""
+    """A convolution on codes or float32, drawn at random: its input, weight and geometry."""
 
     x: Tensor  # (batch, height, width, channels up to a multiple of four), with its padding
     zero: int
@@ -48,14 +48,22 @@ class Layer:
 
     def sums(self) -> Tensor:
         """The exact product, (batch, height, width, rows), in float64."""
-        x = self.x[..., : self.channels].permute(0, 3, 1, 2).double() - self.zero
-        values = self.weight.values().double().transpose(1, 2)
+        return self.product(self.x.double() - self.zero, self.weight.values().double())
+
+    def sizes(self) -> Tensor:
+        """The same of all absolute values."""
+        return self.product(self.x.double().abs(), self.weight.values().double().abs())
+
+    def product(self, x: Tensor, values: Tensor) -> Tensor:
+        x = x[..., : self.channels].permute(0, 3, 1, 2)
+        values = values.transpose(1, 2)
         values = values.reshape(len(values), self.channels, *self.kernel)
         return F.conv2d(x, values, stride=self.stride).permute(0, 2, 3, 1)
 
-    def gemm(self, at: Memory, weight: Panels, x_scale: float, **fields: object) -> Gemm:
+    def gemm(self, at: Memory, weight: Panels, x_scale: float | None, **fields: object) -> Gemm:
+        """The call; without a scale of the input, the input is float32."""
         batch, height, width = self.output
-        sample, row, column, _ = self.x.stride()
+        sample, row, column, _ = (self.x.element_size() * each for each in self.x.stride())
         offsets = [[down * row + across * column for across in range(self.kernel[1])]
                    for down in range(self.kernel[0])]  # fmt: skip
         taps = torch.tensor(offsets).flatten()
@@ -72,7 +80,7 @@ class Layer:
             taps=at(taps),
             tap_count=len(taps),
             tap_k4=-(-self.channels // 4),
-            x_scale=at.number(x_scale),
+            x_scale=None if x_scale is None else at.number(x_scale),
             x_zero=at.number(self.zero),
             weight=weight.structure,
             **{"factor": 1.0, **fields},
@@ -135,6 +143,25 @@ def test_sums_of_mixed_bits_are_exact(machine, bits, signed):
     rows = pick(range(1, 201), random)
     of_rows = tuple(pick(bits, random) for _ in range(rows))
     check_sums(machine, random_layer(Mixed(of_rows, signed=signed), rows, random))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 64, 130])
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_float_inputs(machine, format, rows):
+    """Products of float32 values, within the rounding of a sum of their size."""
+    random = generator(str(format), rows)
+    layer = random_layer(format, rows, random)
+    layer.x = torch.randn(layer.x.shape, generator=random)
+    layer.x[..., layer.channels :] = 0
+    layer.zero = 0
+    at = Memory()
+    weight = panels(layer.weight)
+    y = torch.full((*layer.output, rows), float("nan"))
+    outcome = machine.run(layer.gemm(at, weight, None, sink=float_sink(at, y)))
+    assert outcome == 0
+    expected = layer.sums() * layer.weight.scale
+    bound = 1e-6 * layer.sizes() * layer.weight.scale
+    assert ((y - expected).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 48, 63, 64, 65, 128, 200])

@@ -221,9 +221,12 @@ def test_up_to_four_sinks_pad_and_upsample(machine, case):
     at = Memory()
     stored = [random_sink(at, x, random) for _ in range(pick(range(1, 5), random))]
     if len(stored) < 4 and pick((True, False), random):
-        y = torch.full((shape[0], 2 * shape[1], 2 * shape[2], x.shape[3]), float("nan"))
+        above, left, below, right, more = (pick((0, 1, 2), random) for _ in range(5))
         larger = x.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        stored.append((float_sink(at, y, upsample=2), y, larger))
+        larger = F.pad(larger, (0, more, left, right, above, below))
+        y = torch.full_like(larger, float("nan"))
+        stored.append((float_sink(at, y, upsample=2, above=above, left=left, below=below,
+                                  right=right), y, larger))  # fmt: skip
     assert machine.run(stream(at, (x,), **sinks(*(sink for sink, _, _ in stored)))) == 0
     for _, found, expected in stored:
         assert torch.equal(found, expected)

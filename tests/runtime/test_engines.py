@@ -85,7 +85,7 @@ def test_a_forced_engine_runs_all_products(ddim, engine):
     ddim.answers()
     assert "oneDNN: it was asked for" in kernels(ddim)
     native = [each for each in kernels(ddim) if each.startswith("native")]
-    assert native == []
+    assert all(each.endswith("its inputs are in float") for each in native)
     engine(PLAIN)
     assert all(map(torch.equal, ddim.answers(), ddim.plain_answers()))
 
@@ -216,7 +216,8 @@ def test_a_shape_that_onednn_refuses_stays_native(ddim, made_up, monkeypatch):
     args, kwargs = ddim.calls[0]
     with torch.no_grad():
         twin(*args, **kwargs)
-    reasons = [each for each in runtime.kernels_of(twin).values() if each.startswith("native")]
+    names = runtime.kernels_of(twin).values()
+    reasons = [name for name in names if not name.endswith("its inputs are in float")]
     assert reasons
     ending = "oneDNN fails on this shape (could not create a primitive)"
     assert all(each.endswith(ending) for each in reasons)

@@ -120,7 +120,8 @@ def test_groups_and_weights_alone(tmp_path):
     alone = Calls("ddim", tmp_path / "a", weights=4, inputs=32)
     assert distance(alone.answers()[0], alone.plain_answers()[0]) < ROUNDED_ALIKE
     kernels = {runtime.kernel_of(layer) for _, layer in packed_layers(alone.model)}
-    assert kernels == {"plain torch: its inputs are in float"}
+    assert all(each.endswith("its inputs are in float") for each in kernels)
+    assert all(each.startswith("native") for each in kernels)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 3
+#define LOWTIDE_ABI 4
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -32,8 +32,8 @@ enum Kernel : int32_t {
 enum Outcome : int32_t { FINE = 0, NOT_A_NUMBER = 1, BAD_CALL = 2, NO_MEMORY = 4 };
 
 // Where a kernel stores its result: float32 values, or codes of the layer that reads them next.
-// Strides are in elements. Only Stream repeats pixels (upsample 2) and fills the padding, and the
-// padding of codes alone; the other kernels leave room for them.
+// Strides are in elements. Only Stream repeats pixels (upsample 2) and fills the padding; the other
+// kernels leave room for them.
 struct Sink {
   void* y;
   int64_t sample, row, column;        // strides of the output
@@ -42,8 +42,8 @@ struct Sink {
   const float* smooth;                // divisor of each channel before it is rounded, or null
   float top;                          // the last code
   int32_t upsample;                   // 1, or 2 for nearest upsampling by two
-  int32_t above, left, below, right;  // padding with the code of zero
-  int32_t channels;                   // channels in memory, those after the last value are code 0
+  int32_t above, left, below, right;  // padding with zeros, or the code of zero
+  int32_t channels;                   // channels in memory, those after the last value are 0
 };
 
 // One panel is 64 columns of a weight (fewer at the end) for all k, in dwords of four k.
@@ -61,7 +61,8 @@ struct Weight {
   int32_t uniform;        // 4, 2 or 1: all columns have exactly this plane; else 0
 };
 
-// y = epilogue(codes @ weight): a linear layer, or a convolution as an implicit product.
+// y = epilogue(x @ weight): a linear layer, or a convolution as an implicit product. x holds codes,
+// or float32 values.
 //   value = sum * scale + bias
 //   value = activation(value + per_sample[sample])
 //   value = (value * gate[sample] + residual) * factor
@@ -71,7 +72,7 @@ struct Gemm {
   int64_t x_sample, x_row, x_column;  // bytes between the inputs of two samples, rows, columns
   const int64_t* taps;                // byte offset of each tap
   int64_t tap_count, tap_k4;          // dwords of four channels in a tap
-  const float* x_scale;               // the running step's
+  const float* x_scale;               // the running step's; null: x holds float32
   const float* x_zero;
   Weight weight;
   const float* bias;        // per column, or null
