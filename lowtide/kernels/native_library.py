@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
@@ -37,6 +37,7 @@ class Sink(ctypes.Structure):
         ("scale", c_void_p),
         ("zero", c_void_p),
         ("smooth", c_void_p),
+        ("inverse", c_void_p),
         ("top", c_float),
         ("upsample", c_int32),
         ("above", c_int32),

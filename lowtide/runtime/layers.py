@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lowtide.formats import Affine, Mixed
 from lowtide.kernels import native_library, unpack_codes
+from lowtide.kernels.divisors import Divisors
 from lowtide.kernels.ops import Spec, zero_point
 from lowtide.kernels.panels import IntegerWeight, Panels, integer_weight
 from lowtide.nn.packed import PackedConv2d, PackedLinear
@@ -17,7 +18,7 @@ class NativeLayer:
 
     panels: Panels
     bias: Tensor | None
-    smooth: Tensor | None
+    smooth: Divisors | None
 
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
@@ -28,7 +29,7 @@ def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
         return reason
     *_, smooth = layer.tables()
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
-    divisors = smooth.detach().float().contiguous() if smooth.numel() else None
+    divisors = Divisors.of(smooth) if smooth.numel() else None
     return NativeLayer(layer.hold_panels(), bias, divisors)
 
 

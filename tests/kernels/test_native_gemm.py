@@ -9,6 +9,7 @@ from native_programs import Memory, Steps, code_sink, float_sink, generator, pic
 from torch import Tensor
 
 from lowtide.formats import Affine, Mixed, WeightFormat
+from lowtide.kernels import divide
 from lowtide.kernels.native_library import GELU_ERF, GELU_TANH, IDENTITY, SILU, Gemm
 from lowtide.kernels.panels import IntegerWeight, Panels, integer_weight, panels
 
@@ -224,10 +225,16 @@ def test_epilogue(machine, names, activation):
     fields = {"activation": activation, "factor": factor, **fields_of(parts, at)}
     in_float = layer.gemm(at, weight, x_scale, sink=float_sink(at, y), **fields)
     in_codes = layer.gemm(at, weight, x_scale, sink=code_sink(at, codes, steps), **fields)
-    assert machine.run(in_float, in_codes) == 0
+    smooth = torch.rand(rows, generator=random) + 0.1
+    divided = torch.full_like(codes, 7)
+    sink = code_sink(at, divided, steps, smooth=smooth)
+    in_smooth_codes = layer.gemm(at, weight, x_scale, sink=sink, **fields)
+    assert machine.run(in_float, in_codes, in_smooth_codes) == 0
     assert relative(y, epilogue(layer, parts, activation, factor, x_scale)) < 1e-6
     assert torch.equal(codes[..., :rows].float(), steps.codes(y))
+    assert torch.equal(divided[..., :rows].float(), steps.codes(divide(y, smooth)))
     assert not codes[..., rows:].any()
+    assert not divided[..., rows:].any()
 
 
 def test_groups_are_slices_of_input_and_output(machine):

@@ -78,6 +78,36 @@ def test_layers_with_one_input_share_its_codes():
     assert outputs(fused, StreamStep) == [[True]]
 
 
+def shared(layers, x, time):
+    normed = layers.norm(x)
+    return layers.a(normed) * layers.b(normed).sigmoid() + layers.c(normed).sigmoid()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.Identity()])
+def test_layers_with_equal_divisors_share_the_codes_of_their_input(norm):
+    layers = {"norm": norm, **{name: nn.Linear(16, 16) for name in "abc"}}
+    smooth = torch.rand(16) + 0.5
+    equal = dict.fromkeys("abc", smooth)
+    fused = Fused(Network(shared, **layers), *TOKENS, smooth=equal).check()
+    [found] = outputs(fused, LayerNormStep) + outputs(fused, StreamStep)
+    assert found == [True]
+    fused = Fused(Network(shared, **layers), *TOKENS, smooth=equal | {"b": 2 * smooth}).check()
+    [found] = outputs(fused, LayerNormStep) + outputs(fused, StreamStep)
+    assert found == [True, True]
+
+
+def test_divisors_of_layers_behind_a_norm_and_a_product():
+    def forward(layers, x, time):
+        hidden = F.silu(layers.norm(layers.a(x)))
+        return layers.c(F.gelu(layers.b(hidden.mean((2, 3)))))
+
+    layers = {"a": conv(16, 64), "norm": norm(64), "b": nn.Linear(64, 128), "c": nn.Linear(128, 8)}
+    widths = {"a": 16, "b": 64, "c": 128}
+    smooth = {name: torch.rand(width) * 3 + 0.1 for name, width in widths.items()}
+    fused = Fused(Network(forward, **layers), *IMAGE, smooth=smooth).check()
+    assert products(fused)[1].output.rounding.smooth is not None
+
+
 def test_norm_of_a_sequence_normalizes_its_channels():
     def forward(layers, x, time):
         return layers.a(layers.norm(x).transpose(1, 2))

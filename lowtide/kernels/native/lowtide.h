@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 2
+#define LOWTIDE_ABI 3
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -40,6 +40,7 @@ struct Sink {
   const float* scale;                 // null: store float32; else one number, the running step's
   const float* zero;                  // the zero point as a float
   const float* smooth;                // divisor of each channel before it is rounded, or null
+  const float* inverse;               // 1 / divisor, or null where one of them is no normal number
   float top;                          // the last code
   int32_t upsample;                   // 1, or 2 for nearest upsampling by two
   int32_t above, left, below, right;  // padding with the code of zero
