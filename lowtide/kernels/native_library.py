@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 3
+ABI = 4
 GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
@@ -94,6 +94,8 @@ class Gemm(ctypes.Structure):
         ("r_column", c_int64),
         ("factor", c_float),
         ("activation", c_int32),
+        ("gated", c_int32),
+        ("unused", c_int32),
         ("sink", Sink),
     ]
 

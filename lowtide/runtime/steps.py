@@ -85,7 +85,10 @@ def _stride(view: View | None) -> int:
 
 @dataclass(eq=False)
 class GemmStep(Step):
-    """A packed layer: codes times panels, and the epilogue."""
+    """A packed layer: codes times panels, and the epilogue.
+
+    `gated`: the first half of the columns times the activation of the second half.
+    """
 
     name: str
     codes: View
@@ -101,6 +104,7 @@ class GemmStep(Step):
     residual: View | None = None
     factor: float = 1.0
     activation: int = native_library.IDENTITY
+    gated: bool = False
 
     def uses(self) -> Iterator[Buffer]:
         views = (self.codes, self.output.view, self.per_sample, self.gate, self.residual)
@@ -135,6 +139,7 @@ class GemmStep(Step):
             r_column=self.weight.columns,
             factor=self.factor,
             activation=self.activation,
+            gated=int(self.gated),
             sink=self.output.sink(address),
         )
 

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 3
+#define LOWTIDE_ABI 4
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -66,6 +66,9 @@ struct Weight {
 //   value = sum * scale + bias
 //   value = activation(value + per_sample[sample])
 //   value = (value * gate[sample] + residual) * factor
+// A gated unit has the columns of two layers, half of them each, and n whole panels in each half:
+//   value[c] = value[c] * activation(value[n + c])
+// It has no per_sample, gate, residual or factor.
 struct Gemm {
   const uint8_t* x;
   int64_t batch, height, width;       // of the output
@@ -84,6 +87,8 @@ struct Gemm {
   int64_t r_sample, r_row, r_column;
   float factor;
   int32_t activation;
+  int32_t gated;
+  int32_t unused;
   Sink sink;
 };
 
