@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 4
+ABI = 5
 GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
@@ -59,8 +59,11 @@ class Weight(ctypes.Structure):
         ("zeros", c_void_p),
         ("scale", c_void_p),
         ("sums", c_void_p),
+        ("factors", c_void_p),
+        ("groups", c_void_p),
         ("columns", c_int64),
         ("k4", c_int64),
+        ("group_count", c_int64),
         ("planes", c_int32),
         ("uniform", c_int32),
     ]

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 4
+#define LOWTIDE_ABI 5
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -57,7 +57,11 @@ struct Weight {
   const int32_t* zeros;   // per column: what is subtracted from a code, in each byte
   const float* scale;     // per column
   const int32_t* sums;    // per column: the sum of its int8 values
-  int64_t columns, k4;    // k4: dwords of four k, over all taps
+  const uint8_t* factors;  // vector x group x 16: what the values of a group are multiplied by, or
+                           // null: all by 1, and those of int8 panels are multiplied already
+  const int32_t* groups;   // the group of each k, in whole runs of 32
+  int64_t columns, k4;     // k4: dwords of four k, over all taps
+  int64_t group_count;
   int32_t planes;         // 0: int8 values; else bit planes
   int32_t uniform;        // 4, 2 or 1: all columns have exactly this plane; else 0
 };
