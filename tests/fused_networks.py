@@ -1,6 +1,6 @@
 """Networks of a few layers, packed, to see what the runtime makes of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,18 @@ class Network(nn.Module):
 class Fused:
     """A network, packed and fused, with the steps of its program."""
 
-    def __init__(self, network: Network, *shape: int, samples: int = 4, inputs: int = 8):
+    def __init__(
+        self,
+        network: Network,
+        *shape: int,
+        samples: int = 4,
+        inputs: int = 8,
+        smooth: Mapping[str, Tensor] = {},
+    ):
+        """`smooth`: the divisors of some layers, by their names."""
+        network.eval()
         calibration = [_sample(seed, shape) for seed in range(samples)]
-        self.model = packed(network.eval(), calibration, inputs)
+        self.model = packed(network, calibration, inputs=inputs, smooth=smooth)
         self.samples = [_sample(seed, shape) for seed in range(samples)]
         runtime.fuse(self.model)
 
@@ -84,16 +93,25 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def packed(model: nn.Module, samples: list[Tensor], inputs: int = 8) -> nn.Module:
+def packed(
+    model: nn.Module,
+    samples: list[Tensor],
+    *,
+    inputs: int = 8,
+    smooth: Mapping[str, Tensor] = {},
+) -> nn.Module:
     """The model with 4-bit weights and inputs of these bits, whose ranges are the samples'."""
     kinds = (nn.Linear, nn.Conv2d)
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     layer = LayerPlan(Affine(4, signed=True, axis=0), input_format(inputs))
     quantize_modules(model, Plan(layers=dict.fromkeys(names, layer), timesteps=(500,)))
+    for name, divisors in smooth.items():
+        model.layers[name].set_smooth(divisors)
     ranges: dict[nn.Module, list[float]] = {}
 
     def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        ranges.setdefault(module, []).extend([args[0].min().item(), args[0].max().item()])
+        x = module.rounded_input(args[0])
+        ranges.setdefault(module, []).extend([x.min().item(), x.max().item()])
 
     layers = [module for _, module in quant_layers(model)]
     hooks = [module.register_forward_pre_hook(watch) for module in layers]
@@ -105,7 +123,7 @@ def packed(model: nn.Module, samples: list[Tensor], inputs: int = 8) -> nn.Modul
         if module.input.format is not None:
             lowest = torch.tensor([min(ranges[module])])
             module.input.fit(lowest, torch.tensor([max(ranges[module])]))
-        lo, hi = minmax(module.format.rows(module.weight), module.format)
+        lo, hi = minmax(module.format.rows(module.smoothed_weight()), module.format)
         module.set_grid(module.format.params(lo, hi, module.weight.shape[0]))
     pack_modules(model)
     assert find_clock(model).known == {500: 0}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowtide.kernels.divisors import Divisors
 from lowtide.kernels.native_library import KERNELS, SETS, SINKS, Call, Native, Sink
 
 
@@ -80,7 +81,10 @@ def code_sink(
     sink.scale = at.number(steps.scale)
     sink.zero = at.number(steps.zero)
     sink.top = steps.top
-    sink.smooth = at(smooth)
+    if smooth is not None:
+        divisors = Divisors.of(smooth)
+        at.tensors.append(divisors)
+        sink.smooth, sink.inverse = divisors.addresses
     return sink
 
 

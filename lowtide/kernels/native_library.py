@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 4
+ABI = 6
 GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
@@ -37,6 +37,7 @@ class Sink(ctypes.Structure):
         ("scale", c_void_p),
         ("zero", c_void_p),
         ("smooth", c_void_p),
+        ("inverse", c_void_p),
         ("top", c_float),
         ("upsample", c_int32),
         ("above", c_int32),
@@ -58,8 +59,11 @@ class Weight(ctypes.Structure):
         ("zeros", c_void_p),
         ("scale", c_void_p),
         ("sums", c_void_p),
+        ("factors", c_void_p),
+        ("groups", c_void_p),
         ("columns", c_int64),
         ("k4", c_int64),
+        ("group_count", c_int64),
         ("planes", c_int32),
         ("uniform", c_int32),
     ]
@@ -93,6 +97,8 @@ class Gemm(ctypes.Structure):
         ("r_column", c_int64),
         ("factor", c_float),
         ("activation", c_int32),
+        ("gated", c_int32),
+        ("unused", c_int32),
         ("sink", Sink),
     ]
 

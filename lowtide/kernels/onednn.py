@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowtide.kernels.panels import IntegerWeight
+from lowtide.kernels.integers import IntegerWeight
 
 SLOW = 4  # oneDNN's reference loops are far slower than float32, its kernels are faster
 _PROBE = (64, 512, 512)  # rows, k, columns

@@ -1,7 +1,8 @@
 """The weight of a layer in the order of the native kernels: panels of 64 output channels.
 
 A weight of 8 bits is int8. A weight of fewer bits keeps its bits: planes of 4, 2 and 1 bits, which
-the kernels unpack right before they use a panel. kernels/native/gemm.inc says the order of bytes.
+the kernels unpack right before they use a panel, and multiply by the factors of its groups.
+kernels/native/gemm.inc says the order of bytes.
 """
 
 from dataclasses import dataclass, replace
@@ -9,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lowtide.formats import Mixed, WeightFormat, packed_bytes
+from lowtide.formats import packed_bytes
 from lowtide.kernels import native_library
-from lowtide.kernels.ops import Spec, zero_point
+from lowtide.kernels.integers import IntegerWeight, Rows, rows_of_grid
+from lowtide.kernels.ops import Spec
 
 PANEL = 64
 VECTOR = 16
@@ -27,7 +29,8 @@ class Panels:
 
     data: bytes; panel: offset of each panel (panels,); masks: (vectors, 4); shifts: (vectors, 4,
     16); zeros: (vectors, 16); scale, sums: (columns,). `planes`: whether data is bit planes.
-    `uniform`: the bits of the one plane that all columns have, or 0.
+    `uniform`: the bits of the one plane that all columns have, or 0. Bit planes of a weight in
+    groups have `factors` (vectors, groups, 16), and `groups`, the group of each k.
     """
 
     data: Tensor
@@ -40,115 +43,27 @@ class Panels:
     k4: int
     planes: bool
     uniform: int
+    factors: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def structure(self) -> native_library.Weight:
         """The weight as the kernels take it; it points to these tensors."""
         fields = (self.data, self.panel, self.masks, self.shifts, self.zeros, self.scale, self.sums)
-        addresses = [tensor.data_ptr() for tensor in fields]
-        flags = (int(self.planes), self.uniform)
-        return native_library.Weight(*addresses, self.columns, self.k4, *flags)
+        fields += (self.factors, self.groups)
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in fields]
+        count = 0 if self.factors is None else self.factors.shape[1]
+        sizes = (self.columns, self.k4, count, int(self.planes), self.uniform)
+        return native_library.Weight(*addresses, *sizes)
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        """Of the values, and of what their groups multiply them by."""
+        return self.data.nbytes + (0 if self.factors is None else self.factors.nbytes)
 
     @property
     def columns(self) -> int:
         return len(self.scale)
-
-
-@dataclass(frozen=True)
-class IntegerWeight:
-    """Codes and what turns them into int8: value = code * 2^double - zero, times the scale.
-
-    codes: uint8, rows x taps x channels; zero: (rows,); bits: of each row; doubled: of each row,
-    whether a code counts twice; factor: rows x columns in the order of the codes, or None.
-    """
-
-    codes: Tensor
-    zero: Tensor
-    scale: Tensor
-    bits: tuple[int, ...]
-    doubled: Tensor
-    factor: Tensor | None = None
-
-    def values(self) -> Tensor:
-        """int8, rows x taps x channels."""
-        whole = self.codes.to(torch.int16) << self.doubled.to(torch.int16).reshape(-1, 1, 1)
-        whole = whole - self.zero.to(torch.int16).reshape(-1, 1, 1)
-        if self.factor is not None:
-            whole = whole * self.factor.to(torch.int16)
-        return whole.to(torch.int8)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What turns the codes of each row into int8, and its scale.
-
-    bits: of each row; doubled: of each row, whether a code counts twice; zero: (rows,) int32;
-    scale: (rows,); factor: rows x groups of `group` columns of the checkpoint, or None.
-    """
-
-    bits: tuple[int, ...]
-    doubled: Tensor
-    zero: Tensor
-    scale: Tensor
-    factor: Tensor | None
-    group: int
-
-    @property
-    def keeps_bits(self) -> bool:
-        """Whether the kernels keep the bits of the checkpoint in memory; else they keep int8."""
-        return self.factor is None and min(self.bits) < 8
-
-    @property
-    def fits(self) -> bool:
-        """Whether every value that a code can stand for is an int8."""
-        tops = torch.tensor([2**bits - 1 for bits in self.bits], dtype=torch.int32)
-        tops = tops << self.doubled.to(torch.int32)
-        factor = 1 if self.factor is None else self.factor.amax(1).to(torch.int32)
-        highest = ((tops - self.zero) * factor).amax()
-        lowest = (-self.zero * factor).amin()
-        return bool(highest <= 127 and lowest >= -128)
-
-
-def rows_of(scale: Tensor, zero: Tensor, factor: Tensor | None, format: WeightFormat) -> Rows:
-    """The rows of a weight with these tables, each (rows, 1) but for the factors of groups."""
-    rows = len(scale)
-    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
-    half = torch.tensor([each == 1 for each in bits])
-    # A symmetric channel of one bit has the values plus and minus half a scale:
-    # (2 * code - 1) * (scale / 2).
-    symmetric = isinstance(format, Mixed) or format.signed
-    doubled = half if symmetric else torch.zeros_like(half)
-    scales = torch.where(doubled, scale.flatten() / 2, scale.flatten())
-    zeros = torch.where(doubled, 1.0, zero.flatten().expand(rows).float())
-    group = format.group or 0
-    integers = zeros.to(torch.int32)
-    return Rows(bits, doubled, integers, scales.float().contiguous(), factor, group)
-
-
-def integer_weight(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    factor: Tensor | None,
-    format: WeightFormat,
-    taps: int,
-) -> IntegerWeight:
-    """Codes of a layer, rows x columns in the order of the checkpoint, as integers of the kernels.
-
-    The columns of a checkpoint are channels x taps; the kernels read taps x channels.
-    """
-    of_rows = rows_of(scale, zero, factor, format)
-    by_tap = codes.reshape(len(codes), -1, taps).transpose(1, 2)
-    factors = None
-    if factor is not None:
-        spread = factor.repeat_interleave(of_rows.group, 1)[:, : codes.shape[1]]
-        factors = spread.reshape(len(codes), -1, taps).transpose(1, 2)
-    fields = (of_rows.zero, of_rows.scale, of_rows.bits, of_rows.doubled)
-    return IntegerWeight(by_tap, *fields, factors)
 
 
 def arranged(packed: Tensor, rows: Rows, channels: int, taps: int) -> Panels:
@@ -211,6 +126,7 @@ def _empty_panels(rows: Rows, channels: int, taps: int) -> Panels:
     sizes = (
         _panel_sizes(masks, k4) if rows.keeps_bits else [k4 * 4 * each for each in _widths(columns)]
     )
+    factors, groups = _group_tables(rows, channels, taps) if rows.keeps_bits else (None, None)
     return Panels(
         data=torch.empty(sum(sizes), dtype=torch.uint8),
         panel=_offsets(sizes),
@@ -222,7 +138,25 @@ def _empty_panels(rows: Rows, channels: int, taps: int) -> Panels:
         k4=k4,
         planes=rows.keeps_bits,
         uniform=uniform,
+        factors=factors,
+        groups=groups,
     )
+
+
+def _group_tables(rows: Rows, channels: int, taps: int) -> tuple[Tensor | None, Tensor | None]:
+    """The factors of each vector of columns, and the group of each k; None without groups."""
+    if rows.factor is None:
+        return None, None
+    count = len(rows.bits)
+    padded = torch.nn.functional.pad(rows.factor, (0, 0, 0, -count % VECTOR), value=1)
+    factors = padded.reshape(-1, VECTOR, padded.shape[1]).transpose(1, 2).contiguous()
+    # A channel that fills up a dword has the group of the last one: within a dword, groups that
+    # begin and end alike are one.
+    of_channels = rows.groups(channels, taps)
+    filling = of_channels[:, -1:].expand(-1, -channels % 4)
+    groups = torch.cat([of_channels, filling], 1).flatten()
+    groups = torch.nn.functional.pad(groups, (0, -len(groups) % RUN))
+    return factors, groups.to(torch.int32)
 
 
 def _panel_sizes(masks: Tensor, k4: int) -> list[int]:
@@ -247,29 +181,21 @@ def _zero_bytes(zero: Tensor, columns: int) -> Tensor:
 
 
 def panels(weight: IntegerWeight) -> Panels:
-    """The weight in panels, with its own bits where no group has a factor of its own."""
+    """The weight in panels, by torch; the twin of `arranged`."""
     rows, taps, channels = weight.codes.shape
-    padded = -(-channels // 4) * 4
-    k4 = taps * padded // 4
+    empty = _empty_panels(weight.rows, channels, taps)
     values = weight.values()
-    sums = values.sum((1, 2), dtype=torch.int32)
-    keeps_bits = weight.factor is None and min(weight.bits) < 8
-    codes = weight.codes if keeps_bits else values.view(torch.uint8)
+    codes = weight.codes if empty.planes else values.view(torch.uint8)
     # (k, columns), with whole vectors of columns and whole dwords of k.
-    columns = -(-rows // VECTOR) * VECTOR
-    spread = torch.nn.functional.pad(codes, (0, padded - channels))
-    spread = torch.nn.functional.pad(spread.flatten(1), (0, 0, 0, columns - rows)).T
-    if keeps_bits:
-        data, offsets, uniform = _bit_planes(spread, weight.bits, weight.doubled)
+    spread = torch.nn.functional.pad(codes, (0, -channels % 4)).flatten(1)
+    spread = torch.nn.functional.pad(spread, (0, 0, 0, -rows % VECTOR)).T
+    if empty.planes:
+        data = _bit_planes(spread, weight.rows.bits, empty.uniform)
     else:
-        data, offsets = _int8_panels(spread)
-        uniform = 0
-    masks, shifts = _planes_of(weight.bits, weight.doubled, columns // VECTOR)
-    if uniform:
-        masks[:, PLANES.index(uniform)] = 2**VECTOR - 1
-    zeros = _zero_bytes(weight.zero, columns)
-    fields = (_aligned(data), offsets, masks, shifts, zeros, weight.scale.float(), sums)
-    return Panels(*fields, k4, keeps_bits, uniform)
+        data = _int8_panels(spread)
+    assert len(data) == len(empty.data)
+    sums = values.sum((1, 2), dtype=torch.int32)
+    return replace(empty, data=_aligned(data), sums=sums)
 
 
 def _aligned(data: Tensor) -> Tensor:
@@ -289,18 +215,15 @@ def _offsets(sizes: list[int]) -> Tensor:
     return ends[:-1].contiguous()
 
 
-def _int8_panels(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The int8 values (k, columns) as panels [k4][columns][4]: their bytes, and each offset."""
+def _int8_panels(values: Tensor) -> Tensor:
+    """The bytes of int8 values (k, columns) as panels [k4][columns][4]."""
     k, columns = values.shape
     dwords = values.reshape(k // 4, 4, columns).permute(0, 2, 1)
-    parts = [part.reshape(-1) for part in dwords.split(PANEL, 1)]
-    return torch.cat(parts), _offsets([len(part) for part in parts])
+    return torch.cat([part.reshape(-1) for part in dwords.split(PANEL, 1)])
 
 
-def _bit_planes(
-    codes: Tensor, bits: tuple[int, ...], doubled: Tensor
-) -> tuple[Tensor, Tensor, int]:
-    """Bytes and offsets of bit planes of (k, columns), and the bits of the only plane, or 0."""
+def _bit_planes(codes: Tensor, bits: tuple[int, ...], uniform: int) -> Tensor:
+    """The bytes of bit planes of (k, columns). `uniform`: the bits of the only plane, or 0."""
     k, columns = codes.shape
     codes = torch.nn.functional.pad(codes, (0, 0, 0, -k % RUN))
     # (run, k4 in the run, k in the dword, vector, column)
@@ -322,7 +245,6 @@ def _bit_planes(
     # (run, word, k in the dword, vector, column) -> (vector, run, word, column, k in the dword)
     table = torch.stack(words, 1).permute(3, 0, 1, 4, 2)
     kept = torch.stack(masks, 1).reshape(-1, VECTOR, len(words)).transpose(1, 2)
-    uniform = _uniform(bits, doubled)
     if uniform:
         kept = kept.clone()
         kept[:] = kept[0, :, :1]
@@ -330,7 +252,7 @@ def _bit_planes(
         _panel_bytes(table[first : first + width], kept[first : first + width])
         for first, width in _vectors_of_panels(columns)
     ]
-    return torch.cat(parts), _offsets([len(part) for part in parts]), uniform
+    return torch.cat(parts)
 
 
 def _vectors_of_panels(columns: int) -> list[tuple[int, int]]:
@@ -389,10 +311,3 @@ def _(data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: in
     rows = grid[0].shape[0]
     bits = spec[4:] * rows if len(spec) == 5 else spec[4:]
     return data.new_empty(sum(packed_bytes(channels * taps, each) for each in bits))
-
-
-def rows_of_grid(grid: list[Tensor], spec: Spec) -> Rows:
-    """The rows of a weight from the tables of its layer."""
-    scale, zero, factor, _ = grid
-    point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
-    return rows_of(scale, point, factor if factor.numel() else None, spec.weight)

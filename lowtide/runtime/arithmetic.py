@@ -139,7 +139,7 @@ def _gated_unit(lowering: Lowering, view: View, other: View) -> View | None:
     found = (layout.batch, layout.pixels, layout.channels)
     if found != (first.batch, first.pixels, chain.channels) or layout.as_line() is None:
         return None
-    gated = replace(chain, times=other, steps=[], codes={})
+    gated = replace(chain, times=other, activated=view, steps=[], codes={})
     return lowering.draft.wait(dense_like(view.meta), gated)
 
 

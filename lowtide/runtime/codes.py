@@ -6,17 +6,19 @@ from dataclasses import replace
 import torch
 
 from lowtide.kernels import native_library
+from lowtide.kernels.panels import PANEL
 from lowtide.runtime.layouts import (
     NO_PADDING,
     Layout,
     Padding,
     code_layout,
+    layout_of,
     pixels_of,
     tokens_of,
 )
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View, new_view
-from lowtide.runtime.producers import Attended, Chain, NormedRows
+from lowtide.runtime.producers import Attended, Chain, NormedRows, Product
 from lowtide.runtime.steps import Output, Rounding
 
 
@@ -43,7 +45,7 @@ def token_codes(lowering: Lowering, view: View, rounding: Rounding) -> Output | 
     chain = _chain(lowering, view, _gives_tokens)
     if chain is None:
         return None
-    folded = _fold(lowering, chain, view, rounding)
+    folded = _fold(lowering, chain, view, rounding) or _fold_gated(lowering, chain, view, rounding)
     size = (chain.layouts[0].pixels, 1)
     return folded or _chain_codes(lowering, chain, rounding, size, NO_PADDING)
 
@@ -178,6 +180,43 @@ def _fold_attention(
     step.rounding = rounding
     lowering.draft.floats(source)
     return Output(codes, layout, rounding)
+
+
+def _fold_gated(lowering: Lowering, chain: Chain, view: View, rounding: Rounding) -> Output | None:
+    """A gated unit whose halves are columns of one product, in the epilogue of that product."""
+    gate = chain.sources[0]
+    product = lowering.draft.waiting.get(gate.buffer)
+    if not isinstance(product, Product) or not product.is_bare or chain.steps:
+        return None
+    read = [gate, view] if chain.activated is None else [gate, view, chain.activated]
+    are_read_once = all(lowering.draft.is_read_once(each.buffer) for each in read)
+    if not are_read_once or not _are_halves(chain, lowering.draft.wholes[gate.buffer]):
+        return None
+    step = product.step
+    layout = code_layout(replace(step.output.layout, channels=chain.channels))
+    step.gated = True
+    step.activation = chain.activation
+    step.output = Output(_code_view(layout), layout, rounding)
+    lowering.draft.floats(gate)
+    return step.output
+
+
+def _are_halves(chain: Chain, whole: View) -> bool:
+    """Whether a chain is the second half of the channels of `whole`, times the first half."""
+    if chain.times is None or chain.norm is not None or not chain.is_unshaped:
+        return False
+    half = chain.channels
+    of_whole = layout_of(whole.meta)
+    parts = [(chain.times, 0), (chain.sources[0], half)]
+    if half % PANEL or of_whole is None or of_whole.channels != 2 * half:
+        return False
+    layout = replace(of_whole, channels=half)
+    return all(
+        part.buffer is whole.buffer
+        and part.meta.storage_offset() == first
+        and layout_of(part.meta) == layout
+        for part, first in parts
+    )
 
 
 def _code_view(layout: Layout, kind: torch.dtype = torch.uint8) -> View:

@@ -212,9 +212,18 @@ def onednn_steps(step: GemmStep, weight: OneDnnWeight) -> list[Step | TorchStep]
         TorchStep("oneDNN", product, arguments, {}, [], "", [place], read)
     ]
     if rounded:
-        stream = StreamStep([Source(place, dense)], step.activation, outputs=[output])
-        steps.append(stream)
+        steps.append(_rounding_stream(step, place, dense))
     return steps
+
+
+def _rounding_stream(step: GemmStep, place: View, dense: Layout) -> StreamStep:
+    """The activation and the rounding of a product that is in memory, (..., columns)."""
+    if not step.gated:
+        return StreamStep([Source(place, dense)], step.activation, outputs=[step.output])
+    hidden, gate = (View(place.buffer, half) for half in place.meta.chunk(2, -1))
+    layout = replace(dense, channels=dense.channels // 2)
+    times = Source(hidden, layout)
+    return StreamStep([Source(gate, layout)], step.activation, times=times, outputs=[step.output])
 
 
 def _dense(layout: Layout, columns: int) -> Layout:
@@ -256,6 +265,7 @@ def shape_of(step: GemmStep, geometry: Geometry, name: str) -> str:
         f"stride {down}x{across}": geometry.stride != (1, 1),
         "per sample": step.per_sample is not None,
         "gate": step.gate is not None,
+        "gated": step.gated,
         "residual": step.residual is not None,
         f"activation {step.activation}": bool(step.activation),
         "rounded": step.output.rounding is not None,

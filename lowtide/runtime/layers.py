@@ -6,8 +6,10 @@ from torch import Tensor
 
 from lowtide.formats import Affine, Mixed
 from lowtide.kernels import native_library, unpack_codes
-from lowtide.kernels.ops import Spec, zero_point
-from lowtide.kernels.panels import IntegerWeight, Panels, integer_weight
+from lowtide.kernels.divisors import Divisors
+from lowtide.kernels.integers import IntegerWeight, integer_weight
+from lowtide.kernels.ops import Spec
+from lowtide.kernels.panels import Panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 
 
@@ -17,7 +19,7 @@ class NativeLayer:
 
     panels: Panels
     bias: Tensor | None
-    smooth: Tensor | None
+    smooth: Divisors | None
 
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
@@ -28,18 +30,14 @@ def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
         return reason
     *_, smooth = layer.tables()
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
-    divisors = smooth.detach().float().contiguous() if smooth.numel() else None
+    divisors = Divisors.of(smooth) if smooth.numel() else None
     return NativeLayer(layer.hold_panels(), bias, divisors)
 
 
 def integers(layer: PackedLinear | PackedConv2d) -> IntegerWeight:
     """The weight of a layer as int8 times a scale of each channel."""
-    spec = Spec.of(layer.spec)
-    scale, zero, factor, _ = layer.tables()
-    point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
-    factors = factor if factor.numel() else None
-    codes = unpack_codes(layer.codes(), spec)
-    return integer_weight(codes, scale, point, factors, spec.weight, layer.taps)
+    codes = unpack_codes(layer.codes(), Spec.of(layer.spec))
+    return integer_weight(codes, layer.rows(), layer.taps)
 
 
 def native_name(layer: PackedLinear | PackedConv2d) -> str:
@@ -47,7 +45,8 @@ def native_name(layer: PackedLinear | PackedConv2d) -> str:
     [best, *_] = native_library.native().instruction_sets()
     if isinstance(layer.format, Mixed):
         return f"native {best}, {min(layer.format.bits)} to {max(layer.format.bits)} bits"
-    return f"native {best}, {layer.format.bits} bits"
+    groups = f" in groups of {layer.format.group}" if layer.format.group else ""
+    return f"native {best}, {layer.format.bits} bits{groups}"
 
 
 def unsupported(layer: PackedLinear | PackedConv2d) -> str:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lowtide.formats import Adaptive, Affine
+from lowtide.kernels.divisors import Divisors
 from lowtide.nn.quantizer import Quantizer
 from lowtide.runtime.steps import Rounding
 
@@ -28,13 +29,13 @@ class Numbers:
         self.now.copy_(self.table[step])
         self.step[0] = step
 
-    def rounding(self, quantizer: Quantizer, smooth: Tensor | None = None) -> Rounding:
+    def rounding(self, quantizer: Quantizer, smooth: Divisors | None = None) -> Rounding:
         """The grid of this quantizer, for an input that is divided by `smooth` before."""
         format = quantizer.format
         assert isinstance(format, Affine | Adaptive)
         column = self.columns[quantizer.row]
         values = self.table[:, [column, self.count + column]].contiguous()
-        divisors = None if smooth is None else smooth.numpy().tobytes()
+        divisors = None if smooth is None else smooth.values.numpy().tobytes()
         key = (values.numpy().tobytes(), format.top, divisors)
         scale = self.now.data_ptr() + self.now.element_size() * column
         zero = scale + self.now.element_size() * self.count

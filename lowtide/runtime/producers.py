@@ -50,6 +50,7 @@ class GroupNorm:
 class Chain(Producer):
     """activation(norm(source)) * times, upsampled, padded. `sources` are side by side in channels.
 
+    `activated`: what `times` multiplies, as a value of its own.
     `steps` holds the stream calls that exist already; a new reader is one more output of one.
     `codes` holds the outputs that are codes, by grid and shape.
     """
@@ -59,6 +60,7 @@ class Chain(Producer):
     norm: GroupNorm | None = None
     activation: int = native_library.IDENTITY
     times: View | None = None
+    activated: View | None = None
     upsample: int = 1
     padding: Padding = NO_PADDING
     steps: list[StreamStep] = field(default_factory=list)
@@ -221,6 +223,16 @@ class Product(Producer):
         step = self.step
         free = step.per_sample is None and step.gate is None and step.residual is None
         return free and step.factor == 1.0
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a product and a bias, and nothing has joined its epilogue."""
+        step = self.step
+        return (
+            self.can_add_per_sample()
+            and step.activation == native_library.IDENTITY
+            and step.output.rounding is None
+        )
 
     def can_gate(self) -> bool:
         return self.step.gate is None and self.step.residual is None and self.step.factor == 1.0

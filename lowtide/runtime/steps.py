@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lowtide.kernels import native_library
+from lowtide.kernels.divisors import Divisors
 from lowtide.kernels.panels import Panels
 from lowtide.runtime.layouts import NO_PADDING, Layout, Padding
 from lowtide.runtime.memory import Address, Buffer, View
@@ -23,12 +24,8 @@ class Rounding:
     scale: int
     zero: int
     top: int
-    smooth: Tensor | None
+    smooth: Divisors | None
     key: tuple
-
-    @property
-    def smooth_address(self) -> int | None:
-        return None if self.smooth is None else self.smooth.data_ptr()
 
 
 @dataclass(eq=False)
@@ -56,7 +53,7 @@ class Output:
             self.layout.column,
             rounding.scale if rounding else None,
             rounding.zero if rounding else None,
-            rounding.smooth_address if rounding else None,
+            *(rounding.smooth.addresses if rounding and rounding.smooth else (None, None)),
             rounding.top if rounding else 0,
             self.upsample,
             self.padding.above,
@@ -91,6 +88,7 @@ class GemmStep(Step):
     """A packed layer: codes, or float32 values, times panels, and the epilogue.
 
     `rounding`: the grid of the codes; None for values. `taps`: in bytes.
+    `gated`: the first half of the columns times the activation of the second half.
     """
 
     name: str
@@ -107,6 +105,7 @@ class GemmStep(Step):
     residual: View | None = None
     factor: float = 1.0
     activation: int = native_library.IDENTITY
+    gated: bool = False
 
     def uses(self) -> Iterator[Buffer]:
         views = (self.codes, self.output.view, self.per_sample, self.gate, self.residual)
@@ -142,6 +141,7 @@ class GemmStep(Step):
             r_column=self.weight.columns,
             factor=self.factor,
             activation=self.activation,
+            gated=int(self.gated),
             sink=self.output.sink(address),
         )
 

@@ -19,7 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lowtide.kernels import native_library
-from lowtide.kernels.panels import IntegerWeight, Panels, panels
+from lowtide.kernels.integers import IntegerWeight, Rows
+from lowtide.kernels.panels import Panels, panels
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.report.kinds_of_work import ATTENTION, NORMS, PRODUCTS, TORCH
 from lowtide.runtime.attention_step import AttentionStep
@@ -273,15 +274,14 @@ def peak_rate() -> float:
 
 
 def _probe_weight(depth: int, columns: int) -> Panels:
-    return panels(
-        IntegerWeight(
-            codes=torch.randint(0, 255, (columns, 1, depth), dtype=torch.uint8),
-            zero=torch.full((columns,), 128, dtype=torch.int32),
-            scale=torch.full((columns,), 1e-3),
-            bits=(8,) * columns,
-            doubled=torch.zeros(columns, dtype=torch.bool),
-        )
+    rows = Rows(
+        bits=(8,) * columns,
+        doubled=torch.zeros(columns, dtype=torch.bool),
+        zero=torch.full((columns,), 128, dtype=torch.int32),
+        scale=torch.full((columns,), 1e-3),
     )
+    codes = torch.randint(0, 255, (columns, 1, depth), dtype=torch.uint8)
+    return panels(IntegerWeight(codes, rows))
 
 
 def _best_seconds(calls: ctypes.Array[native_library.Call]) -> float:

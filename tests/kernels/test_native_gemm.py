@@ -9,8 +9,10 @@ from native_programs import Memory, Steps, code_sink, float_sink, generator, pic
 from torch import Tensor
 
 from lowtide.formats import Affine, Mixed, WeightFormat
+from lowtide.kernels import divide
+from lowtide.kernels.integers import IntegerWeight, Rows, integer_weight, rows_of
 from lowtide.kernels.native_library import GELU_ERF, GELU_TANH, IDENTITY, SILU, Gemm
-from lowtide.kernels.panels import IntegerWeight, Panels, integer_weight, panels
+from lowtide.kernels.panels import Panels, panels
 
 FORMATS = [
     *(Affine(bits, signed=True, axis=0) for bits in range(1, 9)),
@@ -68,7 +70,7 @@ class Layer:
                    for down in range(self.kernel[0])]  # fmt: skip
         taps = torch.tensor(offsets).flatten()
         at.tensors += [weight.data, weight.panel, weight.masks, weight.shifts]
-        at.tensors += [weight.zeros, weight.scale, weight.sums]
+        at.tensors += [weight.zeros, weight.scale, weight.sums, weight.factors, weight.groups]
         return Gemm(
             x=at(self.x),
             batch=batch,
@@ -90,14 +92,19 @@ class Layer:
 def random_weight(
     format: WeightFormat, rows: int, channels: int, taps: int, random: torch.Generator
 ) -> IntegerWeight:
-    """Codes from the first to the last one, with the grid of random ranges."""
+    """Codes from the first to the last one that is an int8, with the grid of random ranges."""
     bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
     tops = torch.tensor([[2**each for each in bits]]).T
     columns = channels * taps
     codes = (torch.rand(rows, columns, generator=random) * tops).floor().to(torch.uint8)
     ranges = format.rows(torch.randn(rows, columns, generator=random))
     grid = format.params(ranges.amin(1, keepdim=True), ranges.amax(1, keepdim=True), rows)
-    return integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps)
+    of_rows = rows_of(*grid, format)
+    if of_rows.factor is not None:
+        most = 127 // of_rows.factor.repeat_interleave(of_rows.group, 1)[:, :columns].int()
+        zero = of_rows.zero[:, None]
+        codes = torch.minimum(torch.maximum(codes.int(), zero - most), zero + most)
+    return integer_weight(codes.to(torch.uint8), of_rows, taps)
 
 
 def random_layer(format: WeightFormat, rows: int, random: torch.Generator) -> Layer:
@@ -118,12 +125,16 @@ def random_layer(format: WeightFormat, rows: int, random: torch.Generator) -> La
     return Layer(x, zero, weight, channels, kernel, pick((1, 2), random))
 
 
+def unscaled(weight: IntegerWeight) -> IntegerWeight:
+    """The same integers with scales of one."""
+    return replace(weight, rows=replace(weight.rows, scale=torch.ones(len(weight.scale))))
+
+
 def check_sums(machine, layer: Layer) -> None:
     """With an epilogue that does nothing, the result is the sum, rounded once to float32."""
     at = Memory()
-    ones = torch.ones(len(layer.weight.scale))
-    weight = panels(replace(layer.weight, scale=ones))
-    y = torch.full((*layer.output, len(ones)), float("nan"))
+    weight = panels(unscaled(layer.weight))
+    y = torch.full((*layer.output, weight.columns), float("nan"))
     outcome = machine.run(layer.gemm(at, weight, 1.0, sink=float_sink(at, y)))
     assert outcome == 0
     assert torch.equal(y, layer.sums().float())
@@ -181,7 +192,8 @@ def test_extreme_codes_do_not_saturate(machine, value):
     channels = 4100
     codes = torch.full((rows, 1, channels), value + 128, dtype=torch.uint8)
     zero = torch.full((rows,), 128, dtype=torch.int32)
-    weight = IntegerWeight(codes, zero, torch.ones(rows), (8,) * rows, torch.zeros(rows))
+    of_rows = Rows((8,) * rows, torch.zeros(rows), zero, torch.ones(rows))
+    weight = IntegerWeight(codes, of_rows)
     x = torch.full((1, 1, 7, channels), 255, dtype=torch.uint8)
     layer = Layer(x, 0, weight, channels, (1, 1), 1)
     assert layer.sums().unique().tolist() == [255 * value * channels]
@@ -251,10 +263,16 @@ def test_epilogue(machine, names, activation):
     fields = {"activation": activation, "factor": factor, **fields_of(parts, at)}
     in_float = layer.gemm(at, weight, x_scale, sink=float_sink(at, y), **fields)
     in_codes = layer.gemm(at, weight, x_scale, sink=code_sink(at, codes, steps), **fields)
-    assert machine.run(in_float, in_codes) == 0
+    smooth = torch.rand(rows, generator=random) + 0.1
+    divided = torch.full_like(codes, 7)
+    sink = code_sink(at, divided, steps, smooth=smooth)
+    in_smooth_codes = layer.gemm(at, weight, x_scale, sink=sink, **fields)
+    assert machine.run(in_float, in_codes, in_smooth_codes) == 0
     assert relative(y, epilogue(layer, parts, activation, factor, x_scale)) < 1e-6
     assert torch.equal(codes[..., :rows].float(), steps.codes(y))
+    assert torch.equal(divided[..., :rows].float(), steps.codes(divide(y, smooth)))
     assert not codes[..., rows:].any()
+    assert not divided[..., rows:].any()
 
 
 def test_groups_are_slices_of_input_and_output(machine):
@@ -270,7 +288,7 @@ def test_groups_are_slices_of_input_and_output(machine):
     for group in range(groups):
         part = x[..., group * channels : (group + 1) * channels]
         weight = random_weight(Affine(5, axis=0), rows, channels, 1, random)
-        layer = Layer(part, 9, replace(weight, scale=torch.ones(rows)), channels, (1, 1), 1)
+        layer = Layer(part, 9, unscaled(weight), channels, (1, 1), 1)
         sink = float_sink(at, y[..., group * rows : (group + 1) * rows])
         gemms.append(layer.gemm(at, panels(layer.weight), 1.0, sink=sink))
         expected.append(layer.sums())
@@ -286,7 +304,7 @@ def test_a_sink_leaves_room_for_padding(machine):
     at = Memory()
     y = torch.full((*layer.output, 21), float("nan"))
     codes = torch.full((batch, height + 3, width + 3, 24), 7, dtype=torch.uint8)
-    weight = panels(replace(layer.weight, scale=torch.ones(21)))
+    weight = panels(unscaled(layer.weight))
     room = code_sink(at, codes, steps, above=1, left=2, below=2, right=1)
     plain = layer.gemm(at, weight, 1.0, sink=float_sink(at, y))
     assert machine.run(plain, layer.gemm(at, weight, 1.0, sink=room)) == 0

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from native_programs import Memory, Steps, code_sink, float_sink, generator, pick, relative, sinks
 from torch import Tensor
 
+from lowtide.kernels import divide
 from lowtide.kernels.native_library import NOT_A_NUMBER, GroupMoments, LayerNorm, Row, Stream
 
 EPSILON = 1e-5
@@ -119,7 +120,7 @@ def layer_norm(at: Memory, x: Tensor, **fields: object) -> LayerNorm:
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3, 16, 17, 31, 64, 200])
+@pytest.mark.parametrize("channels", [1, 3, 16, 17, 31, 64, 200, 520])
 @pytest.mark.parametrize("modulated", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 def test_layer_norm(machine, channels, modulated, affine):
@@ -145,12 +146,17 @@ def test_layer_norm(machine, channels, modulated, affine):
         expected = expected * gain[:, None] + shift[:, None]
     y = torch.full((batch, 1, rows, channels), float("nan"))
     codes = torch.full((batch, 1, rows, -(-channels // 4) * 4), 7, dtype=torch.uint8)
+    divided = torch.full_like(codes, 7)
+    smooth = torch.rand(channels, generator=random) + 0.1
     steps = Steps(0.03, 128)
-    stores = sinks(float_sink(at, y), code_sink(at, codes, steps))
+    smoothed = code_sink(at, divided, steps, smooth=smooth)
+    stores = sinks(float_sink(at, y), code_sink(at, codes, steps), smoothed)
     assert machine.run(layer_norm(at, x, **fields, **stores)) == 0
     assert (y[:, 0] - expected).norm() < 1e-6 * max(float(expected.norm()), 1.0)
     assert torch.equal(codes[..., :channels].float(), steps.codes(y))
+    assert torch.equal(divided[..., :channels].float(), steps.codes(divide(y, smooth)))
     assert not codes[..., channels:].any()
+    assert not divided[..., channels:].any()
 
 
 def test_layer_norm_of_a_large_mean(machine):

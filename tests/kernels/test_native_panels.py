@@ -4,25 +4,21 @@ import pytest
 import torch
 from native_programs import Memory, float_sink, generator
 
+from lowtide.errors import BadInput
 from lowtide.formats import Affine, Mixed, WeightFormat, pack, pack_mixed
 from lowtide.formats.affine import Grid
+from lowtide.kernels.integers import IntegerWeight, Rows, integer_weight, rows_of
 from lowtide.kernels.native_library import Gemm
-from lowtide.kernels.panels import (
-    ALIGNMENT,
-    IntegerWeight,
-    Panels,
-    arranged,
-    integer_weight,
-    panels,
-    restored,
-    rows_of,
-)
+from lowtide.kernels.panels import ALIGNMENT, Panels, arranged, panels, restored
 
 FORMATS = [
     *(Affine(bits, signed=True, axis=0) for bits in range(1, 9)),
     *(Affine(bits, axis=0) for bits in range(1, 8)),
     Affine(4, signed=True, axis=0, group=16),
     Affine(3, axis=0, group=7),
+    Affine(2, axis=0, group=1),
+    Affine(6, signed=True, axis=0, group=32),
+    Affine(8, signed=True, axis=0, group=4),
     Mixed((1, 2, 3, 4, 5, 6, 7, 8) * 9),
     Mixed((1, 2, 3, 4, 5, 6, 7, 8) * 9, signed=False),
 ]
@@ -39,7 +35,7 @@ def weight_of(
     codes = (torch.rand(rows, columns, generator=random) * tops).floor().to(torch.uint8)
     ranges = format.rows(torch.randn(rows, columns, generator=random))
     grid = format.params(ranges.amin(1, keepdim=True), ranges.amax(1, keepdim=True), rows)
-    integers = integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps)
+    integers = integer_weight(codes, rows_of(*grid, format), taps)
     return integers, format.decode(codes, Grid(*grid))
 
 
@@ -77,11 +73,15 @@ def unpacked(machine, weight: Panels) -> torch.Tensor:
     return (y[0, 0] / weight.scale).round()
 
 
+@pytest.mark.parametrize(("channels", "taps"), [(28, 3), (128, 1), (37, 1), (5, 9)])
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-def test_kernels_unpack_the_integers(machine, format):
-    integers, _ = weight_of(format, rows=72, channels=28, taps=3)
+def test_kernels_unpack_the_integers(machine, format, channels, taps):
+    integers, _ = weight_of(format, 72, channels, taps)
     found = unpacked(machine, panels(integers))
-    assert torch.equal(found, integers.values().flatten(1).T.float())
+    values = integers.values()
+    padded = torch.nn.functional.pad(values, (0, -channels % 4)).flatten(1).T
+    in_pixels = torch.arange(len(padded)) % (-(-channels // 4) * 4) < channels
+    assert torch.equal(found[in_pixels], padded[in_pixels].float())
 
 
 @pytest.mark.parametrize("rows", [64, 80, 128, 320])
@@ -103,9 +103,17 @@ def test_memory_of_mixed_bits_is_their_sum(signed):
     assert panels(integers).nbytes == sum(bits) * 64 // 8
 
 
-def test_factors_of_groups_take_eight_bits():
-    integers, _ = weight_of(Affine(4, signed=True, axis=0, group=16), 64, 64)
-    assert panels(integers).nbytes == 64 * 64
+@pytest.mark.parametrize("group", [16, 64])
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_a_weight_in_groups_takes_its_bits_and_a_byte_for_each_group(bits, group):
+    integers, _ = weight_of(Affine(bits, signed=True, axis=0, group=group), 64, 192)
+    assert panels(integers).nbytes == 64 * (bits * 192 // 8 + 192 // group)
+
+
+def test_eight_bits_in_groups_are_multiplied_already():
+    integers, _ = weight_of(Affine(8, signed=True, axis=0, group=16), 64, 64)
+    packed = panels(integers)
+    assert (packed.nbytes, packed.factors) == (64 * 64, None)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
@@ -121,14 +129,15 @@ def test_the_library_arranges_as_torch_does_and_back(format, rows, channels, tap
     ranges = format.rows(torch.randn(rows, columns, generator=random))
     grid = format.params(ranges.amin(1, keepdim=True), ranges.amax(1, keepdim=True), rows)
     packed = pack_mixed(codes, bits) if isinstance(format, Mixed) else pack(codes, format.bits)
-    factor = None if grid.factor is None else grid.factor.to(torch.uint8)
-    of_rows = rows_of(grid.scale, grid.zero, factor, format)
+    of_rows = rows_of(*grid, format)
     if not of_rows.fits:
         return
     found = arranged(packed, of_rows, channels, taps)
-    expected = panels(integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps))
+    expected = panels(integer_weight(codes, of_rows, taps))
     for name in ("data", "panel", "masks", "shifts", "zeros", "scale", "sums"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    for one, other in ((found.factors, expected.factors), (found.groups, expected.groups)):
+        assert (one is None and other is None) or torch.equal(one, other)
     assert (found.k4, found.planes, found.uniform) == (
         expected.k4,
         expected.planes,
@@ -144,3 +153,13 @@ def test_values_beyond_int8_do_not_fit():
     grouped = Affine(5, axis=0, group=4)
     assert not rows_of(scale, torch.zeros(2, 1), torch.full((2, 3), 7), grouped).fits
     assert rows_of(scale, torch.full((2, 1), 16.0), torch.full((2, 3), 7), grouped).fits
+
+
+def test_values_beyond_int8_are_refused():
+    codes = torch.tensor([[[0, 15]]], dtype=torch.uint8)
+    rows = Rows((4,), torch.zeros(1), torch.zeros(1), torch.ones(1), torch.tensor([[9]]), 2)
+    expected = "found weights from 0 to 135 steps; expected -128 to 127, which an int8 holds"
+    with pytest.raises(BadInput, match=expected):
+        IntegerWeight(codes, rows).values()
+    held = IntegerWeight(codes.clamp(max=14), rows)
+    assert held.values().flatten().tolist() == [0, 126]

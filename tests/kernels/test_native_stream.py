@@ -94,14 +94,84 @@ def test_ties_of_random_scales(machine):
         assert torch.equal(rounded_by(machine, x, steps).float(), steps.codes(x))
 
 
-@pytest.mark.parametrize("channels", [1, 5, 16, 37])
-def test_smoothing_divides_each_channel_first(machine, channels):
-    random = generator(channels)
-    x = torch.randn(1, 1, 40, channels, generator=random)
+def hard_divisors(channels: int, random: torch.Generator) -> Tensor:
+    """Divisors of every size that has an inverse, with the largest mantissa and powers of two."""
+    mantissas = torch.tensor([2.0 - 2**-23, 1.0, 1.0 + 2**-23, 1.5])
+    powers = torch.randint(-99, 99, (channels,), generator=random).float().exp2()
+    some = torch.rand(channels, generator=random) + 0.1
+    hard = mantissas[torch.randint(4, (channels,), generator=random)] * powers
+    return torch.where(torch.rand(channels, generator=random) < 0.5, some, hard)
+
+
+@pytest.mark.parametrize("divisors", ["usual", "hard", "without inverses"])
+@pytest.mark.parametrize("channels", [1, 5, 16, 37, 64, 528])
+def test_smoothing_divides_each_channel_first(machine, channels, divisors):
+    random = generator(channels, divisors)
+    scale = 0.021
     smooth = torch.rand(channels, generator=random) + 0.1
-    steps = Steps(0.021, 99)
+    if divisors != "usual":
+        smooth = hard_divisors(channels, random)
+    if divisors == "without inverses":
+        smooth[:: channels // 4 + 1] = 1e-36
+    quotients = torch.cat([hard_values(scale, random), torch.randn(40 * 528, generator=random)])
+    rows = len(quotients) // channels
+    x = quotients[: rows * channels].reshape(1, 1, rows, channels) * smooth
+    steps = Steps(scale, 99)
     codes = rounded_by(machine, x, steps, smooth)
     assert torch.equal(codes.float(), steps.codes(divide(x, smooth)))
+
+
+def test_quotients_are_those_of_a_division(machine):
+    """Each quotient lies next to a tie of codes, so one that is rounded otherwise shows."""
+    random = generator("quotients")
+    steps = Steps(1.0, 128)
+    smooth = torch.rand(64, generator=random) + 0.5
+    ties = torch.randint(-120, 120, (4000, 64), generator=random) + 0.5
+    beside = torch.randint(-3, 4, (4000, 64), generator=random) * 2.0**-24
+    x = ((ties * (1 + beside)) * smooth).reshape(1, 1, 4000, 64)
+    codes = rounded_by(machine, x, steps, smooth)
+    assert torch.equal(codes.float(), steps.codes(divide(x, smooth)))
+    assert not torch.equal(codes.float(), steps.codes(x * (1 / smooth)))
+
+
+@pytest.mark.parametrize("channels", [16, 21])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_smoothing_of_what_is_no_number(machine, value, channels):
+    """NaN is reported; infinity is the last code, as a value is whose quotient overflows."""
+    x = torch.ones(1, 1, 2, channels)
+    x[0, 0, 1, 3] = value
+    x[0, 0, 1, 4] = -3e38
+    smooth = torch.full((channels,), 0.01)
+    at = Memory()
+    codes = torch.zeros(1, 1, 2, padded(channels), dtype=torch.uint8)
+    sink = code_sink(at, codes, Steps(0.7, 11), smooth=smooth)
+    reported = machine.run(stream(at, (x,), **sinks(sink)))
+    assert reported == (NOT_A_NUMBER if value != value else 0)
+    if value == value:
+        assert torch.equal(codes[..., :channels].float(), Steps(0.7, 11).codes(divide(x, smooth)))
+
+
+@pytest.mark.parametrize("channels", [16, 48, 700])
+@pytest.mark.parametrize("activation", [IDENTITY, GELU_ERF])
+def test_sinks_with_divisors_of_their_own(machine, activation, channels):
+    random = generator("own", channels, activation)
+    x = torch.randn(2, 3, 4, channels, generator=random)
+    times = torch.randn(2, 3, 4, channels, generator=random)
+    at = Memory()
+    strides = dict(zip(("t_sample", "t_row", "t_column"), times.stride(), strict=False))
+    fields = {"times": at(times), "activation": activation, **strides}
+    y = torch.full_like(x, float("nan"))
+    stores = [float_sink(at, y)]
+    expected = []
+    for number in range(3):
+        smooth = None if number == 1 else torch.rand(channels, generator=random) + 0.1
+        codes = torch.full((*x.shape[:3], padded(channels)), 7, dtype=torch.uint8)
+        steps = Steps(0.01 * (number + 1), 90 + number)
+        stores.append(code_sink(at, codes, steps, smooth=smooth))
+        expected.append((codes, steps, torch.empty(0) if smooth is None else smooth))
+    assert machine.run(stream(at, (x,), **fields, **sinks(*stores))) == 0
+    for codes, steps, smooth in expected:
+        assert torch.equal(codes[..., :channels].float(), steps.codes(divide(y, smooth)))
 
 
 @pytest.mark.parametrize("channels", [21, 32])

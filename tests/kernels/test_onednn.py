@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lowtide.formats import Affine
 from lowtide.kernels import onednn
+from lowtide.kernels.integers import IntegerWeight, integer_weight, rows_of
 from lowtide.kernels.onednn import Geometry, onednn_weight, prepacked
-from lowtide.kernels.panels import IntegerWeight, integer_weight
 
 pytestmark = pytest.mark.skipif(onednn.unsupported() != "", reason=onednn.unsupported())
 
@@ -102,7 +102,7 @@ def integers(bits: int, channels: int, taps: int, *, group: int | None = None) -
     rows = format.rows(weight)
     grid = format.params(rows.amin(1, keepdim=True), rows.amax(1, keepdim=True), 8)
     codes = torch.randint(2**bits, weight.shape, dtype=torch.uint8)
-    return integer_weight(codes, grid.scale, grid.zero, grid.factor, format, taps)
+    return integer_weight(codes, rows_of(*grid, format), taps)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 8])

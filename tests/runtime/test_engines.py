@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fused_networks import Fused, Network
 from test_fused import ONE_ROUNDING_APART, ROUNDED_ALIKE, Calls, answer, distance
 from torch import nn
 
@@ -64,6 +66,19 @@ def test_onednn_gives_the_answers_of_the_plain_layers(name, tmp_path):
     assert max(found) < ONE_ROUNDING_APART
     assert runtime.explain(calls.model)["torch"]["oneDNN"] > 10
     assert min(map(distance, calls.answers(), native)) < ROUNDED_ALIKE
+
+
+@needs_library
+def test_onednn_runs_gated_units():
+    def forward(layers, x, time):
+        hidden, gate = layers.a(x).chunk(2, -1)
+        return layers.b(hidden * F.gelu(gate))
+
+    torch.manual_seed(0)
+    network = Network(forward, a=nn.Linear(16, 256), b=nn.Linear(128, 16))
+    fused = Fused(network, 2, 10, 16)
+    runtime.fuse(fused.model, ONEDNN)
+    assert fused.check().names == ["Stream", "oneDNN", "Stream", "oneDNN"]
 
 
 @needs_library

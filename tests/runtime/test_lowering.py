@@ -78,6 +78,36 @@ def test_layers_with_one_input_share_its_codes():
     assert outputs(fused, StreamStep) == [[True]]
 
 
+def shared(layers, x, time):
+    normed = layers.norm(x)
+    return layers.a(normed) * layers.b(normed).sigmoid() + layers.c(normed).sigmoid()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.Identity()])
+def test_layers_with_equal_divisors_share_the_codes_of_their_input(norm):
+    layers = {"norm": norm, **{name: nn.Linear(16, 16) for name in "abc"}}
+    smooth = torch.rand(16) + 0.5
+    equal = dict.fromkeys("abc", smooth)
+    fused = Fused(Network(shared, **layers), *TOKENS, smooth=equal).check()
+    [found] = outputs(fused, LayerNormStep) + outputs(fused, StreamStep)
+    assert found == [True]
+    fused = Fused(Network(shared, **layers), *TOKENS, smooth=equal | {"b": 2 * smooth}).check()
+    [found] = outputs(fused, LayerNormStep) + outputs(fused, StreamStep)
+    assert found == [True, True]
+
+
+def test_divisors_of_layers_behind_a_norm_and_a_product():
+    def forward(layers, x, time):
+        hidden = F.silu(layers.norm(layers.a(x)))
+        return layers.c(F.gelu(layers.b(hidden.mean((2, 3)))))
+
+    layers = {"a": conv(16, 64), "norm": norm(64), "b": nn.Linear(64, 128), "c": nn.Linear(128, 8)}
+    widths = {"a": 16, "b": 64, "c": 128}
+    smooth = {name: torch.rand(width) * 3 + 0.1 for name, width in widths.items()}
+    fused = Fused(Network(forward, **layers), *IMAGE, smooth=smooth).check()
+    assert products(fused)[1].output.rounding.smooth is not None
+
+
 def test_norm_of_a_sequence_normalizes_its_channels():
     def forward(layers, x, time):
         return layers.a(layers.norm(x).transpose(1, 2))
@@ -277,11 +307,61 @@ def geglu(layers, x, time):
     return layers.b(hidden * F.gelu(gate))
 
 
-def test_geglu_stores_the_codes_of_its_product():
+def swiglu(layers, x, time):
+    hidden, gate = layers.a(x).chunk(2, -1)
+    return layers.b(F.silu(gate) * hidden)
+
+
+@pytest.mark.parametrize("forward", [geglu, swiglu])
+@pytest.mark.parametrize("width", [64, 192])
+def test_a_gated_unit_joins_the_epilogue_of_its_product(forward, width):
+    layers = {"a": nn.Linear(16, 2 * width), "b": nn.Linear(width, 16)}
+    smooth = {"b": torch.rand(width) + 0.5}
+    fused = Fused(Network(forward, **layers), *TOKENS, smooth=smooth).check()
+    assert fused.names == ["Stream", "Gemm", "Gemm"]
+    assert [step.gated for step in products(fused)] == [True, False]
+
+
+def test_geglu_of_a_part_of_a_panel_stores_the_codes_of_its_product():
     layers = {"a": nn.Linear(16, 48), "b": nn.Linear(24, 16)}
     fused = Fused(Network(geglu, **layers), *TOKENS).check()
     assert fused.names == ["Stream", "Gemm", "Stream", "Gemm"]
     assert outputs(fused, StreamStep) == [[True], [True]]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        lambda hidden, gate: hidden * F.gelu(gate) + hidden,
+        lambda hidden, gate: hidden * F.gelu(gate) + gate,
+        lambda hidden, gate: hidden * F.gelu(gate) + F.gelu(gate),
+        lambda hidden, gate: F.gelu(hidden) * gate,
+        lambda hidden, gate: F.gelu(gate) * gate,
+        lambda hidden, gate: hidden.flip(1) * F.gelu(gate),
+        lambda hidden, gate: F.gelu(F.silu(gate)) * hidden,
+        lambda hidden, gate: hidden * F.gelu(gate) * 0.5,
+        lambda hidden, gate: hidden[:, 1:] * F.gelu(gate[:, 1:]),
+        lambda hidden, gate: hidden[..., :64] * F.gelu(hidden[..., 64:]),
+    ],
+)
+def test_what_is_not_quite_a_gated_unit(unit):
+    def forward(layers, x, time):
+        return layers.b(unit(*layers.a(x).chunk(2, -1)))
+
+    width = unit(torch.ones(1, 2, 128), torch.ones(1, 2, 128)).shape[-1]
+    layers = {"a": nn.Linear(16, 256), "b": nn.Linear(width, 16)}
+    fused = Fused(Network(forward, **layers), *TOKENS).check()
+    assert not any(step.gated for step in products(fused))
+
+
+def test_a_gated_unit_with_two_readers_is_stored_for_both():
+    def forward(layers, x, time):
+        hidden, gate = layers.a(x).chunk(2, -1)
+        unit = hidden * F.gelu(gate)
+        return layers.b(unit) + layers.c(unit.flip(1))
+
+    layers = {"a": nn.Linear(16, 256), "b": nn.Linear(128, 16), "c": nn.Linear(128, 16)}
+    Fused(Network(forward, **layers), *TOKENS).check()
 
 
 def test_half_of_an_activation_times_a_value():

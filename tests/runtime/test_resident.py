@@ -19,11 +19,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=[2, 4, 8])
+WEIGHTS = [{"weights": 2}, {"weights": 4}, {"weights": 8}, {"weights": 4, "group": 16}]
+
+
+@pytest.fixture(scope="module", params=WEIGHTS, ids=str)
 def model(request, tmp_path_factory):
     """A packed denoiser that has run once."""
     pipe = tiny_pipelines.ddim(tmp_path_factory.mktemp("ddim"))
-    options = relevant_options("minmax", QUICK | {"weights": request.param})
+    options = relevant_options("minmax", QUICK | request.param)
     packed = lowtide.quantize(pipe, method="minmax", **options).model
     run(packed)
     return packed

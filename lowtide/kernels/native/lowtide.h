@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 4
+#define LOWTIDE_ABI 6
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -40,6 +40,7 @@ struct Sink {
   const float* scale;                 // null: store float32; else one number, the running step's
   const float* zero;                  // the zero point as a float
   const float* smooth;                // divisor of each channel before it is rounded, or null
+  const float* inverse;               // 1 / divisor, or null where one of them is no normal number
   float top;                          // the last code
   int32_t upsample;                   // 1, or 2 for nearest upsampling by two
   int32_t above, left, below, right;  // padding with zeros, or the code of zero
@@ -56,7 +57,11 @@ struct Weight {
   const int32_t* zeros;   // per column: what is subtracted from a code, in each byte
   const float* scale;     // per column
   const int32_t* sums;    // per column: the sum of its int8 values
-  int64_t columns, k4;    // k4: dwords of four k, over all taps
+  const uint8_t* factors;  // vector x group x 16: what the values of a group are multiplied by, or
+                           // null: all by 1, and those of int8 panels are multiplied already
+  const int32_t* groups;   // the group of each k, in whole runs of 32
+  int64_t columns, k4;     // k4: dwords of four k, over all taps
+  int64_t group_count;
   int32_t planes;         // 0: int8 values; else bit planes
   int32_t uniform;        // 4, 2 or 1: all columns have exactly this plane; else 0
 };
@@ -66,6 +71,9 @@ struct Weight {
 //   value = sum * scale + bias
 //   value = activation(value + per_sample[sample])
 //   value = (value * gate[sample] + residual) * factor
+// A gated unit has the columns of two layers, half of them each, and n whole panels in each half:
+//   value[c] = value[c] * activation(value[n + c])
+// It has no per_sample, gate, residual or factor.
 struct Gemm {
   const uint8_t* x;
   int64_t batch, height, width;       // of the output
@@ -84,6 +92,8 @@ struct Gemm {
   int64_t r_sample, r_row, r_column;
   float factor;
   int32_t activation;
+  int32_t gated;
+  int32_t unused;
   Sink sink;
 };
 
