@@ -7,15 +7,14 @@ does. What CUDA has and this has not: streams, kernels of its own, random genera
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
@@ -97,7 +96,6 @@ class Guard(torch._C._acc.DeviceGuard):
 def present() -> Iterator[torch.device]:
     """Within the context, this machine has two cards of the kind `pretend`."""
     global _present
-    install()
     before = _present
     _present = True
     try:
@@ -109,14 +107,16 @@ def present() -> Iterator[torch.device]:
 # --- tensors of the device, and CPU tensors over the same memory ---
 
 
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype = ctypes.c_void_p
+_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
 def _relabelled(tensor: Tensor, kind: int, index: int) -> Tensor:
     """The same memory as a tensor of another device. It lives as long as either of the two."""
     capsule = torch._C._to_dlpack(tensor)
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype = ctypes.c_void_p
-    pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
     # A DLTensor starts with its data pointer and its device: two int32, the kind and the index.
-    device = pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
+    device = _pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
     (ctypes.c_int32 * 2).from_address(device)[:] = [kind, index]
     return torch._C._from_dlpack(capsule)
 
@@ -151,46 +151,91 @@ def _view(tensor: Tensor, like: Tensor) -> Tensor:
 # --- operators ---
 
 
+class Signature(NamedTuple):
+    """What is declared of an operator.
+
+    arguments: their names. written: those that it writes to. plain: those that may be numbers.
+    """
+
+    arguments: tuple[str, ...]
+    written: frozenset[str]
+    tensors: frozenset[str]
+    takes_numbers: bool
+
+
+@cache
+def signature_of(op: Any) -> Signature:
+    declared = op._schema.arguments
+    takes_numbers = op.overloadpacket.__name__ in TAKE_NUMBERS
+    return Signature(
+        arguments=tuple(each.name for each in declared),
+        written=frozenset(each.name for each in declared if each.is_write),
+        tensors=frozenset(each.name for each in declared if str(each.type) == "Tensor"),
+        takes_numbers=takes_numbers or torch.Tag.pointwise in op.tags,
+    )
+
+
 def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operator: run it on CPU tensors over the same memory."""
-    leaves, spec = tree_flatten((args, kwargs))
-    index = _checked_index(op, args, kwargs)
+    signature = signature_of(op)
+    named = [*zip(signature.arguments, args, strict=False), *kwargs.items()]
+    leaves = [(name, leaf) for name, value in named for leaf in _leaves(value)]
+    index = _checked_index(op, named, leaves)
+    pairs = [(name, leaf, on_cpu(leaf)) for name, leaf in leaves if is_pretend(leaf)]
+    twins = {id(leaf): twin for _, leaf, twin in pairs}
+    inputs = [_inside(value, twins) for value in args]
+    options = {name: _inside(value, twins) for name, value in kwargs.items()}
+    # torch hands a number in a tensor's place as a number; another overload takes that.
+    numbers = any(name in signature.tensors and _is_plain(value) for name, value in named)
+    results = (op.overloadpacket if numbers else op)(*inputs, **options)
+    same: dict[int, Tensor] = {}
+    for name, leaf, twin in pairs:
+        if name in signature.written:
+            _follow(leaf, twin)
+            same[id(twin)] = leaf
     asked = kwargs.get("device")
-    twins = {id(leaf): on_cpu(leaf) for leaf in leaves if is_pretend(leaf)}
-    inputs, options = tree_unflatten([_inside(leaf, twins) for leaf in leaves], spec)
-    with torch.no_grad():
-        results = op(*inputs, **options)
-    written = [leaf for leaf in _written(op, args, kwargs) if is_pretend(leaf)]
-    for leaf in written:
-        _follow(leaf, twins[id(leaf)])
-    if asked is not None and torch.device(asked).type != NAME:
+    if asked is not None and asked.type != NAME:
         return results
-    owners = {twins[id(leaf)].untyped_storage()._cdata: leaf for leaf in leaves if is_pretend(leaf)}
-    same = {id(twins[id(leaf)]): leaf for leaf in written}
-    return tree_map(lambda result: _outside(result, same, owners, index), results)
+    owners = {twin.untyped_storage()._cdata: leaf for _, leaf, twin in pairs}
+    return _outside(results, same, owners, index)
 
 
-def _inside(leaf: Any, twins: dict[int, Tensor]) -> Any:
+def _leaves(value: Any) -> Iterable[Any]:
+    """The tensors and generators in an argument."""
+    if isinstance(value, Tensor | torch.Generator):
+        return (value,)
+    if isinstance(value, list | tuple):
+        return [leaf for leaf in value if isinstance(leaf, Tensor)]
+    return ()
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _inside(value: Any, twins: dict[int, Tensor]) -> Any:
     """An argument for the CPU."""
-    if id(leaf) in twins:
-        return twins[id(leaf)]
-    if isinstance(leaf, torch.device) and leaf.type == NAME:
+    if isinstance(value, list | tuple):
+        return [_inside(each, twins) for each in value]
+    if id(value) in twins:
+        return twins[id(value)]
+    if isinstance(value, torch.device) and value.type == NAME:
         return CPU
-    if isinstance(leaf, torch.UntypedStorage) and leaf.device.type == NAME:
-        return leaf.on_cpu
-    return leaf
+    if isinstance(value, torch.UntypedStorage) and value.device.type == NAME:
+        return value.on_cpu
+    return value
 
 
 def _outside(result: Any, same: dict[int, Tensor], owners: dict[int, Tensor], index: int) -> Any:
     """A result for the caller: the tensor that was written, a view of an argument, or a new one."""
+    if isinstance(result, tuple | list):
+        return type(result)(_outside(each, same, owners, index) for each in result)
     if not isinstance(result, Tensor):
         return result
     if id(result) in same:
         return same[id(result)]
     owner = owners.get(result.untyped_storage()._cdata)
-    if owner is None:
-        return on_pretend(result, index)
-    if owner.dtype != result.dtype:
+    if owner is None or owner.dtype != result.dtype:
         return on_pretend(result, index)
     return _view(owner, result)
 
@@ -203,63 +248,40 @@ def _follow(leaf: Tensor, twin: Tensor) -> None:
         leaf.data = _view(leaf, twin)
 
 
-def _arguments(op: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
-    """The declared arguments of an operator with the values that were passed."""
-    declared = op._schema.arguments
-    pairs = list(zip(declared, args, strict=False))
-    return pairs + [(each, kwargs[each.name]) for each in declared if each.name in kwargs]
-
-
-def _written(op: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operator writes to."""
-    written: list[Tensor] = []
-    for declared, value in _arguments(op, args, kwargs):
-        if declared.alias_info is not None and declared.alias_info.is_write:
-            written += tree_flatten(value)[0]
-    return written
-
-
 # --- errors, as CUDA gives them ---
 
 
-def _checked_index(op: Any, args: Any, kwargs: Any) -> int:
+def _checked_index(op: Any, named: list[tuple[str, Any]], leaves: list[tuple[str, Any]]) -> int:
     """The index of the card that an operator runs on, if all its tensors lie there."""
-    name = op.overloadpacket.__name__
-    pairs = [(declared.name, value) for declared, value in _arguments(op, args, kwargs)]
-    if name in INDEXING:
-        _check_indices(args[0].device, args[1])
-        pairs = [pair for pair in pairs if pair[0] != "indices"]
-    found: dict[torch.device, str] = {}
-    for argument, value in pairs:
-        for leaf in tree_flatten(value)[0]:
-            if isinstance(leaf, Tensor) and not _is_number(op, leaf):
-                found.setdefault(leaf.device, argument)
-            if isinstance(leaf, torch.Generator):
-                _check_generator(leaf)
-    asked = kwargs.get("device")
-    if asked is not None and torch.device(asked).type == NAME:
-        return torch.device(asked).index or 0
-    first = next((device for device in found if device.type == NAME), torch.device(NAME, 0))
-    others = [device for device in found if device != first]
-    if others:
+    signature = signature_of(op)
+    indexing = op.overloadpacket.__name__ in INDEXING
+    if indexing:
+        _check_indices(named[0][1].device, named[1][1])
+    index: int | None = None
+    stray = ""
+    for name, leaf in leaves:
+        device = leaf.device
+        if isinstance(leaf, torch.Generator):
+            _check_generator(leaf)
+        elif indexing and name == "indices":
+            continue
+        elif device.type == NAME and index in (None, device.index):
+            index = device.index
+        elif not (signature.takes_numbers and device == CPU and leaf.dim() == 0):
+            stray = stray or f"{name} is on {device}"
+    if stray:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but got {found[others[0]]} is on "
-            f"{others[0]}, different from other tensors on {first} (when checking argument in "
-            f"{op})"
+            f"Expected all tensors to be on the same device, but got {stray}, different from "
+            f"other tensors on {NAME}:{index or 0} (when checking argument in {op})"
         )
-    return first.index or 0
-
-
-def _is_number(op: Any, leaf: Tensor) -> bool:
-    """Whether this operator takes the tensor as a plain number."""
-    takes = torch.Tag.pointwise in op.tags or op.overloadpacket.__name__ in TAKE_NUMBERS
-    return takes and leaf.device == CPU and leaf.dim() == 0
+    asked = [value for name, value in named if name == "device" and value is not None]
+    return next((device.index or 0 for device in asked), index or 0)
 
 
 def _check_indices(device: torch.device, indices: Any) -> None:
     """Indices lie on the CPU or beside what they index."""
-    for leaf in tree_flatten(indices)[0]:
-        if isinstance(leaf, Tensor) and leaf.device not in (device, CPU):
+    for leaf in _leaves(indices):
+        if leaf.device not in (device, CPU):
             raise RuntimeError(
                 "indices should be either on cpu or on the same device as the indexed tensor "
                 f"({device})"
@@ -356,14 +378,17 @@ def _decomposed() -> list[str]:
     """Operators that would be made of smaller ones here, and are one kernel on the CPU."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
-    sums = ("CompositeExplicitAutograd", "CompositeImplicitAutograd")
-    apart = [name for name in names if has(name, "CPU") and any(has(name, key) for key in sums)]
+    composite = ("ExplicitAutograd", "ImplicitAutograd", "ExplicitAutogradNonFunctional")
+    apart = [
+        name
+        for name in names
+        if has(name, "CPU") and any(has(name, f"Composite{key}") for key in composite)
+    ]
     return ["aten::convolution", "aten::convolution_backward", *apart]
 
 
-@cache
-def install() -> None:
-    """Register the device with torch, once and for the whole process."""
+def _install() -> None:
+    """Register the device with torch, for the whole process."""
     _setup_privateuseone_for_python_backend(NAME, Module(), Hooks(), Guard())
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(run, "PrivateUse1")
@@ -384,3 +409,7 @@ def install() -> None:
         return _cloned(storage) if storage.device.type == NAME else clone(storage)
 
     torch.UntypedStorage.clone = cloned
+
+
+# torch counts the devices at the first backward pass of a process, so this comes with the import.
+_install()
