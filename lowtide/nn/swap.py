@@ -42,6 +42,10 @@ class _Quantizers:
             keyed=plan.keyed,
         )
         self.rows = 0
+        # A root on meta, which has shapes alone, still needs the numbers of its clock.
+        device = next(root.parameters()).device
+        if device.type != "meta":
+            self.clock.to(device)
         self.clock.attach(root)
         root.add_module(CLOCK, self.clock)
 
