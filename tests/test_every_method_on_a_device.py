@@ -5,7 +5,7 @@ bit: codes, tables, images, and the images after saving and loading.
 """
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 import lowtide
 from lowtide import sampling
+from lowtide.formats import SEARCHES
 from lowtide.machine import bf16
 from lowtide.methods import METHODS, relevant_options
 from lowtide.sampling.pipelines import Pipeline
@@ -25,18 +26,19 @@ OPTIONS = {
     "steps": 2,
     "images": 2,
     "calibration_steps": 2,
-    "iters": 2,
-    "range_iters": 2,
+    "iters": 1,
+    "range_iters": 1,
     "batch": 2,
 }
 KINDS = ("ddim", "sd", "dit")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def float32_products() -> Iterator[None]:
-    """Products in float32 on both devices, whatever is faster on this processor."""
+def quick_and_alike() -> Iterator[None]:
+    """Products in float32 on both devices, and searches with few candidates."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bf16, "time_in_bf16", lambda kind: float("inf"))
+        patch.setitem(SEARCHES, "mse", partial(SEARCHES["mse"], candidates=8))
         yield
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowtide import __version__
-from lowtide.cli.options import names, numbers, option, options_of, values
+from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import Device as DeviceName
 from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
@@ -62,7 +62,7 @@ Change = Annotated[
 Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
-Device = option("device", DeviceName)
+Device = Annotated[str, about("device", DeviceName)]
 
 
 def _on(device: str, elsewhere: str = "") -> str:

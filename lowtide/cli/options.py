@@ -98,14 +98,9 @@ def _metas(kind: object) -> list[Meta]:
     return [part for part in get_args(kind)[1:] if isinstance(part, Meta)]
 
 
-def option(name: str, kind: object) -> object:
-    """An option of a command that no dataclass holds, from its annotation in settings.py."""
-    about = _about(name, next(meta for meta in _metas(kind) if meta.description))
-    return Annotated[_plain(kind), about]
-
-
-def _about(name: str, meta: Meta, help: str | None = None) -> Any:
-    """The flags, the help and the panel of an option."""
+def about(name: str, kind: object, help: str | None = None) -> Any:
+    """The flags, the help and the panel of an option, from its annotation in settings.py."""
+    meta = next(meta for meta in _metas(kind) if meta.description)
     flags = [f"--{name.replace('_', '-')}"]
     if name in _SHORT:
         flags.insert(0, _SHORT[name])
@@ -116,10 +111,8 @@ def _about(name: str, meta: Meta, help: str | None = None) -> Any:
 def _parameter(option: Field[object], kind: object, default: object) -> Parameter:
     """One option of a command."""
     text = _TEXTS.get(option.name)
-    meta = next(meta for meta in _metas(kind) if meta.description)
-    about = _about(option.name, meta, text.help if text else None)
     plain = text.type if text else _plain(kind)
-    annotation = Annotated[plain, about]
+    annotation = Annotated[plain, about(option.name, kind, text.help if text else None)]
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -17,8 +17,9 @@ def chosen(name: str = AUTO) -> torch.device:
     """The device of that name, such as cuda or cuda:1; for "auto" the accelerator, or the CPU."""
     present = _accelerator()
     if name == AUTO:
-        alone = present is None or present.type in NOT_BY_ITSELF
-        return CPU if alone else torch.device(present.type, _current())
+        if present is None or present.type in NOT_BY_ITSELF:
+            return CPU
+        return torch.device(present.type, _current())
     kind, index = _parts(name, present)
     if kind == CPU.type:
         return CPU

@@ -99,7 +99,7 @@ def each_lpips(net: LPIPS, images: np.ndarray, reference: np.ndarray) -> np.ndar
     if min(images.shape[1:3]) < SMALLEST:
         wrong = f"found images of {images.shape[1]} x {images.shape[2]}"
         raise BadInput(wrong, f"at least {SMALLEST} x {SMALLEST} for LPIPS", "leave lpips out")
-    device = net.layers[0].weight.device
+    device = next(net.parameters()).device
     ours = channels_first(images).split(BATCH)
     theirs = channels_first(reference).split(BATCH)
     distances = [
