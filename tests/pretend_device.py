@@ -7,18 +7,18 @@ does. What CUDA has and this has not: streams, kernels of its own, random genera
 """
 
 import ctypes
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
+from pretend_hooks import NAME, Guard, Hooks, Module, present
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-NAME = "pretend"
-COUNT = 2
+__all__ = ["NAME", "is_pretend", "on_cpu", "on_pretend", "present"]
+
 CPU = torch.device("cpu")
 # dlpack's numbers of devices: the CPU, and "another device", which torch takes for PrivateUse1.
 DLPACK_CPU = 1
@@ -27,81 +27,8 @@ DLPACK_OTHER = 12
 TAKE_NUMBERS = {"fill_", "index_put", "index_put_", "_index_put_impl_", "masked_fill_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
-_present = False
 # A library takes back what it registered when it dies.
 _libraries: list[torch.library.Library] = []
-
-
-class Module:
-    """What torch asks of a device's own module, `torch.pretend`."""
-
-    @staticmethod
-    def is_available() -> bool:
-        return _present
-
-    @staticmethod
-    def device_count() -> int:
-        return COUNT if _present else 0
-
-    @staticmethod
-    def current_device() -> int:
-        return 0
-
-    @staticmethod
-    def is_initialized() -> bool:
-        return True
-
-    @staticmethod
-    def _is_in_bad_fork() -> bool:
-        return False
-
-    @staticmethod
-    def manual_seed_all(seed: int) -> None:
-        """Numbers are drawn on the CPU, whose seed torch sets beside this one."""
-
-    @staticmethod
-    def synchronize(device: object = None) -> None:
-        """Every operator has finished when it returns."""
-
-    @staticmethod
-    def empty_cache() -> None:
-        """Memory is freed with its tensors."""
-
-    @staticmethod
-    def get_amp_supported_dtype() -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]
-
-
-class Hooks(torch._C._acc.PrivateUse1Hooks):
-    """What torch asks of a kind of accelerator; there is none outside `present`."""
-
-    def is_available(self) -> bool:
-        return _present
-
-    def has_primary_context(self, device: int) -> bool:
-        return _present
-
-    def is_built(self) -> bool:
-        return True
-
-
-class Guard(torch._C._acc.DeviceGuard):
-    """Operators find their device by their tensors, so no current device has to be kept."""
-
-    def type_(self) -> object:
-        return torch._C._autograd.DeviceType.PrivateUse1
-
-
-@contextmanager
-def present() -> Iterator[torch.device]:
-    """Within the context, this machine has two cards of the kind `pretend`."""
-    global _present
-    before = _present
-    _present = True
-    try:
-        yield torch.device(NAME, 0)
-    finally:
-        _present = before
 
 
 # --- tensors of the device, and CPU tensors over the same memory ---
@@ -179,20 +106,26 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operator: run it on CPU tensors over the same memory."""
     signature = signature_of(op)
     named = [*zip(signature.arguments, args, strict=False), *kwargs.items()]
-    leaves = [(name, leaf) for name, value in named for leaf in _leaves(value)]
+    leaves: list[tuple[str, Any]] = []
+    # torch hands a number in a tensor's place as a number; another overload takes that.
+    numbers = False
+    for name, value in named:
+        if isinstance(value, int | float):
+            numbers = numbers or name in signature.tensors
+        elif value is not None:
+            leaves += [(name, leaf) for leaf in _leaves(value)]
     index = _checked_index(op, named, leaves)
     pairs = [(name, leaf, on_cpu(leaf)) for name, leaf in leaves if is_pretend(leaf)]
     twins = {id(leaf): twin for _, leaf, twin in pairs}
     inputs = [_inside(value, twins) for value in args]
     options = {name: _inside(value, twins) for name, value in kwargs.items()}
-    # torch hands a number in a tensor's place as a number; another overload takes that.
-    numbers = any(name in signature.tensors and _is_plain(value) for name, value in named)
     results = (op.overloadpacket if numbers else op)(*inputs, **options)
     same: dict[int, Tensor] = {}
-    for name, leaf, twin in pairs:
-        if name in signature.written:
-            _follow(leaf, twin)
-            same[id(twin)] = leaf
+    if signature.written:
+        for name, leaf, twin in pairs:
+            if name in signature.written:
+                _follow(leaf, twin)
+                same[id(twin)] = leaf
     asked = kwargs.get("device")
     if asked is not None and asked.type != NAME:
         return results
@@ -202,23 +135,19 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _leaves(value: Any) -> Iterable[Any]:
     """The tensors and generators in an argument."""
-    if isinstance(value, Tensor | torch.Generator):
+    if isinstance(value, Tensor):
         return (value,)
     if isinstance(value, list | tuple):
         return [leaf for leaf in value if isinstance(leaf, Tensor)]
-    return ()
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return (value,) if isinstance(value, torch.Generator) else ()
 
 
 def _inside(value: Any, twins: dict[int, Tensor]) -> Any:
     """An argument for the CPU."""
+    if isinstance(value, Tensor):
+        return twins.get(id(value), value)
     if isinstance(value, list | tuple):
         return [_inside(each, twins) for each in value]
-    if id(value) in twins:
-        return twins[id(value)]
     if isinstance(value, torch.device) and value.type == NAME:
         return CPU
     if isinstance(value, torch.UntypedStorage) and value.device.type == NAME:

@@ -17,15 +17,16 @@ import torch
 
 import lowtide
 from lowtide import sampling
-from lowtide.formats import SEARCHES
+from lowtide.formats import search
 from lowtide.machine import bf16
 from lowtide.methods import METHODS, relevant_options
 from lowtide.sampling.pipelines import Pipeline
+from lowtide.stages import distill, reconstruct
 
 OPTIONS = {
     "steps": 2,
     "images": 2,
-    "calibration_steps": 2,
+    "calibration_steps": 1,
     "iters": 1,
     "range_iters": 1,
     "batch": 2,
@@ -35,10 +36,13 @@ KINDS = ("ddim", "sd", "dit")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_and_alike() -> Iterator[None]:
-    """Products in float32 on both devices, and searches with few candidates."""
+    """Products in float32 on both devices, searches with few candidates, and one judge."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bf16, "time_in_bf16", lambda kind: float("inf"))
-        patch.setitem(SEARCHES, "mse", partial(SEARCHES["mse"], candidates=8))
+        patch.setattr(search, "COARSE", 2)
+        patch.setitem(search.SEARCHES, "mse", partial(search.mse, candidates=4))
+        patch.setattr(reconstruct, "JUDGES", 1)
+        patch.setattr(distill, "JUDGES", 1)
         yield
 
 

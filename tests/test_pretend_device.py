@@ -8,6 +8,7 @@ import pretend_device
 import pytest
 import tiny
 import torch
+from pretend_hooks import Presence
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -257,7 +258,7 @@ def test_what_safetensors_saves_is_what_was_there(device, tmp_path) -> None:
 def test_the_device_is_there_only_within_its_context(device, monkeypatch) -> None:
     assert torch.accelerator.is_available()
     assert torch.accelerator.current_accelerator(check_available=True) == torch.device("pretend")
-    monkeypatch.setattr(pretend_device, "_present", False)
+    monkeypatch.setattr(Presence, "here", False)
     assert not torch.accelerator.is_available()
     assert torch.accelerator.device_count() == 0
 
