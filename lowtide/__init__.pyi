@@ -52,11 +52,12 @@ def quantize(
     range_iters: int = 0,
     early_stop: bool = False,
     keep_temporal: bool = False,
+    device: str = "auto",
     stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
-    A pipeline or model that is passed is changed in place.
+    A pipeline or model that is passed is changed in place, on the device where it is.
 
     Args:
         target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
@@ -65,7 +66,7 @@ def quantize(
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
-    labels, iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
+    labels, iters, device and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
 
     Returns:
         The pipeline with its packed denoiser (`.pipe`), the plan of its formats (`.plan`) and the
@@ -107,6 +108,7 @@ def plan(
     range_iters: int = 0,
     early_stop: bool = False,
     keep_temporal: bool = False,
+    device: str = "auto",
     stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
@@ -148,6 +150,7 @@ def evaluate(
     min_psnr: float | None = None,
     max_lpips: float | None = None,
     max_fd_increase: float | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Compare a packed model with the float model it was made of, and write the evidence folder.
 
@@ -192,6 +195,7 @@ def compare(
     min_psnr: float | None = None,
     max_lpips: float | None = None,
     max_fd_increase: float | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Compare any float models, lowtide's checkpoints, and others that diffusers can load.
 
@@ -230,7 +234,9 @@ def load(
         dtype: of the weights that are not packed.
         fused: run a packed denoiser as one program of native kernels; else layer by layer.
         engine: what runs its products: "native" kernels, "onednn", or "plain" torch; None gives
-            each shape the faster one.
+            each shape the faster one. Engines run on the CPU.
+        device: where the pipeline computes: "auto" (the accelerator there is), "cpu", "cuda",
+            "cuda:1", "mps", "xpu".
 
     Returns:
         The diffusers pipeline.
@@ -294,6 +300,7 @@ def reschedule(
             the latter two are changed in place.
         steps: sampling steps of the new schedule.
         size: height and width of the images, for schedulers whose timesteps depend on it.
+        device: where a model that is named by path computes: "auto", "cpu", "cuda" and more.
 
     Returns:
         The pipeline, its new plan, and what was computed again.

@@ -17,6 +17,8 @@ from lowtide.checkpoint.facts import fingerprint, float_share, kernels
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
 from lowtide.kernels.race import ENGINES
+from lowtide.machine import devices
+from lowtide.machine.device_names import AUTO
 from lowtide.methods import recipe_of
 from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
@@ -41,7 +43,7 @@ def quantize(
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
-    A pipeline or model that is passed is changed in place.
+    A pipeline or model that is passed is changed in place, on the device where it is.
 
     Args:
         target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
@@ -50,7 +52,7 @@ def quantize(
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
-    labels, iters and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
+    labels, iters, device and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
 
     Returns:
         The pipeline with its packed denoiser (`.pipe`), the plan of its formats (`.plan`) and the
@@ -68,7 +70,7 @@ def quantize(
     recipe = recipe_of(method, settings, without)
     if folder is not None:
         _check_folder(Path(folder))
-    pipe = sampling.as_pipeline(target)
+    pipe = sampling.as_pipeline(target, device=settings.device)
     model = _float_model(pipe)
     weights = fingerprint(model)
     units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
@@ -77,7 +79,7 @@ def quantize(
     for stage in recipe:
         stage.check_model(adapter, settings)
     job = Job(pipe, model, adapter, settings, method, units)
-    job.report |= {"fingerprint": weights, "options": settings.stages}
+    job.report |= {"fingerprint": weights, "options": settings.stages, "device": str(job.device)}
     collect, assign, reconstruct, pack = _four_parts(recipe)
     run_recipe(collect, job)
     run_recipe(assign, job)
@@ -175,6 +177,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     fused: bool = True,
     engine: Literal["native", "onednn", "plain"] | None = None,
+    device: str = AUTO,
 ) -> Pipeline:
     """Load a pipeline, float or packed.
 
@@ -183,7 +186,9 @@ def load(
         dtype: of the weights that are not packed.
         fused: run a packed denoiser as one program of native kernels; else layer by layer.
         engine: what runs its products: "native" kernels, "onednn", or "plain" torch; None gives
-            each shape the faster one.
+            each shape the faster one. Engines run on the CPU.
+        device: where the pipeline computes: "auto" (the accelerator there is), "cpu", "cuda",
+            "cuda:1", "mps", "xpu".
 
     Returns:
         The diffusers pipeline.
@@ -199,8 +204,15 @@ def load(
         raise BadInput(
             f"found engine {engine!r}", f"one of {', '.join(ENGINES)}", "leave engine out"
         )
+    place = devices.CPU if engine and device == AUTO else devices.chosen(device)
+    if engine and place != devices.CPU:
+        raise BadInput(
+            f"found engine {engine!r} with device {device!r}",
+            "the CPU, on which the engines run",
+            "leave one of them out",
+        )
     folders.recover_missing(folder)
-    pipe = sampling.load_pipeline(folder, dtype)
+    pipe = sampling.load_pipeline(folder, dtype, place)
     if not fused:
         runtime.unfuse(sampling.denoiser(pipe))
     elif engine is not None and runtime.is_fused(sampling.denoiser(pipe)):

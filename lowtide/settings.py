@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from msgspec import Meta
 
 from lowtide.errors import BadInput
+from lowtide.machine.device_names import AUTO, EXAMPLE, KINDS
 from lowtide.validation import Count, Share, as_tuple, check
 
 MethodName = Literal[
@@ -34,6 +35,7 @@ def _help(text: str, panel: str, ge: int | None = None, le: int | None = None) -
     return Meta(description=text, extra={"panel": panel}, ge=ge, le=le)
 
 
+MACHINE = "Machine"
 BITS = "Bits"
 CALIBRATION = "Calibration"
 LEARNING = "Learning"
@@ -62,6 +64,14 @@ Eta = Annotated[
 Size = Annotated[
     Count | None,
     _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
+]
+Device = Annotated[
+    str,
+    _help(
+        "Where models that are named by path compute: auto (the accelerator there is), "
+        f"{', '.join(KINDS)}, or a number such as {EXAMPLE}.",
+        MACHINE,
+    ),
 ]
 
 # Options of single stages: values by the name of a stage and the name of its field.
@@ -140,6 +150,7 @@ class Settings:
     keep_temporal: Annotated[
         bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
     ] = False
+    device: Device = AUTO
     stages: Annotated[StageOptions, _help("Options of single stages, by name.", LEARNING)] = field(
         default_factory=dict
     )
@@ -265,6 +276,7 @@ class EvaluationSettings:
     max_fd_increase: Annotated[
         float | None, _gate("how much farther from --dataset than the reference")
     ] = None
+    device: Device = AUTO
 
     def __post_init__(self) -> None:
         _hold_tuples(self)

@@ -35,6 +35,7 @@ from lowtide.checkpoint import (
     quantized_pipeline,
 )
 from lowtide.errors import BadInput
+from lowtide.machine.device_names import AUTO
 from lowtide.models import Adapter
 from lowtide.nn.correction import CORRECTION, Correction
 from lowtide.nn.feature_cache import Cached
@@ -70,7 +71,7 @@ class Change:
 
 
 def reschedule(
-    target: Target, steps: int, *, size: int | None = None
+    target: Target, steps: int, *, size: int | None = None, device: str = AUTO
 ) -> quantized_pipeline.Quantized:
     """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
 
@@ -82,6 +83,7 @@ def reschedule(
             the latter two are changed in place.
         steps: sampling steps of the new schedule.
         size: height and width of the images, for schedulers whose timesteps depend on it.
+        device: where a model that is named by path computes: "auto", "cpu", "cuda" and more.
 
     Returns:
         The pipeline, its new plan, and what was computed again.
@@ -92,7 +94,7 @@ def reschedule(
         >>> lowtide.reschedule(quantized, 8).plan.summary["steps"]
         8
     """
-    pipe, plan = _packed(target)
+    pipe, plan = _packed(target, device)
     labels = (0,) if "labels" in sampling.supported_fields(pipe) else ()
     request = sampling.Request(steps, labels=labels, size=size)
     model = sampling.denoiser(pipe)
@@ -106,12 +108,11 @@ def reschedule(
     return quantized_pipeline.Quantized(pipe, change.after, _report(model, change, features))
 
 
-def _packed(target: Target) -> tuple[Pipeline, Plan]:
+def _packed(target: Target, device: str) -> tuple[Pipeline, Plan]:
     """The pipeline and its plan."""
     if isinstance(target, quantized_pipeline.Quantized):
         return target.pipe, target.plan
-    by_name = isinstance(target, str | Path)
-    pipe = sampling.load_pipeline(target) if by_name else cast(Pipeline, target)
+    pipe = sampling.as_pipeline(target, device=device)
     return pipe, facts.packed_plan(sampling.denoiser(pipe))
 
 
@@ -234,7 +235,9 @@ def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> di
     }
 
 
-def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dict[str, object]:
+def reschedule_to_folder(
+    source: str | Path, out: str | Path, steps: int, device: str = AUTO
+) -> dict[str, object]:
     """Load, reschedule, save. The record is copied, so that the result can be evaluated."""
     out = Path(out)
     folders.recover_missing(source)
@@ -242,7 +245,7 @@ def reschedule_to_folder(source: str | Path, out: str | Path, steps: int) -> dic
     with folders.written_beside(out, source=home) as fresh:
         record = provenance.read(home)
         size = record.settings.get("size") if record else None
-        result = reschedule(source, steps, size=size)
+        result = reschedule(source, steps, size=size, device=device)
         result.write(fresh)
         report: dict[str, object] = {
             "model": str(source),

@@ -7,13 +7,16 @@ wait for them.
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lowtide import __version__
-from lowtide.cli.options import names, numbers, options_of, values
+from lowtide.cli.options import about, names, numbers, options_of, values
+from lowtide.machine.device_names import AUTO
+from lowtide.settings import Device as DeviceName
 from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
 
 if TYPE_CHECKING:
@@ -59,6 +62,20 @@ Change = Annotated[
 Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
+Device = Annotated[str, about("device", DeviceName)]
+
+
+def _on(device: str, elsewhere: str = "") -> str:
+    """The device, once it is known to be there; the first line on stderr says which it is.
+
+    `elsewhere`: what to say besides, where it is not the CPU.
+    """
+    from lowtide.machine import devices
+
+    place = devices.chosen(device)
+    note = f"; {elsewhere}" if elsewhere and place != devices.CPU else ""
+    print(f"device: {devices.describe(place)}{note}", file=sys.stderr)
+    return str(place)
 
 
 def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
@@ -96,6 +113,7 @@ def quantize(
     from lowtide.workflows.to_folder import quantize_to_folder
 
     settings = changed(values(options), change)
+    settings["device"] = _on(settings["device"])
     result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
     _show(result, as_json, text.quantized(result))
 
@@ -122,6 +140,7 @@ def plan(
     from lowtide.report import text
 
     settings = changed(values(options), change)
+    settings["device"] = _on(settings["device"], "the prices of lowtide plan are those of the CPU")
     prediction = estimate(model, method=method, fit=fit, without=tuple(without), **settings)
     result = prediction.as_json()
     _show(result, as_json, text.estimated(result))
@@ -137,23 +156,27 @@ def reschedule(
     ],
     out: Out,
     steps: Annotated[int, typer.Option("--steps", help="Sampling steps of the new schedule.")],
+    device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
     """Make a packed model fit another number of steps, without quantizing again."""
     from lowtide.checkpoint.rescheduling import reschedule_to_folder
     from lowtide.report import text
 
-    result = reschedule_to_folder(model, out, steps)
+    result = reschedule_to_folder(model, out, steps, _on(device))
     _show(result, as_json, text.rescheduled(result))
 
 
 @app.command(rich_help_panel=USE)
 @options_of(Request, seeds="0-15")
-def sample(model: Model, out: Out, as_json: Json = False, **options: object) -> None:
+def sample(
+    model: Model, out: Out, device: Device = AUTO, as_json: Json = False, **options: object
+) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
     from lowtide.workflows.to_folder import sample_to_folder
 
-    result = sample_to_folder(model, out, Request(**values(options)))
+    request = Request(**values(options))
+    result = sample_to_folder(model, out, request, _on(device))
     line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
     _show(result, as_json, [line])
 
@@ -191,6 +214,7 @@ def evaluate(
     from lowtide.evaluation import comparison
 
     settings = EvaluationSettings(**values(options))
+    settings = replace(settings, device=_on(settings.device))
     evaluation = comparison.evaluate_model(run, settings, reference=reference, out=out)
     _verdict(evaluation, as_json)
 
@@ -211,6 +235,7 @@ def compare(
     from lowtide.evaluation import comparison
 
     settings = EvaluationSettings(**values(options))
+    settings = replace(settings, device=_on(settings.device))
     evaluation = comparison.compare_models(models, settings, reference=reference, out=out)
     _verdict(evaluation, as_json)
 
@@ -247,13 +272,16 @@ def run_recipe(
     model: Annotated[
         str | None, typer.Option(help="Another model than the recipe names.", rich_help_panel=MODEL)
     ] = None,
+    device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
     """Run a row of a recipe file: a model, a method and settings, written down."""
     from lowtide.report import text
-    from lowtide.workflows.recipe_files import run_row
+    from lowtide.workflows.recipe_files import device_of_row, run_row
 
-    result = run_row(recipe, row, out, changes=change, without=without, model=model)
+    place = _on(device_of_row(recipe, row, change) if device == AUTO else device)
+    changes = [*change, f"device={place}"]
+    result = run_row(recipe, row, out, changes=changes, without=without, model=model)
     _show(result, as_json, text.quantized(result))
 
 
@@ -275,6 +303,7 @@ def bench_quality(
         int, typer.Option(help="Images that are compared with the float model's.")
     ] = 64,
     change: Change = [],  # noqa: B006
+    device: Device = AUTO,
     markdown: Annotated[
         Path | None,
         typer.Option(help="Write all kept cells of this model to its section of this file."),
@@ -286,7 +315,8 @@ def bench_quality(
     from lowtide.workflows import method_table
 
     cells = method_table.grid(methods, widths, numbers(seeds))
-    results = method_table.quality(model, out, cells, changed({}, change), samples)
+    options = changed({}, change)
+    results = method_table.quality(model, out, cells, options, samples, device=_on(device))
     if markdown:
         method_table.write_page(markdown, method_table.finished_cells(out, results[0]))
     _show({"cells": results}, as_json, text.table(method_table.HEAD, method_table.rows(results)))
@@ -326,11 +356,12 @@ def bench_speed(
 def demo(
     out: Out = Path("demo"),
     iters: Annotated[int, typer.Option(help="Rounding iterations per block.", min=1)] = 120,
+    device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
     """Quantize the zoo's digits and emoji with minmax, tfmq and best, and draw what was lost."""
     from lowtide.report import text
     from lowtide.workflows.demo import demo as run_demo
 
-    result = run_demo(out, iters=iters)
+    result = run_demo(out, iters=iters, device=_on(device))
     _show(result, as_json, text.demonstrated(result))

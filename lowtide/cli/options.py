@@ -98,20 +98,21 @@ def _metas(kind: object) -> list[Meta]:
     return [part for part in get_args(kind)[1:] if isinstance(part, Meta)]
 
 
+def about(name: str, kind: object, help: str | None = None) -> Any:
+    """The flags, the help and the panel of an option, from its annotation in settings.py."""
+    meta = next(meta for meta in _metas(kind) if meta.description)
+    flags = [f"--{name.replace('_', '-')}"]
+    if name in _SHORT:
+        flags.insert(0, _SHORT[name])
+    panel = (meta.extra or {}).get("panel")
+    return typer.Option(*flags, help=help or meta.description, rich_help_panel=panel)
+
+
 def _parameter(option: Field[object], kind: object, default: object) -> Parameter:
     """One option of a command."""
     text = _TEXTS.get(option.name)
-    meta = next(meta for meta in _metas(kind) if meta.description)
-    flags = [f"--{option.name.replace('_', '-')}"]
-    if option.name in _SHORT:
-        flags.insert(0, _SHORT[option.name])
-    about = typer.Option(
-        *flags,
-        help=text.help if text and text.help else meta.description,
-        rich_help_panel=(meta.extra or {}).get("panel"),
-    )
     plain = text.type if text else _plain(kind)
-    annotation = Annotated[plain, about]
+    annotation = Annotated[plain, about(option.name, kind, text.help if text else None)]
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

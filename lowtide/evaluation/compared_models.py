@@ -11,6 +11,8 @@ from torch import nn
 from lowtide import sampling
 from lowtide.checkpoint import facts, folders, provenance, quantized_pipeline
 from lowtide.errors import BadInput
+from lowtide.machine.device_names import AUTO
+from lowtide.machine.devices import chosen
 from lowtide.nn.plan import Plan
 from lowtide.report.text import optional
 from lowtide.sampling.pipelines import Pipeline
@@ -59,20 +61,25 @@ class ComparedModel:
         return on_disk or facts.parameter_bytes(self.denoiser)
 
 
-def load(source: ModelSource) -> ComparedModel:
-    """A model from zoo:NAME, a folder or a hub id; or a loaded pipeline or lowtide.Quantized."""
-    model = _from_source(source) if isinstance(source, str | Path) else _in_memory(source)
+def load(source: ModelSource, device: str = AUTO) -> ComparedModel:
+    """A model from zoo:NAME, a folder or a hub id; or a loaded pipeline or lowtide.Quantized.
+
+    `device` is for a name; what was loaded stays where it is.
+    """
+    model = _from_source(source, device) if isinstance(source, str | Path) else _in_memory(source)
     model.denoiser.requires_grad_(False).eval()
     return replace(model, name=_title(model))
 
 
-def _from_source(source: str | Path) -> ComparedModel:
+def _from_source(source: str | Path, device: str) -> ComparedModel:
+    place = chosen(device)
     folders.recover_missing(source)
     folder = sampling.local_folder(source)
     record = provenance.read(folder)
     if record is not None:
         _check_record(record, source)
-    return ComparedModel(str(source), sampling.load_pipeline(source), folder, record)
+    pipe = sampling.load_pipeline(source, device=place)
+    return ComparedModel(str(source), pipe, folder, record)
 
 
 def _in_memory(source: Pipeline | quantized_pipeline.Quantized) -> ComparedModel:
@@ -145,17 +152,19 @@ def slug(name: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", name.lower())) or "model"
 
 
-def reference_of(model: ComparedModel, reference: ModelSource | None) -> ComparedModel:
+def reference_of(
+    model: ComparedModel, reference: ModelSource | None, device: str = AUTO
+) -> ComparedModel:
     """The float model to compare with: `reference`, or the model that was quantized."""
     if reference is not None:
-        return load(reference)
+        return load(reference, device)
     if model.record is None:
         raise BadInput(
             f"found no {provenance.NAME} in {model.source}",
             "a record of the float model",
             "give it with --reference MODEL",
         )
-    original = load(model.record.source)
+    original = load(model.record.source, device)
     if facts.fingerprint(original.denoiser) != model.record.fingerprint:
         raise BadInput(
             f"found other weights in {model.record.source} than those that were quantized",

@@ -117,12 +117,12 @@ def evaluate_model(
     plan = measurement_plan(settings)
     if out is not None:
         folders.check_place(Path(out), folders.EVIDENCE_MARKS)
-    model = compared_models.load(source)
+    model = compared_models.load(source, settings.device)
     if model.kind == FLOAT:
         wrong = f"found a float model in {model.source}"
         raise BadInput(wrong, "a quantized one", "quantize it, or use lowtide compare")
     folder = Path(out) if out else _folder_inside(model)
-    original = compared_models.reference_of(model, reference)
+    original = compared_models.reference_of(model, reference, settings.device)
     models = compared_models.distinct([original, model])
     title = f"{models[1].name} beside {models[0].name}"
     return _write_evidence(models, plan, settings, folder, title)
@@ -186,7 +186,7 @@ def compare_models(
         way_out = "name another, or use lowtide evaluate"
         raise BadInput(wrong, "at least two to compare", way_out)
     folders.check_place(Path(out), folders.EVIDENCE_MARKS)
-    models = [compared_models.load(source) for source in every]
+    models = [compared_models.load(source, settings.device) for source in every]
     first = _first_float(models) if reference is None else every.index(reference)
     ordered = [models[first], *models[:first], *models[first + 1 :]]
     title = f"{len(models)} models beside one another"

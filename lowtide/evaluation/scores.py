@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lowtide.evaluation.compared_models import ComparedModel
 from lowtide.evaluation.gates import GATES
@@ -21,6 +22,7 @@ from lowtide.evaluation.metrics import (
 from lowtide.evaluation.metrics.metric_names import extractor_of, full_name, plain_name
 from lowtide.evaluation.reference_dataset import check_dataset, check_statistics, load_dataset
 from lowtide.evaluation.timed_sampling import ModelSamples
+from lowtide.machine.devices import CPU, chosen
 from lowtide.settings import EvaluationSettings
 
 # Metrics of image pairs, and those that need no reference at all; the others need a data set.
@@ -37,6 +39,7 @@ class MeasurementPlan:
 
     metrics: plain names. extractor: loaded if a metric needs it, else its name. limits: of the
     gates. explicit: the user named the metrics; if not, metrics that do not fit are left out.
+    device: where the networks of metrics compute.
     """
 
     metrics: tuple[str, ...]
@@ -44,6 +47,7 @@ class MeasurementPlan:
     dataset: Path | None
     limits: Mapping[str, float]
     explicit: bool
+    device: torch.device = CPU
 
     def pair_metrics(self) -> list[str]:
         return [name for name in self.metrics if name in PAIRS]
@@ -68,6 +72,7 @@ class ModelScores:
 
 def measurement_plan(settings: EvaluationSettings) -> MeasurementPlan:
     """The plan for these settings; wrong settings are an error here, before hours of sampling."""
+    device = chosen(settings.device)
     requested = _requested_metrics(settings)
     network = next(filter(None, map(extractor_of, requested)), DEFAULT_EXTRACTOR)
     plain_names = [name if name == LATENT else plain_name(name, network) for name in requested]
@@ -79,7 +84,7 @@ def measurement_plan(settings: EvaluationSettings) -> MeasurementPlan:
     if "lpips" in metrics:
         lpips.load()
     needs_extractor = bool(dataset_metrics) or "is" in metrics
-    extractor = load_extractor(network) if needs_extractor else network
+    extractor = load_extractor(network).on(device) if needs_extractor else network
     if dataset and dataset.is_file() and isinstance(extractor, Extractor):
         check_statistics(dataset_metrics, Statistics.load(dataset), extractor)
     return MeasurementPlan(
@@ -88,6 +93,7 @@ def measurement_plan(settings: EvaluationSettings) -> MeasurementPlan:
         dataset=dataset,
         limits=settings.limits,
         explicit=settings.metrics is not None,
+        device=device,
     )
 
 
@@ -138,6 +144,7 @@ def _set_scores(
         seeds=seeds,
         extractor=plan.extractor,
         prompts=captions or (),
+        device=plan.device,
     )
 
 
@@ -148,7 +155,9 @@ def _pair_scores(
     names = plan.pair_metrics()
     if not plan.explicit and min(images.shape[1:3]) < SSIM_WINDOW:
         names = [name for name in names if name != "ssim"]
-    return measure(images, reference, names, seeds=seeds, extractor=plan.extractor)
+    return measure(
+        images, reference, names, seeds=seeds, extractor=plan.extractor, device=plan.device
+    )
 
 
 def _latent_scores(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.evaluation.compared_models import ComparedModel
+from lowtide.machine.devices import synchronize
 from lowtide.report.evidence import TrajectoryErrors
 from lowtide.report.grids import pixels
 from lowtide.report.progress import track
@@ -135,10 +136,8 @@ def _timed_calls(model: nn.Module, seconds: list[float]) -> Iterator[None]:
 
 
 def _synchronized_time(model: nn.Module) -> float:
-    """The time in seconds, after all work on the model's GPU."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """The time in seconds, after all work on the model's device."""
+    synchronize(next(model.parameters()).device)
     return time.perf_counter()
 
 

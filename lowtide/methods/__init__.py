@@ -47,8 +47,8 @@ PAPERS: dict[str, str] = {
 
 
 _DEFAULTS = Settings()
-# Every recipe reads these: random numbers, the memory for calibration data, options of stages.
-_ALWAYS_READ = frozenset({"seed", "memory", "stages"})
+# Every recipe reads these: random numbers, memory for calibration data, the device, options.
+_ALWAYS_READ = frozenset({"seed", "memory", "device", "stages"})
 
 
 def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> Recipe:

@@ -67,7 +67,8 @@ class Clock(nn.Module):
         values = torch.as_tensor(timestep)
         exact = values.dtype not in (torch.bfloat16, torch.float16)
         tolerance = 0.5 if exact else 0.5 + 1000 * 2.0**-8
-        flat = values.detach().flatten().double().tolist()
+        # Not every device has float64, so the CPU converts.
+        flat = values.detach().flatten().cpu().double().tolist()
         indices = [self._lookup(value * self.ticks, tolerance) for value in flat]
         index = torch.tensor(indices, device=self.timesteps.device)
         self.index = index[0] if len(set(indices)) == 1 else index

@@ -72,7 +72,8 @@ def channel_axis(eps: Tensor) -> int:
 
 def add_correction(root: nn.Module, channels: int) -> Correction:
     """Correct every output of the denoiser `root` from now on."""
-    correction = Correction(find_clock(root), channels)
+    clock = find_clock(root)
+    correction = Correction(clock, channels).to(clock.scale.device)
     root.add_module(CORRECTION, correction)
     root.register_forward_hook(_correct_output)
     return correction

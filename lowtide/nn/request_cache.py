@@ -56,7 +56,7 @@ class RequestCache:
         """Find the step and the request of a denoiser call; build the features of a new request."""
         inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
         timestep = torch.as_tensor(inputs["timestep"])
-        self.step = self.step_of(timestep.detach().double().flatten().tolist())
+        self.step = self.step_of(timestep.detach().cpu().double().flatten().tolist())
         if self.step is None:
             return
         names = set().union(*self.plan.requests.values()) - {"timestep"}
@@ -98,7 +98,9 @@ class RequestCache:
             name: value.repeat(len(times), *[1] * (value.dim() - 1))
             for name, value in conditions.items()
         }
-        rows["timestep"] = times.repeat_interleave(batch).to(timestep)
+        # A pipeline may pass the timestep on the CPU, and the units read it beside conditions.
+        device = next(iter(conditions.values())).device
+        rows["timestep"] = times.repeat_interleave(batch).to(timestep.dtype).to(device)
         clock = find_clock(self.root)
         running_index = clock.index
         clock.set(rows["timestep"])

@@ -42,6 +42,11 @@ class _Quantizers:
             keyed=plan.keyed,
         )
         self.rows = 0
+        # A root on meta, which has shapes alone, still needs the numbers of its clock, and a clock
+        # on meta waits for a checkpoint.
+        device = next(root.parameters()).device
+        if "meta" not in (device.type, self.clock.timesteps.device.type):
+            self.clock.to(device)
         self.clock.attach(root)
         root.add_module(CLOCK, self.clock)
 

@@ -49,6 +49,8 @@ class Fused:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self.active or self.engine == PLAIN:
             return self.forward(*args, **kwargs)
+        if next(self.root.parameters()).device.type != "cpu":
+            return self.forward(*args, **kwargs)
         state = self.prepared()
         inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
         reason = self._plain_reason(state, inputs)

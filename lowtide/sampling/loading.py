@@ -20,8 +20,11 @@ from transformers.utils import logging as transformers_logging
 
 from lowtide import zoo
 from lowtide.errors import BadInput
+from lowtide.machine.device_names import AUTO
+from lowtide.machine.devices import CPU, chosen
 from lowtide.models import ARCHITECTURES
 from lowtide.models.unet import config_of
+from lowtide.sampling.drivers import denoiser
 from lowtide.sampling.pipelines import (
     ClassConditionalPipeline,
     ModulePipeline,
@@ -36,16 +39,34 @@ def as_pipeline(
     target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
     scheduler: Scheduler | None = None,
     shape: tuple[int, ...] | None = None,
+    device: str = AUTO,
 ) -> Pipeline:
     """The pipeline that a user means: a name is loaded, a bare denoiser is wrapped.
 
-    `scheduler` and `shape` (of one sample) are for a bare denoiser.
+    `scheduler` and `shape` (of one sample) are for a bare denoiser, `device` is for a name: a
+    pipeline or a denoiser stays where its owner moved it.
     """
     if isinstance(target, str | Path):
-        return load_pipeline(target)
-    if isinstance(target, nn.Module):
-        return _wrapped(target, scheduler, shape)
-    return cast(Pipeline, target)
+        return load_pipeline(target, device=chosen(device))
+    pipe = (
+        _wrapped(target, scheduler, shape)
+        if isinstance(target, nn.Module)
+        else cast(Pipeline, target)
+    )
+    if device != AUTO:
+        _check_place(pipe, chosen(device))
+    return pipe
+
+
+def _check_place(pipe: Pipeline, asked: torch.device) -> None:
+    """A pipeline that its owner made lies on the device that is asked for."""
+    found = next(denoiser(pipe).parameters()).device
+    if found != asked:
+        raise BadInput(
+            f"found device {str(asked)!r} with a {type(pipe).__name__} on {found}",
+            "a device for a model that is named by path",
+            f"move the pipeline there with .to({str(asked)!r}), or leave device out",
+        )
 
 
 def _wrapped(
@@ -65,8 +86,18 @@ def _wrapped(
     return ModulePipeline(model, scheduler, shape)
 
 
-def load_pipeline(source: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A pipeline from zoo:NAME, a local diffusers folder, or a hub id."""
+def load_pipeline(
+    source: str | Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Pipeline:
+    """A pipeline from zoo:NAME, a local diffusers folder, or a hub id, on this device."""
+    pipe = _loaded(source, dtype)
+    if device != CPU:
+        with quiet_libraries():
+            cast(DiffusionPipeline, pipe).to(device)
+    return pipe
+
+
+def _loaded(source: str | Path, dtype: torch.dtype) -> Pipeline:
     folder = local_folder(source)
     if folder is None:
         return _hub_pipeline(str(source), dtype)

@@ -70,11 +70,11 @@ class InputStatistics:
     samples: list[list[Sample]] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, steps: int) -> "InputStatistics":
-        """Statistics of no values."""
+    def empty(cls, steps: int, device: torch.device | None = None) -> "InputStatistics":
+        """Statistics of no values, on the device of the values to come."""
         return cls(
-            lo=torch.full((steps,), float("inf")),
-            hi=torch.full((steps,), float("-inf")),
+            lo=torch.full((steps,), float("inf"), device=device),
+            hi=torch.full((steps,), float("-inf"), device=device),
             samples=[[] for _ in range(steps)],
         )
 
@@ -166,7 +166,7 @@ def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
     statistics: dict[str, InputStatistics] = {}
     hooks: list[RemovableHandle] = []
     for name, quantizer in quantizers(job.model).items():
-        statistics[name] = InputStatistics.empty(steps)
+        statistics[name] = InputStatistics.empty(steps, job.device)
         generator = job.generator("seen", name) if keep else None
         hook = _adding(job, statistics[name], generator)
         hooks.append(quantizer.register_forward_pre_hook(hook))

@@ -204,7 +204,7 @@ class Learner:
             codes = self.search(loss)
             self.job.record(self.stage, self.unit.name, codes)
         for name, layer in self.layers.items():
-            layer.set_codes(codes[name])
+            layer.set_codes(codes[name].to(layer.weight.device))
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         """The codes of each layer: learnt ones, or those before where the loss is not lower."""

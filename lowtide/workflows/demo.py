@@ -11,6 +11,7 @@ from PIL import Image
 from lowtide import zoo
 from lowtide.checkpoint import folders
 from lowtide.evaluation import comparison
+from lowtide.machine.device_names import AUTO
 from lowtide.methods import relevant_options
 from lowtide.report import grids
 from lowtide.report.evidence import Model
@@ -62,14 +63,16 @@ ACTS = (
 )  # fmt: skip
 
 
-def demo(out: Path, iters: int = 120, acts: Sequence[Act] = ACTS) -> dict[str, object]:
+def demo(
+    out: Path, iters: int = 120, acts: Sequence[Act] = ACTS, device: str = AUTO
+) -> dict[str, object]:
     """Quantize each act's model to W4A8 by its methods, and draw from the same seeds."""
     names = zoo.names()
     available = [act for act in acts if act.name in names]
     for act in available:
         _check_places(act, out / act.name)
     return {
-        "acts": [_perform(act, out / act.name, iters) for act in available],
+        "acts": [_perform(act, out / act.name, iters, device) for act in available],
         "missing": [act.model for act in acts if act not in available],
     }
 
@@ -82,12 +85,12 @@ def _check_places(act: Act, out: Path) -> None:
     folders.check_file(out / PICTURE)
 
 
-def _perform(act: Act, out: Path, iters: int) -> dict[str, object]:
+def _perform(act: Act, out: Path, iters: int, device: str) -> dict[str, object]:
     """One model: a folder for each method, the evidence, the picture."""
     started = time.perf_counter()
     drawing = {"prompts": act.prompts, "guidance": act.guidance}
     for method in act.methods:
-        options = WIDTHS | {"steps": act.steps, "iters": iters} | drawing
+        options = WIDTHS | {"steps": act.steps, "iters": iters, "device": device} | drawing
         relevant = relevant_options(method, options)
         to_folder.quantize_to_folder(act.model, out / method, method, relevant)
     evaluation = comparison.compare(
@@ -99,6 +102,7 @@ def _perform(act: Act, out: Path, iters: int) -> dict[str, object]:
         batch=16,
         prompts=act.prompts,
         guidance=act.guidance,
+        device=device,
     )
     evidence = evaluation.evidence
     rows = [_original(evidence.base), *map(_row, evidence.others.values())]

@@ -23,6 +23,8 @@ from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
 from lowtide.evaluation.layer_drift import call
 from lowtide.evaluation.metrics import psnr
+from lowtide.machine import devices
+from lowtide.machine.device_names import AUTO
 from lowtide.methods import METHODS, recipe_of, relevant_options
 from lowtide.models import answer_of
 from lowtide.nn.plan import FORMAT_VERSION
@@ -129,7 +131,13 @@ def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def quality(
-    source: str, out: str | Path, cells: Sequence[MethodCell], options: Options, images: int = 64
+    source: str,
+    out: str | Path,
+    cells: Sequence[MethodCell],
+    options: Options,
+    images: int = 64,
+    *,
+    device: str = AUTO,
 ) -> list[Line]:
     """Make and measure every cell that is not in the ledger yet. Returns all of them."""
     for cell in cells:
@@ -141,7 +149,8 @@ def quality(
         batch=images,
         **_request_options(options),
     )
-    pipe = sampling.load_pipeline(source)
+    place = devices.chosen(device)
+    pipe = sampling.load_pipeline(source, device=place)
     conditions = {
         "model": source,
         "weights": facts.fingerprint(sampling.denoiser(pipe)),
@@ -154,7 +163,8 @@ def quality(
     for cell in track(cells, total=len(cells), title="methods x bits"):
         if cell.key not in done:
             original = original or draw(pipe, request)
-            line = _measured(source, cell, options, request, original)
+            fresh = sampling.load_pipeline(source, device=place)
+            line = _measured(fresh, cell, options, request, original)
             line |= conditions | {"code": code_hash()[:12]}
             done[cell.key] = line
             append_line(out, line)
@@ -209,10 +219,9 @@ def _request_options(options: Options) -> Options:
 
 
 def _measured(
-    source: str, cell: MethodCell, options: Options, request: sampling.Request, original: Drawn
+    pipe: Pipeline, cell: MethodCell, options: Options, request: sampling.Request, original: Drawn
 ) -> Line:
     """Quantize, sample with the same seeds, and compare with the float model."""
-    pipe = sampling.load_pipeline(source)
     started = time.perf_counter()
     settings: Options = {**options, **cell.bits(), "seed": cell.seed}
     relevant = relevant_options(cell.method, settings)

@@ -98,6 +98,12 @@ def _recipe(path: Path, table: Mapping[str, object]) -> RecipeFile:
         ) from error
 
 
+def device_of_row(path: str | Path, row: str | None, changes: Sequence[str] = ()) -> str:
+    """The device that a row of a recipe file names, with these changes."""
+    recipe = read(path)
+    return settings_from(changed(recipe.options(recipe.row(row)), changes)).device
+
+
 def run_row(
     path: str | Path,
     row: str | None,

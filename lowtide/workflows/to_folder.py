@@ -11,6 +11,7 @@ from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
 from lowtide.machine import peak_memory
+from lowtide.machine.device_names import AUTO
 from lowtide.quantization import quantize
 from lowtide.report import grids
 from lowtide.settings import Options, settings_from
@@ -31,9 +32,9 @@ def quantize_to_folder(
         predicted = estimate.plan(source, method=method, **options)
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
-            pipe = sampling.load_pipeline(source)
+            pipe = sampling.as_pipeline(source, device=settings.device)
             float_bytes = facts.parameter_bytes(sampling.denoiser(pipe))
-            result = quantize(pipe, method=method, folder=units, **options)
+            result = quantize(pipe, method=method, folder=units, **options | {"device": AUTO})
             result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
         report: dict[str, object] = {
@@ -98,12 +99,14 @@ def _lasting(source: str) -> str:
     return str(home.resolve()) if home else source
 
 
-def sample_to_folder(source: str, out: str | Path, request: sampling.Request) -> dict[str, object]:
+def sample_to_folder(
+    source: str, out: str | Path, request: sampling.Request, device: str = AUTO
+) -> dict[str, object]:
     """Draw one PNG per seed and a grid of them all."""
     out = Path(out)
     folders.recover_missing(source)
     with folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source)) as fresh:
-        pipe = sampling.load_pipeline(source)
+        pipe = sampling.as_pipeline(source, device=device)
         facts.check_steps(sampling.denoiser(pipe), request.steps)
         started = time.perf_counter()
         images = sampling.images(pipe, request, show_progress=True)

@@ -14,7 +14,7 @@ OPTIONS = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch":
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(
-        sampling, "load_pipeline", lambda source: sampling.as_pipeline(tiny.model("unet2d"))
+        sampling, "load_pipeline", lambda source, device: sampling.as_pipeline(tiny.model("unet2d"))
     )
 
 
@@ -60,7 +60,7 @@ def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
         monkeypatch.setattr(
             sampling,
             "load_pipeline",
-            lambda source, seed=seed: sampling.as_pipeline(tiny.model("unet2d", seed)),
+            lambda source, device, seed=seed: sampling.as_pipeline(tiny.model("unet2d", seed)),
         )
         (line,) = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
         measured.append((line["weights"], line["psnr"]))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics.image_checks import checked_images
 from lowtide.evaluation.metrics.statistics import Statistics, added
+from lowtide.machine.devices import CPU
 
 BATCH = 32
 # sFID reads the first seven maps of a middle layer (Nash et al. 2021); all networks here do so.
@@ -66,12 +67,22 @@ class Extractor:
         pooled, spatial, logits = zip(*batches, strict=True)
         return ImageFeatures(np.concatenate(pooled), _joined(spatial), _joined(logits))
 
+    def on(self, device: torch.device) -> "Extractor":
+        """The same extractor, whose net computes on this device from here on."""
+        self.net.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net computes: the CPU, if it has no parameters."""
+        return next((each.device for each in self.net.parameters()), CPU)
+
     @torch.no_grad()
     def _batch_features(
         self, images: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        pooled, spatial, logits = self.net(pixels(images))
-        return pooled.float().numpy(), _array(spatial), _array(logits)
+        pooled, spatial, logits = self.net(pixels(images).to(self.device))
+        return pooled.float().cpu().numpy(), _array(spatial), _array(logits)
 
     def source(self, layer: str = "pooled") -> str:
         return f"{self.name} {layer} {self.origin.weights}"
@@ -86,7 +97,7 @@ class Extractor:
 
 
 def _array(part: Tensor | None) -> np.ndarray | None:
-    return None if part is None else part.float().numpy()
+    return None if part is None else part.float().cpu().numpy()
 
 
 def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -47,7 +47,7 @@ class LPIPS(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The output of each layer, scaled to unit length at each pixel."""
-        shift, scale = (torch.tensor(channel)[:, None, None] for channel in (SHIFT, SCALE))
+        shift, scale = (images.new_tensor(channel)[:, None, None] for channel in (SHIFT, SCALE))
         x = (2 * images - 1 - shift) / scale
         maps = []
         for place, layer in enumerate(self.layers):
@@ -99,6 +99,10 @@ def each_lpips(net: LPIPS, images: np.ndarray, reference: np.ndarray) -> np.ndar
     if min(images.shape[1:3]) < SMALLEST:
         wrong = f"found images of {images.shape[1]} x {images.shape[2]}"
         raise BadInput(wrong, f"at least {SMALLEST} x {SMALLEST} for LPIPS", "leave lpips out")
+    device = next(net.parameters()).device
     ours = channels_first(images).split(BATCH)
     theirs = channels_first(reference).split(BATCH)
-    return torch.cat([net(*pair) for pair in zip(ours, theirs, strict=True)]).double().numpy()
+    distances = [
+        net(one.to(device), other.to(device)).cpu() for one, other in zip(ours, theirs, strict=True)
+    ]
+    return torch.cat(distances).double().numpy()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
+import torch
 
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics import intervals, pairs
@@ -24,6 +25,7 @@ from lowtide.evaluation.metrics.metric_definitions import (
 )
 from lowtide.evaluation.metrics.metric_names import full_name, plain_name
 from lowtide.evaluation.metrics.statistics import Statistics
+from lowtide.machine.devices import CPU
 from lowtide.report.evidence import Measurement
 
 Reference = np.ndarray | Sequence[np.ndarray] | Statistics | None
@@ -38,7 +40,7 @@ def measure(
     seeds: Sequence[int],
     extractor: str | Extractor = "efficientnet",
     prompts: Sequence[str] = (),
-    resamples: int = intervals.RESAMPLES,
+    device: torch.device = CPU,
 ) -> dict[str, Measurement]:
     """The metrics by their full names, in the order of `names`.
 
@@ -46,6 +48,7 @@ def measure(
     reference: the other model's images for metrics of pairs; images or Statistics for metrics of
     sets.
     extractor: a name of EXTRACTORS, or an extractor that load_extractor made of other weights.
+    device: where networks that are loaded by name compute.
     """
     network = extractor if isinstance(extractor, str) else extractor.name
     metrics = [plain_name(name, network) for name in names]
@@ -56,7 +59,8 @@ def measure(
         reference=_checked_reference(batch, reference),
         network=extractor,
         prompts=tuple(prompts),
-        counts=intervals.draws(len(batch), resamples=resamples),
+        counts=intervals.draws(len(batch)),
+        device=device,
     )
     return {
         full_name(plain, network): _computed(METRICS[plain], inputs, seeds) for plain in metrics

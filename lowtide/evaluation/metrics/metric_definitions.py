@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics import intervals, lpips, pairs, sets, vision_transformer
@@ -17,6 +18,7 @@ from lowtide.evaluation.metrics.feature_extraction import (
 )
 from lowtide.evaluation.metrics.image_checks import check_count
 from lowtide.evaluation.metrics.statistics import Statistics, frechet
+from lowtide.machine.devices import CPU
 
 _LOWTIDE = Origin()
 
@@ -35,7 +37,8 @@ class MetricInputs:
     """The inputs of all metrics; features are computed once, and only if a metric needs them.
 
     images: (N, height, width, channels). network: the extractor, or the name of one that is loaded
-    when needed. counts: the draws of the bootstrap, (resamples, N).
+    when needed. counts: the draws of the bootstrap, (resamples, N). device: where networks that
+    are loaded here compute.
     """
 
     images: np.ndarray
@@ -43,10 +46,13 @@ class MetricInputs:
     network: str | Extractor
     prompts: tuple[str, ...]
     counts: np.ndarray
+    device: torch.device = CPU
 
     @cached_property
     def extractor(self) -> Extractor:
-        return load_extractor(self.network) if isinstance(self.network, str) else self.network
+        if isinstance(self.network, str):
+            return load_extractor(self.network).on(self.device)
+        return self.network
 
     @cached_property
     def features(self) -> ImageFeatures:
@@ -101,7 +107,7 @@ def _ssim(inputs: MetricInputs) -> MetricResult:
 
 def _lpips(inputs: MetricInputs) -> MetricResult:
     net, origin = lpips.load()
-    return inputs.mean(lpips.each_lpips(net, *inputs.pair), origin)
+    return inputs.mean(lpips.each_lpips(net.to(inputs.device), *inputs.pair), origin)
 
 
 def _latent_mse(inputs: MetricInputs) -> MetricResult:
@@ -153,7 +159,7 @@ def _inception_score(inputs: MetricInputs) -> MetricResult:
 def _clip_score(inputs: MetricInputs) -> MetricResult:
     """Always uses CLIP, whatever the extractor of the other metrics."""
     is_clip = isinstance(inputs.network, Extractor) and inputs.network.name == "clip"
-    extractor = inputs.extractor if is_clip else load_extractor("clip")
+    extractor = inputs.extractor if is_clip else load_extractor("clip").on(inputs.device)
     if len(inputs.prompts) != len(inputs.images):
         wrong = f"found {len(inputs.prompts)} prompts for {len(inputs.images)} images"
         raise BadInput(wrong, "one prompt for each image", "pass `prompts`")

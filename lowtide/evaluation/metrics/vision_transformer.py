@@ -48,7 +48,7 @@ class DinoNet(nn.Module):
 
 
 def _normalized(x: Tensor, colours: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    mean, deviation = (torch.tensor(channel)[:, None, None] for channel in colours)
+    mean, deviation = (x.new_tensor(channel)[:, None, None] for channel in colours)
     return (x - mean) / deviation
 
 
@@ -77,7 +77,8 @@ def read_prompts(extractor: Extractor, prompts: Sequence[str]) -> np.ndarray:
     tokens = tokenizer(
         list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
     )
-    return model.text_projection(model.text_model(**tokens).pooler_output).numpy()
+    features = model.text_model(**tokens.to(extractor.device)).pooler_output
+    return model.text_projection(features).cpu().numpy()
 
 
 def _source(name: str, weights: str | Path | None, hub: str) -> str:

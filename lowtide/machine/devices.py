@@ -1,0 +1,79 @@
+"""Which device computes: the one that a user names, or the accelerator that this machine has."""
+
+import re
+
+import torch
+
+from lowtide.errors import BadInput
+from lowtide.machine.device_names import AUTO, EXAMPLE, KINDS
+
+CPU = torch.device("cpu")
+# Apple's GPUs have no float64, in which some stages sum, and nothing was tried there yet. A user
+# may still name one.
+NOT_BY_ITSELF = ("mps",)
+
+
+def chosen(name: str = AUTO) -> torch.device:
+    """The device of that name, such as cuda or cuda:1; for "auto" the accelerator, or the CPU."""
+    present = _accelerator()
+    if name == AUTO:
+        if present is None or present.type in NOT_BY_ITSELF:
+            return CPU
+        return torch.device(present.type, _current())
+    kind, index = _parts(name, present)
+    if kind == CPU.type:
+        return CPU
+    if present is None or present.type != kind:
+        here = "cpu" if present is None else f"cpu or {present.type}"
+        raise BadInput(
+            f"found device {name!r}, and torch sees no {kind} on this machine",
+            here,
+            "leave --device away, or install a torch that knows this device",
+        )
+    count = torch.accelerator.device_count()
+    if index is not None and index >= count:
+        cards = "1 card" if count == 1 else f"{count} cards"
+        raise BadInput(
+            f"found device {name!r} on a machine with {cards}",
+            f"a number from 0 to {count - 1}" if count > 1 else f"{kind}:0",
+            f"give --device {kind}",
+        )
+    return torch.device(kind, _current() if index is None else index)
+
+
+def _accelerator() -> torch.device | None:
+    """The kind of accelerator that torch can use here."""
+    return torch.accelerator.current_accelerator(check_available=True)
+
+
+def _current() -> int:
+    return torch.accelerator.current_device_index()
+
+
+def _parts(name: str, present: torch.device | None) -> tuple[str, int | None]:
+    """The kind and the number of a device; the CPU has no number."""
+    match = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", name, re.ASCII)
+    kind = match[1] if match else ""
+    number = match[2] if match else None
+    known = (*KINDS, present.type) if present else KINDS
+    if kind not in known or (kind == CPU.type and number is not None):
+        raise BadInput(
+            f"found device {name!r}",
+            f"one of {AUTO}, {', '.join(known)}, or a number such as {EXAMPLE}",
+            "correct --device",
+        )
+    return kind, None if number is None else int(number)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, such as "cuda:0 (NVIDIA H200)"."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return f"{device} ({name})" if name else str(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all work on the device; the CPU's is done when a call returns."""
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != CPU.type:
+        torch.get_device_module(device).synchronize(device)
