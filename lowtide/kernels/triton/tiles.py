@@ -1,0 +1,110 @@
+"""Tile shapes of the Triton kernels for each kind of card, and how to split a long sum.
+
+The shares of peak are estimates until they are measured: bench/gpu/kernels.py times every shape.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+INTERPRETER = (0, 0)  # the capability of a CPU under TRITON_INTERPRET=1
+SPLITS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows and columns of the output, values of k in a step, warps and stages of the pipeline.
+
+    `share`: the part of a card's integer peak that the main loop reaches, with k without end.
+    """
+
+    rows: int
+    columns: int
+    k: int
+    warps: int
+    stages: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Card:
+    """A kind of card: its multiprocessors, and the bytes of shared memory of one block."""
+
+    processors: int
+    shared: int
+    tiles: tuple[Tile, ...]
+
+
+HOPPER = (
+    Tile(256, 128, 128, 8, 3, 0.75),
+    Tile(128, 128, 128, 8, 3, 0.65),
+    Tile(64, 128, 128, 4, 4, 0.5),
+    Tile(64, 64, 128, 4, 4, 0.35),
+    Tile(128, 128, 64, 8, 4, 0.55),
+    Tile(64, 128, 64, 4, 4, 0.4),
+    Tile(64, 64, 64, 4, 5, 0.3),
+)
+AMPERE = (
+    Tile(128, 128, 128, 8, 3, 0.7),
+    Tile(64, 128, 128, 4, 3, 0.6),
+    Tile(64, 64, 128, 4, 4, 0.4),
+    Tile(128, 128, 64, 8, 4, 0.65),
+    Tile(64, 128, 64, 4, 4, 0.55),
+    Tile(64, 64, 64, 4, 5, 0.35),
+)
+ADA = (
+    Tile(128, 128, 64, 8, 3, 0.7),
+    Tile(64, 128, 128, 4, 3, 0.6),
+    Tile(64, 128, 64, 4, 4, 0.55),
+    Tile(64, 64, 128, 4, 3, 0.4),
+    Tile(64, 64, 64, 4, 4, 0.35),
+)
+TINY = (Tile(16, 16, 128, 1, 1), Tile(16, 16, 64, 1, 1))
+CARDS = {
+    (9, 0): Card(132, 232_448, HOPPER),
+    (8, 9): Card(128, 101_376, ADA),
+    (8, 6): Card(84, 101_376, ADA),
+    (8, 0): Card(108, 166_912, AMPERE),
+    INTERPRETER: Card(4, 2**20, TINY),
+}
+
+
+def card_of(capability: tuple[int, int]) -> Card:
+    """The table's card; a card that is not in it counts as the newest that is not newer."""
+    known = [each for each in sorted(CARDS) if each <= capability]
+    return CARDS[known[-1]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A tile, and into how many parts of k its sums are split."""
+
+    tile: Tile
+    split: int = 1
+
+
+def choose(capability: tuple[int, int], rows: int, columns: int, k: int, step: int) -> Choice:
+    """The tile that ends first by a simple count.
+
+    A card works in waves of one tile for each multiprocessor. A split adds parts until the waves
+    are full, and costs a pass over the sums. `step`: what a step of k has to divide.
+    """
+    card = card_of(capability)
+    fitting = [tile for tile in card.tiles if step % tile.k == 0]
+    choices = [Choice(tile, split) for tile in fitting for split in SPLITS]
+    sensible = [each for each in choices if each.split == 1 or k >= 8 * each.split * each.tile.k]
+    return min(sensible, key=lambda each: _time(each, card, rows, columns, k))
+
+
+# What starting a tile and storing it costs, in values of k.
+_START = 512
+# The same for adding up one more part.
+_PART = 256
+
+
+def _time(choice: Choice, card: Card, rows: int, columns: int, k: int) -> float:
+    tile = choice.tile
+    count = ceil(rows / tile.rows) * ceil(columns / tile.columns) * choice.split
+    waves = ceil(count / card.processors)
+    adding = _PART * choice.split if choice.split > 1 else 0
+    length = k / choice.split + _START + adding
+    return waves * tile.rows * tile.columns * length / tile.share
