@@ -24,7 +24,7 @@ def now(grid, step):
 def scores_of(q, q_shift, numbers, bias, first, WIDE: tl.constexpr, BN: tl.constexpr):
     """The scores of some keys: q k' * factor + bias, with all integer sums exact."""
     k, k_sums, count, shift, scale = numbers
-    start, row_stride, key_stride, row = bias
+    added, start, key_stride = bias
     key = first + tl.arange(0, BN)
     has_key = key < count
     near = tl.minimum(key, count - 1)
@@ -35,9 +35,9 @@ def scores_of(q, q_shift, numbers, bias, first, WIDE: tl.constexpr, BN: tl.const
     whole = (tl.where(read == read, read, 0.0)).to(tl.int32) * shift
     score = (sums + q_shift[:, None] + whole[None, :]).to(tl.float32) * scale
     score += not_a_number(read)[None, :]
-    if start is not None:
-        places = start + row[:, None] * row_stride + near[None, :] * key_stride
-        score += tl.load(places).to(tl.float32)
+    if added is not None:
+        places = start[:, None] + near[None, :] * key_stride
+        score += tl.load(added + places).to(tl.float32)
     return tl.where(has_key[None, :], score, -float("inf"))
 
 
@@ -77,13 +77,15 @@ def rounded_attention(
     WIDTH: tl.constexpr,
     WIDE: tl.constexpr,
     ADAPTIVE: tl.constexpr,
+    KIND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
     """softmax(q k' * factor + bias) v of some queries of one head.
 
     ADAPTIVE: the zero point of the softmax is 0 or 1, and 1 means that its codes are powers of two.
-    These and the values are exact in bf16, whose products run instead of integers.
+    These and the values are exact in bf16, whose products run instead of integers. KIND is bf16, or
+    float32 for the interpreter, which has no products of bf16.
     """
     head = tl.program_id(1)
     sample = head // heads
@@ -107,11 +109,8 @@ def rounded_attention(
     # One factor for the steps of both operands, in the order of the plain product.
     scale = q_step * k_step * factor
     numbers = (k + first_key * WIDE, k_sums + first_key, keys, q_left, scale)
-    place = bias
-    if bias is not None:
-        inside = head % heads
-        place = bias + sample.to(tl.int64) * bias_sample + inside.to(tl.int64) * bias_head
-    added = (place, bias_row, bias_key, near)
+    start = sample.to(tl.int64) * bias_sample + (head % heads).to(tl.int64) * bias_head
+    added = (bias, start + near.to(tl.int64) * bias_row, bias_key)
     peak = tl.full((BM,), -float("inf"), dtype=tl.float32)
     total = tl.zeros((BM,), dtype=tl.float32)
     for first in range(0, keys, BN):
@@ -144,8 +143,8 @@ def rounded_attention(
             power = tl.where(exponent == top, 0.0, tl.exp2(0.0 - exponent))
             level = nearest(tl.minimum(share / p_step, top))
             p = tl.where(has_key, tl.where(is_log2, power, level), 0.0)
-            wide = (w.to(tl.float32) + (128.0 - v_point)).to(tl.bfloat16)
-            sums = tl.dot(p.to(tl.bfloat16), wide, sums)
+            wide = (w.to(tl.float32) + (128.0 - v_point)).to(KIND)
+            sums = tl.dot(p.to(KIND), wide, sums)
         else:
             code = encode_product(share, 1.0 / p_step, p_point, top)
             p = tl.where(has_key & (code == code), code, 0.0).to(tl.int8)

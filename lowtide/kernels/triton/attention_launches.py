@@ -5,10 +5,18 @@ from dataclasses import dataclass
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from lowtide.kernels.triton.attention_kernels import rounded_attention
-from lowtide.kernels.triton.operands import OPTIONS, StepTable, capability_of, on, power
+from lowtide.kernels.triton.operands import (
+    OPTIONS,
+    StepTable,
+    capability_of,
+    kind_of_products,
+    on,
+    power,
+)
 from lowtide.kernels.triton.rounding_launches import round_images
 from lowtide.kernels.triton.tiles import INTERPRETER
 
@@ -85,6 +93,7 @@ def attend(
             WIDTH=width,
             WIDE=wide,
             ADAPTIVE=tables.adaptive,
+            KIND=kind_of_products(query, tl.bfloat16),
             BM=rows,
             BN=some,
             num_warps=4 if wide <= 64 else 8,

@@ -71,22 +71,22 @@ def group_moments(
 def group_gain(
     moments,
     sample,
-    channel,
-    has_channel,
     pixels,
     chunk,
     epsilon,
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
+    MOST_GROUPS: tl.constexpr,
     CHUNKS: tl.constexpr,
-    MOST: tl.constexpr,
+    MOST_CHUNKS: tl.constexpr,
 ):
-    """1 / deviation and the mean of each channel's group, from the moments of the chunks."""
-    part = tl.arange(0, MOST)
-    kept = (part < CHUNKS)[:, None] & has_channel[None, :]
+    """1 / deviation and the mean of each group, from the moments of the chunks."""
+    part = tl.arange(0, MOST_CHUNKS)
+    group = tl.arange(0, MOST_GROUPS)
+    kept = (part < CHUNKS)[:, None] & (group < GROUPS)[None, :]
     count = tl.minimum(chunk, pixels - part * chunk).to(tl.float32)
     count = tl.where(part < CHUNKS, count, 0.0)[:, None] * WIDTH
-    place = moments + ((sample * CHUNKS + part)[:, None] * GROUPS + channel[None, :] // WIDTH) * 2
+    place = moments + ((sample * CHUNKS + part)[:, None] * GROUPS + group[None, :]) * 2
     means = tl.load(place, mask=kept, other=0.0)
     all_values = pixels.to(tl.float32) * WIDTH
     mean = tl.sum(means * count, 0) / all_values
@@ -125,8 +125,9 @@ def encode_rows(
     C: tl.constexpr,
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
+    MOST_GROUPS: tl.constexpr,
     CHUNKS: tl.constexpr,
-    MOST: tl.constexpr,
+    MOST_CHUNKS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ONE_STEP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -148,6 +149,19 @@ def encode_rows(
     near = tl.minimum(row, padded_tall * padded_wide - 1)
     stepped = sample * padded_tall * padded_wide + near
     step_scale, step_zero = step_grid(scale, zero, index, stepped, rows_per_step, ONE_STEP)
+    if moments is not None:
+        gains, means = group_gain(
+            moments,
+            sample,
+            tall * wide,
+            chunk,
+            epsilon,
+            WIDTH,
+            GROUPS,
+            MOST_GROUPS,
+            CHUNKS,
+            MOST_CHUNKS,
+        )
     total = tl.zeros((ROWS,), dtype=tl.float32)
     for first in range(0, C, SOME):
         channel = first + tl.arange(0, SOME)
@@ -156,20 +170,10 @@ def encode_rows(
         places = x + start[:, None] + channel.to(tl.int64)[None, :] * channel_stride
         value = tl.load(places, mask=kept, other=0.0).to(tl.float32)
         if moments is not None:
-            gain, mean = group_gain(
-                moments,
-                sample,
-                channel,
-                has_channel,
-                tall * wide,
-                chunk,
-                epsilon,
-                WIDTH,
-                GROUPS,
-                CHUNKS,
-                MOST,
-            )
-            value = (value - mean[None, :]) * gain[None, :]
+            group = tl.minimum(channel // WIDTH, GROUPS - 1)
+            value = (value - tl.gather(means, group, 0)[None, :]) * tl.gather(gains, group, 0)[
+                None, :
+            ]
             if weight is not None:
                 by = tl.load(weight + channel, mask=has_channel, other=0.0)
                 value *= by.to(tl.float32)[None, :]

@@ -26,11 +26,15 @@ def float_product(
     CHANNELS: tl.constexpr,
     C: tl.constexpr,
     PER: tl.constexpr,
+    KIND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """y = x w' of a tile. x: rows of CHANNELS floats; the weight has C values of k."""
+    """y = x w' of a tile. x: rows of CHANNELS floats; the weight has C values of k.
+
+    KIND: the type of x, or float32 for the interpreter, which has no products of bf16.
+    """
     down, across = tile_of(rows, columns, BM, BN)
     row = down * BM + tl.arange(0, BM)
     column = across * BN + tl.arange(0, BN)
@@ -41,20 +45,21 @@ def float_product(
     channel = byte // RUN * (RUN * PER) + byte % RUN if PER > 1 else byte
     inputs = x + near_row * row_stride
     weights = weight + near.to(tl.int64) * (C // PER)
-    kind = x.dtype.element_ty
     sums = tl.zeros((BN, BM), dtype=tl.float32)
     for step in range(C // BK):
         packed = tl.load(weights[:, None] + (step * SHARE + byte)[None, :])
         for field in tl.static_range(PER):
             at = step * BK + field * RUN + channel
-            values = tl.load(inputs[None, :] + at[:, None], mask=(at < CHANNELS)[:, None], other=0.0)
+            values = tl.load(
+                inputs[None, :] + at[:, None], mask=(at < CHANNELS)[:, None], other=0.0
+            )
             w = packed
             if PER > 1:
                 w = (packed >> (field * (8 // PER))) & (2 ** (8 // PER) - 1)
             wide = w.to(tl.float32)
             if weight_zero is not None:
                 wide -= tl.load(weight_zero + near).to(tl.float32)[:, None]
-            sums = tl.dot(wide.to(kind), values, sums)
+            sums = tl.dot(wide.to(KIND), values.to(KIND), sums)
     value = tl.trans(sums) * tl.load(weight_scale + near)[None, :]
     if bias is not None:
         value += tl.load(bias + near).to(tl.float32)[None, :]

@@ -137,7 +137,10 @@ def finished(
     kept = has_row[:, None] & has_column[None, :]
     start = safe_row.to(tl.int64)[:, None] * stride
     if residual is not None:
-        rest = safe_row.to(tl.int64)[:, None] * residual_stride
+        # A float output and the residual lie alike, so that they share their addresses.
+        rest = start
+        if out_scale is not None:
+            rest = safe_row.to(tl.int64)[:, None] * residual_stride
         held = tl.load(residual + rest + to[None, :], mask=kept, other=0.0)
         value += held.to(tl.float32)
     value *= factor

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from lowtide.kernels.native_library import IDENTITY
@@ -84,7 +85,7 @@ class Epilogue:
     """What follows the product, in this order.
 
     bias; a vector for each sample (samples or 1, columns); an activation of native_library; a gate
-    (samples or 1, columns); a residual (samples, tall, wide, columns) with even rows; a factor.
+    (samples or 1, columns); a residual (samples, tall, wide, columns), dense; a factor.
     """
 
     bias: Tensor | None = None
@@ -111,3 +112,11 @@ def power(size: int) -> int:
 def sample_stride(vector: Tensor | None) -> int:
     """The distance of the vectors of two samples; 0 if all samples share one."""
     return 0 if vector is None or len(vector) == 1 else vector.stride(0)
+
+
+def kind_of_products(tensor: Tensor, kind: tl.dtype) -> tl.dtype:
+    """The type of the factors of a product of floats: float32 in the interpreter.
+
+    The interpreter multiplies the bits of bf16 numbers as integers.
+    """
+    return tl.float32 if capability_of(tensor) == INTERPRETER else kind

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from lowtide.kernels.triton.float_products import float_product
@@ -16,14 +17,21 @@ from lowtide.kernels.triton.operands import (
     StepTable,
     Window,
     capability_of,
+    kind_of_products,
     on,
     sample_stride,
 )
 from lowtide.kernels.triton.resident import ResidentWeight, Segment
-from lowtide.kernels.triton.tiles import Choice, choose
+from lowtide.kernels.triton.tiles import Choice, Shape, Tile, choose
 
 FLAT = Window()
-FLOAT_STEP = 64  # values of k, of floats: half of what a step of codes has
+KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+# Values of the largest tile: of floats, of codes whose epilogue rounds, of other codes.
+FLOATS = 128 * 128
+ROUNDED = 64 * 128
+LARGEST = 256 * 128
+FLOAT_STEP = 64  # values of k, which are twice as long as codes
+FINISH = Tile(32, 128, 0, 4, 1)  # adds the parts of a split sum
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,11 @@ def multiply_floats(
     y = x.new_empty(rows, weight.rows)
     for segment in weight.segments if rows else ():
         columns = len(segment.scale)
-        step = FLOAT_STEP * segment.per
-        chosen = choice or choose(capability_of(x), rows, columns, weight.k, step)
-        tile = chosen.tile
+        step = FLOAT_STEP * max(1, segment.per // 2)
+        shape = Shape(rows, columns, weight.k, step, FLOATS)
+        tile = choice.tile if choice else choose(capability_of(x), shape, splits=(1,)).tile
         with on(x):
-            float_product[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
+            float_product[(_count(rows, columns, tile),)](
                 flat,
                 flat.stride(0),
                 segment.data,
@@ -97,6 +105,7 @@ def multiply_floats(
                 CHANNELS=weight.channels,
                 C=weight.room,
                 PER=segment.per,
+                KIND=kind_of_products(x, KINDS[x.dtype]),
                 BM=tile.rows,
                 BN=tile.columns,
                 BK=tile.k,
@@ -131,9 +140,9 @@ def _launch(
     rows = samples * tall * wide
     for segment in weight.segments:
         columns = len(segment.scale)
-        chosen = choice or choose(
-            capability_of(codes.data), rows, columns, weight.k, weight.room
-        )
+        card = capability_of(codes.data)
+        most = ROUNDED if to.table else LARGEST
+        chosen = choice or choose(card, Shape(rows, columns, weight.k, weight.room, most))
         tile = chosen.tile
         parts = None
         if chosen.split > 1:
@@ -141,14 +150,9 @@ def _launch(
         layer = _layer(codes, segment, epilogue)
         late = _late(epilogue, to, parts)
         numbers = _numbers(codes, epilogue, to, columns)
-        constants = _constants(codes, window, epilogue, tall * wide % tile.rows == 0) | {
-            "SPLIT": chosen.split,
-            "BM": tile.rows,
-            "BN": tile.columns,
-        }
-        tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+        constants = _constants(codes, window, epilogue) | {"SPLIT": chosen.split}
         with on(codes.data):
-            product[(tiles, chosen.split)](
+            product[(_count(rows, columns, tile), chosen.split)](
                 codes.data,
                 codes.sums,
                 segment.data,
@@ -157,6 +161,9 @@ def _launch(
                 *numbers,
                 C=weight.room,
                 PER=segment.per,
+                ONE_SAMPLE=tall * wide % tile.rows == 0,
+                BM=tile.rows,
+                BN=tile.columns,
                 BK=tile.k,
                 **constants,
                 num_warps=tile.warps,
@@ -164,8 +171,17 @@ def _launch(
                 **OPTIONS,
             )
             if chosen.split > 1:
-                finish[(tiles, 1)](
-                    codes.sums, *layer, *late, *numbers, **constants, num_warps=8, **OPTIONS
+                finish[(_count(rows, columns, FINISH), 1)](
+                    codes.sums,
+                    *layer,
+                    *late,
+                    *numbers,
+                    ONE_SAMPLE=tall * wide % FINISH.rows == 0,
+                    BM=FINISH.rows,
+                    BN=FINISH.columns,
+                    **constants,
+                    num_warps=FINISH.warps,
+                    **OPTIONS,
                 )
 
 
@@ -185,7 +201,7 @@ def _layer(codes: RoundedRows, segment: Segment, epilogue: Epilogue) -> list[Any
 
 def _late(epilogue: Epilogue, to: StoredRows, parts: Tensor | None) -> list[Any]:
     """per_sample .. part_sums of the kernels."""
-    residual = epilogue.residual
+    residual = None if epilogue.residual is None else epilogue.residual.contiguous()
     table = to.table
     return [
         epilogue.per_sample,
@@ -193,7 +209,7 @@ def _late(epilogue: Epilogue, to: StoredRows, parts: Tensor | None) -> list[Any]
         epilogue.gate,
         sample_stride(epilogue.gate),
         residual,
-        0 if residual is None else residual.stride(2),
+        0 if residual is None else residual.shape[3],
         to.data,
         to.data.shape[3],
         None if table is None else table.smooth,
@@ -223,9 +239,12 @@ def _numbers(codes: RoundedRows, epilogue: Epilogue, to: StoredRows, columns: in
     ]
 
 
-def _constants(
-    codes: RoundedRows, window: Window, epilogue: Epilogue, one_sample: bool
-) -> dict[str, Any]:
+def _count(rows: int, columns: int, tile: Tile) -> int:
+    """Tiles of a matrix."""
+    return triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+
+
+def _constants(codes: RoundedRows, window: Window, epilogue: Epilogue) -> dict[str, Any]:
     return {
         "TAPS": window.taps,
         "TAPS_WIDE": window.kernel[1],
@@ -236,5 +255,4 @@ def _constants(
         "FLAT": window.is_flat,
         "ACTIVATION": epilogue.activation,
         "ONE_STEP": codes.table.is_one_step,
-        "ONE_SAMPLE": one_sample,
     }

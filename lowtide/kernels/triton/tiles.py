@@ -82,17 +82,31 @@ class Choice:
     split: int = 1
 
 
-def choose(capability: tuple[int, int], rows: int, columns: int, k: int, step: int) -> Choice:
+@dataclass(frozen=True)
+class Shape:
+    """A product. `step`: what the k of a tile has to divide; `most`: values of the largest tile."""
+
+    rows: int
+    columns: int
+    k: int
+    step: int
+    most: int
+
+
+def choose(capability: tuple[int, int], shape: Shape, splits: tuple[int, ...] = SPLITS) -> Choice:
     """The tile that ends first by a simple count.
 
     A card works in waves of one tile for each multiprocessor. A split adds parts until the waves
-    are full, and costs a pass over the sums. `step`: what a step of k has to divide.
+    are full, and costs a pass over the sums.
     """
     card = card_of(capability)
-    fitting = [tile for tile in card.tiles if step % tile.k == 0]
-    choices = [Choice(tile, split) for tile in fitting for split in SPLITS]
-    sensible = [each for each in choices if each.split == 1 or k >= 8 * each.split * each.tile.k]
-    return min(sensible, key=lambda each: _time(each, card, rows, columns, k))
+    tiles = [tile for tile in card.tiles if shape.step % tile.k == 0]
+    fitting = [tile for tile in tiles if tile.rows * tile.columns <= shape.most]
+    choices = [Choice(tile, split) for tile in fitting for split in splits]
+    sensible = [
+        each for each in choices if each.split == 1 or shape.k >= 8 * each.split * each.tile.k
+    ]
+    return min(sensible, key=lambda each: _time(each, card, shape))
 
 
 # What starting a tile and storing it costs, in values of k.
@@ -101,10 +115,10 @@ _START = 512
 _PART = 256
 
 
-def _time(choice: Choice, card: Card, rows: int, columns: int, k: int) -> float:
+def _time(choice: Choice, card: Card, shape: Shape) -> float:
     tile = choice.tile
-    count = ceil(rows / tile.rows) * ceil(columns / tile.columns) * choice.split
+    count = ceil(shape.rows / tile.rows) * ceil(shape.columns / tile.columns) * choice.split
     waves = ceil(count / card.processors)
     adding = _PART * choice.split if choice.split > 1 else 0
-    length = k / choice.split + _START + adding
+    length = shape.k / choice.split + _START + adding
     return waves * tile.rows * tile.columns * length / tile.share
