@@ -1,7 +1,7 @@
 """Compiles Triton kernels for cards that are not there, and prints what came out as JSON.
 
-Run as a program: `compile_triton.py 90 conv-w8a8 ...`. The launches of lowtide run as they are; each
-kernel is compiled for the card in the place of being started. So signatures, alignments and tiles
+Run as a program: `compile_triton.py 90 conv-w8a8 ...`. The launches of lowtide run as they are, but
+each kernel is compiled for the card instead of being started. So signatures, alignments and tiles
 are those of a real run. tests/kernels/test_triton_compiled.py reads the output.
 """
 

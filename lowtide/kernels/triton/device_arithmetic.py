@@ -19,10 +19,7 @@ def step_grid(scale, zero, index, row, rows_per_step, ONE_STEP: tl.constexpr):
     `index` holds one step for all rows, or one for each `rows_per_step` rows. It stays on the
     device, so a captured CUDA graph reads the step of its replay.
     """
-    if ONE_STEP:
-        step = tl.load(index)
-    else:
-        step = tl.load(index + row // rows_per_step)[:, None]
+    step = tl.load(index) if ONE_STEP else tl.load(index + row // rows_per_step)[:, None]
     return tl.load(scale + step), tl.load(zero + step).to(tl.float32)
 
 

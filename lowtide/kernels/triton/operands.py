@@ -61,7 +61,7 @@ class RoundedRows:
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution reads around a pixel; (vertical, horizontal). The codes hold the border."""
+    """What a convolution reads around a pixel, (vertical, horizontal). The border is in the codes."""
 
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)

@@ -5,7 +5,7 @@ lie together as a segment, which one launch computes. Layers whose channels have
 up to three segments, and each row says to which output channel it belongs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,18 @@ def resident_weight(
         fields = (data.contiguous(), zero if per > 1 else None, total, scale, place)
         segments.append(Segment(per, *fields))
     return ResidentWeight(len(codes), channels, taps, room, tuple(segments))
+
+
+def in_one_buffer(weight: ResidentWeight) -> tuple[ResidentWeight, Tensor]:
+    """The same weight, with the data of all segments in one tensor of bytes, which comes second."""
+    parts = [segment.data.view(torch.uint8).flatten() for segment in weight.segments]
+    buffer = torch.cat(parts)
+    places = buffer.split([len(part) for part in parts])
+    segments = [
+        replace(segment, data=place.view(segment.data.dtype).view(segment.data.shape))
+        for segment, place in zip(weight.segments, places, strict=True)
+    ]
+    return replace(weight, segments=tuple(segments)), buffer
 
 
 def values_in_byte(bits: int, rows: Rows) -> int:

@@ -120,8 +120,7 @@ def round_tokens(
     flat = x.reshape(-1, x.shape[-1])
     rows, channels = flat.shape
     if norm is None:
-        codes = round_images(flat.T[None, :, :, None], table, room)
-        return codes
+        return round_images(flat.T[None, :, :, None], table, room)
     codes = RoundedRows(
         x.new_empty(1, rows, 1, room, dtype=torch.int8),
         x.new_empty(1, rows, 1, dtype=torch.float32),
