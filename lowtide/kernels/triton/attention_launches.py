@@ -53,7 +53,7 @@ def attend(
     if not y.numel():
         return y
     wide = max(NARROWEST, power(width))
-    rows, some = _tile(query, wide)
+    rows, some = _tile(query, wide, adaptive=tables.adaptive)
     room = triton.cdiv(keys, max(some, 64)) * max(some, 64)
     # A row of codes is a token of q and k, and a channel of v.
     q = round_images(query.permute(0, 3, 1, 2), tables.q, wide)
@@ -102,8 +102,8 @@ def attend(
     return y
 
 
-def _tile(query: Tensor, wide: int) -> tuple[int, int]:
+def _tile(query: Tensor, wide: int, *, adaptive: bool) -> tuple[int, int]:
     """Queries and keys of a step."""
     if capability_of(query) == INTERPRETER:
         return 16, 32
-    return (128, 64) if wide <= 128 else (64, 64)
+    return (128, 64) if wide <= 128 and not adaptive else (64, 64)

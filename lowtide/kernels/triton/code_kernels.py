@@ -185,7 +185,9 @@ def encode_rows(
             by = tl.load(smooth + channel, mask=has_channel, other=1.0)[None, :]
             # The plain rounding divides into the dtype of x.
             value = tl.div_rn(value, by + tl.zeros_like(value))
-            value = value.to(x.dtype.element_ty).to(tl.float32)
+            if x.dtype.element_ty != tl.float32:
+                halved = value.to(x.dtype.element_ty, fp_downcast_rounding="rtne")
+                value = halved.to(tl.float32)
         value = tl.where(kept, value, 0.0)
         code = encode(value, step_scale, step_zero, top)
         code = tl.where(has_channel[None, :], code, 0.0)

@@ -40,6 +40,7 @@ def float_product(
     column = across * BN + tl.arange(0, BN)
     near_row = tl.minimum(row, rows - 1).to(tl.int64)
     near = tl.minimum(column, columns - 1)
+    tl.static_assert(BK % (RUN * PER) == 0, "a step of k holds whole runs")
     SHARE: tl.constexpr = BK // PER
     byte = tl.arange(0, SHARE)
     channel = byte // RUN * (RUN * PER) + byte % RUN if PER > 1 else byte

@@ -177,6 +177,7 @@ def multiply(
     BK: tl.constexpr,
 ):
     """The int32 sums (BM, BN) of the steps first .. last of k."""
+    tl.static_assert(BK % (RUN * PER) == 0, "a step of k holds whole runs")
     SHARE: tl.constexpr = BK // PER
     STEPS: tl.constexpr = C // BK
     byte = tl.arange(0, SHARE)

@@ -87,7 +87,7 @@ def multiply_floats(
     for segment in weight.segments if rows else ():
         columns = len(segment.scale)
         step = FLOAT_STEP * max(1, segment.per // 2)
-        shape = Shape(rows, columns, weight.k, step, FLOATS)
+        shape = Shape(rows, columns, weight.k, segment.run, step, FLOATS)
         tile = choice.tile if choice else choose(capability_of(x), shape, splits=(1,)).tile
         with on(x):
             float_product[(_count(rows, columns, tile),)](
@@ -142,7 +142,8 @@ def _launch(
         columns = len(segment.scale)
         card = capability_of(codes.data)
         most = ROUNDED if to.table else LARGEST
-        chosen = choice or choose(card, Shape(rows, columns, weight.k, weight.room, most))
+        shape = Shape(rows, columns, weight.k, segment.run, weight.room, most)
+        chosen = choice or choose(card, shape)
         tile = chosen.tile
         parts = None
         if chosen.split > 1:

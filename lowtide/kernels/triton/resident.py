@@ -32,6 +32,11 @@ class Segment:
     scale: Tensor
     place: Tensor | None
 
+    @property
+    def run(self) -> int:
+        """Values of k that lie in one run of bytes."""
+        return RUN * self.per
+
 
 @dataclass(frozen=True)
 class ResidentWeight:

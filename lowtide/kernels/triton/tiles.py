@@ -86,11 +86,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shape:
-    """A product. `step`: what the k of a tile has to divide; `most`: values of the largest tile."""
+    """A product. `run`, `step`: what divides the k of a tile, and what it divides.
+
+    `most`: values of the largest tile.
+    """
 
     rows: int
     columns: int
     k: int
+    run: int
     step: int
     most: int
 
@@ -102,7 +106,9 @@ def choose(capability: tuple[int, int], shape: Shape, splits: tuple[int, ...] = 
     are full, and costs a pass over the sums.
     """
     card = card_of(capability)
-    tiles = [tile for tile in card.tiles if shape.step % tile.k == 0]
+    tiles = [
+        tile for tile in card.tiles if shape.step % tile.k == 0 and tile.k % shape.run == 0
+    ]
     fitting = [tile for tile in tiles if tile.rows * tile.columns <= shape.most]
     choices = [Choice(tile, split) for tile in fitting for split in splits]
     sensible = [
