@@ -8,6 +8,7 @@ read there, through the clock's index. For a CUDA graph, capture `root.forward` 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class GpuLayer:
         self.shape: list[int] = []
         if isinstance(layer, PackedConv2d):
             pairs = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            self.shape = [int(size) for pair in pairs for size in pair]
+            self.shape = [int(size) for size in chain.from_iterable(pairs)]
         self.top = layer.input.format.top if isinstance(layer.input.format, Affine) else 0
 
     def __call__(self, x: Tensor) -> Tensor | None:

@@ -136,9 +136,7 @@ def test_the_output_as_codes_of_the_next_layer(form, split):
     following = StepTable(scales, ZEROS.to(DEVICE), table().index, 255, smooth)
     codes = round_tokens(x, table(), weight.room)
     choice = Choice(Tile(16, 16, 128, 4, 2), split)
-    rounded = multiply_to_codes(
-        codes, weight, Epilogue(layer.bias), following, 64, choice=choice
-    )
+    rounded = multiply_to_codes(codes, weight, Epilogue(layer.bias), following, 64, choice=choice)
     scaled = output / scales[STEP]
     expected = (scaled.round() + 117).clamp(0, 255) - 128
     found = rounded.data.reshape(19, 64)
@@ -203,7 +201,10 @@ def test_inputs_of_fewer_bits():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    """Codes as of the plain rounding; the output is rounded once, from float32."""
+    """Codes as of the plain rounding; the output is rounded once, from float32.
+
+    The interpreter cuts bf16 numbers off, so the bound is a whole last digit.
+    """
     torch.manual_seed(0)
     layer = random_layer(W4, 12, 40)
     x = torch.randn(9, 40, device=DEVICE, dtype=dtype)
@@ -212,7 +213,7 @@ def test_half_precision(dtype):
     rounded = quantize_input(x.float(), *current(), 255)
     expected = linear(rounded, layer.packed, layer.grid, [], layer.spec.flat(), layer.bias)
     assert y.dtype == dtype
-    assert distance(y.reshape(9, 12), expected) < 2 * torch.finfo(dtype).eps
+    assert distance(y.reshape(9, 12), expected) < torch.finfo(dtype).eps
 
 
 def test_a_value_that_is_not_a_number_spoils_what_reads_it():

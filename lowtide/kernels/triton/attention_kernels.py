@@ -5,6 +5,10 @@ goes over the keys twice: once for the peak and the sum of each row, once for co
 queries and keys lie as rows of codes, the values as one row of all tokens for each channel.
 """
 
+# The kernels are written in Triton's language, which only looks like Python to a type checker.
+# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false
+
 import triton
 import triton.language as tl
 

@@ -5,6 +5,10 @@ tokens. The channels after the last one hold 0, and the border of an image holds
 Each row has the sum of its codes in float32, which is NaN where a value is not a number.
 """
 
+# The kernels are written in Triton's language, which only looks like Python to a type checker.
+# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false
+
 import triton
 import triton.language as tl
 
@@ -185,9 +189,7 @@ def encode_rows(
             by = tl.load(smooth + channel, mask=has_channel, other=1.0)[None, :]
             # The plain rounding divides into the dtype of x.
             value = tl.div_rn(value, by + tl.zeros_like(value))
-            if x.dtype.element_ty != tl.float32:
-                halved = value.to(x.dtype.element_ty, fp_downcast_rounding="rtne")
-                value = halved.to(tl.float32)
+            value = value.to(x.dtype.element_ty).to(tl.float32)
         value = tl.where(kept, value, 0.0)
         code = encode(value, step_scale, step_zero, top)
         code = tl.where(has_channel[None, :], code, 0.0)

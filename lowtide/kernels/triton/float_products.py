@@ -4,6 +4,10 @@ The weight lies as in int_products.py. Its codes become floats in registers, les
 which is exact; the scale of a channel waits for the epilogue.
 """
 
+# The kernels are written in Triton's language, which only looks like Python to a type checker.
+# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false
+
 import triton
 import triton.language as tl
 
@@ -40,7 +44,6 @@ def float_product(
     column = across * BN + tl.arange(0, BN)
     near_row = tl.minimum(row, rows - 1).to(tl.int64)
     near = tl.minimum(column, columns - 1)
-    tl.static_assert(BK % (RUN * PER) == 0, "a step of k holds whole runs")
     SHARE: tl.constexpr = BK // PER
     byte = tl.arange(0, SHARE)
     channel = byte // RUN * (RUN * PER) + byte % RUN if PER > 1 else byte

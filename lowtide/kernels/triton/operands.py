@@ -1,5 +1,8 @@
 """What the launches of the Triton kernels share: their operands, and the device they run on."""
 
+# triton is not installed everywhere, and a launch also takes options of Triton's compiler.
+# pyright: reportMissingImports=false, reportCallIssue=false
+
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -61,7 +64,7 @@ class RoundedRows:
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution reads around a pixel, (vertical, horizontal). The border is in the codes."""
+    """What a convolution reads, (vertical, horizontal). The codes hold the border."""
 
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)

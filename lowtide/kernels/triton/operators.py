@@ -153,9 +153,11 @@ def triton_attention(
     """
     *last, adaptive = tops
     parts = zip(scales, zeros, last, strict=True)
-    tables = [StepTable(scale, zero, index, top) for scale, zero, top in parts]
+    q, k, v, softmax = (StepTable(scale, zero, index, top) for scale, zero, top in parts)
     query, key, value = operands
-    return attend(query, key, value, AttentionTables(*tables, bool(adaptive)), bias, factor)
+    return attend(
+        query, key, value, AttentionTables(q, k, v, softmax, bool(adaptive)), bias, factor
+    )
 
 
 @triton_attention.register_fake

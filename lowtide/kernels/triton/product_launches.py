@@ -1,5 +1,8 @@
 """Launches of the products of packed layers. None waits for the device."""
 
+# triton is not installed everywhere, and a launch also takes options of Triton's compiler.
+# pyright: reportMissingImports=false, reportCallIssue=false
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +148,7 @@ def _launch(
         shape = Shape(rows, columns, weight.k, segment.run, weight.room, most)
         chosen = choice or choose(card, shape)
         tile = chosen.tile
+        assert tile.k % segment.run == 0, "a step of k holds whole runs"
         parts = None
         if chosen.split > 1:
             parts = codes.data.new_empty(chosen.split, rows, columns, dtype=torch.int32)

@@ -1,5 +1,8 @@
 """Launches that round float tensors to codes, alone or after a norm. None waits for the device."""
 
+# triton is not installed everywhere, and a launch also takes options of Triton's compiler.
+# pyright: reportMissingImports=false, reportCallIssue=false
+
 from dataclasses import dataclass
 
 import torch

@@ -4,6 +4,7 @@ The shares of peak are estimates until they are measured: bench/gpu/kernels.py t
 """
 
 from dataclasses import dataclass
+from itertools import product
 from math import ceil
 
 INTERPRETER = (0, 0)  # the capability of a CPU under TRITON_INTERPRET=1
@@ -106,27 +107,28 @@ def choose(capability: tuple[int, int], shape: Shape, splits: tuple[int, ...] = 
     are full, and costs a pass over the sums.
     """
     card = card_of(capability)
-    tiles = [
-        tile for tile in card.tiles if shape.step % tile.k == 0 and tile.k % shape.run == 0
-    ]
+    tiles = [tile for tile in card.tiles if shape.step % tile.k == 0 and tile.k % shape.run == 0]
     fitting = [tile for tile in tiles if tile.rows * tile.columns <= shape.most]
-    choices = [Choice(tile, split) for tile in fitting for split in splits]
+    choices = [Choice(*pair) for pair in product(fitting, splits)]
     sensible = [
         each for each in choices if each.split == 1 or shape.k >= 8 * each.split * each.tile.k
     ]
     return min(sensible, key=lambda each: _time(each, card, shape))
 
 
-# What starting a tile and storing it costs, in values of k.
+# Costs in products of one multiprocessor: of starting and storing a value, of a value of one more
+# part, which goes through memory, and of the launch that adds the parts.
 _START = 512
-# The same for adding up one more part.
-_PART = 256
+_PART = 1500
+_LAUNCH = 2e7
 
 
 def _time(choice: Choice, card: Card, shape: Shape) -> float:
     tile = choice.tile
     count = ceil(shape.rows / tile.rows) * ceil(shape.columns / tile.columns) * choice.split
     waves = ceil(count / card.processors)
-    adding = _PART * choice.split if choice.split > 1 else 0
-    length = shape.k / choice.split + _START + adding
-    return waves * tile.rows * tile.columns * length / tile.share
+    length = shape.k / choice.split + _START
+    time = waves * tile.rows * tile.columns * length / tile.share
+    if choice.split == 1:
+        return time
+    return time + _LAUNCH + shape.rows * shape.columns * choice.split * _PART / card.processors
