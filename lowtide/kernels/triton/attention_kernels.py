@@ -6,7 +6,7 @@ queries and keys lie as rows of codes, the values as one row of all tokens for e
 """
 
 # The kernels are written in Triton's language, which only looks like Python to a type checker.
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
 import triton

@@ -6,7 +6,7 @@ Each row has the sum of its codes in float32, which is NaN where a value is not 
 """
 
 # The kernels are written in Triton's language, which only looks like Python to a type checker.
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
 import triton

@@ -1,7 +1,7 @@
 """Arithmetic that the Triton kernels share: rounding to a grid, the running step, activations."""
 
 # The kernels are written in Triton's language, which only looks like Python to a type checker.
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
 import triton

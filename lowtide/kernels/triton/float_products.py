@@ -5,7 +5,7 @@ which is exact; the scale of a channel waits for the epilogue.
 """
 
 # The kernels are written in Triton's language, which only looks like Python to a type checker.
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
 import triton

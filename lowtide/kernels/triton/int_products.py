@@ -14,7 +14,7 @@ sum (x - 128) of each pixel, and is NaN where a value of the pixel is not a numb
 """
 
 # The kernels are written in Triton's language, which only looks like Python to a type checker.
-# pyright: reportMissingImports=false, reportPossiblyUnbound=false, reportGeneralTypeIssues=false
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 # pyright: reportOperatorIssue=false, reportCallIssue=false
 
 import triton
