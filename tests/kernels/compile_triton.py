@@ -89,13 +89,20 @@ W8 = Affine(8, signed=True, axis=0)
 W4 = Affine(4, axis=0)
 
 
-def conv(form: Affine, channels: int = 640, choice: Choice | None = None) -> None:
-    """A convolution of a resnet block, with the time embedding or with the skip."""
-    columns = torch.ones(channels)
+def conv(form: Affine, channels: int = 640) -> None:
+    """The second convolution of a resnet block: the skip and a factor."""
     image = torch.empty(2, 64, 64, channels, dtype=BF16)
-    late = Epilogue(columns, columns.expand(2, -1).to(BF16), residual=image, factor=0.5)
+    late = Epilogue(torch.ones(channels), residual=image, factor=0.5)
     layer = weight(channels, channels, 9, form)
-    multiply(rows(2, 66, 66, layer.room), layer, late, BF16, WINDOW, choice)
+    multiply(rows(2, 66, 66, layer.room), layer, late, BF16, WINDOW)
+
+
+def timed_conv(form: Affine, channels: int = 640) -> None:
+    """The first convolution of a resnet block: a vector of the timestep for each sample."""
+    vector = torch.ones(2, channels, dtype=BF16)
+    layer = weight(channels, channels, 9, form)
+    late = Epilogue(torch.ones(channels), vector)
+    multiply(rows(2, 66, 66, layer.room), layer, late, BF16, WINDOW)
 
 
 def strided(form: Affine) -> None:
@@ -160,6 +167,8 @@ CASES: dict[str, Callable[[], None]] = {
     "conv-w8a8-320": lambda: conv(W8, 320),
     "conv-w4a8": lambda: conv(W4),
     "conv-w4a8-320": lambda: conv(W4, 320),
+    "timed-w8a8": lambda: timed_conv(W8),
+    "timed-w4a8": lambda: timed_conv(W4),
     "strided-w8a8": lambda: strided(W8),
     "strided-w4a8": lambda: strided(W4),
     "split-w4a8": lambda: split(W4),

@@ -101,6 +101,7 @@ def finished(
     ACTIVATION: tl.constexpr,
     ONE_STEP: tl.constexpr,
     ONE_SAMPLE: tl.constexpr,
+    HUGE: tl.constexpr,
 ):
     """Turn int32 sums (rows, columns) into the layer's output, and store it or its codes.
 
@@ -139,12 +140,14 @@ def finished(
     if gate is not None:
         value *= of_sample(gate, gate_stride, sample, to, ONE_SAMPLE)
     kept = has_row[:, None] & has_column[None, :]
-    start = safe_row.to(tl.int64)[:, None] * stride
+    # Offsets of 32 bits take half the registers. They are enough for all but huge outputs.
+    at = safe_row.to(tl.int64) if HUGE else safe_row
+    start = at[:, None] * stride
     if residual is not None:
         # A float output and the residual lie alike, so that they share their addresses.
         rest = start
         if out_scale is not None:
-            rest = safe_row.to(tl.int64)[:, None] * residual_stride
+            rest = at[:, None] * residual_stride
         held = tl.load(residual + rest + to[None, :], mask=kept, other=0.0)
         value += held.to(tl.float32)
     value *= factor
@@ -251,6 +254,7 @@ def product(
     ACTIVATION: tl.constexpr,
     ONE_STEP: tl.constexpr,
     ONE_SAMPLE: tl.constexpr,
+    HUGE: tl.constexpr,
     SPLIT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -306,6 +310,7 @@ def product(
             ACTIVATION,
             ONE_STEP,
             ONE_SAMPLE,
+            HUGE,
         )
 
 
@@ -353,6 +358,7 @@ def finish(
     ACTIVATION: tl.constexpr,
     ONE_STEP: tl.constexpr,
     ONE_SAMPLE: tl.constexpr,
+    HUGE: tl.constexpr,
     SPLIT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -383,4 +389,5 @@ def finish(
         ACTIVATION,
         ONE_STEP,
         ONE_SAMPLE,
+        HUGE,
     )

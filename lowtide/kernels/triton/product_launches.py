@@ -155,7 +155,8 @@ def _launch(
         layer = _layer(codes, segment, epilogue)
         late = _late(epilogue, to, parts)
         numbers = _numbers(codes, epilogue, to, columns)
-        constants = _constants(codes, window, epilogue) | {"SPLIT": chosen.split}
+        huge = rows * max(weight.rows, to.data.shape[3]) >= 2**31
+        constants = _constants(codes, window, epilogue) | {"SPLIT": chosen.split, "HUGE": huge}
         with on(codes.data):
             product[(_count(rows, columns, tile), chosen.split)](
                 codes.data,
