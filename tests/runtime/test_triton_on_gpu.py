@@ -5,6 +5,7 @@ Without a CUDA card, the denoiser stays on the CPU and the kernels run in Triton
 
 import pytest
 import torch
+from fused_networks import Network, packed
 from tiny import MODELS
 from torch import Tensor, nn
 from triton_layers import DEVICE, distance
@@ -17,8 +18,9 @@ from lowtide.nn.clock import Clock
 from lowtide.nn.packed import PackedConv2d, PackedLinear, packed_twin
 from lowtide.nn.quantized import quantized_layer
 from lowtide.nn.quantizer import Quantizer, input_format
+from lowtide.nn.swap import packed_layers
 from lowtide.runtime import kernel_of, on_gpu
-from lowtide.runtime.on_gpu import GpuAttention, GpuLayer, RunningStep
+from lowtide.runtime.on_gpu import GpuAttention, GpuLayer, GpuLayers, RunningStep
 
 TIMESTEPS = (900, 500, 100)
 LAYERS = {
@@ -213,6 +215,34 @@ def test_attention_agrees_with_the_plain_one(softmax, mask):
         expected = attention.attend(q, k, v, given)
         # A share of the softmax that lies at a tie may get the neighbouring code.
         assert distance(fast(q, k, v, given), expected) < 1e-3
+
+
+@torch.no_grad()
+def test_a_whole_network_runs_on_the_kernels_and_back():
+    network = Network(
+        lambda layers, x, time: layers["last"](
+            (layers["first"](x) + layers["time"](time)[:, :, None, None]).relu()
+        ),
+        first=nn.Conv2d(3, 8, 3, padding=1),
+        time=nn.Linear(16, 8),
+        last=nn.Conv2d(8, 4, 3, groups=2, padding=1),
+    )
+    samples = [torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))]
+    model = packed(network.eval(), samples).to(DEVICE)
+    sample = samples[0].to(DEVICE)
+    expected = model(sample, torch.tensor(500))
+    layers = GpuLayers(model)
+    names = {name for name, _ in packed_layers(model)}
+    assert set(layers.reasons) == {"layers.last"}
+    assert len(layers.layers) == len(names) - 1
+    with layers.running():
+        found = model(sample, torch.tensor(500))
+    assert distance(found, expected) < 1e-5
+    assert all(layer.product is None for layer in layers.layers)
+    assert not layers.is_stale()
+    model.load_state_dict(model.state_dict())
+    assert layers.is_stale()
+    assert torch.equal(model(sample, torch.tensor(500)), expected)
 
 
 def test_attention_that_has_no_kernel():

@@ -38,10 +38,10 @@ class Card:
 HOPPER = (
     Tile(256, 128, 128, 8, 3, 0.75),
     Tile(128, 128, 128, 8, 3, 0.65),
-    Tile(64, 128, 128, 4, 4, 0.5),
+    Tile(64, 128, 128, 8, 4, 0.5),
     Tile(64, 64, 128, 4, 4, 0.35),
     Tile(128, 128, 64, 8, 4, 0.55),
-    Tile(64, 128, 64, 4, 4, 0.4),
+    Tile(64, 128, 64, 8, 4, 0.4),
     Tile(64, 64, 64, 4, 5, 0.3),
 )
 # On these, 128 x 128 sums and an epilogue with a residual do not fit in the registers.
