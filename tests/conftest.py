@@ -1,11 +1,17 @@
 """Options of the suite."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowtide.kernels import race
+
+# Without a CUDA card, Triton kernels run in the interpreter. triton reads this on import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

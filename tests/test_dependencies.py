@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -78,22 +79,52 @@ def imported_at_once(path: Path) -> set[str]:
     return third_party(nodes_at_import(ast.parse(path.read_text())))
 
 
+def of_the_gpu(path: Path) -> bool:
+    """The kernels that lowtide imports when a layer runs on a GPU."""
+    return path.parent == ROOT / "lowtide" / "kernels" / "triton"
+
+
 def test_nothing_undeclared_is_imported_with_a_module():
     allowed = declared()[""]
-    undeclared = {path.name: imported_at_once(path) - allowed for path in FILES}
+    gpu = declared()["gpu"]
+    undeclared = {
+        path.name: imported_at_once(path) - (allowed | gpu if of_the_gpu(path) else allowed)
+        for path in FILES
+    }
     assert {name: extra for name, extra in undeclared.items() if extra} == {}
 
 
 def test_what_a_function_imports_is_declared_or_in_the_metrics_extra():
-    allowed = declared()[""] | declared()["metrics"]
+    allowed = declared()[""] | declared()["metrics"] | declared()["gpu"]
     undeclared = {path.name: imported(path) - allowed for path in FILES}
     assert {name: extra for name, extra in undeclared.items() if extra} == {}
 
 
-@pytest.mark.parametrize("extra", ["", "metrics"])
+@pytest.mark.parametrize("extra", ["", "metrics", "gpu"])
 def test_everything_declared_is_imported(extra):
     everything = set().union(*map(imported, FILES))
     assert declared()[extra] - everything - NEEDED_BY_OTHERS == set()
+
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import lowtide
+from lowtide import runtime, quantize
+print([name for name in sys.modules if name.startswith("triton")])
+"""
+
+
+def test_lowtide_imports_no_triton_and_needs_none():
+    command = [sys.executable, "-c", WITHOUT_TRITON]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_exceptions_are_declared_and_not_imported():

@@ -32,7 +32,12 @@ def attention_block(root: nn.Module, name: str) -> AttentionBlock:
 
 
 class QuantAttention(nn.Module):
-    """A diffusers attention processor that runs another one, `inner`."""
+    """A diffusers attention processor that runs another one, `inner`.
+
+    `product`: a faster attention, which the runtime sets. It gives None where `attend` has to run.
+    """
+
+    product: Callable[..., Tensor | None] | None = None
 
     def __init__(self, inner: Callable[..., object], quantizers: dict[str, Quantizer]):
         super().__init__()
@@ -73,6 +78,10 @@ class QuantAttention(nn.Module):
 
         Shapes are (batch, heads, tokens, width). `rest` is (dropout, is_causal), as in torch.
         """
+        if self.product is not None:
+            output = self.product(query, key, value, attn_mask, *rest, **named)
+            if output is not None:
+                return output
         scale = named.get("scale") or 1 / math.sqrt(query.shape[-1])
         scores = self.q(query) @ self.k(key).transpose(-2, -1) * scale
         if named.get("is_causal") or (len(rest) > 1 and rest[1]):

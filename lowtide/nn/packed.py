@@ -24,6 +24,12 @@ from lowtide.formats import (
 from lowtide.kernels import Spec, conv2d, linear
 from lowtide.kernels.integers import Rows, rows_of_grid
 from lowtide.kernels.panels import Panels, arranged, restore
+from lowtide.kernels.triton.resident import (
+    ResidentWeight,
+    checkpoint_codes,
+    in_one_buffer,
+    resident_weight,
+)
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
@@ -38,6 +44,7 @@ class Packed(nn.Module):
     weight: Tensor
     bias: Tensor | None
     panels: Panels | None
+    resident: ResidentWeight | None
     channels: int
     taps: int
     format: WeightFormat
@@ -59,6 +66,7 @@ class Packed(nn.Module):
         self.format = format
         self.input = inputs
         self.panels = None
+        self.resident = None
         self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -92,8 +100,20 @@ class Packed(nn.Module):
             self.weight = nn.Parameter(self.panels.data, requires_grad=False)
         return self.panels
 
+    def hold_resident(self) -> ResidentWeight:
+        """Hold the codes in the order of the Triton kernels from here on, and only so."""
+        if self.resident is None:
+            spec = Spec.of(self.spec)
+            fields = (self.codes(), self.tables(), spec, self.channels, self.taps)
+            self.resident, data = in_one_buffer(resident_weight(*fields))
+            self.panels = None
+            self.weight = nn.Parameter(data, requires_grad=False)
+        return self.resident
+
     def codes(self) -> Tensor:
         """The packed codes in the order of the checkpoint."""
+        if self.resident is not None:
+            return checkpoint_codes(self.resident, self.tables(), Spec.of(self.spec))
         if self.panels is None:
             return self.weight
         flat = restore(self.weight, self.tables(), self.spec, self.channels, self.taps)
@@ -102,12 +122,13 @@ class Packed(nn.Module):
 
     def hold_codes(self) -> None:
         """Hold the codes in the order of the checkpoint again."""
-        if self.panels is not None:
+        if self.panels is not None or self.resident is not None:
             self.weight = nn.Parameter(self.codes(), requires_grad=False)
             self.panels = None
+            self.resident = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Moves to another device or type; the native kernels' order stays on this one."""
+        """Moves to another device or type; the order of kernels stays on this one."""
         if fn(self.grid) is not self.grid:
             self.hold_codes()
         return super()._apply(fn, recurse)
@@ -119,7 +140,7 @@ class Packed(nn.Module):
         keep_vars: bool,  # noqa: FBT001
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.panels is not None:
+        if self.panels is not None or self.resident is not None:
             destination[f"{prefix}weight"] = self.codes()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

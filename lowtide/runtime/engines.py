@@ -15,7 +15,7 @@ from lowtide.kernels.onednn import Geometry, OneDnnWeight, prepacked
 from lowtide.kernels.race import ENGINES, NATIVE, ONEDNN, Races, Times, best_times, saved_races
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.swap import packed_layers
-from lowtide.runtime import onednn_layer
+from lowtide.runtime import on_gpu, onednn_layer
 from lowtide.runtime.layers import native_name, unsupported
 from lowtide.runtime.layouts import Layout
 from lowtide.runtime.lowering import Lowered
@@ -102,6 +102,8 @@ def kernel_of(layer: PackedLinear | PackedConv2d, races: Races | None = None) ->
     """The kernel that ran this layer, and why. Before a run: what the known races say."""
     if layer.kernel:
         return layer.kernel
+    if layer.weight.device.type != "cpu":
+        return on_gpu.kernel_name(layer)
     library = native_library.native()
     reason = library.reason if library.library is None else unsupported(layer)
     missing = onednn_layer.unsupported(layer)

@@ -18,6 +18,7 @@ from lowtide.kernels import native_library
 from lowtide.kernels.race import PLAIN
 from lowtide.nn.swap import packed_layers
 from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
+from lowtide.runtime.on_gpu import GpuLayers
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
 from lowtide.runtime.program import NotANumber
@@ -36,6 +37,7 @@ class Fused:
         self.active = True
         self.told: set[str] = set()
         self.state: Prepared | None = None
+        self.on_gpu: GpuLayers | None = None
         functools.update_wrapper(self, self.forward)
 
     @property
@@ -49,7 +51,11 @@ class Fused:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self.active or self.engine == PLAIN:
             return self.forward(*args, **kwargs)
-        if next(self.root.parameters()).device.type != "cpu":
+        device = next(self.root.parameters()).device.type
+        if device == "cuda":
+            with self.gpu_layers().running():
+                return self.forward(*args, **kwargs)
+        if device != "cpu":
             return self.forward(*args, **kwargs)
         state = self.prepared()
         inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
@@ -69,6 +75,21 @@ class Fused:
                 reason = "a value in it is not a number"
         self._tell(reason)
         return self.forward(*args, **kwargs)
+
+    def gpu_layers(self) -> GpuLayers:
+        """The kernels of the denoiser on its GPU, and why some of its layers have none."""
+        if self.on_gpu is None or self.on_gpu.is_stale():
+            self.on_gpu = GpuLayers(self.root)
+            for reason in dict.fromkeys(self.on_gpu.reasons.values()):
+                count = list(self.on_gpu.reasons.values()).count(reason)
+                self._tell_layers(count, reason)
+        return self.on_gpu
+
+    def _tell_layers(self, count: int, reason: str) -> None:
+        if reason not in self.told:
+            self.told.add(reason)
+            name = type(self.root).__name__
+            warnings.warn(f"{count} layers of {name} run in plain torch: {reason}.", stacklevel=4)
 
     def prepared(self) -> Prepared:
         if self.state is None or self.state.is_stale():
