@@ -41,6 +41,8 @@ class Assign(Stage):
         layers, left = _full_profile(job.adapter, job.settings)
         if paper:
             layers, left = _paper_profile(job.adapter, layers)
+        unlike = _other_padding(job.adapter)
+        layers |= {name: LayerPlan(None, None) for name in unlike}
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
         job.plan = replace(
             job.plan,
@@ -50,7 +52,7 @@ class Assign(Stage):
             times=_exact_times(job),
             ticks=job.adapter.ticks,
             method=job.method,
-            left=left | _uncalled(job.adapter) | _other_parameters(job.model),
+            left=left | unlike | _uncalled(job.adapter) | _other_parameters(job.model),
         )
         quantize_modules(job.model, job.plan)
 
@@ -128,6 +130,19 @@ def _attention_plans(job: Job, *, per_step: bool) -> dict[str, dict[str, LayerPl
     if part.input is None:
         return {}
     return {name: dict.fromkeys(ATTENTION_PARTS, part) for name in job.adapter.attentions()}
+
+
+def _other_padding(adapter: Adapter) -> dict[str, str]:
+    """Convolutions whose padding is not a number of zeros, which no packed layer has."""
+    reasons: dict[str, str] = {}
+    for name, layer in adapter.layers().items():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        if layer.padding_mode != "zeros":
+            reasons[name] = f"its padding is of kind {layer.padding_mode}"
+        elif isinstance(layer.padding, str):
+            reasons[name] = f"its padding is {layer.padding!r}"
+    return reasons
 
 
 def _uncalled(adapter: Adapter) -> dict[str, str]:
