@@ -6,6 +6,7 @@ read there, through the clock's index. For a CUDA graph, capture `root.forward` 
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -90,6 +91,12 @@ def kernel_name(layer: AnyPacked) -> str:
     return f"Triton, {bits}, {inputs}"
 
 
+def _failure(error: Exception) -> str:
+    """Why a kernel gave no answer, in one line."""
+    [first, *_] = str(error).splitlines() or [type(error).__name__]
+    return f"its Triton kernel failed ({first})"
+
+
 class GpuLayer:
     """The product of one packed layer. The layer calls it in place of its operator."""
 
@@ -110,9 +117,21 @@ class GpuLayer:
             pairs = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
             self.shape = [int(size) for size in chain.from_iterable(pairs)]
         self.top = layer.input.format.top if isinstance(layer.input.format, Affine) else 0
+        self.failed = False
 
     def __call__(self, x: Tensor) -> Tensor | None:
         """The layer's output; None where only the operator has an answer."""
+        if self.failed:
+            return None
+        try:
+            return self._product(x)
+        except self.operators.FAILURES as error:
+            self.failed = True
+            self.layer.kernel = f"plain torch: {_failure(error)}"
+            warnings.warn(f"A layer runs in plain torch: {_failure(error)}.", stacklevel=2)
+            return None
+
+    def _product(self, x: Tensor) -> Tensor | None:
         arguments = (self.tensors, self.numbers, self.grid(), self.top, self.layer.bias)
         if self.shape:
             return self.operators.triton_conv2d(x, *arguments, self.shape)
@@ -142,6 +161,7 @@ class GpuAttention:
         formats = [part.format for part in self.parts]
         self.tops = [form.top for form in formats if isinstance(form, Affine | Adaptive)]
         self.tops.append(int(isinstance(formats[3], Adaptive)))
+        self.failed = False
 
     def __call__(
         self,
@@ -153,7 +173,8 @@ class GpuAttention:
         is_causal: bool = False,  # noqa: FBT001, FBT002 - the signature is torch's
         scale: float | None = None,
     ) -> Tensor | None:
-        if dropout_p or is_causal or query.dim() != 4 or query.shape[-1] > WIDEST_HEAD:
+        is_covered = query.dim() == 4 and query.shape[-1] <= WIDEST_HEAD
+        if dropout_p or is_causal or not is_covered or self.failed:
             return None
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             shown = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device)
@@ -164,9 +185,14 @@ class GpuAttention:
         index = self.step.of(self.parts[0])
         factor = scale or 1 / math.sqrt(query.shape[-1])
         operands = [query, key, value]
-        return self.operators.triton_attention(
-            operands, scales, zeros, index, self.tops, attn_mask, factor
-        )
+        try:
+            return self.operators.triton_attention(
+                operands, scales, zeros, index, self.tops, attn_mask, factor
+            )
+        except self.operators.FAILURES as error:
+            self.failed = True
+            warnings.warn(f"An attention runs in plain torch: {_failure(error)}.", stacklevel=2)
+            return None
 
 
 def unsupported_attention(processor: QuantAttention, device: torch.device) -> list[str]:

@@ -12,6 +12,8 @@ from triton_layers import DEVICE, distance
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from triton.runtime.errors import OutOfResources
+
 from lowtide.formats import Adaptive, Affine, Mixed, mse
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import Clock
@@ -72,6 +74,24 @@ def test_every_step_agrees_with_the_operator(kind, form, smooth):
         found = product(x)
         assert found.shape == expected.shape
         assert distance(found, expected) < 1e-6
+
+
+@torch.no_grad()
+def test_a_kernel_that_does_not_fit_on_the_card_leaves_the_layer_to_torch(monkeypatch):
+    layer, x, clock = built("conv", FORMATS[1])
+    expected = layer(x)
+    product = GpuLayer(layer, RunningStep(clock))
+
+    def refuse(*_) -> Tensor:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    monkeypatch.setattr(product.operators, "triton_conv2d", refuse)
+    layer.product = product
+    with pytest.warns(UserWarning, match="runs in plain torch: its Triton kernel failed"):
+        found = layer(x)
+    assert torch.equal(found, expected)
+    assert kernel_of(layer).startswith("plain torch: its Triton kernel failed (out of resource")
+    assert torch.equal(layer(x), expected)
 
 
 @torch.no_grad()

@@ -7,12 +7,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from lowtide.kernels.triton.attention_launches import AttentionTables, attend
 from lowtide.kernels.triton.operands import Epilogue, StepTable, Window
 from lowtide.kernels.triton.product_launches import multiply, multiply_floats
 from lowtide.kernels.triton.resident import ResidentWeight, Segment
 from lowtide.kernels.triton.rounding_launches import round_images, round_tokens
+
+# What Triton raises when a kernel does not compile or does not fit on the card.
+FAILURES = (TritonError,)
 
 
 def flat_tensors(weight: ResidentWeight) -> list[Tensor]:
