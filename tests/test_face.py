@@ -1,5 +1,6 @@
 """The face: its stub is current, a type checker accepts right calls alone, its examples run."""
 
+import ast
 import doctest
 import inspect
 import json
@@ -28,6 +29,15 @@ def test_the_stub_names_what_the_face_has():
     text = (ROOT / "lowtide" / "__init__.pyi").read_text()
     for name in lowtide.__all__:
         assert f"def {name}(" in text or f" as {name}\n" in text
+
+
+@pytest.mark.parametrize("name", ["load", "reschedule", "save"])
+def test_the_stub_has_every_parameter_of_a_function_without_settings(name):
+    stub = ast.parse((ROOT / "lowtide" / "__init__.pyi").read_text())
+    [typed] = [node for node in stub.body if getattr(node, "name", "") == name]
+    assert isinstance(typed, ast.FunctionDef)
+    named = [argument.arg for argument in [*typed.args.args, *typed.args.kwonlyargs]]
+    assert named == list(inspect.signature(getattr(lowtide, name)).parameters)
 
 
 def test_a_type_checker_tells_right_calls_from_wrong_ones(tmp_path):
