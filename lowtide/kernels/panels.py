@@ -4,14 +4,14 @@ A weight of 8 bits is int8. A weight of fewer bits keeps its bits: planes of 4, 
 the kernels unpack right before they use a panel. kernels/native/gemm.inc says the order of bytes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowtide.formats import Mixed, WeightFormat, packed_bytes
+from lowtide.formats import WeightFormat
 from lowtide.kernels import native_library
-from lowtide.kernels.ops import Spec, zero_point
+from lowtide.kernels.rows import Rows, rows_of
 
 PANEL = 64
 VECTOR = 16
@@ -82,53 +82,6 @@ class IntegerWeight:
         return whole.to(torch.int8)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What turns the codes of each row into int8, and its scale.
-
-    bits: of each row; doubled: of each row, whether a code counts twice; zero: (rows,) int32;
-    scale: (rows,); factor: rows x groups of `group` columns of the checkpoint, or None.
-    """
-
-    bits: tuple[int, ...]
-    doubled: Tensor
-    zero: Tensor
-    scale: Tensor
-    factor: Tensor | None
-    group: int
-
-    @property
-    def keeps_bits(self) -> bool:
-        """Whether the kernels keep the bits of the checkpoint in memory; else they keep int8."""
-        return self.factor is None and min(self.bits) < 8
-
-    @property
-    def fits(self) -> bool:
-        """Whether every value that a code can stand for is an int8."""
-        tops = torch.tensor([2**bits - 1 for bits in self.bits], dtype=torch.int32)
-        tops = tops << self.doubled.to(torch.int32)
-        factor = 1 if self.factor is None else self.factor.amax(1).to(torch.int32)
-        highest = ((tops - self.zero) * factor).amax()
-        lowest = (-self.zero * factor).amin()
-        return bool(highest <= 127 and lowest >= -128)
-
-
-def rows_of(scale: Tensor, zero: Tensor, factor: Tensor | None, format: WeightFormat) -> Rows:
-    """The rows of a weight with these tables, each (rows, 1) but for the factors of groups."""
-    rows = len(scale)
-    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
-    half = torch.tensor([each == 1 for each in bits])
-    # A symmetric channel of one bit has the values plus and minus half a scale:
-    # (2 * code - 1) * (scale / 2).
-    symmetric = isinstance(format, Mixed) or format.signed
-    doubled = half if symmetric else torch.zeros_like(half)
-    scales = torch.where(doubled, scale.flatten() / 2, scale.flatten())
-    zeros = torch.where(doubled, 1.0, zero.flatten().expand(rows).float())
-    group = format.group or 0
-    integers = zeros.to(torch.int32)
-    return Rows(bits, doubled, integers, scales.float().contiguous(), factor, group)
-
-
 def integer_weight(
     codes: Tensor,
     scale: Tensor,
@@ -147,73 +100,24 @@ def integer_weight(
     if factor is not None:
         spread = factor.repeat_interleave(of_rows.group, 1)[:, : codes.shape[1]]
         factors = spread.reshape(len(codes), -1, taps).transpose(1, 2)
-    fields = (of_rows.zero, of_rows.scale, of_rows.bits, of_rows.doubled)
+    bits = tuple(of_rows.bits.tolist())
+    fields = (of_rows.zero, of_rows.scale, bits, of_rows.doubled)
     return IntegerWeight(by_tap, *fields, factors)
 
 
-def arranged(packed: Tensor, rows: Rows, channels: int, taps: int) -> Panels:
-    """The weight in panels, from the bytes of a checkpoint, by the native library."""
-    empty = _empty_panels(rows, channels, taps)
-    _arrange(packed, rows, empty, channels, taps, backwards=False)
-    return empty
-
-
-def restored(data: Tensor, rows: Rows, channels: int, taps: int) -> Tensor:
-    """The bytes of the checkpoint, flat, from those of the panels: the inverse of `arranged`."""
-    packed = torch.zeros(sum(_row_bytes(rows, channels * taps)), dtype=torch.uint8)
-    panels = replace(_empty_panels(rows, channels, taps), data=data)
-    _arrange(packed, rows, panels, channels, taps, backwards=True)
-    return packed
-
-
-def _row_bytes(rows: Rows, columns: int) -> list[int]:
-    return [packed_bytes(columns, bits) for bits in rows.bits]
-
-
-def _arrange(
-    packed: Tensor, rows: Rows, panels: Panels, channels: int, taps: int, *, backwards: bool
-) -> None:
-    row_start = _offsets(_row_bytes(rows, channels * taps))
-    bits = torch.tensor(rows.bits, dtype=torch.int32)
-    doubled = rows.doubled.to(torch.int32)
-    factor = None if rows.factor is None else rows.factor.contiguous()
-    flat = packed.contiguous()
-    arguments = native_library.Arrange(
-        packed=flat.data_ptr(),
-        row_start=row_start.data_ptr(),
-        bits=bits.data_ptr(),
-        zero=rows.zero.data_ptr(),
-        doubled=doubled.data_ptr(),
-        factor=None if factor is None else factor.data_ptr(),
-        group=rows.group,
-        rows=len(rows.bits),
-        channels=channels,
-        taps=taps,
-        data=panels.data.data_ptr(),
-        panel=panels.panel.data_ptr(),
-        masks=panels.masks.data_ptr(),
-        sums=panels.sums.data_ptr(),
-        planes=int(panels.planes),
-        backwards=int(backwards),
-    )
-    native_library.native().run_one(arguments, torch.get_num_threads())
-
-
-def _empty_panels(rows: Rows, channels: int, taps: int) -> Panels:
+def empty_panels(rows: Rows, channels: int, taps: int) -> Panels:
     """Panels whose bytes and sums are not filled yet."""
     count = len(rows.bits)
     columns = -(-count // VECTOR) * VECTOR
     k4 = taps * -(-channels // 4)
     uniform = _uniform(rows.bits, rows.doubled) if rows.keeps_bits else 0
-    masks, shifts = _planes_of(rows.bits, rows.doubled, columns // VECTOR)
+    masks, shifts = _planes_of(rows.bits, rows.doubled, columns)
     if uniform:
         masks[:, PLANES.index(uniform)] = 2**VECTOR - 1
-    sizes = (
-        _panel_sizes(masks, k4) if rows.keeps_bits else [k4 * 4 * each for each in _widths(columns)]
-    )
+    sizes = _plane_sizes(masks, k4) if rows.keeps_bits else 4 * k4 * torch.tensor(_widths(columns))
     return Panels(
-        data=torch.empty(sum(sizes), dtype=torch.uint8),
-        panel=_offsets(sizes),
+        data=torch.empty(int(sizes.sum()), dtype=torch.uint8),
+        panel=offsets(sizes),
         masks=masks,
         shifts=shifts,
         zeros=_zero_bytes(rows.zero, columns),
@@ -225,18 +129,21 @@ def _empty_panels(rows: Rows, channels: int, taps: int) -> Panels:
     )
 
 
-def _panel_sizes(masks: Tensor, k4: int) -> list[int]:
+def _plane_sizes(masks: Tensor, k4: int) -> Tensor:
     """Bytes of each panel of bit planes."""
     runs = -(-k4 * 4 // RUN)
-    columns = torch.tensor([[mask.bit_count() for mask in each] for each in masks.tolist()])
+    columns = (masks.unsqueeze(-1) >> torch.arange(VECTOR) & 1).sum(-1)
     by_vector = (columns * torch.tensor(PLANES)).sum(1) * 4 * runs
-    return [int(part.sum()) for part in by_vector.split(PANEL // VECTOR)]
+    missing = -len(by_vector) % (PANEL // VECTOR)
+    return torch.nn.functional.pad(by_vector, (0, missing)).reshape(-1, PANEL // VECTOR).sum(1)
 
 
-def _uniform(bits: tuple[int, ...], doubled: Tensor) -> int:
+def _uniform(bits: Tensor, doubled: Tensor) -> int:
     """The bits of the only plane of all columns, or 0. The kernels double codes of one bit."""
-    same = len(set(bits)) == 1 and bits[0] in (4, 2, 1)
-    return bits[0] if same and (bits[0] != 1 or bool(doubled.all())) else 0
+    least, most = map(int, bits.aminmax())
+    if least != most or most not in (4, 2, 1):
+        return 0
+    return most if most > 1 or bool(doubled.all()) else 0
 
 
 def _zero_bytes(zero: Tensor, columns: int) -> Tensor:
@@ -256,15 +163,16 @@ def panels(weight: IntegerWeight) -> Panels:
     keeps_bits = weight.factor is None and min(weight.bits) < 8
     codes = weight.codes if keeps_bits else values.view(torch.uint8)
     # (k, columns), with whole vectors of columns and whole dwords of k.
+    bits = torch.tensor(weight.bits)
     columns = -(-rows // VECTOR) * VECTOR
     spread = torch.nn.functional.pad(codes, (0, padded - channels))
     spread = torch.nn.functional.pad(spread.flatten(1), (0, 0, 0, columns - rows)).T
     if keeps_bits:
-        data, offsets, uniform = _bit_planes(spread, weight.bits, weight.doubled)
+        data, offsets, uniform = _bit_planes(spread, bits, weight.doubled)
     else:
         data, offsets = _int8_panels(spread)
         uniform = 0
-    masks, shifts = _planes_of(weight.bits, weight.doubled, columns // VECTOR)
+    masks, shifts = _planes_of(bits, weight.doubled, columns)
     if uniform:
         masks[:, PLANES.index(uniform)] = 2**VECTOR - 1
     zeros = _zero_bytes(weight.zero, columns)
@@ -284,9 +192,9 @@ def _widths(columns: int) -> list[int]:
     return [min(PANEL, columns - first) for first in range(0, columns, PANEL)]
 
 
-def _offsets(sizes: list[int]) -> Tensor:
-    ends = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
-    return ends[:-1].contiguous()
+def offsets(sizes: Tensor) -> Tensor:
+    """Where each part begins, of parts of these sizes side by side."""
+    return sizes.cumsum(0) - sizes
 
 
 def _int8_panels(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,12 +202,10 @@ def _int8_panels(values: Tensor) -> tuple[Tensor, Tensor]:
     k, columns = values.shape
     dwords = values.reshape(k // 4, 4, columns).permute(0, 2, 1)
     parts = [part.reshape(-1) for part in dwords.split(PANEL, 1)]
-    return torch.cat(parts), _offsets([len(part) for part in parts])
+    return torch.cat(parts), offsets(torch.tensor([len(part) for part in parts]))
 
 
-def _bit_planes(
-    codes: Tensor, bits: tuple[int, ...], doubled: Tensor
-) -> tuple[Tensor, Tensor, int]:
+def _bit_planes(codes: Tensor, bits: Tensor, doubled: Tensor) -> tuple[Tensor, Tensor, int]:
     """Bytes and offsets of bit planes of (k, columns), and the bits of the only plane, or 0."""
     k, columns = codes.shape
     codes = torch.nn.functional.pad(codes, (0, 0, 0, -k % RUN))
@@ -330,7 +236,7 @@ def _bit_planes(
         _panel_bytes(table[first : first + width], kept[first : first + width])
         for first, width in _vectors_of_panels(columns)
     ]
-    return torch.cat(parts), _offsets([len(part) for part in parts]), uniform
+    return torch.cat(parts), offsets(torch.tensor([len(part) for part in parts])), uniform
 
 
 def _vectors_of_panels(columns: int) -> list[tuple[int, int]]:
@@ -354,18 +260,16 @@ def _plane_word(field: Tensor, plane: int, word: int) -> Tensor:
     return torch.stack(parts).sum(0, dtype=torch.uint8)
 
 
-def _present(bits: tuple[int, ...], columns: int) -> dict[int, Tensor]:
+def _present(bits: Tensor, columns: int) -> dict[int, Tensor]:
     """For each plane: which columns have it; a column after the last row has none."""
-    of_columns = torch.zeros(columns, dtype=torch.int64)
-    of_columns[: len(bits)] = torch.tensor(bits)
+    of_columns = torch.nn.functional.pad(bits, (0, columns - len(bits)))
     return {plane: (of_columns & plane) > 0 for plane in PLANES}
 
 
-def _planes_of(bits: tuple[int, ...], doubled: Tensor, vectors: int) -> tuple[Tensor, Tensor]:
+def _planes_of(bits: Tensor, doubled: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """The masks and left shifts of the planes, for each vector of 16 columns."""
-    present = _present(bits, vectors * VECTOR)
-    twice = torch.zeros(vectors * VECTOR, dtype=torch.int32)
-    twice[: len(bits)] = doubled.to(torch.int32)
+    present = _present(bits, columns)
+    twice = torch.nn.functional.pad(doubled.to(torch.int32), (0, columns - len(bits)))
     powers = 2 ** torch.arange(VECTOR)
     masks = [(present[plane].reshape(-1, VECTOR) * powers).sum(1) for plane in PLANES]
     four = present[4].to(torch.int32) * 4
@@ -373,26 +277,3 @@ def _planes_of(bits: tuple[int, ...], doubled: Tensor, vectors: int) -> tuple[Te
     shifts = [torch.zeros_like(four), torch.zeros_like(four), four, two + twice]
     by_vector = [shift.reshape(-1, VECTOR) for shift in shifts]
     return torch.stack(masks, 1).to(torch.int32), torch.stack(by_vector, 1).contiguous()
-
-
-@torch.library.custom_op("lowtide::restore", mutates_args=())
-def restore(data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: int) -> Tensor:
-    """The packed codes of a layer in the order of the checkpoint, from the bytes of its panels.
-
-    `grid` and `spec` are those of lowtide::linear.
-    """
-    return restored(data, rows_of_grid(grid, Spec.of(spec)), channels, taps)
-
-
-@restore.register_fake
-def _(data: Tensor, grid: list[Tensor], spec: list[int], channels: int, taps: int) -> Tensor:
-    rows = grid[0].shape[0]
-    bits = spec[4:] * rows if len(spec) == 5 else spec[4:]
-    return data.new_empty(sum(packed_bytes(channels * taps, each) for each in bits))
-
-
-def rows_of_grid(grid: list[Tensor], spec: Spec) -> Rows:
-    """The rows of a weight from the tables of its layer."""
-    scale, zero, factor, _ = grid
-    point = zero if zero.numel() else zero_point(spec.weight, scale, factor)
-    return rows_of(scale, point, factor if factor.numel() else None, spec.weight)

@@ -22,7 +22,9 @@ from lowtide.formats import (
     unpack_tables,
 )
 from lowtide.kernels import Spec, conv2d, linear
-from lowtide.kernels.panels import Panels, Rows, arranged, restore, rows_of_grid
+from lowtide.kernels.arranging import arranged, restore
+from lowtide.kernels.panels import Panels
+from lowtide.kernels.rows import Rows, rows_of_grid
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer

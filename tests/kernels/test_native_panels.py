@@ -6,17 +6,10 @@ from native_programs import Memory, float_sink, generator
 
 from lowtide.formats import Affine, Mixed, WeightFormat, pack, pack_mixed
 from lowtide.formats.affine import Grid
+from lowtide.kernels.arranging import arranged, restored
 from lowtide.kernels.native_library import Gemm
-from lowtide.kernels.panels import (
-    ALIGNMENT,
-    IntegerWeight,
-    Panels,
-    arranged,
-    integer_weight,
-    panels,
-    restored,
-    rows_of,
-)
+from lowtide.kernels.panels import ALIGNMENT, IntegerWeight, Panels, integer_weight, panels
+from lowtide.kernels.rows import rows_of
 
 FORMATS = [
     *(Affine(bits, signed=True, axis=0) for bits in range(1, 9)),
@@ -25,6 +18,21 @@ FORMATS = [
     Affine(3, axis=0, group=7),
     Mixed((1, 2, 3, 4, 5, 6, 7, 8) * 9),
     Mixed((1, 2, 3, 4, 5, 6, 7, 8) * 9, signed=False),
+]
+
+
+# Rows, channels, taps: whole and broken vectors, panels, runs, dwords and blocks.
+SHAPES = [
+    (72, 10, 3),
+    (1, 1, 9),
+    (130, 70, 1),
+    (64, 128, 1),
+    (17, 2000, 1),
+    (16, 96, 9),
+    (80, 200, 9),
+    (33, 68, 9),
+    (5, 3, 49),
+    (20, 64, 25),
 ]
 
 
@@ -109,8 +117,8 @@ def test_factors_of_groups_take_eight_bits():
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize(("rows", "channels", "taps"), [(72, 10, 3), (1, 1, 9), (130, 70, 1)])
-def test_the_library_arranges_as_torch_does_and_back(format, rows, channels, taps):
+@pytest.mark.parametrize(("rows", "channels", "taps"), SHAPES)
+def test_the_library_arranges_as_torch_does_and_back(forced, format, rows, channels, taps):
     if isinstance(format, Mixed):
         format = Mixed((format.bits * 2)[:rows], signed=format.signed)
     columns = channels * taps
