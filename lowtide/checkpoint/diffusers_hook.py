@@ -25,6 +25,7 @@ from lowtide.checkpoint.file_format import (
     verify,
     verify_names,
 )
+from lowtide.checkpoint.own_maps import Span, spans, with_own_maps
 from lowtide.errors import BadInput
 from lowtide.nn.plan import FORMAT_VERSION, Plan
 from lowtide.nn.swap import skeleton
@@ -80,6 +81,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         self.plan: Plan | None = None
         self.hashes: dict[str, bytes] = {}
         self.names: list[str] = []
+        self.places: dict[str, Span] = {}
 
     def validate_environment(self, *args: object, **kwargs: object) -> None:
         check_version(self.quantization_config.format_version)
@@ -92,6 +94,7 @@ class LowtideQuantizer(DiffusersQuantizer):
             self.plan = Plan.from_json(header[PLAN])
             self.hashes = hashes_by_name(loaded_keys, header[HASHES])
         self.names = loaded_keys
+        self.places = spans(checkpoint_files)
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
@@ -106,8 +109,9 @@ class LowtideQuantizer(DiffusersQuantizer):
         _register(model, self.quantization_config)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        verify(state_dict, self.hashes)
-        return state_dict
+        state = with_own_maps(state_dict, self.places)
+        verify(state, self.hashes)
+        return state
 
     def _process_model_after_weight_loading(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, **kwargs: object

@@ -13,6 +13,7 @@ from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.errors import BadInput
 from lowtide.formats import Format
+from lowtide.kernels.hashing import hashes
 from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
@@ -226,6 +227,7 @@ def average_bits(form: Format | None) -> float:
 def fingerprint(model: nn.Module) -> str:
     """A hash of all weights."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {file_format.tensor_hash(tensor)}".encode())
+    state = model.state_dict()
+    for name, found in zip(state, hashes(list(state.values()), file_format.HASH), strict=True):
+        digest.update(f"{name} {found}".encode())
     return digest.hexdigest()

@@ -29,14 +29,13 @@ mixed-up checkpoint is an error, never a blurred picture. folders.py writes whol
 """
 
 import base64
-import hashlib
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
+from lowtide.kernels.hashing import hashes
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.correction import CORRECTION
 from lowtide.nn.plan import FORMAT_VERSION, Plan
@@ -50,25 +49,19 @@ HASHES = "lowtide_hashes"
 VERSION = "lowtide_version"
 
 
-def tensor_hash(tensor: Tensor) -> bytes:
-    flat = tensor.detach().contiguous().cpu().flatten()
-    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    return hashlib.blake2b(data, digest_size=HASH).digest()
-
-
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
     """The header of every safetensors file. Hashes are in the order of the sorted names."""
-    hashes = b"".join(tensor_hash(state[name]) for name in sorted(state))
+    in_order = hashes([state[name] for name in sorted(state)], HASH)
     return {
         VERSION: str(FORMAT_VERSION),
         PLAN: plan.to_json(),
-        HASHES: base64.b64encode(hashes).decode(),
+        HASHES: base64.b64encode(b"".join(in_order)).decode(),
     }
 
 
-def hashes_by_name(names: list[str], hashes: str) -> dict[str, bytes]:
+def hashes_by_name(names: list[str], text: str) -> dict[str, bytes]:
     """The hash of each tensor, from the header's text."""
-    data = base64.b64decode(hashes)
+    data = base64.b64decode(text)
     starts = range(0, HASH * len(names), HASH)
     return {
         name: data[start : start + HASH] for name, start in zip(sorted(names), starts, strict=True)
@@ -101,10 +94,10 @@ def check_version(version: int) -> None:
         )
 
 
-def verify(state: dict[str, Tensor], hashes: dict[str, bytes]) -> None:
+def verify(state: dict[str, Tensor], saved: dict[str, bytes]) -> None:
     """Every tensor has the hash that was saved with it."""
-    for name, tensor in state.items():
-        if hashes.get(name) != tensor_hash(tensor):
+    for name, found in zip(state, hashes(list(state.values()), HASH), strict=True):
+        if saved.get(name) != found:
             raise BadInput(
                 f"found tensor {name} altered since it was saved",
                 "the bytes its hash was taken of",

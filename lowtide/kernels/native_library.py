@@ -12,8 +12,8 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 6
-GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE = range(7)
+ABI = 7
+GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE, HASH = range(8)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
 NOT_A_NUMBER = 1
@@ -254,6 +254,18 @@ class Arrange(ctypes.Structure):
     ]
 
 
+class Hash(ctypes.Structure):
+    """BLAKE2b of many messages."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("bytes", c_void_p),
+        ("hashes", c_void_p),
+        ("count", c_int64),
+        ("size", c_int64),
+    ]
+
+
 class Call(ctypes.Structure):
     """A kernel and the address of its arguments."""
 
@@ -268,6 +280,7 @@ KERNELS: dict[type[ctypes.Structure], int] = {
     Attention: ATTENTION,
     Row: ROW,
     Arrange: ARRANGE,
+    Hash: HASH,
 }
 
 

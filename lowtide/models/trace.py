@@ -343,9 +343,12 @@ def record(
     return _with_frees(recorder.nodes, numbers, output, recorder.values)
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters and buffers are on the meta device: shapes only."""
-    memo: dict[int, Tensor] = {}
+def on_meta(model: nn.Module, shared: Iterable[object] = ()) -> nn.Module:
+    """A copy of the model whose parameters and buffers are on the meta device: shapes only.
+
+    `shared`: objects in the model that are not copied.
+    """
+    memo: dict[int, object] = {id(each): each for each in shared}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
     for buffer in model.buffers():

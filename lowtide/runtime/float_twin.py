@@ -12,6 +12,7 @@ from lowtide.nn.float_layers import conv_options, linear_options, replace_module
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.request_cache import PerRequest
+from lowtide.nn.swap import packed_layers
 
 
 def record_twin(root: nn.Module, inputs: Mapping[str, Any]) -> Graph:
@@ -26,7 +27,8 @@ def _twin(root: nn.Module) -> nn.Module:
     """A copy on the meta device with float layers, without hooks of the root and not fused."""
     fused = root.__dict__.pop("forward", None)
     try:
-        twin = on_meta(root).eval()
+        # Panels are as large as the weights, and the twin has none.
+        twin = on_meta(root, shared=[layer.panels for _, layer in packed_layers(root)]).eval()
     finally:
         if fused is not None:
             root.__dict__["forward"] = fused

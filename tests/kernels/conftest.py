@@ -1,5 +1,6 @@
 """`machine`: the native kernels on every instruction set, with one and two threads."""
 
+import ctypes
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def native(pytestconfig: pytest.Config) -> Native:
     if found.library is None:
         pytest.skip(found.reason)
     return found
+
+
+@pytest.fixture
+def forced(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The machine that runs what lowtide's own functions call."""
+
+    def run_one(native: Native, arguments: ctypes.Structure, threads: int) -> None:
+        assert machine.run(arguments) == 0
+
+    monkeypatch.setattr(native_library, "native", lambda: machine.native)
+    monkeypatch.setattr(Native, "run_one", run_one)
+    return machine
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

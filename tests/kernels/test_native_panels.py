@@ -39,6 +39,21 @@ def weight_of(
     return integers, format.decode(codes, Grid(*grid))
 
 
+# Rows, channels, taps: whole and broken vectors, panels, runs, dwords and blocks.
+SHAPES = [
+    (72, 10, 3),
+    (1, 1, 9),
+    (130, 70, 1),
+    (64, 128, 1),
+    (17, 2000, 1),
+    (16, 96, 9),
+    (80, 200, 9),
+    (33, 68, 9),
+    (5, 3, 49),
+    (20, 64, 25),
+]
+
+
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_integers_times_the_scale_are_the_values_of_the_format(format):
     rows = 72
@@ -117,8 +132,8 @@ def test_eight_bits_in_groups_are_multiplied_already():
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize(("rows", "channels", "taps"), [(72, 10, 3), (1, 1, 9), (130, 70, 1)])
-def test_the_library_arranges_as_torch_does_and_back(format, rows, channels, taps):
+@pytest.mark.parametrize(("rows", "channels", "taps"), SHAPES)
+def test_the_library_arranges_as_torch_does_and_back(forced, format, rows, channels, taps):
     if isinstance(format, Mixed):
         format = Mixed((format.bits * 2)[:rows], signed=format.signed)
     columns = channels * taps

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 6
+#define LOWTIDE_ABI 7
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -24,7 +24,8 @@ enum Kernel : int32_t {
   LAYER_NORM = 3,
   ATTENTION = 4,
   ROW = 5,
-  ARRANGE = 6
+  ARRANGE = 6,
+  HASH = 7
 };
 
 // Bits that lowtide_run returns. NOT_A_NUMBER: a value to be rounded was NaN, which no code stands
@@ -185,7 +186,8 @@ struct Row {
   int64_t copies;  // rows of y that get the same features
 };
 
-// A weight between the order of a checkpoint (`packed`) and panels (`data`); see arrange.inc.
+// A weight between the order of a checkpoint (`packed`) and panels (`data`); see arrange.inc and
+// restore.inc.
 struct Arrange {
   uint8_t* packed;
   const int64_t* row_start;  // byte offset of each row
@@ -201,6 +203,15 @@ struct Arrange {
   int32_t* sums;          // of each row: the sum of its int8 values
   int32_t planes;         // 0: int8 values
   int32_t backwards;      // 1: from panels to the checkpoint's order
+};
+
+// BLAKE2b of each message.
+struct Hash {
+  const uint8_t* const* data;
+  const int64_t* bytes;  // of each message
+  uint64_t* hashes;      // of each message: the first bytes of its hash, lowest first
+  int64_t count;
+  int64_t size;          // bytes of a hash, up to 8
 };
 
 struct Call {
