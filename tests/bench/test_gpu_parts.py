@@ -14,7 +14,7 @@ import torch
 from gpu import part, table
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("devices", "methods", "kernels")
+PARTS = ("devices", "methods", "kernels", "steps", "minutes")
 NEEDED = [name for name in PARTS if name != "kernels" or find_spec("triton")]
 
 
