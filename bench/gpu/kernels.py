@@ -26,9 +26,9 @@ import triton
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shapes import MODELS, Conv, Shape
+from gpu.shapes import MODELS, Conv, Shape
 
 from lowtide.formats import Affine, pack
 from lowtide.kernels import Spec
