@@ -226,6 +226,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     fused: bool = True,
     engine: Literal["native", "onednn", "plain"] | None = None,
+    device: str = "auto",
 ) -> DiffusionPipeline:
     """Load a pipeline, float or packed.
 
@@ -289,6 +290,7 @@ def reschedule(
     steps: int,
     *,
     size: int | None = None,
+    device: str = "auto",
 ) -> Quantized:
     """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
 

@@ -94,6 +94,7 @@ FUNCTIONS = {
             "dtype: torch.dtype = torch.float32",
             "fused: bool = True",
             'engine: Literal["native", "onednn", "plain"] | None = None',
+            'device: str = "auto"',
         ],
         None,
         "DiffusionPipeline",
@@ -107,7 +108,7 @@ FUNCTIONS = {
     ),
     "reschedule": (
         ["target: DiffusionPipeline | Quantized | str | Path", "steps: int"],
-        ["size: int | None = None"],
+        ["size: int | None = None", 'device: str = "auto"'],
         None,
         "Quantized",
     ),
