@@ -22,6 +22,7 @@ from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
 from lowtide.runtime.program import NotANumber
 from lowtide.runtime.steps import TorchStep
+from lowtide.runtime.writes import Unfollowed
 
 
 class Fused:
@@ -65,9 +66,12 @@ class Fused:
                     return state.run(inputs)
             except NotANumber:
                 reason = "a value in it is not a number"
+            except Unfollowed as found:
+                reason = str(found)
         self._tell(reason)
         return self.forward(*args, **kwargs)
 
+    @torch.inference_mode(mode=False)  # what is prepared is there for calls without that mode too
     def prepared(self) -> Prepared:
         if self.state is None or self.state.is_stale():
             self.state = Prepared(self.root, self.engine)
