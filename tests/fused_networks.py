@@ -54,7 +54,13 @@ class Fused:
 
     @torch.no_grad()
     def answers(self) -> list[Tensor]:
-        return [self.model(sample.clone(), torch.tensor(500)) for sample in self.samples]
+        return answers(self.model, self.samples)
+
+    def cast(self, dtype: torch.dtype) -> "Fused":
+        """Its float parts and its samples in this type."""
+        self.model.to(dtype)
+        self.samples = [sample.to(dtype) for sample in self.samples]
+        return self
 
     def check(self) -> "Fused":
         """Fused answers equal plain ones; where a value rounds the other way, nearly."""
@@ -82,6 +88,11 @@ class Fused:
             step.name if isinstance(step, TorchStep) else type(step).__name__.removesuffix("Step")
             for step in self.steps
         ]
+
+
+@torch.no_grad()
+def answers(model: nn.Module, samples: list[Tensor]) -> list[Tensor]:
+    return [model(sample.clone(), torch.tensor(500)) for sample in samples]
 
 
 def _sample(seed: int, shape: tuple[int, ...]) -> Tensor:

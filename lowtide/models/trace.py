@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from lowtide.errors import BadInput
+from lowtide.models.tensor_state import TensorState, memory_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Param:
 class Node:
     """One call: `target` is a torch function, or the name of a leaf module.
 
-    `frees`: the numbers of the values that no later node uses.
+    `frees`: the numbers of the values that no later node uses. `writes`: the arguments that the
+    call changes in place; `moves`: whether it changes their shape, or where they are in memory.
     """
 
     target: Callable | str
@@ -47,6 +49,8 @@ class Node:
     kwargs: dict[str, Any]
     output: object
     frees: tuple[int, ...] = ()
+    writes: tuple[object, ...] = ()
+    moves: bool = False
 
     @property
     def is_leaf(self) -> bool:
@@ -58,6 +62,10 @@ class Node:
     def gives(self) -> list[int]:
         return _refs(self.output)
 
+    def written(self) -> list[int]:
+        """The values that the call changes in place."""
+        return _refs(self.writes)
+
 
 @dataclass(frozen=True)
 class Value:
@@ -65,12 +73,14 @@ class Value:
 
     `inputs`: the model's inputs that the value depends on.
     `last_leaves`: the leaves whose output reaches the value with no other leaf in between.
+    `memory`: equal for two values that share memory.
     """
 
     shape: tuple[int, ...]
     inputs: frozenset[str] = frozenset()
     last_leaves: frozenset[str] = frozenset()
     dtype: torch.dtype = torch.float32
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,9 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.target, str):
                 yield node.target, node
+
+    def output_numbers(self) -> list[int]:
+        return _refs(self.output)
 
     def used_values(self, node: Node) -> list[Value]:
         return [self.values[id] for id in node.uses()]
@@ -215,6 +228,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         named_tensors = [*model.named_parameters(), *model.named_buffers()]
         self.names = {id(tensor): name for name, tensor in named_tensors}
+        self.owners = {memory_of(tensor): Param(name) for name, tensor in named_tensors}
         self.leaves = leaves
         # How many leaves are running at the moment, one inside the other.
         self.depth = 0
@@ -230,7 +244,8 @@ class _Recorder(TorchFunctionMode):
             self.numbers[id(tensor)] = len(self.numbers)
             self.tensors.append(tensor)
         number = self.numbers[id(tensor)]
-        self.values[number] = Value(tuple(tensor.shape), inputs, last_leaves, tensor.dtype)
+        facts = (tensor.dtype, memory_of(tensor))
+        self.values[number] = Value(tuple(tensor.shape), inputs, last_leaves, *facts)
         return Ref(number)
 
     def symbol(self, leaf: object) -> object:
@@ -255,8 +270,9 @@ class _Recorder(TorchFunctionMode):
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
         result: object,
+        before: Mapping[Tensor, TensorState] = {},
     ) -> None:
-        """Append a node for one call."""
+        """Append a node for one call. `before`: the state of its arguments, if it changed some."""
         symbols = mapped(args, self.symbol)
         named_symbols = mapped(kwargs, self.symbol)
         used = [self.values[id] for id in _refs((symbols, named_symbols))]
@@ -272,7 +288,14 @@ class _Recorder(TorchFunctionMode):
         def numbered(leaf: object) -> Ref | None:
             return self.number(leaf, inputs, last_leaves) if isinstance(leaf, Tensor) else None
 
-        self.nodes.append(Node(target, symbols, named_symbols, mapped(result, numbered)))
+        now = {tensor: TensorState.of(tensor) for tensor in before}
+        written = [tensor for tensor, state in before.items() if now[tensor] != state]
+        # A write to a part of a parameter is a write to the parameter.
+        writes = tuple(self.owners.get(memory_of(each), self.symbol(each)) for each in written)
+        moves = any(now[tensor].form != before[tensor].form for tensor in written)
+        output = mapped(result, numbered)
+        node = Node(target, symbols, named_symbols, output, writes=writes, moves=moves)
+        self.nodes.append(node)
 
     def __torch_function__(
         self,
@@ -282,11 +305,13 @@ class _Recorder(TorchFunctionMode):
         kwargs: dict | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         if self.depth:
-            return result
-        if _sets_item(func) or any(isinstance(leaf, Tensor) for leaf in leaves_of(result)):
-            self.note(func, args, kwargs, result)
+            return func(*args, **kwargs)
+        before = {leaf: TensorState.of(leaf) for leaf in _tensors_of((args, kwargs))}
+        result = func(*args, **kwargs)
+        is_written = any(TensorState.of(leaf) != state for leaf, state in before.items())
+        if is_written or _tensors_of(result):
+            self.note(func, args, kwargs, result, before if is_written else {})
         return result
 
     def hook_leaves(self) -> list[RemovableHandle]:
@@ -311,10 +336,15 @@ class _Recorder(TorchFunctionMode):
         return leave
 
 
+def _tensors_of(tree: object) -> list[Tensor]:
+    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor)]
+
+
 def _sets_item(target: Callable | str) -> bool:
     return getattr(target, "__name__", "") == "__setitem__"
 
 
+@torch.inference_mode(mode=False)  # tensors of that mode do not tell that they were written into
 @torch.no_grad()
 def record(
     model: nn.Module, inputs: Mapping[str, object], leaves: Mapping[str, nn.Module]

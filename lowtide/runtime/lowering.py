@@ -21,7 +21,8 @@ from lowtide.runtime.memory import Buffer, View, is_whole, new_view, same_stride
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.producers import Chain, Joined, NormedRows, Product
 from lowtide.runtime.steps import Step, TorchStep
-from lowtide.runtime.torch_calls import changes_in_place, name_of, owner_of, returns_its_input
+from lowtide.runtime.torch_calls import name_of, owner_of, returns_its_input
+from lowtide.runtime.writes import Writes
 
 
 @dataclass
@@ -62,13 +63,14 @@ class Lowering:
         self.layers = layers
         self.conditions = conditions
         self.covers = covers
-        self.nodes = [node for node in graph.nodes if not returns_its_input(node)]
-        self.draft = Draft(_readers(self.nodes, graph))
+        nodes = [node for node in graph.nodes if not returns_its_input(node)]
+        self.early = list(filter(self._is_conditional, nodes))
+        self.late = [node for node in nodes if not self._is_conditional(node)]
+        self.draft = Draft(_readers(nodes, graph))
         # Chains that only read a view, by its place and shape, so that two layers share codes.
         self.readings: dict[Buffer, dict[tuple, Chain]] = {}
         self.kept: list[Tensor] = []
-        # Two values that share memory here may be apart in the forward pass as it is written.
-        self.writes_in_place = any(map(changes_in_place, self.nodes))
+        self.writes = Writes([*self.early, *self.late], graph, conditions)
 
     def lower(self) -> Lowered:
         inputs = {
@@ -76,13 +78,11 @@ class Lowering:
             for name, number in self.graph.inputs.items()
             if self.draft.readers[number]
         }
-        early = [node for node in self.nodes if self._is_conditional(node)]
-        late = [node for node in self.nodes if not self._is_conditional(node)]
-        for node in early:
+        for node in self.early:
             self._lower(node)
-        features = self._features(late)
+        features = self._features()
         conditional = len(self.draft.steps)
-        for node in late:
+        for node in self.late:
             self._lower(node)
         output = mapped(self.graph.output, self._finished)
         conditions = {name: view for name, view in inputs.items() if name in self.conditions}
@@ -102,10 +102,10 @@ class Lowering:
         values = [self.graph.values[number] for number in [*node.uses(), *node.gives()]]
         return all(value.inputs <= self.conditions for value in values)
 
-    def _features(self, late: list[Node]) -> list[View]:
+    def _features(self) -> list[View]:
         """What the late calls read of the early ones, in memory that stays between runs."""
-        used = set(_output_numbers(self.graph))
-        for node in late:
+        used = set(self.graph.output_numbers())
+        for node in self.late:
             used.update(node.uses())
         early = sorted(used & self.draft.views.keys())
         views = [self.draft.floats(self.draft.views[number]) for number in early]
@@ -123,7 +123,7 @@ class Lowering:
         return self.draft.floats(self.draft.views[leaf.id]) if isinstance(leaf, Ref) else leaf
 
     def _lower(self, node: Node) -> None:
-        cover = self.covers.get(self._kind(node))
+        cover = None if node.writes else self.covers.get(self._kind(node))
         result = None if cover is None else cover(self, node)
         if result is None:
             self.run_in_torch(node, self.function(node))
@@ -177,17 +177,18 @@ class Lowering:
     def _add_torch_step(
         self, node: Node, function: Callable, given: tuple[Any, Any], views: list[View]
     ) -> None:
-        changed = views[:1] if changes_in_place(node) else []
-        for view in changed:
-            # Who reads the value as it was reads it now; codes of it are out of date after this.
+        if node.writes:
+            self.writes.check(node, self.draft.views)
+            # Who reads the values as they were reads them now; codes are out of date after this.
             self.draft.settle_all()
-            self.readings.pop(view.buffer, None)
+            self.readings.clear()
         for view in views:
             self.draft.floats(view)
+        changed = [self.draft.views[number] for number in node.written()]
         results: list[View] = []
-        for number in node.gives():
-            self.draft.name(number, changed[0] if changed else self._place(number))
-            results += [] if changed else [self.draft.views[number]]
+        for number in node.gives() if not changed else []:
+            self.draft.name(number, self._place(number))
+            results.append(self.draft.views[number])
         args, kwargs = given
         name = name_of(node.target)
         if node.target is Tensor.view:
@@ -204,7 +205,7 @@ class Lowering:
 
     def _is_view(self, node: Node, given: tuple[Any, Any], views: list[View]) -> bool:
         """Name the results if the call only gives views of its arguments."""
-        if isinstance(node.target, str) or changes_in_place(node) or not views:
+        if isinstance(node.target, str) or node.writes or not views:
             return False
         args, kwargs = mapped(given, _on_meta)
         try:
@@ -286,14 +287,10 @@ Cover = Callable[[Lowering, Node], View | None]
 
 def _readers(nodes: list[Node], graph: Graph) -> Counter[int]:
     """How many calls read each value; the caller of the forward pass reads the output."""
-    readers = Counter(_output_numbers(graph))
+    readers = Counter(graph.output_numbers())
     for node in nodes:
         readers.update(node.uses())
     return readers
-
-
-def _output_numbers(graph: Graph) -> list[int]:
-    return [leaf.id for leaf in leaves_of(graph.output) if isinstance(leaf, Ref)]
 
 
 def _stored(shape: tuple[int, ...]) -> Tensor:

@@ -23,6 +23,7 @@ from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
 from lowtide.runtime.program import NotANumber
 from lowtide.runtime.steps import TorchStep
+from lowtide.runtime.writes import Unfollowed
 
 
 class Fused:
@@ -73,6 +74,8 @@ class Fused:
                     return state.run(inputs)
             except NotANumber:
                 reason = "a value in it is not a number"
+            except Unfollowed as found:
+                reason = str(found)
         self._tell(reason)
         return self.forward(*args, **kwargs)
 
@@ -91,6 +94,7 @@ class Fused:
             name = type(self.root).__name__
             warnings.warn(f"{count} layers of {name} run in plain torch: {reason}.", stacklevel=4)
 
+    @torch.inference_mode(mode=False)  # what is prepared is there for calls without that mode too
     def prepared(self) -> Prepared:
         if self.state is None or self.state.is_stale():
             self.state = Prepared(self.root, self.engine)

@@ -9,7 +9,7 @@ from lowtide.runtime.layouts import channel_axis, dense_like, tokens_of
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.memory import View
 from lowtide.runtime.producers import Chain, GroupNorm, NormedRows
-from lowtide.runtime.torch_calls import arguments_of, changes_in_place
+from lowtide.runtime.torch_calls import arguments_of
 
 
 def group_norm(lowering: Lowering, node: Node) -> View | None:
@@ -44,8 +44,6 @@ def layer_norm(lowering: Lowering, node: Node) -> View | None:
 
 def activation(lowering: Lowering, node: Node) -> View | None:
     """SiLU or GELU: it joins the norm before it, or reads what is in memory."""
-    if changes_in_place(node):
-        return None
     view = lowering.given(arguments_of(node, ("input",))["input"])
     waiting = lowering.waiting_chain(view)
     joins = (

@@ -25,6 +25,7 @@ from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.onednn_layer import OneDnnLayer, unsupported
 from lowtide.runtime.program import Program
+from lowtide.runtime.writes import Unfollowed
 
 PROGRAMS = 4  # shapes whose programs are kept
 TIMESTEP = "timestep"
@@ -44,6 +45,7 @@ class Prepared:
         self.engines = Engines(root, engine)
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
         self.programs: dict[tuple, Program] = {}
+        self.unfollowed: dict[tuple, str] = {}
         self.lock = Lock()
         self.clock = find_clock(root)
         self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
@@ -62,14 +64,18 @@ class Prepared:
         packed = [layer for _, layer in packed_layers(root)]
         self.weights = [(layer, layer.weight, layer.weight._version) for layer in packed]
         self.holders = [module._parameters for module in root.modules() if module._parameters]
-        # The parameters are kept, so that no new one gets the place of an old one in memory.
+        # The parameters and their memory are kept, so that no new one gets the place of an old one.
         self.stamped = list(chain.from_iterable(map(dict.values, self.holders)))
+        self.memory = [value.detach() for value in self.stamped if value is not None]
         self.stamps = self._stamps()
 
-    def _stamps(self) -> tuple[list[int], list[int]]:
-        """Which tensors the parameters are, and how often each was written into."""
+    def _stamps(self) -> tuple[list[int], list[int], list[int]]:
+        """Which tensors the parameters are, how often each was written into, and where it is.
+
+        A cast such as `.to(torch.bfloat16)` gives a parameter other memory, and nothing else tells.
+        """
         values = list(filter(IS_THERE, chain.from_iterable(map(dict.values, self.holders))))
-        return list(map(id, values)), list(map(VERSION, values))
+        return list(map(id, values)), list(map(VERSION, values)), list(map(Tensor.data_ptr, values))
 
     def is_stale(self) -> bool:
         """Whether a table or a weight has changed since the layers were prepared."""
@@ -102,12 +108,19 @@ class Prepared:
         shapes = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
         settings = [(name, value) for name, value in inputs.items() if is_setting(value)]
         key = (*shapes, *sorted(settings))
+        if key in self.unfollowed:
+            raise Unfollowed(self.unfollowed[key])
         if key not in self.programs:
             while len(self.programs) >= PROGRAMS:
                 del self.programs[next(iter(self.programs))]
-            self.programs[key] = self._new_program(inputs)
+            try:
+                self.programs[key] = self._new_program(inputs)
+            except Unfollowed as reason:
+                self.unfollowed[key] = str(reason)
+                raise
         return self.programs[key]
 
+    @torch.inference_mode(mode=False)
     def _new_program(self, inputs: Mapping[str, Any]) -> Program:
         graph = record_twin(self.root, inputs)
         rounding = list(quantizers(self.root).values())

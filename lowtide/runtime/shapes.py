@@ -22,7 +22,7 @@ def dropout(lowering: Lowering, node: Node) -> View | None:
 def contiguous(lowering: Lowering, node: Node) -> View | None:
     """The same values: in which order they lie is the program's own business."""
     is_plain = len(node.args) == 1 and not node.kwargs
-    return lowering.given(node.args[0]) if is_plain and not lowering.writes_in_place else None
+    return lowering.given(node.args[0]) if is_plain and not lowering.writes.any else None
 
 
 def interpolate(lowering: Lowering, node: Node) -> View | None:

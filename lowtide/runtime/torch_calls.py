@@ -1,6 +1,5 @@
-"""What can be told from a recorded call alone: its arguments by name, and whether it writes."""
+"""What can be told from a recorded call alone: its name, its arguments, and what it gives."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,27 +18,9 @@ def arguments_of(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
-def changes_in_place(node: Node) -> bool:
-    """Whether a call writes to its first argument: `x.add_(1)`, `x[0] = 1`, `F.relu(x, True)`."""
-    if isinstance(node.target, str):
-        return False
-    name = name_of(node.target)
-    named_so = name.endswith("_") and not name.startswith("__")
-    return named_so or name == "_set_item" or _is_asked_to(node.target, node)
-
-
-def _is_asked_to(function: Callable, node: Node) -> bool:
-    """Whether the argument `inplace` is given and true."""
-    try:
-        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):  # a function in C, which has no such argument
-        return False
-    return bool(bound.arguments.get("inplace"))
-
-
 def returns_its_input(node: Node) -> bool:
     """Whether a call of torch does nothing, as a dropout that is switched off."""
-    if isinstance(node.target, str) or changes_in_place(node):
+    if isinstance(node.target, str) or node.writes:
         return False
     return set(node.gives()) <= set(node.uses())
 

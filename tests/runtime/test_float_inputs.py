@@ -59,10 +59,11 @@ def test_linear_layers_read_tokens(channels):
     names(network, 2, 10, channels)
 
 
-def test_an_input_that_is_changed_in_place_afterwards():
+def test_a_value_that_is_changed_in_place_afterwards():
     def forward(layers, x, time):
-        y = layers.a(x)
-        x.mul_(2)
-        return y + x
+        z = x + 1
+        y = layers.a(z)
+        z.mul_(2)
+        return y + z
 
     names(Network(forward, a=nn.Linear(8, 8)), 2, 10, 8)
