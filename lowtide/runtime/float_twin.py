@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.models.trace import Graph, mapped, on_meta, record
@@ -34,14 +36,21 @@ def _twin(root: nn.Module) -> nn.Module:
             root.__dict__["forward"] = fused
     twin._forward_pre_hooks.clear()
     twin._forward_hooks.clear()
-    _unwrap(twin)
+    kind = _float_type(twin)
+    _unwrap(twin, kind)
     for name, module in list(twin.named_modules()):
         if isinstance(module, PackedLinear | PackedConv2d | QuantLinear | QuantConv2d):
-            replace_module(twin, name, _float_layer(module))
+            replace_module(twin, name, _float_layer(module, kind))
     return twin
 
 
-def _unwrap(twin: nn.Module) -> None:
+def _float_type(root: nn.Module) -> torch.dtype:
+    """The type of the first float parameter, as diffusers' own `dtype` has it."""
+    kinds = [each.dtype for each in root.parameters() if each.dtype.is_floating_point]
+    return kinds[0] if kinds else torch.float32
+
+
+def _unwrap(twin: nn.Module, kind: torch.dtype) -> None:
     """Replace what stands around layers: rounded attention, cached features."""
     for name, module in list(twin.named_modules()):
         if isinstance(module, QuantAttention):
@@ -50,15 +59,31 @@ def _unwrap(twin: nn.Module) -> None:
         elif isinstance(module, Cached):
             replace_module(twin, name, ZeroFeatures(module.plan.width))
         elif isinstance(module, PerRequest):
-            replace_module(twin, name, _float_layer(module.layer))
+            replace_module(twin, name, _float_layer(module.layer, kind))
 
 
-def _float_layer(module: nn.Module) -> nn.Module:
-    """A float layer of the same shape."""
+class TwinLinear(nn.Linear):
+    """A linear layer that computes in the type of its input, as a packed layer does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class TwinConv2d(nn.Conv2d):
+    """A convolution that computes in the type of its input, as a packed layer does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return self._conv_forward(input, self.weight.to(input.dtype), bias)
+
+
+def _float_layer(module: nn.Module, kind: torch.dtype) -> nn.Module:
+    """A float layer of the same shape, with parameters of this type."""
     if isinstance(module, nn.Conv2d):
-        return nn.Conv2d(**conv_options(module))
+        return TwinConv2d(**conv_options(module)).to(kind)
     assert isinstance(module, nn.Linear)
-    return nn.Linear(**linear_options(module))
+    return TwinLinear(**linear_options(module)).to(kind)
 
 
 def _on_meta(leaf: Any) -> Any:

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.clock import Clock
+from lowtide.runtime.half import HALVES
+
+FLOATS = HALVES | {torch.float32}
 
 
 def unfollowed_inputs(inputs: Mapping[str, Any]) -> str:
@@ -63,13 +66,13 @@ class Modules:
         inner = self.modules[1:]
         self.hooks = [module._forward_hooks for module in inner]
         self.hooks += [module._forward_pre_hooks for module in inner]
-        kinds = {each.dtype for each in root.parameters() if each.dtype.is_floating_point}
-        self.is_float32 = kinds == {torch.float32}
+        self.kinds = {each.dtype for each in root.parameters() if each.dtype.is_floating_point}
 
     def unfollowed(self) -> str:
         """Why they can no longer be run as a program; empty if they can."""
-        if not self.is_float32:
-            return "its float layers are not in float32"
+        if not self.kinds <= FLOATS:
+            [strange, *_] = map(str, self.kinds - FLOATS)
+            return f"a float layer is in {strange.removeprefix('torch.')}"
         if self.clock.keyed and self.clock.index.dim():
             return "its samples are at several timesteps"
         if list(chain.from_iterable(map(dict.values, self.holders))) != self.children:

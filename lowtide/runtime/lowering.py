@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowtide.models.trace import Graph, Node, Param, Ref, leaves_of, mapped
 from lowtide.runtime.draft import Draft
+from lowtide.runtime.half import Widening
 from lowtide.runtime.layers import NativeLayer
 from lowtide.runtime.layouts import Layout, layout_of, pixel_shape, same_order
 from lowtide.runtime.memory import Buffer, View, is_whole, new_view, same_strides, whole_buffer
@@ -23,6 +24,14 @@ from lowtide.runtime.producers import Chain, Joined, NormedRows, Product
 from lowtide.runtime.steps import Step, TorchStep
 from lowtide.runtime.torch_calls import name_of, owner_of, returns_its_input
 from lowtide.runtime.writes import Writes
+
+
+@dataclass(frozen=True, eq=False)
+class Returned:
+    """A value that the forward pass returns, and the type that it gives it."""
+
+    view: View
+    dtype: torch.dtype
 
 
 @dataclass
@@ -70,6 +79,7 @@ class Lowering:
         # Chains that only read a view, by its place and shape, so that two layers share codes.
         self.readings: dict[Buffer, dict[tuple, Chain]] = {}
         self.kept: list[Tensor] = []
+        self.widening = Widening.of(root)
         self.writes = Writes([*self.early, *self.late], graph, conditions)
 
     def lower(self) -> Lowered:
@@ -93,7 +103,8 @@ class Lowering:
     def _input(self, number: int) -> View:
         """A fixed place for an input; images get their channels side by side."""
         value = self.graph.values[number]
-        view = new_view(same_strides(_stored(value.shape), value.dtype), fixed=True)
+        kind = self.widening.type(value.dtype)
+        view = new_view(same_strides(_stored(value.shape), kind), fixed=True)
         self.draft.name(number, view)
         return view
 
@@ -120,13 +131,18 @@ class Lowering:
         return features
 
     def _finished(self, leaf: Any) -> Any:
-        return self.draft.floats(self.draft.views[leaf.id]) if isinstance(leaf, Ref) else leaf
+        if not isinstance(leaf, Ref):
+            return leaf
+        view = self.draft.floats(self.draft.views[leaf.id])
+        return Returned(view, self.graph.values[leaf.id].dtype)
 
     def _lower(self, node: Node) -> None:
         cover = None if node.writes else self.covers.get(self._kind(node))
         result = None if cover is None else cover(self, node)
         if result is None:
-            self.run_in_torch(node, self.function(node))
+            function = self.function(node)
+            is_module = isinstance(function, nn.Module)
+            self.run_in_torch(node, self.widening.layer(function) if is_module else function)
         else:
             self.draft.name(node.gives()[0], result)
 
@@ -147,10 +163,10 @@ class Lowering:
             return self.draft.views[leaf.id]
         if isinstance(leaf, Param):
             owner, _, attribute = leaf.name.rpartition(".")
-            return getattr(self.root.get_submodule(owner), attribute)
+            return self.widening.tensor(getattr(self.root.get_submodule(owner), attribute))
         if isinstance(leaf, torch.device):
             return torch.device("cpu")
-        return leaf
+        return self.widening.argument(leaf)
 
     def result_shape(self, node: Node) -> tuple[int, ...]:
         return self.graph.values[node.gives()[0]].shape
@@ -199,9 +215,10 @@ class Lowering:
     def _place(self, number: int) -> View:
         """A place for a result of torch; images get their channels side by side."""
         value = self.graph.values[number]
-        if value.dtype == torch.float32:
+        kind = self.widening.type(value.dtype)
+        if kind == torch.float32:
             return new_view(_stored(value.shape))
-        return new_view(torch.empty(value.shape, dtype=value.dtype, device="meta"))
+        return new_view(torch.empty(value.shape, dtype=kind, device="meta"))
 
     def _is_view(self, node: Node, given: tuple[Any, Any], views: list[View]) -> bool:
         """Name the results if the call only gives views of its arguments."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowtide.kernels import native_library
 from lowtide.models.trace import mapped
-from lowtide.runtime.lowering import Lowered
+from lowtide.runtime.lowering import Lowered, Returned
 from lowtide.runtime.memory import Arena, Buffer, View
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.steps import Step, TorchStep
@@ -70,7 +70,7 @@ class Program:
         self.inputs = self._tensors(lowered.inputs)
         self.features = [self.arena.tensor(view) for view in lowered.features]
         self.known: dict[tuple, list[Tensor]] = {}
-        self.output = mapped(lowered.output, real_on(self.arena))
+        self.output = lowered.output
         self.early = parts_of(lowered.steps[: lowered.conditional], self.arena)
         self.late = parts_of(lowered.steps[lowered.conditional :], self.arena)
 
@@ -85,7 +85,14 @@ class Program:
         self._set_features(inputs, key)
         for part in self.late:
             part.run()
-        return mapped(self.output, _copy)
+        return mapped(self.output, self._given)
+
+    def _given(self, leaf: Any) -> Any:
+        """A copy of a value for the caller, in the type of the forward pass."""
+        if not isinstance(leaf, Returned):
+            return leaf
+        whole = self.arena.tensor(leaf.view)
+        return whole.to(leaf.dtype, copy=True, memory_format=torch.contiguous_format)
 
     def _set_features(self, inputs: Mapping[str, Tensor], key: tuple) -> None:
         """The features of these conditions: from the table, or computed and added to it."""
@@ -145,10 +152,6 @@ def _torch_call(step: TorchStep, arena: Arena) -> TorchCall:
     return TorchCall(step.function, arguments, keywords, results)
 
 
-def _copy(leaf: Any) -> Any:
-    return leaf.clone(memory_format=torch.contiguous_format) if isinstance(leaf, Tensor) else leaf
-
-
 def _lives(lowered: Lowered) -> dict[Buffer, tuple[int, int]]:
     """The first and the last step that uses each buffer of the arena; outputs live to the end."""
     lives: dict[Buffer, tuple[int, int]] = {}
@@ -159,9 +162,9 @@ def _lives(lowered: Lowered) -> dict[Buffer, tuple[int, int]]:
                 lives[buffer] = (first, place)
 
     def keep(leaf: Any) -> None:
-        if isinstance(leaf, View) and leaf.buffer.fixed is None:
-            first, _ = lives.get(leaf.buffer, (0, 0))
-            lives[leaf.buffer] = (first, len(lowered.steps))
+        if isinstance(leaf, Returned) and leaf.view.buffer.fixed is None:
+            first, _ = lives.get(leaf.view.buffer, (0, 0))
+            lives[leaf.view.buffer] = (first, len(lowered.steps))
 
     mapped(lowered.output, keep)
     return lives
