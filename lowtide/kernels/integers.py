@@ -17,11 +17,12 @@ from lowtide.kernels.ops import Spec, zero_point
 class Rows:
     """What turns the codes of each row into int8, and its scale.
 
-    bits: of each row; doubled: of each row, whether a code counts twice; zero: (rows,) int32;
-    scale: (rows,); factor: rows x groups of `group` columns of the checkpoint, uint8, or None.
+    bits: of each row, int32; doubled: of each row, whether a code counts twice; zero: (rows,)
+    int32; scale: (rows,); factor: rows x groups of `group` columns of the checkpoint, uint8, or
+    None. Loading makes these for a thousand rows of each layer, so all of them are tensors.
     """
 
-    bits: tuple[int, ...]
+    bits: Tensor
     doubled: Tensor
     zero: Tensor
     scale: Tensor
@@ -31,17 +32,16 @@ class Rows:
     @property
     def keeps_bits(self) -> bool:
         """Whether the kernels keep the bits of the checkpoint in memory; else they keep int8."""
-        return min(self.bits) < 8
+        return int(self.bits.min()) < 8
 
     @property
     def fits(self) -> bool:
         """Whether every value that a code can stand for is an int8."""
-        tops = torch.tensor([2**bits - 1 for bits in self.bits], dtype=torch.int32)
-        tops = tops << self.doubled.to(torch.int32)
+        tops = (2**self.bits - 1) << self.doubled.to(torch.int32)
         factor = 1 if self.factor is None else self.factor.amax(1).to(torch.int32)
         highest = ((tops - self.zero) * factor).amax()
         lowest = (-self.zero * factor).amin()
-        return bool(highest <= 127 and lowest >= -128)
+        return int(highest) <= 127 and int(lowest) >= -128
 
     def groups(self, channels: int, taps: int) -> Tensor:
         """The group of each value of a row, taps x channels."""
@@ -81,8 +81,11 @@ class IntegerWeight:
 def rows_of(scale: Tensor, zero: Tensor, factor: Tensor | None, format: WeightFormat) -> Rows:
     """The rows of a weight with these tables, each (rows, 1) but for the factors of groups."""
     rows = len(scale)
-    bits = format.bits if isinstance(format, Mixed) else (format.bits,) * rows
-    half = torch.tensor([each == 1 for each in bits])
+    if isinstance(format, Mixed):
+        bits = torch.tensor(format.bits, dtype=torch.int32)
+    else:
+        bits = torch.full((rows,), format.bits, dtype=torch.int32)
+    half = bits == 1
     # A symmetric channel of one bit has the values plus and minus half a scale:
     # (2 * code - 1) * (scale / 2).
     symmetric = isinstance(format, Mixed) or format.signed

@@ -94,9 +94,9 @@ def unpack_codes(weight: Tensor, spec: Spec) -> Tensor:
 
 def zero_point(format: WeightFormat, scale: Tensor, factor: Tensor) -> Tensor:
     """The zero point of a signed format, which no table stores."""
-    if isinstance(format, Mixed) or factor.numel() == 0:
-        return format.params(-scale, scale).zero
-    return scale.new_full((1, 1), 2 ** (format.bits - 1))
+    if isinstance(format, Affine) and (factor.numel() or format.bits > 1):
+        return scale.new_full((1, 1), 2 ** (format.bits - 1))
+    return format.params(-scale, scale).zero
 
 
 def _round_input(x: Tensor, smooth: Tensor, step: list[Tensor], spec: Spec) -> Tensor:

@@ -75,28 +75,28 @@ def arranged(packed: Tensor, rows: Rows, channels: int, taps: int) -> Panels:
 
 def restored(data: Tensor, rows: Rows, channels: int, taps: int) -> Tensor:
     """The bytes of the checkpoint, flat, from those of the panels: the inverse of `arranged`."""
-    packed = torch.zeros(sum(_row_bytes(rows, channels * taps)), dtype=torch.uint8)
+    packed = torch.zeros(int(_row_bytes(rows, channels * taps).sum()), dtype=torch.uint8)
     panels = replace(_empty_panels(rows, channels, taps), data=data)
     _arrange(packed, rows, panels, channels, taps, backwards=True)
     return packed
 
 
-def _row_bytes(rows: Rows, columns: int) -> list[int]:
-    return [packed_bytes(columns, bits) for bits in rows.bits]
+def _row_bytes(rows: Rows, columns: int) -> Tensor:
+    """The bytes of each packed row."""
+    return -(-rows.bits * columns // 8)
 
 
 def _arrange(
     packed: Tensor, rows: Rows, panels: Panels, channels: int, taps: int, *, backwards: bool
 ) -> None:
     row_start = _offsets(_row_bytes(rows, channels * taps))
-    bits = torch.tensor(rows.bits, dtype=torch.int32)
     doubled = rows.doubled.to(torch.int32)
     factor = None if rows.factor is None else rows.factor.contiguous()
     flat = packed.contiguous()
     arguments = native_library.Arrange(
         packed=flat.data_ptr(),
         row_start=row_start.data_ptr(),
-        bits=bits.data_ptr(),
+        bits=rows.bits.data_ptr(),
         zero=rows.zero.data_ptr(),
         doubled=doubled.data_ptr(),
         factor=None if factor is None else factor.data_ptr(),
@@ -120,15 +120,13 @@ def _empty_panels(rows: Rows, channels: int, taps: int) -> Panels:
     columns = -(-count // VECTOR) * VECTOR
     k4 = taps * -(-channels // 4)
     uniform = _uniform(rows.bits, rows.doubled) if rows.keeps_bits else 0
-    masks, shifts = _planes_of(rows.bits, rows.doubled, columns // VECTOR)
+    masks, shifts = _planes_of(rows.bits, rows.doubled, columns)
     if uniform:
         masks[:, PLANES.index(uniform)] = 2**VECTOR - 1
-    sizes = (
-        _panel_sizes(masks, k4) if rows.keeps_bits else [k4 * 4 * each for each in _widths(columns)]
-    )
+    sizes = _panel_sizes(masks, k4) if rows.keeps_bits else 4 * k4 * torch.tensor(_widths(columns))
     factors, groups = _group_tables(rows, channels, taps) if rows.keeps_bits else (None, None)
     return Panels(
-        data=torch.empty(sum(sizes), dtype=torch.uint8),
+        data=torch.empty(int(sizes.sum()), dtype=torch.uint8),
         panel=_offsets(sizes),
         masks=masks,
         shifts=shifts,
@@ -159,18 +157,21 @@ def _group_tables(rows: Rows, channels: int, taps: int) -> tuple[Tensor | None, 
     return factors, groups.to(torch.int32)
 
 
-def _panel_sizes(masks: Tensor, k4: int) -> list[int]:
+def _panel_sizes(masks: Tensor, k4: int) -> Tensor:
     """Bytes of each panel of bit planes."""
     runs = -(-k4 * 4 // RUN)
-    columns = torch.tensor([[mask.bit_count() for mask in each] for each in masks.tolist()])
+    columns = (masks.unsqueeze(-1) >> torch.arange(VECTOR) & 1).sum(-1)
     by_vector = (columns * torch.tensor(PLANES)).sum(1) * 4 * runs
-    return [int(part.sum()) for part in by_vector.split(PANEL // VECTOR)]
+    vectors = PANEL // VECTOR
+    missing = -len(by_vector) % vectors
+    return torch.nn.functional.pad(by_vector, (0, missing)).reshape(-1, vectors).sum(1)
 
 
-def _uniform(bits: tuple[int, ...], doubled: Tensor) -> int:
+def _uniform(bits: Tensor, doubled: Tensor) -> int:
     """The bits of the only plane of all columns, or 0. The kernels double codes of one bit."""
-    same = len(set(bits)) == 1 and bits[0] in (4, 2, 1)
-    return bits[0] if same and (bits[0] != 1 or bool(doubled.all())) else 0
+    fewest, most = map(int, bits.aminmax())
+    same = fewest == most and most in (4, 2, 1)
+    return most if same and (most != 1 or bool(doubled.all())) else 0
 
 
 def _zero_bytes(zero: Tensor, columns: int) -> Tensor:
@@ -210,9 +211,9 @@ def _widths(columns: int) -> list[int]:
     return [min(PANEL, columns - first) for first in range(0, columns, PANEL)]
 
 
-def _offsets(sizes: list[int]) -> Tensor:
-    ends = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
-    return ends[:-1].contiguous()
+def _offsets(sizes: Tensor) -> Tensor:
+    """Where each part begins, of parts of these sizes side by side."""
+    return sizes.cumsum(0) - sizes
 
 
 def _int8_panels(values: Tensor) -> Tensor:
@@ -222,7 +223,7 @@ def _int8_panels(values: Tensor) -> Tensor:
     return torch.cat([part.reshape(-1) for part in dwords.split(PANEL, 1)])
 
 
-def _bit_planes(codes: Tensor, bits: tuple[int, ...], uniform: int) -> Tensor:
+def _bit_planes(codes: Tensor, bits: Tensor, uniform: int) -> Tensor:
     """The bytes of bit planes of (k, columns). `uniform`: the bits of the only plane, or 0."""
     k, columns = codes.shape
     codes = torch.nn.functional.pad(codes, (0, 0, 0, -k % RUN))
@@ -276,18 +277,16 @@ def _plane_word(field: Tensor, plane: int, word: int) -> Tensor:
     return torch.stack(parts).sum(0, dtype=torch.uint8)
 
 
-def _present(bits: tuple[int, ...], columns: int) -> dict[int, Tensor]:
+def _present(bits: Tensor, columns: int) -> dict[int, Tensor]:
     """For each plane: which columns have it; a column after the last row has none."""
-    of_columns = torch.zeros(columns, dtype=torch.int64)
-    of_columns[: len(bits)] = torch.tensor(bits)
+    of_columns = torch.nn.functional.pad(bits, (0, columns - len(bits)))
     return {plane: (of_columns & plane) > 0 for plane in PLANES}
 
 
-def _planes_of(bits: tuple[int, ...], doubled: Tensor, vectors: int) -> tuple[Tensor, Tensor]:
+def _planes_of(bits: Tensor, doubled: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """The masks and left shifts of the planes, for each vector of 16 columns."""
-    present = _present(bits, vectors * VECTOR)
-    twice = torch.zeros(vectors * VECTOR, dtype=torch.int32)
-    twice[: len(bits)] = doubled.to(torch.int32)
+    present = _present(bits, columns)
+    twice = torch.nn.functional.pad(doubled.to(torch.int32), (0, columns - len(bits)))
     powers = 2 ** torch.arange(VECTOR)
     masks = [(present[plane].reshape(-1, VECTOR) * powers).sum(1) for plane in PLANES]
     four = present[4].to(torch.int32) * 4

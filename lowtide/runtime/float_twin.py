@@ -29,8 +29,8 @@ def _twin(root: nn.Module) -> nn.Module:
     """A copy on the meta device with float layers, without hooks of the root and not fused."""
     fused = root.__dict__.pop("forward", None)
     try:
-        # Panels are as large as the weights, and the twin has none.
-        twin = on_meta(root, shared=[layer.panels for _, layer in packed_layers(root)]).eval()
+        # What stands in the place of a packed layer is made anew.
+        twin = on_meta(root, shared=[layer for _, layer in packed_layers(root)])
     finally:
         if fused is not None:
             root.__dict__["forward"] = fused
@@ -41,7 +41,7 @@ def _twin(root: nn.Module) -> nn.Module:
     for name, module in list(twin.named_modules()):
         if isinstance(module, PackedLinear | PackedConv2d | QuantLinear | QuantConv2d):
             replace_module(twin, name, _float_layer(module, kind))
-    return twin
+    return twin.eval()
 
 
 def _float_type(root: nn.Module) -> torch.dtype:

@@ -275,7 +275,7 @@ def peak_rate() -> float:
 
 def _probe_weight(depth: int, columns: int) -> Panels:
     rows = Rows(
-        bits=(8,) * columns,
+        bits=torch.full((columns,), 8, dtype=torch.int32),
         doubled=torch.zeros(columns, dtype=torch.bool),
         zero=torch.full((columns,), 128, dtype=torch.int32),
         scale=torch.full((columns,), 1e-3),

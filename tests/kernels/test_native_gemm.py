@@ -192,7 +192,8 @@ def test_extreme_codes_do_not_saturate(machine, value):
     channels = 4100
     codes = torch.full((rows, 1, channels), value + 128, dtype=torch.uint8)
     zero = torch.full((rows,), 128, dtype=torch.int32)
-    of_rows = Rows((8,) * rows, torch.zeros(rows), zero, torch.ones(rows))
+    bits = torch.full((rows,), 8, dtype=torch.int32)
+    of_rows = Rows(bits, torch.zeros(rows), zero, torch.ones(rows))
     weight = IntegerWeight(codes, of_rows)
     x = torch.full((1, 1, 7, channels), 255, dtype=torch.uint8)
     layer = Layer(x, 0, weight, channels, (1, 1), 1)

@@ -172,7 +172,8 @@ def test_values_beyond_int8_do_not_fit():
 
 def test_values_beyond_int8_are_refused():
     codes = torch.tensor([[[0, 15]]], dtype=torch.uint8)
-    rows = Rows((4,), torch.zeros(1), torch.zeros(1), torch.ones(1), torch.tensor([[9]]), 2)
+    bits = torch.tensor([4], dtype=torch.int32)
+    rows = Rows(bits, torch.zeros(1), torch.zeros(1), torch.ones(1), torch.tensor([[9]]), 2)
     expected = "found weights from 0 to 135 steps; expected -128 to 127, which an int8 holds"
     with pytest.raises(BadInput, match=expected):
         IntegerWeight(codes, rows).values()

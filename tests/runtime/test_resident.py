@@ -1,6 +1,7 @@
 """Weights in memory: once, in their bits, and back in the order of the checkpoint when asked."""
 
 import copy
+import gc
 
 import pytest
 import tiny_pipelines
@@ -11,6 +12,8 @@ from lowtide import runtime
 from lowtide.kernels import native_library
 from lowtide.methods import relevant_options
 from lowtide.nn.swap import packed_layers
+from lowtide.runtime.float_twin import record_twin
+from lowtide.runtime.prepared import uncollected
 
 QUICK = {"steps": 2, "images": 1, "calibration_steps": 1}
 
@@ -95,3 +98,44 @@ def test_a_state_is_loaded_into_held_panels(model):
     twin.load_state_dict(state | {name: state[name].flip(0)})
     assert torch.equal(twin.state_dict()[name], state[name].flip(0))
     assert not torch.equal(run(twin), run(model))
+
+
+def test_a_float_twin_copies_no_weight(model):
+    """Its packed layers stand for nothing but shapes, and those of the model stay as they are."""
+    before = {name: (layer, layer.weight, layer.panels) for name, layer in held(model).items()}
+    timestep = model.lowtide_clock.timesteps[0]
+    inputs = {"sample": torch.randn(1, 3, 8, 8), "timestep": timestep}
+    graph = record_twin(model, inputs)
+    assert {name for name, _ in graph.leaf_nodes()} >= before.keys()
+    for name, layer in held(model).items():
+        found = (layer, layer.weight, layer.panels)
+        assert all(now is then for now, then in zip(found, before[name], strict=True))
+        assert not layer.weight.is_meta
+
+
+def test_uncollected_holds_collections_back():
+    """And leaves them as they were, also after an error."""
+    seen: list[bool] = []
+    threshold = gc.get_threshold()
+    gc.callbacks.append(lambda phase, info: seen.append(gc.isenabled()))
+    gc.set_threshold(1)
+    try:
+        with uncollected():
+            seen.clear()
+            made = [[each] for each in range(1000)]
+            assert not seen
+        made += [[each] for each in range(1000)]
+        assert all(seen) and seen
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.pop()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with pytest.raises(KeyError), uncollected():
+        raise KeyError
+    assert gc.isenabled()

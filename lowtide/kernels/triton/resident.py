@@ -63,7 +63,7 @@ def resident_weight(
     """A layer's codes in the order of the kernels, on the device of the codes."""
     rows = rows_of_grid([table.cpu() for table in grid], spec)
     codes = unpack_codes(packed, spec).reshape(-1, channels, taps).transpose(1, 2)
-    widths = torch.tensor([values_in_byte(bits, rows) for bits in rows.bits])
+    widths = torch.tensor([values_in_byte(bits, rows) for bits in rows.bits.tolist()])
     step = RUN * max(2, int(widths.max()))
     room = -(-channels // step) * step
     padding = (0, room - channels)
