@@ -43,7 +43,7 @@ def changed(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tupl
 
 
 def distances(name: str, weights: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """PSNR of fused beside plain images, and of plain images beside those of changed inputs."""
+    """Two PSNRs of each image: fused against plain, and plain against plain on changed inputs."""
     widths = {"weights": weights, "inputs": inputs}
     packed = lowtide.quantize(name, method="minmax", steps=STEPS, images=4, **widths, **CALLS[name])
     request = sampling.Request(steps=STEPS, seeds=SEEDS, batch=2, **CALLS[name])

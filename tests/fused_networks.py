@@ -2,19 +2,30 @@
 
 from collections.abc import Callable, Mapping
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from lowtide import runtime
 from lowtide.formats import Affine, minmax
+from lowtide.kernels import native_library
 from lowtide.nn.clock import find_clock
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.quantizer import input_format
 from lowtide.nn.swap import pack_modules, quant_layers, quantize_modules
 from lowtide.runtime.steps import Step, TorchStep
 
+needs_library = pytest.mark.skipif(
+    native_library.native().library is None, reason=native_library.native().reason
+)
+IMAGE = (2, 16, 6, 6)
+TOKENS = (2, 10, 16)
 ROUNDED_ALIKE = 2e-6
 ONE_ROUNDING_APART = 3e-2
+
+
+def conv(channels: int = 16, out: int = 16, **options) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, **{"kernel_size": 3, "padding": 1} | options)
 
 
 class Network(nn.Module):

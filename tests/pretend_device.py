@@ -27,7 +27,7 @@ DLPACK_OTHER = 12
 TAKE_NUMBERS = {"fill_", "index_put", "index_put_", "_index_put_impl_", "masked_fill_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
-# A library takes back what it registered when it dies.
+# torch removes these operators when the library object is deleted, so it is kept here.
 _libraries: list[torch.library.Library] = []
 
 

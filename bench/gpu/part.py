@@ -24,13 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowtide.machine.devices import synchronize
+
 Row = dict[str, Any]
 PASSED = 0
 FAILED = 4  # some rows failed; Python itself ends with 1 and 2
-LOST = 3  # the card answers no more
+LOST = 3  # the card does not answer any more
 STARTED = "the process ended in this row"
-LATE = "not reached: the time was over"
-GRACE = 15  # seconds from the polite end of a row to the hard one
+LATE = "not reached: the time limit of the part had passed"
+GRACE = 15  # seconds that a row has to stop by itself before its process is ended
 REPEATS = 15
 
 
@@ -127,7 +129,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def is_lost(device: torch.device) -> bool:
-    """Whether the card answers no more, as after an illegal access."""
+    """Whether the card does not answer any more, for example after an illegal access."""
     if device.type != "cuda":
         return False
     try:
@@ -154,11 +156,6 @@ def compute_alike() -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def milliseconds(run: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a CUDA machine has to show, in parts; under 9 minutes on an H100.
+# Everything that a CUDA machine has to show, in parts. Their limits add up to under 9 minutes.
 #
 #   bench/gpu/run.sh --out DIR                    all parts
 #   bench/gpu/run.sh steps minutes --out DIR      these alone; other parts in DIR stay

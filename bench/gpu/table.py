@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 
 
 def is_late(row: Row) -> bool:
-    """Whether the time was over before the row began."""
+    """Whether the part's time limit had passed before this row could start."""
     return str(row.get("failed", "")).endswith(("were over", LATE))
 
 

@@ -45,7 +45,7 @@ class Rows:
 
     def groups(self, channels: int, taps: int) -> Tensor:
         """The group of each value of a row, taps x channels."""
-        columns = torch.arange(channels * taps) // self.group
+        columns = torch.arange(channels * taps, device=self.zero.device) // self.group
         return columns.reshape(channels, taps).T
 
 
@@ -82,9 +82,9 @@ def rows_of(scale: Tensor, zero: Tensor, factor: Tensor | None, format: WeightFo
     """The rows of a weight with these tables, each (rows, 1) but for the factors of groups."""
     rows = len(scale)
     if isinstance(format, Mixed):
-        bits = torch.tensor(format.bits, dtype=torch.int32)
+        bits = torch.tensor(format.bits, dtype=torch.int32, device=scale.device)
     else:
-        bits = torch.full((rows,), format.bits, dtype=torch.int32)
+        bits = torch.full((rows,), format.bits, dtype=torch.int32, device=scale.device)
     half = bits == 1
     # A symmetric channel of one bit has the values plus and minus half a scale:
     # (2 * code - 1) * (scale / 2).

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 7
+ABI = 8
 GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE, HASH = range(8)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
@@ -198,7 +198,7 @@ class Attention(ctypes.Structure):
         ("p_top", c_float),
         ("adaptive", c_int32),
         ("factor", c_float),
-        ("unused", c_int32),
+        ("y_top", c_float),
         ("bias", c_void_p),
         ("bias_sample", c_int64),
         ("bias_head", c_int64),
@@ -213,8 +213,6 @@ class Attention(ctypes.Structure):
         ("y_token", c_int64),
         ("y_scale", c_void_p),
         ("y_zero", c_void_p),
-        ("y_top", c_float),
-        ("unused_too", c_int32),
         ("scratch", c_void_p),
     ]
 

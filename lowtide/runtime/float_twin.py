@@ -29,7 +29,7 @@ def _twin(root: nn.Module) -> nn.Module:
     """A copy on the meta device with float layers, without hooks of the root and not fused."""
     fused = root.__dict__.pop("forward", None)
     try:
-        # What stands in the place of a packed layer is made anew.
+        # The twin replaces all packed layers, so it does not copy them.
         twin = on_meta(root, shared=[layer for _, layer in packed_layers(root)])
     finally:
         if fused is not None:

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.formats import Adaptive, Affine
-from lowtide.kernels import Spec
-from lowtide.kernels.panels import rows_of_grid
 from lowtide.kernels.triton import missing
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import Clock, find_clock
@@ -58,7 +56,7 @@ def unsupported(layer: AnyPacked) -> list[str]:
     form = layer.input.format
     if form is not None and not isinstance(form, Affine):
         reasons.append(f"its inputs have the format {form}")
-    if not rows_of_grid([table.cpu() for table in layer.tables()], Spec.of(layer.spec)).fits:
+    if not layer.rows().fits:
         reasons.append("its weights do not fit in 8 bits")
     if layer.channels * layer.taps > MOST_K:
         reasons.append(f"sums of {layer.channels * layer.taps} products do not fit in 32 bits")

@@ -71,7 +71,7 @@ class InputStatistics:
 
     @classmethod
     def empty(cls, steps: int, device: torch.device | None = None) -> "InputStatistics":
-        """Statistics of no values, on the device of the values to come."""
+        """Empty statistics, on the device of the values that will be added."""
         return cls(
             lo=torch.full((steps,), float("inf"), device=device),
             hi=torch.full((steps,), float("-inf"), device=device),

@@ -18,7 +18,7 @@ TIE = 1e-5
 
 
 def table(scale: float, zero: int, top: int = 255) -> StepTable:
-    """Step 1 has this grid, the others have other grids."""
+    """The given grid at step 1, and different grids at all other steps."""
     scales = torch.tensor([3 * scale, scale, 2 * scale], device=DEVICE)
     zeros = torch.tensor([0, zero, 1], dtype=torch.uint8, device=DEVICE)
     return StepTable(scales, zeros, torch.tensor([STEP], device=DEVICE), top)

@@ -1,23 +1,14 @@
 """Layers whose inputs stay in float run as native products of float32."""
 
 import pytest
-import torch
 import torch.nn.functional as F
-from fused_networks import Fused, Network
+from fused_networks import Fused, Network, needs_library
 from torch import nn
 
-from lowtide.kernels import native_library
 from lowtide.runtime.steps import GemmStep
 
-pytestmark = pytest.mark.skipif(
-    native_library.native().library is None, reason=native_library.native().reason
-)
+pytestmark = needs_library
 FLOAT = 32
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def names(network: Network, *shape: int) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+from fused_networks import ONE_ROUNDING_APART, ROUNDED_ALIKE, distance, needs_library
 from torch import nn
 
 import lowtide
@@ -23,12 +24,8 @@ from lowtide.nn.swap import packed_layers
 from lowtide.runtime.attention_step import AttentionStep
 
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2}
-ROUNDED_ALIKE = 2e-6
-ONE_ROUNDING_APART = 3e-2
 
-pytestmark = pytest.mark.skipif(
-    native_library.native().library is None, reason=native_library.native().reason
-)
+pytestmark = needs_library
 
 
 class Calls:
@@ -68,10 +65,6 @@ class Calls:
 
 def answer(output) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
-
-
-def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
 
 
 METHODS = ["minmax", "tfmq", "temporal_cache", "tcaq", "mpq", "best"]

@@ -11,29 +11,28 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_networks import ONE_ROUNDING_APART, Fused, Network, answers, distance
+from fused_networks import (
+    IMAGE,
+    ONE_ROUNDING_APART,
+    TOKENS,
+    Fused,
+    Network,
+    answers,
+    distance,
+    needs_library,
+)
 from test_fused import Calls, answer
 from torch import Tensor, nn
 
 import lowtide
 from lowtide import runtime, sampling
-from lowtide.kernels import native_library
 from lowtide.runtime import half
 
-pytestmark = pytest.mark.skipif(
-    native_library.native().library is None, reason=native_library.native().reason
-)
+pytestmark = needs_library
 HALVES = [torch.bfloat16, torch.float16]
 # Two values around a middle of the type may round to neighbours, a unit of the last digit apart.
 LAST_DIGIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 BFLOAT16_APART = 0.1
-IMAGE = (2, 16, 6, 6)
-TOKENS = (2, 10, 16)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def in_float32(model: nn.Module) -> nn.Module:

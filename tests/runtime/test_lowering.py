@@ -3,21 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_networks import Fused, Network
+from fused_networks import IMAGE, TOKENS, Fused, Network, conv, needs_library
 from torch import nn
 
-from lowtide.kernels import native_library
 from lowtide.runtime.steps import GemmStep, LayerNormStep, StreamStep
 
-pytestmark = pytest.mark.skipif(
-    native_library.native().library is None, reason=native_library.native().reason
-)
-IMAGE = (2, 16, 6, 6)
-TOKENS = (2, 10, 16)
-
-
-def conv(channels: int = 16, out: int = 16, **options) -> nn.Conv2d:
-    return nn.Conv2d(channels, out, **{"kernel_size": 3, "padding": 1} | options)
+pytestmark = needs_library
 
 
 def norm(channels: int = 16) -> nn.GroupNorm:
@@ -25,11 +16,6 @@ def norm(channels: int = 16) -> nn.GroupNorm:
     nn.init.normal_(layer.weight, 1, 0.3)
     nn.init.normal_(layer.bias, 0, 0.3)
     return layer
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def outputs(fused: Fused, kind: type) -> list[list[bool]]:

@@ -6,10 +6,10 @@ import gc
 import pytest
 import tiny_pipelines
 import torch
+from fused_networks import needs_library
 
 import lowtide
 from lowtide import runtime
-from lowtide.kernels import native_library
 from lowtide.methods import relevant_options
 from lowtide.nn.swap import packed_layers
 from lowtide.runtime.float_twin import record_twin
@@ -17,9 +17,7 @@ from lowtide.runtime.prepared import uncollected
 
 QUICK = {"steps": 2, "images": 1, "calibration_steps": 1}
 
-pytestmark = pytest.mark.skipif(
-    native_library.native().library is None, reason=native_library.native().reason
-)
+pytestmark = needs_library
 
 
 WEIGHTS = [{"weights": 2}, {"weights": 4}, {"weights": 8}, {"weights": 4, "group": 16}]

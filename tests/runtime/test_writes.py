@@ -5,26 +5,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_networks import Fused, Network
+from fused_networks import IMAGE, TOKENS, Fused, Network, conv, needs_library
 from torch import Tensor, nn
 
 from lowtide import runtime
-from lowtide.kernels import native_library
 
-pytestmark = pytest.mark.skipif(
-    native_library.native().library is None, reason=native_library.native().reason
-)
-IMAGE = (2, 16, 6, 6)
-TOKENS = (2, 10, 16)
-
-
-def conv(channels: int = 16, out: int = 16, **options) -> nn.Conv2d:
-    return nn.Conv2d(channels, out, **{"kernel_size": 3, "padding": 1} | options)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
+pytestmark = needs_library
 
 
 def check_refused(network: Network, shape: tuple[int, ...], reason: str) -> None:

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 7
+#define LOWTIDE_ABI 8
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -164,7 +164,7 @@ struct Attention {
   float p_top;
   int32_t adaptive;  // the zero point 1 means log2 codes
   float factor;      // of the scores
-  int32_t unused;
+  float y_top;       // the last code of y
   const float* bias;  // per key, added to the scores, or null; its strides
   int64_t bias_sample, bias_head;
   int64_t batch, heads, queries, keys, width;
@@ -172,8 +172,6 @@ struct Attention {
   int64_t y_sample, y_head, y_token;
   const float* y_scale;  // null: y holds float32, else codes
   const float* y_zero;
-  float y_top;
-  int32_t unused_too;
   uint8_t* scratch;  // lowtide_attention_scratch() bytes, aligned to 64
 };
 

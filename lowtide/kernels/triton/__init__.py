@@ -2,15 +2,16 @@
 
     resident.py             the weight in the kernels' order, at its own bits
     tiles.py                tile shapes for each kind of card
-    launching.py            tensors in, tensors out: what the rest of lowtide calls
+    operands.py             what the launches share: grids, rounded rows, windows, epilogues
+    *_launches.py           tensors in, tensors out
     operators.py            the same as operators of torch, safe in CUDA graphs and torch.compile
     int_products.py         linear and conv2d on int8 codes, with the layer's epilogue
     float_products.py       linear on float inputs and packed weights
     code_kernels.py         rounding, alone or after a norm
     attention_kernels.py    attention on rounded operands
 
-Only this file and tiles.py can be imported without triton. lowtide imports the others when a packed
-layer runs on a GPU.
+This file, tiles.py and resident.py can be imported without triton. lowtide imports the others when
+a packed layer runs on a GPU.
 """
 
 import importlib.util

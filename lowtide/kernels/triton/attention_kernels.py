@@ -120,7 +120,7 @@ def rounded_attention(
     for first in range(0, keys, BN):
         score = scores_of(codes, q_shift, numbers, added, first, WIDE, BN)
         highest = tl.maximum(peak, tl.max(score, 1))
-        # A row whose keys are all hidden so far has no peak yet.
+        # A row has no peak as long as all its keys are masked.
         base = tl.where(highest == -float("inf"), 0.0, highest)
         powers = tl.exp2((score - base[:, None]) * LOG2_E)
         total = total * tl.exp2((peak - base) * LOG2_E) + tl.sum(powers, 1)
@@ -155,7 +155,7 @@ def rounded_attention(
             sums = tl.dot(p, w, sums, out_dtype=tl.int32)
             p_sums += tl.sum(p.to(tl.int32), 1)
     read_v = tl.load(v_sums + head * WIDTH + near_channel)
-    # A row without a softmax is NaN: a score is not a number, or every key is hidden.
+    # A row that has no softmax becomes NaN: one of its scores is NaN, or all its keys are masked.
     strange = tl.where(total > 0.0, 0.0, float("nan")) + not_a_number(read)
     if ADAPTIVE:
         value = sums

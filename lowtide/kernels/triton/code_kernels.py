@@ -100,6 +100,18 @@ def group_gain(
 
 
 @triton.jit
+def affine(value, weight, bias, channel, has_channel):
+    """value * weight + bias, by channel; either may be None."""
+    if weight is not None:
+        by = tl.load(weight + channel, mask=has_channel, other=0.0)
+        value *= by.to(tl.float32)[None, :]
+    if bias is not None:
+        plus = tl.load(bias + channel, mask=has_channel, other=0.0)
+        value += plus.to(tl.float32)[None, :]
+    return value
+
+
+@triton.jit
 def encode_rows(
     x,
     sample_stride,
@@ -178,12 +190,7 @@ def encode_rows(
             value = (value - tl.gather(means, group, 0)[None, :]) * tl.gather(gains, group, 0)[
                 None, :
             ]
-            if weight is not None:
-                by = tl.load(weight + channel, mask=has_channel, other=0.0)
-                value *= by.to(tl.float32)[None, :]
-            if bias is not None:
-                plus = tl.load(bias + channel, mask=has_channel, other=0.0)
-                value += plus.to(tl.float32)[None, :]
+            value = affine(value, weight, bias, channel, has_channel)
         value = activate(value, ACTIVATION)
         if smooth is not None:
             by = tl.load(smooth + channel, mask=has_channel, other=1.0)[None, :]
@@ -243,12 +250,7 @@ def encode_normed_rows(
     value = tl.where(kept, value - mean[:, None], 0.0)
     deviation = tl.sqrt_rn(tl.sum(value * value, 1) / CHANNELS + epsilon)
     value = value / deviation[:, None]
-    if weight is not None:
-        by = tl.load(weight + channel, mask=has_channel, other=0.0)
-        value *= by.to(tl.float32)[None, :]
-    if bias is not None:
-        plus = tl.load(bias + channel, mask=has_channel, other=0.0)
-        value += plus.to(tl.float32)[None, :]
+    value = affine(value, weight, bias, channel, has_channel)
     near = tl.minimum(row, rows - 1)
     sample = (near // rows_per_sample)[:, None]
     if gain is not None:

@@ -1,4 +1,4 @@
-"""A Triton kernel of linear layers whose inputs stay in float: weights of 8, 4 or 2 bits.
+"""The Triton kernel of linear layers with float inputs and weights of 8, 4 or 2 bits.
 
 The weight lies as in int_products.py. Its codes become floats in registers, less the zero point,
 which is exact; the scale of a channel waits for the epilogue.

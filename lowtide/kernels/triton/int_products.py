@@ -45,7 +45,7 @@ def tile_of(rows, columns, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def pixel_of(row, shape, VERTICAL: tl.constexpr, HORIZONTAL: tl.constexpr, FLAT: tl.constexpr):
-    """The first pixel that each row of the output reads. `shape`: see Image in launching.py."""
+    """The first pixel that each row reads. `shape`: of the output, then of the padded input."""
     tall, wide, padded_tall, padded_wide = shape
     pixel = row
     if not FLAT:

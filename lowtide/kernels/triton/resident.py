@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowtide.formats import Mixed, pack, pack_mixed
-from lowtide.kernels.integers import Rows, rows_of_grid
+from lowtide.kernels.integers import Rows, integer_weight, rows_of_grid
 from lowtide.kernels.ops import Spec, unpack_codes
 
 RUN = 32  # values of k that one field of the bytes of a run holds
@@ -61,28 +61,33 @@ def resident_weight(
     packed: Tensor, grid: list[Tensor], spec: Spec, channels: int, taps: int
 ) -> ResidentWeight:
     """A layer's codes in the order of the kernels, on the device of the codes."""
-    rows = rows_of_grid([table.cpu() for table in grid], spec)
-    codes = unpack_codes(packed, spec).reshape(-1, channels, taps).transpose(1, 2)
+    rows = rows_of_grid(grid, spec)
+    exact = integer_weight(unpack_codes(packed, spec), rows, taps).values()
     widths = torch.tensor([values_in_byte(bits, rows) for bits in rows.bits.tolist()])
     step = RUN * max(2, int(widths.max()))
     room = -(-channels // step) * step
-    padding = (0, room - channels)
     parts = [(per, torch.nonzero(widths == per).flatten()) for per in widths.unique().tolist()]
-    segments: list[Segment] = []
-    for per, which in parts:
-        exact = _integers(codes, rows, which)
-        zero = rows.zero[which].to(codes.device)
-        total = exact.sum((1, 2), dtype=torch.int32)
-        if per > 1:
-            fields = (exact + zero.reshape(-1, 1, 1)).to(torch.uint8)
-            data = _bytes_of_fields(torch.nn.functional.pad(fields, padding), per)
-        else:
-            data = torch.nn.functional.pad(exact, padding).to(torch.int8).flatten(1)
-        place = which.to(torch.int32).to(codes.device) if len(parts) > 1 else None
-        scale = rows.scale[which].to(codes.device)
-        fields = (data.contiguous(), zero if per > 1 else None, total, scale, place)
-        segments.append(Segment(per, *fields))
-    return ResidentWeight(len(codes), channels, taps, room, tuple(segments))
+    segments = [
+        _segment(per, which.to(exact.device), exact, rows, room - channels) for per, which in parts
+    ]
+    if len(segments) == 1:
+        segments = [replace(segments[0], place=None)]
+    return ResidentWeight(len(exact), channels, taps, room, tuple(segments))
+
+
+def _segment(per: int, which: Tensor, exact: Tensor, rows: Rows, missing: int) -> Segment:
+    """Some rows at `per` values a byte. `missing`: channels that a tap is padded by."""
+    values = exact[which]
+    total = values.sum((1, 2), dtype=torch.int32)
+    zero = rows.zero[which]
+    if per > 1:
+        fields = (values + zero.reshape(-1, 1, 1)).to(torch.uint8)
+        data = _bytes_of_fields(torch.nn.functional.pad(fields, (0, missing)), per)
+    else:
+        data = torch.nn.functional.pad(values, (0, missing)).flatten(1)
+    place = which.to(torch.int32)
+    zeros = zero if per > 1 else None
+    return Segment(per, data.contiguous(), zeros, total, rows.scale[which], place)
 
 
 def in_one_buffer(weight: ResidentWeight) -> tuple[ResidentWeight, Tensor]:
@@ -104,21 +109,6 @@ def values_in_byte(bits: int, rows: Rows) -> int:
     return 2 if bits > 2 else 4
 
 
-def _integers(codes: Tensor, rows: Rows, which: Tensor) -> Tensor:
-    """The integers that these rows stand for: int16, rows x taps x channels."""
-    at = which.to(codes.device)
-    shape = (-1, 1, 1)
-    doubled = rows.doubled[which].to(codes.device, torch.int16).reshape(shape)
-    zero = rows.zero[which].to(codes.device, torch.int16).reshape(shape)
-    exact = (codes[at].to(torch.int16) << doubled) - zero
-    if rows.factor is not None:
-        _, taps, channels = codes.shape
-        spread = rows.factor[which].to(codes.device).repeat_interleave(rows.group, 1)
-        by_tap = spread[:, : taps * channels].reshape(-1, channels, taps).transpose(1, 2)
-        exact = exact * by_tap.to(torch.int16)
-    return exact
-
-
 def _bytes_of_fields(fields: Tensor, per: int) -> Tensor:
     """Byte j of a run holds the fields j, j + 32, ... of 32 * per values, the first one lowest."""
     runs = fields.reshape(len(fields), -1, per, RUN)
@@ -135,15 +125,15 @@ def _fields_of_bytes(data: Tensor, per: int) -> Tensor:
 
 def checkpoint_codes(weight: ResidentWeight, grid: list[Tensor], spec: Spec) -> Tensor:
     """The packed codes in the order of the checkpoint: the inverse of resident_weight."""
-    rows = rows_of_grid([table.cpu() for table in grid], spec)
-    device = weight.segments[0].data.device
+    rows = rows_of_grid(grid, spec)
     size = (weight.rows, weight.taps, weight.channels)
-    codes = torch.empty(size, dtype=torch.uint8, device=device)
+    codes = torch.empty(size, dtype=torch.uint8, device=rows.zero.device)
+    every = torch.arange(weight.rows, device=rows.zero.device)
     for segment in weight.segments:
-        which = torch.arange(weight.rows) if segment.place is None else segment.place.cpu().long()
+        which = every if segment.place is None else segment.place.long()
         flat = segment.data if segment.per == 1 else _fields_of_bytes(segment.data, segment.per)
         values = flat.reshape(len(which), weight.taps, weight.room)[:, :, : weight.channels]
-        codes[which.to(device)] = _codes(values, segment, rows, which)
+        codes[which] = _codes(values, segment, rows, which)
     flat = codes.transpose(1, 2).flatten(1)
     if isinstance(spec.weight, Mixed):
         return pack_mixed(flat, spec.weight.bits)
@@ -152,14 +142,11 @@ def checkpoint_codes(weight: ResidentWeight, grid: list[Tensor], spec: Spec) -> 
 
 def _codes(values: Tensor, segment: Segment, rows: Rows, which: Tensor) -> Tensor:
     """The codes of some rows, from what a segment holds: rows x taps x channels."""
-    shape = (-1, 1, 1)
-    whole = values.to(torch.int16)
+    whole = values.to(torch.int32)
     if segment.per == 1:
         if rows.factor is not None:
             _, taps, channels = values.shape
-            spread = rows.factor[which].to(values.device).repeat_interleave(rows.group, 1)
-            by_tap = spread[:, : taps * channels].reshape(-1, channels, taps).transpose(1, 2)
-            whole = torch.div(whole, by_tap.to(torch.int16), rounding_mode="trunc")
-        whole = whole + rows.zero[which].to(values.device, torch.int16).reshape(shape)
-    doubled = rows.doubled[which].to(values.device, torch.int16).reshape(shape)
-    return (whole >> doubled).to(torch.uint8)
+            factors = rows.factor[which][:, rows.groups(channels, taps)]
+            whole = torch.div(whole, factors, rounding_mode="trunc")
+        whole = whole + rows.zero[which].reshape(-1, 1, 1)
+    return (whole >> rows.doubled[which].to(torch.int32).reshape(-1, 1, 1)).to(torch.uint8)
