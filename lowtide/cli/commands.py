@@ -355,7 +355,7 @@ def bench_speed(
 @app.command(rich_help_panel=USE)
 def demo(
     out: Out = Path("demo"),
-    iters: Annotated[int, typer.Option(help="Rounding iterations per block.", min=1)] = 120,
+    iters: Annotated[int, typer.Option(help="Rounding iterations per block.", min=1)] = 100,
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
