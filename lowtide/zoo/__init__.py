@@ -1,7 +1,8 @@
 """Small trained diffusion models: `zoo:NAME` stands wherever a model is expected.
 
 The small models ship in this package. The larger ones lie in the folder `zoo/` of the repository,
-beside the scripts that train all of them.
+beside the scripts that train all of them. The largest is no part of the repository: it is found in
+`shared/data/zoo-NAME` beside it, or where training puts it.
 """
 
 from pathlib import Path
@@ -12,14 +13,17 @@ PACKAGE = Path(__file__).parent
 REPOSITORY = PACKAGE.parent.parent / "zoo"
 SHIPPED = ("cifar10-small", "digits", "digits-cond")
 REPOSITORY_ONLY = ("dit", "emoji", "emoji-vae")
-UNTRAINED = ("cifar10",)
+BESIDE = REPOSITORY.parent.parent / "shared" / "data"
+BESIDE_ONLY = ("cifar10",)
 
 
 def folders() -> dict[str, Path]:
     """The folder of every zoo model that exists on this machine."""
     marks = [*REPOSITORY.glob("*/config.json"), *REPOSITORY.glob("*/model_index.json")]
     marks += [*PACKAGE.glob("*/config.json"), *PACKAGE.glob("*/model_index.json")]
-    return {mark.parent.name: mark.parent for mark in marks}
+    found = {name: BESIDE / f"zoo-{name}" for name in BESIDE_ONLY}
+    beside = {name: path for name, path in found.items() if (path / "model_index.json").exists()}
+    return beside | {mark.parent.name: mark.parent for mark in marks}
 
 
 def names() -> list[str]:
@@ -43,12 +47,12 @@ def _missing(name: str) -> BadInput:
             f"the folder zoo/{name} of the lowtide repository, since the wheel must stay small",
             f"clone the repository and pass the path of its zoo/{name} as the model",
         )
-    if name in UNTRAINED:
+    if name in BESIDE_ONLY:
         return BadInput(
-            f"found no weights of zoo:{name}",
-            "a GPU that trains them, because nobody has trained this model yet",
-            f"clone the lowtide repository, run `python zoo/train.py {name}` there, "
-            f"then run lowtide there or pass the path of its zoo/{name}",
+            f"found no weights of zoo:{name}, which are too large for the repository",
+            f"the folder shared/data/zoo-{name} beside the repository, or zoo/{name} in it",
+            f"run `python zoo/train.py {name}` in a clone on a machine with a GPU, "
+            "or pass the path of its folder as the model",
         )
     expected = f"one of {', '.join(names())}"
     return BadInput(f"found no zoo model called {name!r}", expected, "write zoo:NAME")

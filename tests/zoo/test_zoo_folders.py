@@ -14,6 +14,7 @@ from training.export import model_folder
 def empty_zoo(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(zoo, "PACKAGE", tmp_path / "package")
     monkeypatch.setattr(zoo, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(zoo, "BESIDE", tmp_path / "beside")
     return tmp_path
 
 
@@ -33,13 +34,26 @@ def test_a_model_is_found_in_either_place(empty_zoo):
     assert zoo.names() == ["large", "small"]
 
 
+def test_the_largest_model_is_found_beside_the_repository(empty_zoo):
+    beside = add_model(empty_zoo / "beside" / "zoo-cifar10")
+    add_model(empty_zoo / "beside" / "zoo-dogs")
+    assert zoo.folder("cifar10") == beside
+    assert zoo.names() == ["cifar10"]
+
+
+def test_weights_of_ones_own_come_before_those_beside_the_repository(empty_zoo):
+    add_model(empty_zoo / "beside" / "zoo-cifar10")
+    own = add_model(empty_zoo / "repository" / "cifar10")
+    assert zoo.folder("cifar10") == own
+
+
 def test_training_puts_small_models_into_the_package(empty_zoo):
     assert model_folder("digits") == empty_zoo / "package" / "digits"
     assert model_folder("cifar10") == empty_zoo / "repository" / "cifar10"
 
 
 def test_every_model_that_can_be_trained_has_a_place():
-    assert sorted(ZOO_MODELS) == sorted(zoo.SHIPPED + zoo.REPOSITORY_ONLY + zoo.UNTRAINED)
+    assert sorted(ZOO_MODELS) == sorted(zoo.SHIPPED + zoo.REPOSITORY_ONLY + zoo.BESIDE_ONLY)
 
 
 def test_the_package_holds_what_it_says():
@@ -61,8 +75,8 @@ def test_a_model_that_the_wheel_lacks_is_to_be_had_in_the_repository(name, empty
     assert "called" not in message
 
 
-@pytest.mark.parametrize("name", zoo.UNTRAINED)
-def test_a_model_that_nobody_trained_names_the_command_that_trains_it(name, empty_zoo):
+@pytest.mark.parametrize("name", zoo.BESIDE_ONLY)
+def test_a_model_too_large_for_the_repository_names_the_command_that_trains_it(name, empty_zoo):
     with pytest.raises(BadInput, match=rf"python zoo/train.py {name}"):
         zoo.folder(name)
 
