@@ -22,7 +22,7 @@ import numpy as np
 from lowtide.errors import BadInput
 from lowtide.methods import METHODS
 from lowtide.settings import Settings
-from lowtide.workflows import method_table
+from lowtide.workflows import method_ranks, method_table
 
 ROOT = Path(__file__).parents[1]
 LEDGERS = ROOT / "bench/results/quality"
@@ -50,7 +50,7 @@ def drawn() -> dict[Path, str]:
     for path in sorted(LEDGERS.glob("*.jsonl"), key=lambda path: path.stem):
         newest = json.loads(path.read_text().splitlines()[-1])
         cells[newest["model"]] = method_table.finished_cells(LEDGERS, newest)
-        results = method_table.page(cells[newest["model"]], results)
+        results = method_ranks.page(cells[newest["model"]], results)
     pages = {path: filled(path.read_text(), cells) for path in sorted(PAGES.glob("*.md"))}
     return {RESULTS: results} | pages
 
@@ -95,7 +95,7 @@ def chosen(cells: Cells, widths: str, titles: str, columns: str = "psnr, step er
         seeds = ", ".join(map(str, sorted({len(cells) for cells in groups.values() if cells})))
         figures = [figure(groups[width], name) for width, name in places]
         rows.append([readable(title), seeds, *figures])
-    return method_table.lined([head, ["---"] * len(head), *rows])
+    return method_ranks.lined([head, ["---"] * len(head), *rows])
 
 
 def split(names: str) -> list[str]:
@@ -103,7 +103,7 @@ def split(names: str) -> list[str]:
 
 
 def against(cells: Cells) -> list[str]:
-    """At each width: best, and the paper whose samples are nearest to the float model's."""
+    """At each width: best, and the paper whose answers are nearest to the float model's."""
     head = [
         "bits",
         "best: PSNR to float, dB",
@@ -117,13 +117,13 @@ def against(cells: Cells) -> list[str]:
         papers = {
             name: group(cells, name, width) for name in METHODS if name not in ("best", "minmax")
         }
-        nearest = max(
+        nearest = min(
             (name for name in papers if papers[name]), key=lambda name: mean(papers[name])
         )
         ours = group(cells, "best", width)
         rows.append([width, *(figure(ours, name) for name in ("psnr", "step error")), nearest])
         rows[-1] += [figure(papers[nearest], name) for name in ("psnr", "step error")]
-    return method_table.lined([head, ["---"] * len(head), *rows])
+    return method_ranks.lined([head, ["---"] * len(head), *rows])
 
 
 def group(cells: Cells, title: str, width: str) -> list[dict]:
@@ -131,14 +131,14 @@ def group(cells: Cells, title: str, width: str) -> list[dict]:
 
 
 def mean(group: Cells) -> float:
-    return float(np.mean([cell["psnr"] for cell in group]))
+    return float(np.mean([cell["step_error"] for cell in group]))
 
 
 def figure(group: Cells, name: str) -> str:
     """One figure as the table of results shows it."""
     if not group:
         return ""
-    figures = dict(zip(method_table.HEAD[2:], method_table.figures(group), strict=True))
+    figures = dict(zip(method_ranks.FIGURES, method_ranks.figures(group), strict=True))
     return figures[COLUMNS[name]]
 
 

@@ -310,16 +310,16 @@ def bench_quality(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Every method at every width on one model: PSNR to float, errors, size, minutes."""
+    """Every method at every width on one model: errors, what causes them, PSNR, size, minutes."""
     from lowtide.report import text
-    from lowtide.workflows import method_table
+    from lowtide.workflows import method_ranks, method_table
 
     cells = method_table.grid(methods, widths, numbers(seeds))
     options = changed({}, change)
     results = method_table.quality(model, out, cells, options, samples, device=_on(device))
     if markdown:
-        method_table.write_page(markdown, method_table.finished_cells(out, results[0]))
-    _show({"cells": results}, as_json, text.table(method_table.HEAD, method_table.rows(results)))
+        method_ranks.write_page(markdown, method_table.finished_cells(out, results[0]))
+    _show({"cells": results}, as_json, text.table(method_ranks.HEAD, method_ranks.rows(results)))
 
 
 @bench.command("speed")

@@ -10,25 +10,30 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lowtide import quantization, sampling
 from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
-from lowtide.evaluation.layer_drift import call
 from lowtide.evaluation.metrics import psnr
+from lowtide.evaluation.path_errors import (
+    Drawn,
+    draw,
+    error_parts,
+    image_error,
+    step_error,
+    temporal_damage,
+)
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import METHODS, recipe_of, relevant_options
-from lowtide.models import answer_of
+from lowtide.models import adapt
 from lowtide.nn.plan import FORMAT_VERSION
-from lowtide.report import text
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, settings_from
@@ -90,46 +95,6 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The images of a model, and every call of its denoiser on the way."""
-
-    images: np.ndarray
-    calls: list[sampling.Moment]
-
-    @property
-    def path(self) -> np.ndarray:
-        """The noisy sample at each step: (calls, samples, values)."""
-        first = next(iter(self.calls[0].arguments))
-        return np.stack([call.arguments[first].flatten(1).float().numpy() for call in self.calls])
-
-
-def draw(pipe: Pipeline, request: sampling.Request) -> Drawn:
-    """Sample one batch and record every call of the denoiser."""
-    calls: list[sampling.Moment] = []
-    with sampling.record_calls(sampling.denoiser(pipe), calls, None):
-        images = sampling.run_pipeline(pipe, request)
-    return Drawn(images, calls)
-
-
-@torch.no_grad()
-def step_error(model: torch.nn.Module, calls: Sequence[sampling.Moment]) -> float:
-    """Relative L2 of the model's answers to those of the calls, same inputs, mean over calls.
-
-    Errors of single steps neither add up nor cancel here. Along a trajectory they do, by decibels
-    more or less from seed to seed.
-    """
-    errors = [
-        _relative(answer_of(call(model, moment.arguments)).cpu(), moment.eps) for moment in calls
-    ]
-    return float(np.mean(errors))
-
-
-def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative L2 distance."""
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-
-
 def quality(
     source: str,
     out: str | Path,
@@ -164,7 +129,7 @@ def quality(
         if cell.key not in done:
             original = original or draw(pipe, request)
             fresh = sampling.load_pipeline(source, device=place)
-            line = _measured(fresh, cell, options, request, original)
+            line = _measured(fresh, cell, options, request, pipe, original)
             line |= conditions | {"code": code_hash()[:12]}
             done[cell.key] = line
             append_line(out, line)
@@ -219,7 +184,12 @@ def _request_options(options: Options) -> Options:
 
 
 def _measured(
-    pipe: Pipeline, cell: MethodCell, options: Options, request: sampling.Request, original: Drawn
+    pipe: Pipeline,
+    cell: MethodCell,
+    options: Options,
+    request: sampling.Request,
+    float_pipe: Pipeline,
+    original: Drawn,
 ) -> Line:
     """Quantize, sample with the same seeds, and compare with the float model."""
     started = time.perf_counter()
@@ -232,105 +202,29 @@ def _measured(
     ours = draw(pipe, request)
     distances = np.linalg.norm(ours.path - original.path, axis=(1, 2))
     errors = distances / np.linalg.norm(original.path, axis=(1, 2))
-    return {
+    floating = sampling.denoiser(float_pipe)
+    parts = error_parts(floating, ours.calls)
+    adapter = adapt(floating, original.calls[0].arguments)
+    damage = temporal_damage(float_pipe, sampling.denoiser(pipe), adapter, request)
+    line = {
         "method": cell.title,
         "width": cell.width,
         "seed": cell.seed,
         "psnr": round(psnr(ours.images, original.images), 3),
+        "end_error": round(image_error(ours.images, original.images), 5),
         "trajectory_error": round(float(errors[1:].mean()), 5),
         "step_error": round(step_error(sampling.denoiser(pipe), original.calls), 5),
+        "own_error": round(parts.whole, 5),
+        "steady_error": round(parts.steady, 5),
         "bytes": size,
         "minutes": round(minutes, 2),
     }
+    if damage:
+        line["temporal_error"] = round(damage.mean, 5)
+        line["temporal_end_error"] = round(image_error(damage.images, original.images), 5)
+    return line
 
 
 def _plain(options: Options) -> Options:
     """The options as JSON gives them back."""
     return json.loads(json.dumps(options))
-
-
-def _spread(values: Iterable[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    numbers = list(values)
-    if len(numbers) == 1:
-        return f"{numbers[0]:.{digits}f}"
-    return f"{np.mean(numbers):.{digits}f} ± {np.std(numbers, ddof=1):.{digits}f}"
-
-
-def rows(cells: Sequence[Line]) -> list[list[str]]:
-    """One line for each width and method, best PSNR first."""
-    groups: dict[tuple[str, str], list[Line]] = {}
-    for cell in cells:
-        groups.setdefault((cell["width"], cell["method"]), []).append(cell)
-    widths = list(dict.fromkeys(cell["width"] for cell in cells))
-
-    def place(key: tuple[str, str]) -> tuple[int, float]:
-        return widths.index(key[0]), -float(np.mean([cell["psnr"] for cell in groups[key]]))
-
-    keys = sorted(groups, key=place)
-    return [[width, method, *figures(groups[width, method])] for width, method in keys]
-
-
-def figures(group: Sequence[Line]) -> list[str]:
-    """The numbers of one width and method, in the order of HEAD."""
-    return [
-        str(len(group)),
-        _spread((cell["psnr"] for cell in group), 2),
-        _spread((cell["trajectory_error"] for cell in group), 4),
-        _spread((cell["step_error"] for cell in group), 4),
-        f"{group[0]['bytes']:,}",
-        f"{np.mean([cell['minutes'] for cell in group]):.1f}",
-        ", ".join(sorted({cell["code"] for cell in group})),
-    ]
-
-
-HEAD = [
-    "bits", "method", "seeds", "PSNR to float, dB", "trajectory error", "step error",
-    "bytes on disk", "minutes", "code",
-]  # fmt: skip
-INTRO = (
-    "Generated by `lowtide bench quality`; not written by hand. PSNR of same-seed samples to the "
-    "float model's; trajectory error: relative L2 of the sample to the float run's, mean over "
-    "steps; step error: relative L2 of one answer to the float model's for the same input, mean "
-    "over steps. Each is the mean ± standard deviation over calibration seeds, as many as the "
-    "column says. Code: a hash of the package that made a row, or words where none was noted; "
-    "rows of different code are not of one bench."
-)
-
-
-def section(cells: Sequence[Line]) -> str:
-    """The conditions of one model's cells, and their table."""
-    first = cells[0]
-    settings = ", ".join(f"{name} {_counted(value)}" for name, value in first["options"].items())
-    conditions = (
-        f"{first['images']} images; settings: {settings or 'the defaults'}; "
-        f"float weights {first['weights'][:12]}."
-    )
-    lines = lined([HEAD, ["---"] * len(HEAD), *rows(cells)])
-    return "\n".join([f"## {first['model']}", "", conditions, "", *lines]) + "\n"
-
-
-def lined(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows of a table in Markdown."""
-    return ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _counted(value: object) -> str:
-    """A setting in few words: lists as their length."""
-    if isinstance(value, dict):
-        return ", ".join(text.optional(value))
-    return f"({len(value)} of them)" if isinstance(value, list) else str(value)
-
-
-def page(cells: Sequence[Line], before: str = "") -> str:
-    """docs/results.md with this model's section in its place among those of other models."""
-    sections = before.split("\n## ")[1:]
-    parts = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in sections}
-    parts[cells[0]["model"]] = section(cells)
-    return "\n".join(["# Results", "", INTRO, "", *parts.values()])
-
-
-def write_page(path: Path, cells: Sequence[Line]) -> None:
-    """Write the cells of one model to its section of a page, among those of other models."""
-    before = path.read_text() if path.exists() else ""
-    path.write_text(page(cells, before))

@@ -6,9 +6,9 @@ import torch
 
 import lowtide
 from lowtide import sampling
+from lowtide.evaluation import path_errors
 from lowtide.methods import METHODS
 from lowtide.settings import Settings
-from lowtide.workflows import method_table
 
 OPTIONS = {
     "weights": 4,
@@ -48,7 +48,7 @@ def test_the_mean_error_of_a_step_is_taken_off():
     Without OMQ, which leaves this model little mean error.
     """
     request = sampling.Request(steps=4, seeds=tuple(range(100, 164)))
-    calls = method_table.draw(sampling.as_pipeline(tiny.model("unet2d")), request).calls
+    calls = path_errors.draw(sampling.as_pipeline(tiny.model("unet2d")), request).calls
 
     def systematic(model):
         with torch.no_grad():
@@ -66,4 +66,4 @@ def test_the_mean_error_of_a_step_is_taken_off():
         for left_out in (("omq",), ("omq", "bias"))
     )
     assert systematic(whole) < 0.4 * systematic(without)
-    assert method_table.step_error(whole, calls) < method_table.step_error(without, calls)
+    assert path_errors.step_error(whole, calls) < path_errors.step_error(without, calls)

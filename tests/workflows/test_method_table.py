@@ -5,7 +5,7 @@ import tiny
 
 from lowtide import quantization, sampling
 from lowtide.errors import BadInput
-from lowtide.workflows import method_table
+from lowtide.workflows import method_ranks, method_table
 from lowtide.workflows.method_table import MethodCell
 
 OPTIONS = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch": 2}
@@ -29,6 +29,10 @@ def test_cells_are_measured_once_and_kept(model, tmp_path, monkeypatch):
     assert min(by_width["W8A8"]) > max(by_width["W3A6"])
     errors = {one["width"]: one["trajectory_error"] for one in lines}
     assert 0 < errors["W8A8"] < errors["W3A6"] < 1
+    for measure in ("end_error", "own_error", "temporal_error", "temporal_end_error"):
+        by_width = {one["width"]: one[measure] for one in lines}
+        assert 0 < by_width["W8A8"] < by_width["W3A6"], measure
+    assert all(one["steady_error"] <= one["own_error"] for one in lines)
     assert lines[0]["bytes"] > lines[-1]["bytes"]
     steps = {one["width"]: one["step_error"] for one in lines}
     assert 0 < steps["W8A8"] < steps["W3A6"] < 1
@@ -73,23 +77,19 @@ def test_the_float_model_against_itself_has_no_error(model, tmp_path):
         "tiny", tmp_path, [MethodCell("minmax", "W32A32", 0)], OPTIONS, images=2
     )
     assert line["psnr"] == 100
-    assert line["trajectory_error"] == line["step_error"] == 0
+    errors = [value for name, value in line.items() if name.endswith("_error")]
+    assert len(errors) == 7
+    assert set(errors) == {0}
 
 
-def test_the_table_sorts_by_quality_and_states_the_spread():
-    rows = [
-        ("a", 0, 20.0, 0.2, 1000, 1.0),
-        ("a", 1, 22.0, 0.1, 1000, 3.0),
-        ("b", 0, 25.0, 0.1, 2000, 1.0),
+def test_one_program_twice_is_no_difference(model, tmp_path):
+    """The control of every comparison: the same cell, made twice, is the same to the last digit."""
+    cells = method_table.grid("best", "W4A8", (0,))
+    pair = [
+        method_table.quality("tiny", tmp_path / name, cells, OPTIONS, images=2) for name in "ab"
     ]
-    names = ("method", "seed", "psnr", "trajectory_error", "bytes", "minutes")
-    shared = {"width": "W4A8", "step_error": 0.3, "code": "c0de"}
-    cells = [shared | dict(zip(names, row, strict=True)) for row in rows]
-    best, other = method_table.rows(cells)
-    assert best == ["W4A8", "b", "1", "25.00", "0.1000", "0.3000", "2,000", "1.0", "c0de"]
-    assert other[:4] == ["W4A8", "a", "2", "21.00 ± 1.41"]
-    assert other[4:6] == ["0.1500 ± 0.0707", "0.3000 ± 0.0000"]
-    assert other[6:] == ["1,000", "2.0", "c0de"]
+    first, second = ({**line, "minutes": 0} for [line] in pair)
+    assert first == second
 
 
 def test_the_page_keeps_a_section_for_each_model():
@@ -112,11 +112,11 @@ def test_the_page_keeps_a_section_for_each_model():
         [made | figures | {"method": name, "model": model}]
         for name, model in (("a", "zoo:one"), ("b", "zoo:two"))
     )
-    both = method_table.page(other, method_table.page(first))
+    both = method_ranks.page(other, method_ranks.page(first))
     assert "settings: iters 5, labels (2 of them)" in both
     assert both.index("| W4A8 | a |") < both.index("| W4A8 | b |")
     assert "float weights abc." in both
-    better = method_table.page([first[0] | {"psnr": 26.0}], both)
+    better = method_ranks.page([first[0] | {"psnr": 26.0}], both)
     assert better == both.replace("25.00", "26.00", 1)
 
 
@@ -142,8 +142,8 @@ def test_a_table_of_two_codes_says_so(tmp_path):
         method_table.append_line(tmp_path, shared | figures | {"method": method, "code": code})
     cells = method_table.finished_cells(tmp_path, shared)
     assert {cell["method"]: cell["code"] for cell in cells} == {"a": "new", "b": "old"}
-    assert [row[-1] for row in method_table.rows(cells)] == ["new", "old"]
-    assert method_table.rows([*cells, cells[0] | {"seed": 1, "code": "old"}])[0][-1] == "new, old"
+    assert [row[-1] for row in method_ranks.rows(cells)] == ["new", "old"]
+    assert method_ranks.rows([*cells, cells[0] | {"seed": 1, "code": "old"}])[0][-1] == "new, old"
 
 
 @pytest.mark.parametrize("names", [{"methods": "magic"}, {"widths": "W4"}, {"widths": "W9A8"}])
