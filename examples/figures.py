@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from drawing import MODEL, SMALL, sheet, started, title
-from error_figures import drawn_timesteps, learnt_scales, quantization_noise
+from error_figures import drawn_timesteps, learnt_scales, quantization_noise, temporal_damage
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from lowtide import quantization, sampling
@@ -296,11 +296,13 @@ def every_method(path: Path) -> None:
 
 def method_figures() -> dict[tuple[str, str], tuple[float, float]]:
     """PSNR and step error in docs/results.md, by width and method."""
-    rows = [line for line in section(RESULTS.read_text(), MODEL) if line.startswith("| W")]
+    table = [line for line in section(RESULTS.read_text(), MODEL) if line.startswith("|")]
+    head, _, *rows = [[part.strip() for part in line.split("|")[1:-1]] for line in table]
     figures = {}
     for row in rows:
-        width, name, _, psnr, _, step, *_ = row.split("|")[1:-1]
-        figures[width.strip(), name.strip()] = (mean(psnr), mean(step))
+        cell = dict(zip(head, row, strict=True))
+        numbers = (mean(cell["PSNR to float, dB"]), mean(cell["step error"]))
+        figures[cell["bits"], cell["method"]] = numbers
     return figures
 
 
@@ -315,6 +317,7 @@ def mean(text: str) -> float:
 
 DRAWN = (
     temporal_mismatch,
+    temporal_damage,
     channel_ranges,
     softmax_tails,
     softmax_grids,
