@@ -18,7 +18,8 @@ from lowtide.kernels import native_library
 from lowtide.kernels.race import PLAIN
 from lowtide.nn.swap import packed_layers
 from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
-from lowtide.runtime.on_gpu import GpuLayers
+from lowtide.runtime.card_programs import CardPrograms
+from lowtide.runtime.on_gpu import GpuLayers, failure_of
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
 from lowtide.runtime.program import NotANumber
@@ -39,6 +40,9 @@ class Fused:
         self.told: set[str] = set()
         self.state: Prepared | None = None
         self.on_gpu: GpuLayers | None = None
+        self.programs: CardPrograms | None = None
+        # Why no kernel of a program runs, after one did not fit on the card.
+        self.failure = ""
         functools.update_wrapper(self, self.forward)
 
     @property
@@ -54,8 +58,7 @@ class Fused:
             return self.forward(*args, **kwargs)
         device = next(self.root.parameters()).device.type
         if device == "cuda":
-            with self.gpu_layers().running():
-                return self.forward(*args, **kwargs)
+            return self.on_card(*args, **kwargs)
         if device != "cpu":
             return self.forward(*args, **kwargs)
         state = self.prepared()
@@ -79,6 +82,38 @@ class Fused:
         self._tell(reason)
         return self.forward(*args, **kwargs)
 
+    def on_card(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass as a program of Triton kernels; layer by layer where none can run."""
+        layers = self.gpu_layers()
+        programs = self.card_programs(layers)
+        inputs = dict(zip(programs.parameters, args, strict=False)) | kwargs
+        reason = (
+            unfollowed_inputs(inputs, programs.device)
+            or unfollowed_mode(self.root, inputs)
+            or programs.modules.unfollowed()
+            or self.failure
+        )
+        if not reason:
+            try:
+                return programs.run(inputs)
+            except Unfollowed as found:
+                reason = str(found)
+            except layers.failures() as error:
+                self.failure = failure_of(error)
+                reason = self.failure
+        self._tell(reason)
+        with layers.running():
+            return self.forward(*args, **kwargs)
+
+    @torch.inference_mode(mode=False)
+    def card_programs(self, layers: GpuLayers) -> CardPrograms:
+        """The programs on these kernels; new ones after a weight or a table has changed."""
+        if self.programs is None or self.programs.gpu is not layers:
+            self.programs = CardPrograms(self.root, layers)
+            self.failure = ""
+        return self.programs
+
+    @torch.inference_mode(mode=False)
     def gpu_layers(self) -> GpuLayers:
         """The kernels of the denoiser on its GPU, and why some of its layers have none."""
         if self.on_gpu is None or self.on_gpu.is_stale():

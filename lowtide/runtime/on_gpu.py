@@ -38,9 +38,14 @@ class RunningStep:
         self.now = self.first.clone()
 
     def take(self) -> None:
-        """Copy the clock's index. A graph that is being captured reads what was copied before."""
+        """Copy the clock's index.
+
+        A graph that is being captured reads what was copied before, unless the clock looked the
+        index up on the device, which the graph then does at each replay.
+        """
         index = self.clock.index.reshape(-1)
-        if self.now.is_cuda and torch.cuda.is_current_stream_capturing():
+        is_set = self.clock.doubt is None
+        if is_set and self.now.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         if index.shape != self.now.shape:
             self.now = torch.empty_like(index, device=self.first.device)
@@ -89,7 +94,7 @@ def kernel_name(layer: AnyPacked) -> str:
     return f"Triton, {bits}, {inputs}"
 
 
-def _failure(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """Why a kernel gave no answer, in one line."""
     [first, *_] = str(error).splitlines() or [type(error).__name__]
     return f"its Triton kernel failed ({first})"
@@ -125,8 +130,8 @@ class GpuLayer:
             return self._product(x)
         except self.operators.FAILURES as error:
             self.failed = True
-            self.layer.kernel = f"plain torch: {_failure(error)}"
-            warnings.warn(f"A layer runs in plain torch: {_failure(error)}.", stacklevel=2)
+            self.layer.kernel = f"plain torch: {failure_of(error)}"
+            warnings.warn(f"A layer runs in plain torch: {failure_of(error)}.", stacklevel=2)
             return None
 
     def _product(self, x: Tensor) -> Tensor | None:
@@ -189,7 +194,7 @@ class GpuAttention:
             )
         except self.operators.FAILURES as error:
             self.failed = True
-            warnings.warn(f"An attention runs in plain torch: {_failure(error)}.", stacklevel=2)
+            warnings.warn(f"An attention runs in plain torch: {failure_of(error)}.", stacklevel=2)
             return None
 
 
@@ -244,6 +249,12 @@ class GpuLayers:
             for layer, weight, version in self.weights
         )
 
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What Triton raises when a kernel does not compile or does not fit on the card."""
+        from lowtide.kernels.triton import operators
+
+        return operators.FAILURES
+
     def take_step(self) -> None:
         """Let the kernels read the clock's running step from here on."""
         self.step.take()
@@ -256,6 +267,18 @@ class GpuLayers:
     def detach(self) -> None:
         for owner in [*self.layers, *self.attentions]:
             owner.product = None
+
+    @contextmanager
+    def attached(self, owners: list[nn.Module]) -> Iterator[None]:
+        """Within the context, these layers and attentions run on their kernels."""
+        products = self.layers | self.attentions
+        for owner in owners:
+            owner.product = products.get(owner)
+        try:
+            yield
+        finally:
+            for owner in owners:
+                owner.product = None
 
     @contextmanager
     def running(self) -> Iterator[None]:

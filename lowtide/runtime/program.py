@@ -1,9 +1,9 @@
 """A program: the steps of a forward pass of one shape, ready to run on fixed memory."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,30 +58,46 @@ class TorchCall:
             place.copy_(value)
 
 
-class Program:
-    """The steps with their memory. `run` takes the inputs and the key of the conditions."""
+class Part(Protocol):
+    """Steps on real memory."""
 
-    def __init__(self, lowered: Lowered, numbers: Numbers):
+    def run(self) -> None: ...
+
+
+Build = Callable[[list[Step | TorchStep], Arena], Sequence[Part]]
+
+
+class Program:
+    """The steps with their memory. `run` takes the inputs and the key of the conditions.
+
+    `build` puts the steps on the memory.
+    """
+
+    def __init__(self, lowered: Lowered, numbers: Numbers, build: Build | None = None):
+        build = build or parts_of
         self.lowered = lowered
         self.numbers = numbers
-        self.arena = Arena()
+        self.arena = Arena(numbers.table.device)
         self.arena.place(_lives(lowered))
         self.conditions = self._tensors(lowered.conditions)
         self.inputs = self._tensors(lowered.inputs)
         self.features = [self.arena.tensor(view) for view in lowered.features]
         self.known: dict[tuple, list[Tensor]] = {}
         self.output = lowered.output
-        self.early = parts_of(lowered.steps[: lowered.conditional], self.arena)
-        self.late = parts_of(lowered.steps[lowered.conditional :], self.arena)
+        self.early = build(lowered.steps[: lowered.conditional], self.arena)
+        self.late = build(lowered.steps[lowered.conditional :], self.arena)
 
     def _tensors(self, views: Mapping[str, View]) -> dict[str, Tensor]:
         return {name: self.arena.tensor(view) for name, view in views.items()}
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor], key: tuple) -> Any:
-        """Run the forward pass; the output is a copy that later runs do not change."""
+    def run(self, inputs: Mapping[str, Tensor], key: tuple | None) -> Any:
+        """Run the forward pass; the output is a copy that later runs do not change.
+
+        Without a key, the features of the conditions are computed at each run.
+        """
         for name, place in self.inputs.items():
-            place.copy_(inputs[name])
+            _fill(place, inputs[name])
         self._set_features(inputs, key)
         for part in self.late:
             part.run()
@@ -94,17 +110,19 @@ class Program:
         whole = self.arena.tensor(leaf.view)
         return whole.to(leaf.dtype, copy=True, memory_format=torch.contiguous_format)
 
-    def _set_features(self, inputs: Mapping[str, Tensor], key: tuple) -> None:
+    def _set_features(self, inputs: Mapping[str, Tensor], key: tuple | None) -> None:
         """The features of these conditions: from the table, or computed and added to it."""
-        known = self.known.get(key)
+        known = None if key is None else self.known.get(key)
         if known is not None:
             for place, feature in zip(self.features, known, strict=True):
                 place.copy_(feature)
             return
         for name, place in self.conditions.items():
-            place.copy_(inputs[name])
+            _fill(place, inputs[name])
         for part in self.early:
             part.run()
+        if key is None:
+            return
         self._make_room()
         self.known[key] = [feature.clone() for feature in self.features]
 
@@ -112,6 +130,14 @@ class Program:
         each = sum(feature.nbytes for feature in self.features)
         while self.known and each * (len(self.known) + 1) > FEATURE_BYTES:
             del self.known[next(iter(self.known))]
+
+
+def _fill(place: Tensor, value: Tensor) -> None:
+    """Copy an input. One number on the CPU is an argument of a kernel, and nothing waits for it."""
+    if value.device != place.device and value.device.type == "cpu" and value.numel() == 1:
+        place.fill_(value.item())
+    else:
+        place.copy_(value, non_blocking=True)
 
 
 def real_on(arena: Arena) -> Callable[[Any], Any]:
@@ -128,7 +154,7 @@ def parts_of(steps: list[Step | TorchStep], arena: Arena) -> list[NativeCalls | 
             if waiting:
                 parts.append(_native_calls(waiting, arena))
             waiting = []
-            parts.append(_torch_call(step, arena))
+            parts.append(torch_call(step, arena))
         else:
             waiting.append(step)
     if waiting:
@@ -145,7 +171,7 @@ def _native_calls(steps: list[Step], arena: Arena) -> NativeCalls:
     return NativeCalls((native_library.Call * len(calls))(*calls), structures)
 
 
-def _torch_call(step: TorchStep, arena: Arena) -> TorchCall:
+def torch_call(step: TorchStep, arena: Arena) -> TorchCall:
     arguments = mapped(step.arguments, real_on(arena))
     keywords = mapped(step.keywords, real_on(arena))
     results = [arena.tensor(view) for view in step.results]
