@@ -97,7 +97,7 @@ def _step(
     meta = torch.empty(batch, queries, heads, width, device="meta").transpose(1, 2)
     step = AttentionStep(
         *views,
-        output=new_view(same_strides(meta, views[0].meta.dtype)),
+        output=new_view(same_strides(meta, operands[0].meta.dtype)),
         roundings=roundings,
         adaptive=isinstance(processor.softmax.format, Adaptive),
         factor=scale or 1 / math.sqrt(width),

@@ -7,6 +7,7 @@ function that runs a program where it can and the layers where it cannot, and sa
 import copy
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,11 @@ from lowtide.runtime.prepared import Prepared
 from lowtide.runtime.program import NotANumber
 from lowtide.runtime.steps import TorchStep
 from lowtide.runtime.writes import Unfollowed
+
+
+def is_card(device: torch.device) -> bool:
+    """Whether programs of this device run on Triton kernels."""
+    return device.type == "cuda"
 
 
 class Fused:
@@ -54,12 +60,16 @@ class Fused:
         return Fused(copy.deepcopy(self.root, memo), self.engine)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self.active or self.engine == PLAIN:
+        if not self.active or self.engine == PLAIN:
             return self.forward(*args, **kwargs)
-        device = next(self.root.parameters()).device.type
-        if device == "cuda":
+        if torch.compiler.is_compiling():
+            # A graph of the layers' operators, so that the compiler sees what lies between them.
+            self.prepare_compiled()
+            return self.forward(*args, **kwargs)
+        device = next(self.root.parameters()).device
+        if is_card(device):
             return self.on_card(*args, **kwargs)
-        if device != "cpu":
+        if device.type != "cpu":
             return self.forward(*args, **kwargs)
         state = self.prepared()
         inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
@@ -81,6 +91,13 @@ class Fused:
                 reason = str(found)
         self._tell(reason)
         return self.forward(*args, **kwargs)
+
+    @torch.compiler.assume_constant_result
+    def prepare_compiled(self) -> bool:
+        """Before torch.compile follows the layers: on a card they call their kernels from here on."""
+        if is_card(next(self.root.parameters()).device):
+            self.gpu_layers().attach()
+        return True
 
     def on_card(self, *args: Any, **kwargs: Any) -> Any:
         """The forward pass as a program of Triton kernels; layer by layer where none can run."""
@@ -197,18 +214,24 @@ def plain(root: nn.Module) -> Iterator[None]:
 
 
 def explain(root: nn.Module) -> dict[str, Any]:
-    """For the latest program: how many native calls, and what runs in torch, with counts."""
+    """For the latest program: how many calls of our kernels, and what runs in torch, with counts.
+
+    `kernels`: the calls of each kernel; `sets`: the instruction sets of a CPU.
+    """
     fused = fused_forward(root)
-    if fused is None or fused.state is None or not fused.state.programs:
+    state = None if fused is None else fused.programs or fused.state
+    if state is None or not state.programs:
         return {}
-    program = list(fused.state.programs.values())[-1]
+    program = list(state.programs.values())[-1]
     steps = program.lowered.steps
     torch_steps = [step.name for step in steps if isinstance(step, TorchStep)]
-    counts = {name: torch_steps.count(name) for name in dict.fromkeys(torch_steps)}
+    kinds = [type(step).__name__ for step in steps if not isinstance(step, TorchStep)]
+    is_on_card = isinstance(state, CardPrograms)
     return {
-        "native": len(steps) - len(torch_steps),
-        "torch": counts,
+        "native": len(kinds),
+        "kernels": dict(Counter(kind.removesuffix("Step") for kind in kinds)),
+        "torch": dict(Counter(torch_steps)),
         "arena": program.arena.nbytes,
-        "unsupported": fused.state.reasons,
-        "sets": native_library.native().instruction_sets(),
+        "unsupported": state.reasons,
+        "sets": [] if is_on_card else native_library.native().instruction_sets(),
     }

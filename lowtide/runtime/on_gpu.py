@@ -244,10 +244,13 @@ class GpuLayers:
         now = (self.clock.scale, self.clock.zero)
         if any(new is not old for new, old in zip(now, self.tables, strict=True)):
             return True
-        return any(
-            layer.weight is not weight or weight._version != version
-            for layer, weight, version in self.weights
-        )
+        stale = False
+        for layer, weight, version in self.weights:
+            if layer.weight is weight and weight._version != version:
+                # It was written into, and the sums beside it are of before.
+                layer.hold_codes()
+            stale = stale or layer.weight is not weight
+        return stale
 
     def failures(self) -> tuple[type[Exception], ...]:
         """What Triton raises when a kernel does not compile or does not fit on the card."""
