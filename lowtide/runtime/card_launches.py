@@ -236,10 +236,10 @@ def product_launch(step: GemmStep, places: Places) -> Callable[[], None]:
 
 def attention_launch(step: AttentionStep, places: Places) -> Callable[[], None]:
     operands = [places.arena.tensor(view) for view in (step.query, step.key, step.value)]
-    tables = [places.table(step.roundings[name]) for name in ("q", "k", "v", "softmax")]
+    tables = {name: places.table(rounding) for name, rounding in step.roundings.items()}
     out = places.arena.tensor(step.output)
     bias = places.tensor(step.bias)
-    given = AttentionTables(*tables, step.adaptive)
+    given = AttentionTables(**tables, adaptive=step.adaptive)
     return lambda: _attend(operands, given, bias, step.factor, out)
 
 

@@ -19,6 +19,7 @@ from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.swap import packed_layers, quantizers
 from lowtide.runtime.covers import COVERS
 from lowtide.runtime.float_twin import record_twin
+from lowtide.runtime.graphs import Record
 from lowtide.runtime.guard import Modules, is_setting
 from lowtide.runtime.layers import NativeLayer, card_layer
 from lowtide.runtime.lowering import Lowering
@@ -30,13 +31,17 @@ from lowtide.runtime.steps import TorchStep
 from lowtide.runtime.target import card
 from lowtide.runtime.writes import Unfollowed
 
+Owner = PackedLinear | PackedConv2d | QuantAttention
+
 
 class CardPrograms:
     """A program for each shape of the inputs. `reasons`: why some layers run in torch."""
 
-    def __init__(self, root: nn.Module, gpu: GpuLayers):
+    def __init__(self, root: nn.Module, gpu: GpuLayers, record: Record | None = None):
+        """`record`: how programs become CUDA graphs, if they do."""
         self.root = root
         self.gpu = gpu
+        self.record = record
         self.clock = gpu.clock
         self.device = self.clock.scale.device
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
@@ -71,7 +76,7 @@ class CardPrograms:
             with self.gpu.attached(owners):
                 return program.run(tensors, None)
 
-    def _owners(self, program: Program) -> list[nn.Module]:
+    def _owners(self, program: Program) -> list[Owner]:
         """What the program calls as a module: layers with kernels of their own, and attentions."""
         steps = [step for step in program.lowered.steps if isinstance(step, TorchStep)]
         return [owner for step in steps if (owner := _owner(step)) is not None]
@@ -102,10 +107,12 @@ class CardPrograms:
         numbers = Numbers(list(quantizers(self.root).values()), len(self.clock.known))
         conditions = conditions_of(graph, self.parameters[0])
         given = (self.root, graph, numbers, self.layers, conditions, COVERS, card(self.device))
-        return Program(Lowering(*given).lower(), numbers, Launches(numbers).of)
+        program = Program(Lowering(*given).lower(), numbers, Launches(numbers).of)
+        program.record = self.record
+        return program
 
 
-def _owner(step: TorchStep) -> PackedLinear | PackedConv2d | QuantAttention | None:
+def _owner(step: TorchStep) -> Owner | None:
     """The layer or the attention that a step of torch calls."""
     owner = getattr(step.function, "__self__", step.function)
     kinds = (PackedLinear, PackedConv2d, QuantAttention)

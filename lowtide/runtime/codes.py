@@ -224,7 +224,7 @@ def _place(
     padding: Padding = NO_PADDING,
     upsample: int = 1,
 ) -> Output:
-    """A new place for the codes of an image, with their sums on a card; without rounding, floats."""
+    """A new place for the codes of an image, with their sums on a card; else for floats."""
     layout = code_layout(image, upsample, padding, 0 if rounding is None else rounding.room)
     kind = torch.float32 if rounding is None else lowering.target.code
     view = new_view(torch.empty(_size(layout), dtype=kind, device="meta"))

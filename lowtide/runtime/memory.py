@@ -13,6 +13,7 @@ from torch import Tensor
 from lowtide.runtime.layouts import is_dense
 
 ALIGNMENT = 64
+CPU_MEMORY = torch.device("cpu")
 
 
 @dataclass(eq=False)
@@ -37,7 +38,7 @@ class View:
 
 
 def new_view(meta: Tensor, fixed: torch.device | None = None) -> View:
-    """A new buffer for a tensor of this shape, strides and type. `fixed`: where it lies for good."""
+    """A new buffer for a tensor of this shape, strides and type. `fixed`: where it stays."""
     extent = sum(
         (size - 1) * stride for size, stride in zip(meta.shape, meta.stride(), strict=True)
     )
@@ -70,7 +71,7 @@ def same_strides(meta: Tensor, dtype: torch.dtype) -> Tensor:
 class Arena:
     """Places buffers so that those whose lives overlap do not overlap in memory."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU_MEMORY
     nbytes: int = 0
     memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 

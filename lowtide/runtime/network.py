@@ -9,17 +9,19 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from lowtide.errors import BadInput
 from lowtide.kernels import native_library
 from lowtide.kernels.race import PLAIN
 from lowtide.nn.swap import packed_layers
-from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
 from lowtide.runtime.card_programs import CardPrograms
+from lowtide.runtime.graphs import Record, record_graph
+from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
 from lowtide.runtime.on_gpu import GpuLayers, failure_of
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
@@ -47,6 +49,7 @@ class Fused:
         self.state: Prepared | None = None
         self.on_gpu: GpuLayers | None = None
         self.programs: CardPrograms | None = None
+        self.record: Record | None = None
         # Why no kernel of a program runs, after one did not fit on the card.
         self.failure = ""
         functools.update_wrapper(self, self.forward)
@@ -57,7 +60,9 @@ class Fused:
         return type(self.root).forward.__get__(self.root)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
-        return Fused(copy.deepcopy(self.root, memo), self.engine)
+        copied = Fused(copy.deepcopy(self.root, memo), self.engine)
+        copied.record = self.record
+        return copied
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active or self.engine == PLAIN:
@@ -94,7 +99,7 @@ class Fused:
 
     @torch.compiler.assume_constant_result
     def prepare_compiled(self) -> bool:
-        """Before torch.compile follows the layers: on a card they call their kernels from here on."""
+        """Before torch.compile follows the layers: on a card they call their kernels from now on."""
         if is_card(next(self.root.parameters()).device):
             self.gpu_layers().attach()
         return True
@@ -126,7 +131,7 @@ class Fused:
     def card_programs(self, layers: GpuLayers) -> CardPrograms:
         """The programs on these kernels; new ones after a weight or a table has changed."""
         if self.programs is None or self.programs.gpu is not layers:
-            self.programs = CardPrograms(self.root, layers)
+            self.programs = CardPrograms(self.root, layers, self.record)
             self.failure = ""
         return self.programs
 
@@ -189,6 +194,18 @@ def unfuse(root: nn.Module) -> None:
         del root.__dict__["forward"]
 
 
+def capture(root: nn.Module, record: Record = record_graph) -> None:
+    """On a CUDA card, run the programs of a fused denoiser as CUDA graphs from here on.
+
+    The first call of each shape records a graph; the others replay it. `record` does so.
+    """
+    fused = fused_forward(root)
+    if fused is None:
+        raise BadInput("found a denoiser that is not fused", "a fused one", "call fuse() before")
+    fused.record = record
+    fused.programs = None
+
+
 def fused_forward(root: nn.Module) -> Fused | None:
     forward = root.__dict__.get("forward")
     return forward if isinstance(forward, Fused) else None
@@ -208,7 +225,8 @@ def plain(root: nn.Module) -> Iterator[None]:
     before = fused.active
     fused.active = False
     try:
-        yield
+        with nullcontext() if fused.on_gpu is None else fused.on_gpu.left_out():
+            yield
     finally:
         fused.active = before
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class RunningStep:
         self.clock = clock
         self.first = torch.zeros(1, dtype=torch.int64, device=clock.scale.device)
         self.now = self.first.clone()
+        self.places = {1: self.now}
 
     def take(self) -> None:
         """Copy the clock's index.
@@ -47,12 +49,16 @@ class RunningStep:
         is_set = self.clock.doubt is None
         if is_set and self.now.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        if index.shape != self.now.shape:
-            self.now = torch.empty_like(index, device=self.first.device)
+        if len(index) not in self.places:
+            self.places[len(index)] = torch.empty_like(index, device=self.first.device)
+        self.now = self.places[len(index)]
         self.now.copy_(index, non_blocking=True)
 
     def of(self, quantizer: Quantizer) -> Tensor:
-        return self.now if quantizer.per_step else self.first
+        """The step to read. In a compiled graph, it is the index that the clock looked up there."""
+        if not quantizer.per_step:
+            return self.first
+        return self.clock.index.reshape(-1) if torch.compiler.is_compiling() else self.now
 
 
 def unsupported(layer: AnyPacked) -> list[str]:
@@ -272,23 +278,34 @@ class GpuLayers:
             owner.product = None
 
     @contextmanager
-    def attached(self, owners: list[nn.Module]) -> Iterator[None]:
+    def attached(self, owners: list[AnyPacked | QuantAttention]) -> Iterator[None]:
         """Within the context, these layers and attentions run on their kernels."""
-        products = self.layers | self.attentions
-        for owner in owners:
-            owner.product = products.get(owner)
-        try:
+        products: dict[nn.Module, Any] = {**self.layers, **self.attentions}
+        with _holding({owner: products.get(owner) for owner in owners}):
             yield
-        finally:
-            for owner in owners:
-                owner.product = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Within the context, the layers run on the kernels, at the clock's step."""
         self.take_step()
-        self.attach()
-        try:
+        with _holding({**self.layers, **self.attentions}):
             yield
-        finally:
-            self.detach()
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Within the context, all layers run in plain torch."""
+        with _holding(dict.fromkeys([*self.layers, *self.attentions])):
+            yield
+
+
+@contextmanager
+def _holding(products: dict[Any, Any]) -> Iterator[None]:
+    """Within the context, each owner has this product."""
+    before = {owner: owner.product for owner in products}
+    for owner, product in products.items():
+        owner.product = product
+    try:
+        yield
+    finally:
+        for owner, product in before.items():
+            owner.product = product

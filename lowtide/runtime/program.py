@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowtide.kernels import native_library
 from lowtide.models.trace import mapped
+from lowtide.runtime.graphs import Record, Recording, is_capturing
 from lowtide.runtime.lowering import Lowered, Returned
 from lowtide.runtime.memory import Arena, Buffer, View
 from lowtide.runtime.numbers import Numbers
@@ -75,6 +76,9 @@ class Program:
 
     def __init__(self, lowered: Lowered, numbers: Numbers, build: Build | None = None):
         build = build or parts_of
+        # How the steps become a graph, and the graph; without the first, no graph is made.
+        self.record: Record | None = None
+        self.graph: Recording | None = None
         self.lowered = lowered
         self.numbers = numbers
         self.arena = Arena(numbers.table.device)
@@ -94,14 +98,31 @@ class Program:
     def run(self, inputs: Mapping[str, Tensor], key: tuple | None) -> Any:
         """Run the forward pass; the output is a copy that later runs do not change.
 
-        Without a key, the features of the conditions are computed at each run.
+        Without a key, on a card, the features of the conditions are computed at each run.
         """
         for name, place in self.inputs.items():
             _fill(place, inputs[name])
-        self._set_features(inputs, key)
-        for part in self.late:
-            part.run()
+        if key is None:
+            self._run_on_card(inputs)
+        else:
+            self._set_features(inputs, key)
+            _run_all(self.late)
         return mapped(self.output, self._given)
+
+    def _run_on_card(self, inputs: Mapping[str, Tensor]) -> None:
+        """All steps, or a recording of them."""
+        for name, place in self.conditions.items():
+            _fill(place, inputs[name])
+        if self.record is not None and self.graph is None and not is_capturing(self.arena.device):
+            self.graph = self.record(self._run_steps)
+        if self.graph is None or is_capturing(self.arena.device):
+            self._run_steps()
+        else:
+            self.graph.replay()
+
+    def _run_steps(self) -> None:
+        _run_all(self.early)
+        _run_all(self.late)
 
     def _given(self, leaf: Any) -> Any:
         """A copy of a value for the caller, in the type of the forward pass."""
@@ -110,19 +131,16 @@ class Program:
         whole = self.arena.tensor(leaf.view)
         return whole.to(leaf.dtype, copy=True, memory_format=torch.contiguous_format)
 
-    def _set_features(self, inputs: Mapping[str, Tensor], key: tuple | None) -> None:
+    def _set_features(self, inputs: Mapping[str, Tensor], key: tuple) -> None:
         """The features of these conditions: from the table, or computed and added to it."""
-        known = None if key is None else self.known.get(key)
+        known = self.known.get(key)
         if known is not None:
             for place, feature in zip(self.features, known, strict=True):
                 place.copy_(feature)
             return
         for name, place in self.conditions.items():
             _fill(place, inputs[name])
-        for part in self.early:
-            part.run()
-        if key is None:
-            return
+        _run_all(self.early)
         self._make_room()
         self.known[key] = [feature.clone() for feature in self.features]
 
@@ -130,6 +148,11 @@ class Program:
         each = sum(feature.nbytes for feature in self.features)
         while self.known and each * (len(self.known) + 1) > FEATURE_BYTES:
             del self.known[next(iter(self.known))]
+
+
+def _run_all(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.run()
 
 
 def _fill(place: Tensor, value: Tensor) -> None:

@@ -25,9 +25,7 @@ def denoiser(name: str, method: str, folder) -> tuple[nn.Module, list[tuple[tupl
     """A packed denoiser, and its calls at all timesteps while a pipeline draws."""
     pipe = tiny_pipelines.PIPELINES[name](folder)
     request = tiny_pipelines.request_fields(name)
-    model = lowtide.quantize(
-        pipe, method=method, **relevant_options(method, QUICK | request)
-    ).model
+    model = lowtide.quantize(pipe, method=method, **relevant_options(method, QUICK | request)).model
     calls: list[tuple[tuple, dict]] = []
     hook = model.register_forward_pre_hook(
         lambda model, args, kwargs: calls.append((args, kwargs)), with_kwargs=True, prepend=True

@@ -8,7 +8,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_networks import IMAGE, ONE_ROUNDING_APART, TOKENS, Fused, Network, answers, conv, distance
+from fused_networks import (
+    IMAGE,
+    ONE_ROUNDING_APART,
+    TOKENS,
+    Fused,
+    Network,
+    answers,
+    conv,
+    distance,
+)
 from torch import Tensor, nn
 from triton_layers import DEVICE
 
@@ -17,8 +26,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from triton.runtime.errors import OutOfResources
 
 from lowtide import runtime
+from lowtide.errors import BadInput
 from lowtide.kernels.triton import tiles
 from lowtide.nn.clock import find_clock
+from lowtide.nn.swap import quantizers
 from lowtide.runtime import network, on_gpu
 from lowtide.runtime.steps import GemmStep, StreamStep, TorchStep
 
@@ -150,7 +161,9 @@ EXPECTED = {
 
 def built(kind: str, **options) -> OnCard:
     function, layers, shape = NETWORKS[kind]
-    return OnCard(Network(function, **{name: make() for name, make in layers.items()}), *shape, **options)
+    return OnCard(
+        Network(function, **{name: make() for name, make in layers.items()}), *shape, **options
+    )
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -240,3 +253,109 @@ def test_changed_weights_and_ranges_are_seen():
     with torch.no_grad():
         found.model.layers["second"].weight.add_(1)
     found.check()
+
+
+class Replay:
+    """A recording that runs its steps again: a CUDA graph on a machine without a card."""
+
+    def __init__(self, run: Callable[[], None]):
+        self.run = run
+        self.count = 0
+
+    def replay(self) -> None:
+        self.count += 1
+        self.run()
+
+
+def two_steps(kind: str) -> OnCard:
+    """A network with other ranges at its second timestep."""
+    found = built(kind)
+    clock = find_clock(found.model)
+    clock.known = {500: 0, 100: 1}
+    clock.timesteps = torch.tensor([500, 100], dtype=torch.int32, device=DEVICE)
+    clock.widen()
+    clock.scale[:, 1] *= 1.3
+    for quantizer in quantizers(found.model).values():
+        quantizer.per_step = True
+    return found
+
+
+@torch.no_grad()
+def at_both(model: nn.Module, sample: Tensor) -> list[Tensor]:
+    return [model(sample, torch.tensor(timestep)) for timestep in (500, 100)]
+
+
+def test_a_recorded_program_reads_the_step_of_each_replay():
+    found = two_steps("modulated")
+    sample = found.samples[0]
+    with runtime.plain(found.model):
+        expected = at_both(found.model, sample)
+    assert distance(*expected) > 1e-3
+    recordings: list[Replay] = []
+
+    def record(run: Callable[[], None]) -> Replay:
+        recordings.append(Replay(run))
+        return recordings[-1]
+
+    runtime.capture(found.model, record)
+    for _ in range(2):
+        answers = at_both(found.model, sample)
+        assert max(map(distance, answers, expected)) < EXACT
+    [recording] = recordings
+    assert recording.count == 4
+    with pytest.raises(BadInput, match="found timestep 300"):
+        found.model(sample, torch.tensor(300))
+    at_both(found.model, sample[:1])
+    assert len(recordings) == 2
+
+
+def test_what_cannot_be_captured_says_so(monkeypatch):
+    found = built("modulated")
+    runtime.capture(found.model)
+    if DEVICE.type == "cpu":
+        with pytest.raises(BadInput, match="found no CUDA card"):
+            answers(found.model, found.samples)
+    runtime.unfuse(found.model)
+    with pytest.raises(BadInput, match="not fused"):
+        runtime.capture(found.model)
+
+
+def test_a_step_that_the_device_looks_up_needs_no_wait():
+    """In a recorded call the index and the doubt are tensors, which the program reads."""
+    found = two_steps("modulated")
+    expected = at_both(found.model, found.samples[0])
+    fused = runtime.fused_forward(found.model)
+    clock = find_clock(found.model)
+    for timestep, answer in zip((500, 100), expected, strict=True):
+        clock._set_on_device(torch.tensor(timestep, device=DEVICE), 0.5)
+        assert clock.doubt is not None
+        with torch.no_grad():
+            again = fused(found.samples[0], torch.tensor(timestep))
+        assert torch.equal(again, answer)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "geglu"])
+def test_compiled_layers_call_the_kernels_and_read_each_step(kind):
+    """torch.compile gets a graph of one operator for each layer, and compiles it once."""
+    torch.compiler.reset()
+    found = two_steps(kind)
+    sample = found.samples[0]
+    with runtime.plain(found.model):
+        expected = at_both(found.model, sample)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = torch.compile(found.model, fullgraph=True, backend=backend)
+        answers = at_both(compiled, sample)
+    assert max(map(distance, answers, expected)) < ONE_ROUNDING_APART
+    operators = [name for name in seen if name.startswith("lowtide.")]
+    assert len(operators) == len(found.model.layers)
+    assert all("triton" in name for name in operators)
+    with runtime.plain(found.model):
+        assert all(map(torch.equal, at_both(found.model, sample), expected))
+    with torch.no_grad():
+        assert compiled(sample, torch.tensor(300)).isnan().all()

@@ -56,7 +56,7 @@ def group_moments(
     has_lane = (lane % WIDE < WIDTH) & (group < GROUPS)
     channel = group * WIDTH + lane % WIDE
     start = x + sample.to(tl.int64) * sample_stride + channel.to(tl.int64) * channel_stride
-    start2 = None
+    start2 = start
     if x2 is not None:
         start2 = x2 + sample.to(tl.int64) * sample_stride2 + channel.to(tl.int64) - FIRST
     first = part * chunk
