@@ -99,7 +99,7 @@ class Fused:
 
     @torch.compiler.assume_constant_result
     def prepare_compiled(self) -> bool:
-        """Before torch.compile follows the layers: on a card they call their kernels from now on."""
+        """Before torch.compile follows the layers: on a card they call kernels from now on."""
         if is_card(next(self.root.parameters()).device):
             self.gpu_layers().attach()
         return True

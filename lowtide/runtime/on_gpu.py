@@ -180,10 +180,11 @@ class GpuAttention:
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,  # noqa: FBT001, FBT002 - the signature is torch's
-        scale: float | None = None,
+        **named: Any,
     ) -> Tensor | None:
+        scale = named.get("scale")
         is_covered = query.dim() == 4 and query.shape[-1] <= WIDEST_HEAD
-        if dropout_p or is_causal or not is_covered or self.failed:
+        if named.get("enable_gqa") or dropout_p or is_causal or not is_covered or self.failed:
             return None
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             shown = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device)

@@ -58,17 +58,16 @@ def test_one_graph_runs_every_step(name, method, tmp_path):
             assert distance(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize(("step", "is_known"), [(0, True), (0.3, True), (-3.0, False)])
-def test_an_unknown_timestep_gives_nan_everywhere(step, is_known, tmp_path):
+def test_an_unknown_timestep_gives_nan_everywhere(tmp_path):
     """An error cannot be raised from within a compiled graph, and a wrong picture must not come."""
     model, calls = denoiser("ddim", "tfmq", tmp_path)
     args, _ = calls[-1]
-    timestep = torch.as_tensor(args[1]) + step
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        found = answer(compiled(args[0], timestep))
-    assert found.isnan().all() == (not is_known)
-    assert found.isnan().any() == (not is_known)
+    for step, is_unknown in ((0.0, False), (0.3, False), (-3.0, True)):
+        with torch.no_grad():
+            found = answer(compiled(args[0], torch.as_tensor(args[1]) + step))
+        assert found.isnan().all() == is_unknown
+        assert found.isnan().any() == is_unknown
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

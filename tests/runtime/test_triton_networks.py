@@ -4,9 +4,11 @@ Without a CUDA card, the kernels run in Triton's interpreter, which is slow, so 
 """
 
 import pytest
+import tiny
 import tiny_pipelines
 import torch
 from fused_networks import ROUNDED_ALIKE, distance
+from gpu.networks import inputs_of, packed
 from torch import Tensor, nn
 from triton_layers import DEVICE
 
@@ -19,17 +21,33 @@ from lowtide.methods import relevant_options
 from lowtide.runtime import network, on_gpu
 
 QUICK = {"steps": 2, "images": 1, "calibration_steps": 2, "iters": 1, "batch": 1}
-# What torch still runs of the part that reads the sample, and how many calls of ours there are.
-NETWORKS = {
-    "ddim": ("tfmq", 100, {"conv_in", "conv_out"}),
-    "sd": ("minmax", 100, {"conv_in", "conv_out"}),
-    "dit": ("tfmq", 20, {"pos_embed.proj", "proj_out_2"}),
+SMALL = {"sample_size": 4, "block_out_channels": (8, 16), "norm_num_groups": 4}
+ONE_LEVEL = {
+    "sample_size": 4,
+    "block_out_channels": (16,),
+    "norm_num_groups": 4,
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
 }
-SLOW = {
-    "pixart": ("minmax", 20, {"pos_embed.proj", "proj_out"}),
-    "sd3": ("minmax", 20, {"pos_embed.proj", "proj_out"}),
-    "flux": ("minmax", 20, {"x_embedder", "proj_out"}),
-    "sdxl": ("minmax", 100, {"conv_in", "conv_out"}),
+# A model, the least number of calls of ours, and the layers that are not fused.
+NETWORKS = {
+    "unet": (lambda: tiny.unet2d(**SMALL), 80, {"conv_in", "conv_out"}),
+    "unet-text": (
+        lambda: tiny.unet_condition(**ONE_LEVEL, cross_attention_dim=16),
+        50,
+        {"conv_in", "conv_out"},
+    ),
+    "dit": (tiny.dit, 30, {"pos_embed.proj", "proj_out_2"}),
+}
+# Those of whole pipelines, and ranges for each step.
+PIPELINES = {
+    "ddim": (100, {"conv_in", "conv_out"}),
+    "sd": (100, {"conv_in", "conv_out"}),
+    "sdxl": (100, {"conv_in", "conv_out"}),
+    "dit": (30, {"pos_embed.proj", "proj_out_2"}),
+    "pixart": (30, {"pos_embed.proj", "proj_out"}),
+    "sd3": (30, {"pos_embed.proj", "proj_out"}),
+    "flux": (30, {"x_embedder", "proj_out"}),
 }
 
 
@@ -44,12 +62,12 @@ def on_card(monkeypatch):
         tiles.choose.cache_clear()
 
 
-def denoiser(name: str, method: str, folder) -> tuple[nn.Module, list[tuple[tuple, dict]]]:
-    """A packed denoiser on the device, and its calls while a pipeline draws."""
+def denoiser(name: str, folder) -> tuple[nn.Module, list[tuple[tuple, dict]]]:
+    """A packed denoiser, and its calls while a pipeline draws."""
     pipe = tiny_pipelines.PIPELINES[name](folder)
     request = tiny_pipelines.request_fields(name)
-    options = relevant_options(method, QUICK | request)
-    model = lowtide.quantize(pipe, method=method, **options).model
+    options = relevant_options("tfmq", QUICK | request)
+    model = lowtide.quantize(pipe, method="tfmq", **options).model
     calls: list[tuple[tuple, dict]] = []
     hook = model.register_forward_pre_hook(
         lambda model, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
@@ -64,25 +82,28 @@ def answer(output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def check(name: str, expected: tuple[str, int, set[str]], folder) -> None:
-    method, least, in_torch = expected
-    model, [(args, kwargs), *_] = denoiser(name, method, folder)
-    with torch.no_grad():
-        with runtime.plain(model):
-            plain = answer(model(*args, **kwargs))
-        found = answer(model(*args, **kwargs))
+@torch.no_grad()
+def check(model: nn.Module, args: tuple, kwargs: dict, least: int, unfused: set[str]) -> None:
+    with runtime.plain(model):
+        plain = answer(model(*args, **kwargs))
+    found = answer(model(*args, **kwargs))
     assert distance(found, plain) < ROUNDED_ALIKE
     told = runtime.explain(model)
     assert told["native"] >= least
-    assert set(told["unsupported"]) == in_torch
+    assert set(told["unsupported"]) == unfused
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_denoisers(name, tmp_path, on_card):
-    check(name, NETWORKS[name], tmp_path)
+def test_denoisers(name, on_card):
+    make, least, unfused = NETWORKS[name]
+    model = make().eval().requires_grad_(requires_grad=False)
+    inputs = inputs_of(model, 1)
+    runtime.fuse(packed(model, 4, 8))
+    check(model, (), inputs, least, unfused)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_more_denoisers(name, tmp_path, on_card):
-    check(name, SLOW[name], tmp_path)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_and_ranges_of_each_step(name, tmp_path, on_card):
+    model, [*_, (args, kwargs)] = denoiser(name, tmp_path)
+    check(model, args, kwargs, *PIPELINES[name])
