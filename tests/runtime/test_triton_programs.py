@@ -116,6 +116,11 @@ def read_twice(layers: nn.ModuleDict, x: Tensor, time: Tensor) -> Tensor:
     return layers["first"](y) + y.relu() + layers["second"](x)
 
 
+def normed(layers: nn.ModuleDict, x: Tensor, time: Tensor) -> Tensor:
+    """A norm that torch reads, so it stores floats."""
+    return layers["only"](F.group_norm(x, 4).relu())
+
+
 RESNET = {"first": conv, "second": conv, "time": lambda: nn.Linear(16, 16)}
 NETWORKS: dict[str, tuple[Callable, dict[str, Callable[[], nn.Module]], tuple[int, ...]]] = {
     "resnet": (resnet, RESNET, IMAGE),
@@ -125,6 +130,7 @@ NETWORKS: dict[str, tuple[Callable, dict[str, Callable[[], nn.Module]], tuple[in
         | {"time": lambda: nn.Linear(16, 12)},
         (3, 12, 5, 7),
     ),
+    "normed": (normed, {"only": conv}, IMAGE),
     "skip": (skip, {"down": conv, "first": lambda: conv(32), "shortcut": lambda: conv(32)}, IMAGE),
     "sampled": (
         sampled,
@@ -151,6 +157,7 @@ NETWORKS: dict[str, tuple[Callable, dict[str, Callable[[], nn.Module]], tuple[in
 EXPECTED = {
     "resnet": "Moments Stream Gemm Moments Stream Gemm",
     "odd resnet": "Moments Stream Gemm Moments Stream Gemm",
+    "normed": "Moments Stream relu Stream Gemm",
     "skip": "Stream Gemm Moments Stream Stream Gemm Gemm",
     "sampled": "Stream Gemm Stream Gemm Stream Gemm",
     "geglu": "LayerNorm Gemm Stream Gemm",

@@ -18,11 +18,14 @@ from lowtide.kernels.triton.device_arithmetic import activate, encode, not_a_num
 @triton.jit
 def load_joined(x, x2, kept, channel, FIRST: tl.constexpr):
     """Values in float32 at these places; the channels from FIRST on come from a second tensor."""
+    # The compiler follows what stands behind a return, so both cases end here.
     if x2 is None:
-        return tl.load(x, mask=kept, other=0.0).to(tl.float32)
-    is_first = (channel < FIRST)[None, :]
-    first = tl.load(x, mask=kept & is_first, other=0.0).to(tl.float32)
-    return first + tl.load(x2, mask=kept & (channel >= FIRST)[None, :], other=0.0).to(tl.float32)
+        value = tl.load(x, mask=kept, other=0.0).to(tl.float32)
+    else:
+        is_first = (channel < FIRST)[None, :]
+        value = tl.load(x, mask=kept & is_first, other=0.0).to(tl.float32)
+        value += tl.load(x2, mask=kept & (channel >= FIRST)[None, :], other=0.0).to(tl.float32)
+    return value
 
 
 @triton.jit
@@ -62,17 +65,18 @@ def group_moments(
     first = part * chunk
     last = tl.minimum(first + chunk, pixels)
     at = tl.full((1, 1), first, tl.int64)
-    places2 = None
+    origin2 = None
     if x2 is not None:
-        places2 = start2[None, :] + at * pixel_stride2
+        origin2 = start2[None, :] + at * pixel_stride2
     every = has_lane[None, :]
-    origin = load_joined(start[None, :] + at * pixel_stride, places2, every, channel, FIRST)
+    origin = load_joined(start[None, :] + at * pixel_stride, origin2, every, channel, FIRST)
     total = tl.zeros((ROWS, SOME * WIDE), dtype=tl.float32)
     squares = tl.zeros((ROWS, SOME * WIDE), dtype=tl.float32)
     for row in range(first, last, ROWS):
         pixel = row + tl.arange(0, ROWS)
         kept = (pixel < last)[:, None] & has_lane[None, :]
         places = start[None, :] + pixel.to(tl.int64)[:, None] * pixel_stride
+        places2 = None
         if x2 is not None:
             places2 = start2[None, :] + pixel.to(tl.int64)[:, None] * pixel_stride2
         away = load_joined(places, places2, kept, channel, FIRST) - origin
