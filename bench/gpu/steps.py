@@ -2,10 +2,11 @@
 
     PYTHONPATH=.:bench python -m gpu.steps --out steps.json
 
-Times are medians of replayed CUDA graphs. Ours run as one program; `w8a8-layers` runs layer by layer
-on the same kernels. `kernels`, `in_torch`: the steps of a program, by kind and by call of torch.
-`error`: the relative L2 of our kernels from the same packed layers in plain torch. `float_error`: from the bf16 model. What takes long to prepare comes
-last, because the time may be over before.
+Times are medians of replayed CUDA graphs. Ours run as one program; `w8a8-layers` runs layer by
+layer on the same kernels. `kernels`, `in_torch`: the steps of a program, by kind and by call of
+torch. `error`: the relative L2 of our kernels from the same packed layers in plain torch.
+`float_error`: from the bf16 model. What takes long to prepare comes last, because the time may be
+over before.
 """
 
 import sys

@@ -14,10 +14,10 @@ from lowtide.kernels.triton.operands import Epilogue, RoundedRows, StepTable, Wi
 from lowtide.kernels.triton.product_launches import StoredRows, multiply_into
 from lowtide.kernels.triton.resident import ResidentWeight
 from lowtide.kernels.triton.rounding_launches import (
+    ChunkMoments,
     GroupNormWeights,
     LayerNormWeights,
-    Moments,
-    Stream,
+    ReadPixels,
     moments_of,
     store_normed,
     store_stream,
@@ -26,7 +26,7 @@ from lowtide.runtime.attention_step import AttentionStep
 from lowtide.runtime.layouts import Layout
 from lowtide.runtime.memory import Arena, Buffer, View
 from lowtide.runtime.numbers import Numbers
-from lowtide.runtime.program import Part, torch_call
+from lowtide.runtime.program import ProgramPart, torch_call
 from lowtide.runtime.steps import (
     FeaturesStep,
     GemmStep,
@@ -55,7 +55,7 @@ class NormMoments:
     x: Tensor
     joined: Tensor | None
     norm: GroupNormWeights
-    found: Moments | None = None
+    found: ChunkMoments | None = None
 
     def run(self) -> None:
         self.found = moments_of(self.x, self.joined, self.norm, self.found)
@@ -69,10 +69,10 @@ class Launches:
         self.columns = numbers.table.T.contiguous()
         self.moments: dict[Buffer, NormMoments] = {}
 
-    def of(self, steps: list[Step | TorchStep], arena: Arena) -> list[Part]:
+    def of(self, steps: list[Step | TorchStep], arena: Arena) -> list[ProgramPart]:
         return [self._part(step, arena) for step in steps]
 
-    def _part(self, step: Step | TorchStep, arena: Arena) -> Part:
+    def _part(self, step: Step | TorchStep, arena: Arena) -> ProgramPart:
         places = Places(arena, self.numbers, self.columns)
         if isinstance(step, TorchStep):
             return torch_call(step, arena)
@@ -169,7 +169,7 @@ def stream_launch(
         norm = None if moments is None else moments.norm
         found = None if moments is None else moments.found
         for output, codes, rows in outputs:
-            stream = Stream(x, other, norm, found, step.activation, times, output.upsample)
+            stream = ReadPixels(x, other, norm, found, step.activation, times, output.upsample)
             border = (output.padding.above, output.padding.left)
             store_stream(stream, rows, codes, border)
 

@@ -33,7 +33,7 @@ def conv(lowering: Lowering, node: Node) -> View | None:
         codes = image_codes(lowering, view, rounding, padding)
     if codes is None:
         return None
-    geometry = Geometry(*map(_pair, (module.kernel_size, module.stride, module.dilation)))
+    geometry = PixelWindow(*map(_pair, (module.kernel_size, module.stride, module.dilation)))
     tall, wide = geometry.output(codes.layout.height, codes.layout.width)
     size = (codes.layout.batch, tall, wide, module.out_channels)
     meta = pixel_shape(*size, view.meta.dtype)
@@ -59,7 +59,7 @@ def linear(lowering: Lowering, node: Node) -> View | None:
     shape = (*view.shape[:-1], module.out_features)
     meta = torch.empty(shape, dtype=view.meta.dtype, device="meta")
     output = Output(new_view(meta), known(tokens_of(meta)))
-    return _product(lowering, str(node.target), codes, output, Geometry())
+    return _product(lowering, str(node.target), codes, output, PixelWindow())
 
 
 def _native_layer(lowering: Lowering, node: Node) -> NativeLayer | None:
@@ -80,7 +80,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class PixelWindow:
     """The window of a convolution, each (vertical, horizontal); a linear layer has one pixel."""
 
     kernel: tuple[int, int] = (1, 1)
@@ -100,7 +100,7 @@ class Geometry:
 
 
 def _product(
-    lowering: Lowering, name: str, codes: Output, output: Output, geometry: Geometry
+    lowering: Lowering, name: str, codes: Output, output: Output, geometry: PixelWindow
 ) -> View:
     """A layer's product, whose epilogue can still grow."""
     layer = lowering.layers[name]

@@ -59,13 +59,13 @@ class TorchCall:
             place.copy_(value)
 
 
-class Part(Protocol):
+class ProgramPart(Protocol):
     """Steps on real memory."""
 
     def run(self) -> None: ...
 
 
-Build = Callable[[list[Step | TorchStep], Arena], Sequence[Part]]
+Build = Callable[[list[Step | TorchStep], Arena], Sequence[ProgramPart]]
 
 
 class Program:
@@ -150,7 +150,7 @@ class Program:
             del self.known[next(iter(self.known))]
 
 
-def _run_all(parts: Sequence[Part]) -> None:
+def _run_all(parts: Sequence[ProgramPart]) -> None:
     for part in parts:
         part.run()
 

@@ -36,7 +36,7 @@ from lowtide.kernels.triton.resident import ResidentWeight, resident_weight
 from lowtide.kernels.triton.rounding_launches import (
     GroupNormWeights,
     LayerNormWeights,
-    Stream,
+    ReadPixels,
     moments_of,
     round_images,
     round_tokens,
@@ -156,7 +156,7 @@ def skip_norm() -> None:
     norm = GroupNormWeights(32, weight=torch.ones(640), bias=torch.ones(640))
     moments = moments_of(x, x, norm)
     codes = rows(2, 66, 66, 640)
-    stream = Stream(x, x, norm, moments, native_library.SILU, up=2)
+    stream = ReadPixels(x, x, norm, moments, native_library.SILU, up=2)
     store_stream(stream, codes.data, codes, (1, 1))
 
 
@@ -164,7 +164,7 @@ def gated_unit() -> None:
     """GEGLU: two halves of a product, as codes, and a norm as floats."""
     halves = torch.empty(2, 256, 1, 2 * 1280, dtype=BF16).permute(0, 3, 1, 2)
     hidden, gate = halves.chunk(2, 1)
-    stream = Stream(gate, activation=native_library.GELU_ERF, times=hidden)
+    stream = ReadPixels(gate, activation=native_library.GELU_ERF, times=hidden)
     codes = rows(2, 256, 1, 1280)
     store_stream(stream, codes.data, codes)
     store_stream(stream, torch.empty(2, 256, 1, 1280, dtype=BF16))

@@ -43,7 +43,7 @@ class LayerNormWeights:
 
 
 @dataclass(frozen=True)
-class Moments:
+class ChunkMoments:
     """The moments of each chunk of pixels, (samples, chunks, groups, 2), and a chunk's pixels."""
 
     values: Tensor
@@ -51,7 +51,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Stream:
+class ReadPixels:
     """activation(norm(x)) * times, with the channels of `joined` behind those of x.
 
     All are (samples, channels, tall, wide); those of `joined` and `times` lie side by side. Each
@@ -61,7 +61,7 @@ class Stream:
     x: Tensor
     joined: Tensor | None = None
     norm: GroupNormWeights | None = None
-    moments: Moments | None = None
+    moments: ChunkMoments | None = None
     activation: int = IDENTITY
     times: Tensor | None = None
     up: int = 1
@@ -94,12 +94,12 @@ def round_images(
     if norm is not None:
         x = x if _is_even(x) else x.contiguous()
         moments = moments_of(x, None, norm)
-    store_stream(Stream(x, None, norm, moments, activation), codes.data, codes, padding)
+    store_stream(ReadPixels(x, None, norm, moments, activation), codes.data, codes, padding)
     return codes
 
 
 def store_stream(
-    stream: Stream,
+    stream: ReadPixels,
     rows: Tensor,
     codes: RoundedRows | None = None,
     border: tuple[int, int] = (0, 0),
@@ -232,8 +232,8 @@ def _is_even(x: Tensor) -> bool:
 
 
 def moments_of(
-    x: Tensor, joined: Tensor | None, norm: GroupNormWeights, into: Moments | None = None
-) -> Moments:
+    x: Tensor, joined: Tensor | None, norm: GroupNormWeights, into: ChunkMoments | None = None
+) -> ChunkMoments:
     """The moments of a group norm, whose pixels lie at one distance from each other.
 
     `into`: moments of before, whose memory is used again.
@@ -271,7 +271,7 @@ def moments_of(
             num_warps=8,
             **OPTIONS,
         )
-    return Moments(moments, chunk)
+    return ChunkMoments(moments, chunk)
 
 
 def _pixel_stride(x: Tensor) -> int:
