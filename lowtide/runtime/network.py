@@ -108,6 +108,10 @@ class Fused:
         """The forward pass as a program of Triton kernels; layer by layer where none can run."""
         layers = self.gpu_layers()
         programs = self.card_programs(layers)
+        if not programs.layers:
+            # Why no layer has a kernel has been said.
+            with layers.running():
+                return self.forward(*args, **kwargs)
         inputs = dict(zip(programs.parameters, args, strict=False)) | kwargs
         reason = (
             unfollowed_inputs(inputs, programs.device)
