@@ -2,14 +2,17 @@
 
     PYTHONPATH=.:bench python -m gpu.steps --out steps.json
 
-Times are medians of replayed CUDA graphs. `error`: the relative L2 of our kernels from the same
-packed layers in plain torch. `float_error`: from the bf16 model. What takes long to prepare comes
-last, because the time may be over before.
+Times are medians of replayed CUDA graphs. Ours run as one program; `w8a8-layers` runs layer by
+layer on the same kernels. `kernels`, `in_torch`: the steps of a program, by kind and by call of
+torch. `error`: the relative L2 of our kernels from the same packed layers in plain torch.
+`float_error`: from the bf16 model. What takes long to prepare comes last, because the time may be
+over before.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -19,11 +22,13 @@ from gpu.networks import NAMES, inputs_of, network, packed
 from gpu.part import Row, Sheet, distance, milliseconds, options, synchronize
 from torch import nn
 
+from lowtide import runtime
 from lowtide.models import Arguments, answer_of
 from lowtide.runtime.on_gpu import GpuLayers
 
 BATCHES = (2, 8, 16)
-OURS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a16": (4, 16)}
+OURS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a16": (4, 16), "w8a8-layers": (8, 8)}
+LAYERS = "w8a8-layers"
 QUICK = ("bf16", *OURS)
 COMPILED = ("bf16-compile", "torchao-int8")
 LONGEST = 100
@@ -31,7 +36,7 @@ LONGEST = 100
 
 @dataclass
 class Prepared:
-    """A variant of a model; `layers`: our kernels, if it has any.
+    """A variant of a model; `layers`: our kernels, if it runs layer by layer on them.
 
     inputs: of each batch, made from the float model, whose parameters tell their type.
     """
@@ -66,9 +71,12 @@ class Bench:
         inputs = {batch: inputs_of(model, batch) for batch in BATCHES}
         if variant in OURS:
             packed(model, *OURS[variant])
-            layers = GpuLayers(model)
             # Without the hook that sets the clock: all steps share a range here.
-            return Prepared(model, inputs, type(model).forward.__get__(model), layers)
+            if variant == LAYERS:
+                call = type(model).forward.__get__(model)
+                return Prepared(model, inputs, call, GpuLayers(model))
+            runtime.fuse(model)
+            return Prepared(model, inputs, model.forward)
         if variant == "torchao-int8":
             from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -87,24 +95,19 @@ class Bench:
         inputs = found.inputs[batch]
         row: Row = {"prepare_s": round(time.monotonic() - started, 1)}
         row["weights_mb"] = round(held_bytes(found.model) / 1e6, 1)
-        if found.layers is not None:
-            row |= self.errors(name, found, inputs) if batch == BATCHES[0] else {}
-            row["plain_layers"] = len(found.layers.reasons)
-            found.layers.take_step()
-            found.layers.attach()
-        try:
+        running = nullcontext() if found.layers is None else found.layers.running()
+        with running:
+            if variant in OURS and batch == BATCHES[0]:
+                row |= self.errors(name, found, inputs)
             row |= self.times(found.call, inputs)
-        finally:
-            if found.layers is not None:
-                found.layers.detach()
-        return row
+        return row | ran(found)
 
     def errors(self, name: str, found: Prepared, inputs: Arguments) -> Row:
         """Our kernels against plain torch, and against the float model of the same seed."""
-        assert found.layers is not None
-        plain = answer_of(found.call(**inputs)).float()
-        with found.layers.running():
-            ours = answer_of(found.call(**inputs)).float()
+        ours = answer_of(found.call(**inputs)).float()
+        plain_layers = runtime.plain if found.layers is None else left_out(found.layers)
+        with plain_layers(found.model):
+            plain = answer_of(found.call(**inputs)).float()
         floating = network(name, self.device, torch.bfloat16, tiny=self.sheet.tiny)
         expected = answer_of(floating(**inputs)).float()
         return {"error": distance(ours, plain), "float_error": distance(ours, expected)}
@@ -133,6 +136,21 @@ class Bench:
             graph.replay()
         row["ms"] = milliseconds(graph.replay, self.device)
         return row
+
+
+def left_out(layers: GpuLayers) -> Callable[[nn.Module], AbstractContextManager[None]]:
+    return lambda model: layers.left_out()
+
+
+def ran(found: Prepared) -> Row:
+    """What ran where: the layers that no kernel of ours runs, and the steps of the program."""
+    if found.layers is not None:
+        return {"plain_layers": len(found.layers.reasons)}
+    told = runtime.explain(found.model)
+    if not told:
+        return {}
+    counts = {"kernels": told["kernels"], "in_torch": told["torch"]}
+    return {"plain_layers": len(told["unsupported"]), **counts}
 
 
 def held_bytes(model: nn.Module) -> int:

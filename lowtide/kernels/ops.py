@@ -174,9 +174,7 @@ def _(
     bias: Tensor | None,
     shape: list[int],
 ) -> Tensor:
-    kernel, stride, padding, dilation, _ = _geometry(shape)
-    reach = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
-    height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - reach[i]) // stride[i] + 1 for i in range(2)
-    )
-    return x.new_empty(x.shape[0], grid[0].shape[0], height, width)
+    kernel, stride, padding, dilation, groups = _geometry(shape)
+    values = x.new_empty(grid[0].shape[0], x.shape[1] // groups, *kernel)
+    # torch knows in which cases its convolution keeps the channels side by side.
+    return F.conv2d(torch.empty_like(x), values, None, stride, padding, dilation, groups)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.nn.clock import Clock, find_clock
+from lowtide.nn.clock import Clock, at_step, find_clock
 
 CORRECTION = "lowtide_correction"
 
@@ -46,9 +46,9 @@ class Correction(nn.Module):
         axis = channel_axis(eps)
         shape = [1] * eps.dim()
         shape[0] = -1
-        slope = self.slope[self.index].reshape(shape)
+        slope = at_step(self.slope, self.index).reshape(shape)
         shape[axis] = channels
-        bias = self.bias[self.index].reshape(shape)
+        bias = at_step(self.bias, self.index).reshape(shape)
         noise, rest = eps.split([channels, eps.shape[axis] - channels], axis)
         corrected = (noise.float() - bias) / (1 + slope)
         return torch.cat([corrected.to(eps.dtype), rest], axis)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, mse, pack, packed_bytes, unpack
-from lowtide.nn.clock import Clock
+from lowtide.nn.clock import Clock, at_step
 from lowtide.nn.plan import CachePlan
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
@@ -80,7 +80,7 @@ class Cached(nn.Module):
     def cached(self, index: Tensor) -> Tensor:
         """The features of these steps in float32: (width,) for one step, rows for several."""
         if self.plan.format is None:
-            return self.values[index]
+            return at_step(self.values, index)
         chunks = torch.arange(self.plan.chunks, device=index.device)
         rows = (index.reshape(-1, 1) * self.plan.chunks + chunks).flatten()
         codes = unpack(self.weight[rows], self.plan.format.bits, self.columns)
@@ -94,7 +94,7 @@ class Cached(nn.Module):
         features = self.cached(index).to(x.dtype).expand(len(x), -1)
         if not self.plan.computed:
             return features
-        return torch.where(self.chosen[index].reshape(-1, 1), features, self._run_layer(x))
+        return torch.where(at_step(self.chosen, index).reshape(-1, 1), features, self._run_layer(x))
 
     def _run_layer(self, x: Tensor) -> Tensor:
         assert self.layer is not None, "the layer is no longer kept beside its cache"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, InputFormat
 from lowtide.kernels import per_sample, quantize_input
-from lowtide.nn.clock import Clock
+from lowtide.nn.clock import Clock, at_step
 from lowtide.nn.lsq import lsq_round
 
 
@@ -53,13 +53,14 @@ class Quantizer(nn.Module):
         """The scales: (steps,), or (1,) for one range for all steps."""
         return self.clock.scale[self.row, : None if self.per_step else 1]
 
-    def _index(self) -> Tensor | int:
-        return self.clock.index.to(self.clock.scale.device) if self.per_step else 0
+    def _of_step(self, row: Tensor) -> Tensor:
+        """The value of a row of the clock's table at the running step: shape () or (batch,)."""
+        return at_step(row, self.clock.index.to(row.device)) if self.per_step else row[0]
 
     def step(self) -> tuple[Tensor, Tensor]:
         """Scale and zero of the running step: shape () or (batch,)."""
-        index = self._index()
-        return self.clock.scale[self.row, index], self.clock.zero[self.row, index]
+        clock = self.clock
+        return self._of_step(clock.scale[self.row]), self._of_step(clock.zero[self.row])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.format is None or not self.enabled:
@@ -92,7 +93,7 @@ class Quantizer(nn.Module):
 
     def _round_learning(self, x: Tensor, log_scale: Tensor) -> Tensor:
         """The same rounding, with a gradient for x and for the scale."""
-        scale = per_sample(log_scale[self._index()].exp(), x)
+        scale = per_sample(self._of_step(log_scale).exp(), x)
         zero = per_sample(self.step()[1], x).float()
         return lsq_round(x.float(), scale, zero, self._format().top).to(x.dtype)
 

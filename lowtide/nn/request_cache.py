@@ -53,7 +53,13 @@ class RequestCache:
     def before_call(
         self, root: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
-        """Find the step and the request of a denoiser call; build the features of a new request."""
+        """Find the step and the request of a denoiser call; build the features of a new request.
+
+        A call that is recorded can compare no conditions: its layers compute their features.
+        """
+        self.step = None
+        if torch.compiler.is_compiling():
+            return
         inputs = dict(zip(self.parameters, args, strict=False)) | kwargs
         timestep = torch.as_tensor(inputs["timestep"])
         self.step = self.step_of(timestep.detach().cpu().double().flatten().tolist())

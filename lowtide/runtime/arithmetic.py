@@ -52,7 +52,7 @@ def divide(lowering: Lowering, node: Node) -> View | None:
 
 
 def _operands(lowering: Lowering, node: Node) -> list[tuple[View, Any]]:
-    """The operands of a commutative call, both ways; the first has the result's shape."""
+    """The operands of a commutative call, both ways; the first has the result's shape and type."""
     if node.kwargs or len(node.args) != 2:
         return []
     shape = lowering.result_shape(node)
@@ -61,12 +61,13 @@ def _operands(lowering: Lowering, node: Node) -> list[tuple[View, Any]]:
         for one, other in (node.args, node.args[::-1])
         if isinstance(one, Ref)
     ]
-    return [(view, other) for view, other in ways if tuple(view.shape) == tuple(shape)]
+    kind = lowering.result_type(node)
+    return [(view, other) for view, other in ways if (view.shape, view.meta.dtype) == (shape, kind)]
 
 
 def _add_to_product(lowering: Lowering, view: View, other: View) -> View | None:
     product = lowering.product(view)
-    if product is None or other.meta.dtype != torch.float32:
+    if product is None or not lowering.are_floats(other):
         return None
     vector = _vector(product.step.output.layout, view, other)
     if vector is not None and product.can_add_per_sample():
@@ -91,15 +92,16 @@ def _vector(layout: Layout, view: View, other: View) -> View | None:
 def _shift_rows(lowering: Lowering, view: View, other: View) -> View | None:
     """A shift of each sample after a layer norm."""
     rows = lowering.rows(view)
-    vector = None if rows is None else _vector(rows.layout, view, other)
+    is_float = lowering.are_floats(other)
+    vector = _vector(rows.layout, view, other) if rows is not None and is_float else None
     if rows is None or vector is None or rows.shift is not None or rows.gain is None:
         return None
     shifted = replace(rows, shift=vector, steps=[], codes={})
-    return lowering.draft.wait(torch.empty(view.shape, device="meta"), shifted)
+    return lowering.draft.wait(torch.empty_like(view.meta), shifted)
 
 
 def _times(lowering: Lowering, view: View, other: View) -> View | None:
-    if other.meta.dtype != torch.float32 or view.meta.dtype != torch.float32:
+    if not lowering.are_floats(view, other):
         return None
     return (
         _gate_product(lowering, view, other)
@@ -124,7 +126,7 @@ def _gain_rows(lowering: Lowering, view: View, other: View) -> View | None:
     if rows is None or vector is None or rows.gain is not None or rows.shift is not None:
         return None
     gained = replace(rows, gain=vector, steps=[], codes={})
-    return lowering.draft.wait(torch.empty(view.shape, device="meta"), gained)
+    return lowering.draft.wait(torch.empty_like(view.meta), gained)
 
 
 def _gated_unit(lowering: Lowering, view: View, other: View) -> View | None:

@@ -76,7 +76,7 @@ def _is_readable(view: View, layout: Layout) -> bool:
 
 def _chain(lowering: Lowering, view: View, gives: Callable[[Chain, View], bool]) -> Chain | None:
     """The chain that waits behind the view, or one that reads it, if it gives these pixels."""
-    if view.meta.dtype != torch.float32:
+    if not lowering.are_floats(view):
         return None
     for chain in (lowering.waiting_chain(view), lowering.reading(view)):
         if chain is not None and gives(chain, view):
@@ -119,10 +119,7 @@ def _chain_codes(
         height, width = size
         first = chain.layouts[0]
         image = replace(first, height=height, width=width, channels=chain.channels)
-        layout = code_layout(image, chain.upsample, padding)
-        kind = torch.float32 if rounding is None else torch.uint8
-        view = _code_view(layout, kind)
-        output = Output(view, layout, rounding, padding, chain.upsample)
+        output = _place(lowering, image, rounding, padding, chain.upsample)
         chain.store(lowering.draft, output)
         chain.codes[key] = output
     return chain.codes[key]
@@ -131,8 +128,7 @@ def _chain_codes(
 def _row_codes(lowering: Lowering, rows: NormedRows, rounding: Rounding) -> Output:
     key = (rounding.key,)
     if key not in rows.codes:
-        layout = code_layout(rows.layout)
-        output = Output(_code_view(layout), layout, rounding)
+        output = _place(lowering, rows.layout, rounding)
         rows.store(lowering.draft, output)
         rows.codes[key] = output
     return rows.codes[key]
@@ -155,9 +151,8 @@ def _fold(lowering: Lowering, chain: Chain, view: View, rounding: Rounding) -> O
     ends = step.gate is None and step.residual is None and step.factor == 1.0
     if not ends and chain.activation != native_library.IDENTITY:
         return None
-    layout = code_layout(step.output.layout)
     step.activation = chain.activation
-    step.output = Output(_code_view(layout), layout, rounding)
+    step.output = _place(lowering, step.output.layout, rounding)
     lowering.draft.floats(source)
     return step.output
 
@@ -171,9 +166,10 @@ def _fold_attention(
     is_alone = chain.activation == native_library.IDENTITY and rounding.smooth is None
     layout = code_layout(chain.layouts[0])
     is_all = source.meta.numel() == step.output.meta.numel() and source.meta.is_contiguous()
+    is_alone = is_alone and lowering.target.folds
     if not is_alone or not is_all or layout != chain.layouts[0]:
         return None
-    codes = _code_view(layout)
+    codes = new_view(torch.empty(_size(layout), dtype=torch.uint8, device="meta"))
     meta = step.output.meta
     whole = torch.empty(codes.meta.numel(), dtype=torch.uint8, device="meta")
     step.output = View(codes.buffer, whole.as_strided(meta.shape, meta.stride(), 0))
@@ -188,15 +184,17 @@ def _fold_gated(lowering: Lowering, chain: Chain, view: View, rounding: Rounding
     product = lowering.draft.waiting.get(gate.buffer)
     if not isinstance(product, Product) or not product.is_bare or chain.steps:
         return None
+    if not lowering.target.folds:
+        return None
     read = [gate, view] if chain.activated is None else [gate, view, chain.activated]
     are_read_once = all(lowering.draft.is_read_once(each.buffer) for each in read)
     if not are_read_once or not _are_halves(chain, lowering.draft.wholes[gate.buffer]):
         return None
     step = product.step
-    layout = code_layout(replace(step.output.layout, channels=chain.channels))
+    halves = replace(step.output.layout, channels=chain.channels)
     step.gated = True
     step.activation = chain.activation
-    step.output = Output(_code_view(layout), layout, rounding)
+    step.output = _place(lowering, halves, rounding)
     lowering.draft.floats(gate)
     return step.output
 
@@ -219,6 +217,22 @@ def _are_halves(chain: Chain, whole: View) -> bool:
     )
 
 
-def _code_view(layout: Layout, kind: torch.dtype = torch.uint8) -> View:
-    size = layout.batch * layout.sample
-    return new_view(torch.empty(size, dtype=kind, device="meta"))
+def _place(
+    lowering: Lowering,
+    image: Layout,
+    rounding: Rounding | None,
+    padding: Padding = NO_PADDING,
+    upsample: int = 1,
+) -> Output:
+    """A new place for the codes of an image, with their sums on a card; else for floats."""
+    layout = code_layout(image, upsample, padding, 0 if rounding is None else rounding.room)
+    kind = torch.float32 if rounding is None else lowering.target.code
+    view = new_view(torch.empty(_size(layout), dtype=kind, device="meta"))
+    sums = None
+    if rounding is not None and lowering.target.has_sums:
+        sums = new_view(torch.empty(layout.batch * layout.pixels, device="meta"))
+    return Output(view, layout, rounding, padding, upsample, sums)
+
+
+def _size(layout: Layout) -> int:
+    return layout.batch * layout.sample

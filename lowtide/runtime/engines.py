@@ -80,7 +80,7 @@ class Engines:
                 layer.kernel = f"{native_name(layer)}: oneDNN fails on this shape ({first})"
                 return NATIVE
         times = races.known[shape]
-        winner = times.winner(keeps_bits=step.weight.planes)
+        winner = times.winner(keeps_bits=step.panels.planes)
         name = "oneDNN" if winner == ONEDNN else native_name(layer)
         layer.kernel = f"{name}: {times.reason(winner)}"
         return winner
@@ -181,7 +181,7 @@ def read_by_pixels(step: GemmStep) -> GemmStep:
 
 def _channels(step: GemmStep) -> int:
     """The channels of each tap, in whole dwords."""
-    return 4 * step.weight.k4 // len(step.taps)
+    return 4 * step.panels.k4 // len(step.taps)
 
 
 def onednn_steps(step: GemmStep, weight: OneDnnWeight) -> list[Step | TorchStep]:
@@ -189,7 +189,7 @@ def onednn_steps(step: GemmStep, weight: OneDnnWeight) -> list[Step | TorchStep]
     assert step.rounding is not None, "oneDNN multiplies codes here"
     output = step.output
     rounded = output.rounding is not None
-    columns = step.weight.columns
+    columns = step.panels.columns
     dense = _dense(output.layout, columns)
     if rounded:
         place = new_view(
@@ -262,7 +262,7 @@ def shape_of(step: GemmStep, geometry: Geometry, name: str) -> str:
     layout = step.output.layout
     down, across = geometry.stride
     pixels = f"{layout.height}x{layout.width} pixels"
-    size = size_of(_channels(step), geometry, step.weight.columns)
+    size = size_of(_channels(step), geometry, step.panels.columns)
     parts = {
         f"stride {down}x{across}": geometry.stride != (1, 1),
         "per sample": step.per_sample is not None,
@@ -286,8 +286,8 @@ def race(step: GemmStep, geometry: Geometry) -> Times:
     small = _one_sample(step, geometry)
     channels = step.codes_layout.channels
     taps = geometry.kernel[0] * geometry.kernel[1]
-    values = torch.ones(step.weight.columns, taps, channels, dtype=torch.int8)
-    weight = prepacked(values, step.weight.scale, step.bias, geometry)
+    values = torch.ones(step.panels.columns, taps, channels, dtype=torch.int8)
+    weight = prepacked(values, step.panels.scale, step.bias, geometry)
     native = _runner([small])
     return best_times(native, _runner(onednn_steps(small, weight)))
 
@@ -328,7 +328,7 @@ def _one_sample(step: GemmStep, geometry: Geometry) -> GemmStep:
     )
     kind = torch.float32 if step.output.rounding is None else torch.uint8
     output = replace(step.output, view=_room(place, kind), layout=place)
-    columns = step.weight.columns
+    columns = step.panels.columns
     vector = torch.empty(1, columns, device="meta")
     return replace(
         step,

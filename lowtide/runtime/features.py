@@ -17,8 +17,9 @@ def cached_features(lowering: Lowering, node: Node) -> View | None:
     assert isinstance(module, Cached)
     if module.plan.computed or not module.quantized or len(shape) != 2:
         return None
-    steps = torch.arange(len(module.clock.known))
+    steps = torch.arange(len(module.clock.known), device=lowering.target.device)
     table = module.cached(steps).float().contiguous()
-    output = new_view(torch.empty(shape, device="meta"))
+    kind = lowering.result_type(node)
+    output = new_view(torch.empty(shape, dtype=kind, device="meta"))
     lowering.draft.steps.append(FeaturesStep(table, lowering.numbers.step, output))
     return output

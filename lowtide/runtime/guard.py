@@ -14,9 +14,10 @@ from lowtide.runtime.half import HALVES
 FLOATS = HALVES | {torch.float32}
 
 
-def unfollowed_inputs(inputs: Mapping[str, Any]) -> str:
-    """Why no program takes these inputs; empty if one can."""
-    strange = [name for name, value in inputs.items() if not _is_followed(value)]
+def unfollowed_inputs(inputs: Mapping[str, Any], device: torch.device | None = None) -> str:
+    """Why no program on this device takes these inputs; empty if one can."""
+    kinds = {"cpu", device.type} if device is not None else {"cpu"}
+    strange = [name for name, value in inputs.items() if not _is_followed(value, kinds)]
     if strange:
         return f"it got {strange[0]}, which lowtide does not follow"
     if any(tensor.numel() == 0 for tensor in flat_inputs(inputs).values()):
@@ -24,11 +25,11 @@ def unfollowed_inputs(inputs: Mapping[str, Any]) -> str:
     return ""
 
 
-def _is_followed(value: Any) -> bool:
+def _is_followed(value: Any, kinds: set[str]) -> bool:
     if isinstance(value, Mapping):
-        return all(map(_is_followed, value.values()))
+        return all(_is_followed(each, kinds) for each in value.values())
     if isinstance(value, Tensor):
-        return value.device.type == "cpu"
+        return value.device.type in kinds
     return is_setting(value)
 
 
@@ -43,7 +44,8 @@ def unfollowed_mode(root: nn.Module, inputs: Mapping[str, Any]) -> str:
         return "it is in training mode"
     if torch.is_grad_enabled() and _wants_gradients(root, inputs):
         return "gradients are wanted; call it within torch.no_grad()"
-    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled("cpu"):
+    kind = next(root.parameters()).device.type
+    if torch._C._len_torch_function_stack() or torch.is_autocast_enabled(kind):
         return "a mode of torch is active"
     return ""
 

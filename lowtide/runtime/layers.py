@@ -10,16 +10,22 @@ from lowtide.kernels.divisors import Divisors
 from lowtide.kernels.integers import IntegerWeight, integer_weight
 from lowtide.kernels.ops import Spec
 from lowtide.kernels.panels import Panels
+from lowtide.kernels.triton.resident import ResidentWeight
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 
 
 @dataclass(frozen=True)
 class NativeLayer:
-    """A packed layer that the native kernels run: its weight, and its bias in float32."""
+    """A packed layer that kernels of ours run: its weight, and its bias in float32."""
 
-    panels: Panels
+    weight: Panels | ResidentWeight
     bias: Tensor | None
     smooth: Divisors | None
+
+    @property
+    def room(self) -> int:
+        """The channels of a pixel of its codes on a card; 0 on a CPU, which has whole dwords."""
+        return self.weight.room if isinstance(self.weight, ResidentWeight) else 0
 
 
 def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
@@ -28,10 +34,21 @@ def native_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer | str:
     reason = library.reason if library.library is None else unsupported(layer)
     if reason:
         return reason
+    return _with_weight(layer, layer.hold_panels())
+
+
+def card_layer(layer: PackedLinear | PackedConv2d) -> NativeLayer:
+    """The layer in the order of the Triton kernels, which can run it."""
+    return _with_weight(layer, layer.hold_resident())
+
+
+def _with_weight(
+    layer: PackedLinear | PackedConv2d, weight: Panels | ResidentWeight
+) -> NativeLayer:
     *_, smooth = layer.tables()
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
     divisors = Divisors.of(smooth) if smooth.numel() else None
-    return NativeLayer(layer.hold_panels(), bias, divisors)
+    return NativeLayer(weight, bias, divisors)
 
 
 def integers(layer: PackedLinear | PackedConv2d) -> IntegerWeight:

@@ -78,10 +78,13 @@ class Layout:
         return self.reshaped(1, self.pixels)
 
 
-def pixel_shape(batch: int, height: int, width: int, channels: int) -> Tensor:
+def pixel_shape(
+    batch: int, height: int, width: int, channels: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """An image batch (B, C, H, W), channels side by side in memory."""
+    shape = (batch, channels, height, width)
     strides = (height * width * channels, 1, width * channels, channels)
-    return torch.empty_strided((batch, channels, height, width), strides, device="meta")
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def pixels_of(meta: Tensor) -> Layout | None:
@@ -151,15 +154,15 @@ def is_dense(meta: Tensor) -> bool:
 
 
 def dense_like(meta: Tensor) -> Tensor:
-    """The same shape without gaps, with the channels where `meta` has them."""
+    """The same shape and type without gaps, with the channels where `meta` has them."""
     if meta.dim() == 4:
         batch, channels, height, width = meta.shape
-        return pixel_shape(batch, height, width, channels)
+        return pixel_shape(batch, height, width, channels, meta.dtype)
     if _is_sequence(meta):
         batch, channels, length = meta.shape
         strides = (channels * length, 1, channels)
-        return torch.empty_strided(meta.shape, strides, device="meta")
-    return torch.empty(meta.shape, device="meta")
+        return torch.empty_strided(meta.shape, strides, dtype=meta.dtype, device="meta")
+    return torch.empty(meta.shape, dtype=meta.dtype, device="meta")
 
 
 def same_order(one: Tensor, other: Tensor) -> bool:
@@ -176,7 +179,8 @@ def vector_over(other: Tensor, like: Tensor) -> Tensor | None:
     `like` is an image batch (B, C, H, W) or tokens (B, ..., C); `other` is (B, C, 1, 1), (C,) or
     (B, 1, C), for example.
     """
-    if other.dtype != torch.float32 or other.dim() > like.dim():
+    is_wide = other.dtype == torch.float64 or not other.dtype.is_floating_point
+    if is_wide or other.dim() > like.dim():
         return None
     channel = channel_axis(like)
     missing = like.dim() - other.dim()
@@ -194,9 +198,14 @@ def vector_over(other: Tensor, like: Tensor) -> Tensor | None:
     return torch.as_strided(other, (samples, channels), strides, other.storage_offset())
 
 
-def code_layout(image: Layout, upsample: int = 1, padding: Padding = NO_PADDING) -> Layout:
-    """Where the codes of an image lie, upsampled, then padded; channels are whole dwords."""
+def code_layout(
+    image: Layout, upsample: int = 1, padding: Padding = NO_PADDING, room: int = 0
+) -> Layout:
+    """Where the codes of an image lie, upsampled, then padded.
+
+    A pixel has room for so many channels; without a room, for whole dwords.
+    """
     height, width = padding.around(image.height * upsample, image.width * upsample)
-    padded = -(-image.channels // 4) * 4
+    padded = room or -(-image.channels // 4) * 4
     strides = (height * width * padded, width * padded, padded)
     return Layout(image.batch, height, width, padded, *strides)

@@ -18,10 +18,11 @@ from lowtide.runtime.draft import Draft
 from lowtide.runtime.half import Widening
 from lowtide.runtime.layers import NativeLayer
 from lowtide.runtime.layouts import Layout, layout_of, pixel_shape, same_order
-from lowtide.runtime.memory import Buffer, View, is_whole, new_view, same_strides, whole_buffer
+from lowtide.runtime.memory import Buffer, View, is_whole, new_view, whole_buffer
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.producers import Chain, Joined, NormedRows, Product
 from lowtide.runtime.steps import Step, TorchStep
+from lowtide.runtime.target import CPU, Target
 from lowtide.runtime.torch_calls import name_of, owner_of, returns_its_input
 from lowtide.runtime.writes import Writes
 
@@ -65,6 +66,7 @@ class Lowering:
         layers: Mapping[str, NativeLayer],
         conditions: frozenset[str],
         covers: "Mapping[Callable | type, Cover]",
+        target: Target = CPU,
     ):
         self.root = root
         self.graph = graph
@@ -79,7 +81,8 @@ class Lowering:
         # Chains that only read a view, by its place and shape, so that two layers share codes.
         self.readings: dict[Buffer, dict[tuple, Chain]] = {}
         self.kept: list[Tensor] = []
-        self.widening = Widening.of(root)
+        self.target = target
+        self.widening = Widening.of(root) if target.widens else Widening(frozenset())
         self.writes = Writes([*self.early, *self.late], graph, conditions)
 
     def lower(self) -> Lowered:
@@ -104,7 +107,7 @@ class Lowering:
         """A fixed place for an input; images get their channels side by side."""
         value = self.graph.values[number]
         kind = self.widening.type(value.dtype)
-        view = new_view(same_strides(_stored(value.shape), kind), fixed=True)
+        view = new_view(_stored(value.shape, kind), self.target.device)
         self.draft.name(number, view)
         return view
 
@@ -125,7 +128,8 @@ class Lowering:
         for view in views:
             buffer = view.buffer
             if buffer.fixed is None:
-                memory = torch.empty(buffer.nbytes, dtype=torch.uint8)
+                device = self.target.device
+                memory = torch.empty(buffer.nbytes, dtype=torch.uint8, device=device)
                 buffer.fixed = memory.view(view.meta.dtype)
                 features.append(whole_buffer(view))
         return features
@@ -165,11 +169,18 @@ class Lowering:
             owner, _, attribute = leaf.name.rpartition(".")
             return self.widening.tensor(getattr(self.root.get_submodule(owner), attribute))
         if isinstance(leaf, torch.device):
-            return torch.device("cpu")
+            return self.target.device
         return self.widening.argument(leaf)
 
     def result_shape(self, node: Node) -> tuple[int, ...]:
         return self.graph.values[node.gives()[0]].shape
+
+    def result_type(self, node: Node) -> torch.dtype:
+        return self.widening.type(self.graph.values[node.gives()[0]].dtype)
+
+    def are_floats(self, *views: View) -> bool:
+        """Whether the kernels read and store values of these types."""
+        return all(view.meta.dtype in self.target.floats for view in views)
 
     def float32(self, leaf: Any) -> Tensor | None:
         """A parameter as contiguous float32, kept alive with the program."""
@@ -216,8 +227,8 @@ class Lowering:
         """A place for a result of torch; images get their channels side by side."""
         value = self.graph.values[number]
         kind = self.widening.type(value.dtype)
-        if kind == torch.float32:
-            return new_view(_stored(value.shape))
+        if kind in self.target.floats:
+            return new_view(_stored(value.shape, kind))
         return new_view(torch.empty(value.shape, dtype=kind, device="meta"))
 
     def _is_view(self, node: Node, given: tuple[Any, Any], views: list[View]) -> bool:
@@ -290,8 +301,8 @@ class Lowering:
             parts = joined.parts
         layouts = [layout_of(part.meta) for part in parts]
         found = [layout for layout in layouts if layout is not None]
-        floats = all(part.meta.dtype == torch.float32 for part in parts)
-        return (parts, found) if floats and len(found) == len(parts) else None
+        alike = len({part.meta.dtype for part in parts}) == 1 and self.are_floats(*parts)
+        return (parts, found) if alike and len(found) == len(parts) else None
 
     def _is_unchanged(self, view: View) -> bool:
         """Whether the view has the shape and the strides of the value as it was made."""
@@ -310,12 +321,12 @@ def _readers(nodes: list[Node], graph: Graph) -> Counter[int]:
     return readers
 
 
-def _stored(shape: tuple[int, ...]) -> Tensor:
+def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """How a value is stored: without gaps, images with their channels side by side."""
     if len(shape) != 4:
-        return torch.empty(shape, device="meta")
+        return torch.empty(shape, dtype=dtype, device="meta")
     batch, channels, height, width = shape
-    return pixel_shape(batch, height, width, channels)
+    return pixel_shape(batch, height, width, channels, dtype)
 
 
 def _on_meta(leaf: Any) -> Any:

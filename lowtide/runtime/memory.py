@@ -13,6 +13,7 @@ from torch import Tensor
 from lowtide.runtime.layouts import is_dense
 
 ALIGNMENT = 64
+CPU_MEMORY = torch.device("cpu")
 
 
 @dataclass(eq=False)
@@ -36,16 +37,16 @@ class View:
         return self.meta.shape
 
 
-def new_view(meta: Tensor, *, fixed: bool = False) -> View:
-    """A new buffer for a tensor of this shape, strides and type."""
+def new_view(meta: Tensor, fixed: torch.device | None = None) -> View:
+    """A new buffer for a tensor of this shape, strides and type. `fixed`: where it stays."""
     extent = sum(
         (size - 1) * stride for size, stride in zip(meta.shape, meta.stride(), strict=True)
     )
     elements = extent + 1 if meta.numel() else 0
     like = same_strides(meta, meta.dtype)
     buffer = Buffer(elements * meta.element_size())
-    if fixed:
-        buffer.fixed = torch.empty(max(elements, 1), dtype=meta.dtype)
+    if fixed is not None:
+        buffer.fixed = torch.empty(max(elements, 1), dtype=meta.dtype, device=fixed)
     return View(buffer, like)
 
 
@@ -70,6 +71,7 @@ def same_strides(meta: Tensor, dtype: torch.dtype) -> Tensor:
 class Arena:
     """Places buffers so that those whose lives overlap do not overlap in memory."""
 
+    device: torch.device = CPU_MEMORY
     nbytes: int = 0
     memory: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
@@ -82,7 +84,7 @@ class Arena:
             buffer.offset = _first_gap(buffer.nbytes, met)
             placed.append(buffer)
         self.nbytes = max((_end(buffer) for buffer in placed), default=0)
-        self.memory = torch.empty(self.nbytes, dtype=torch.uint8)
+        self.memory = torch.empty(self.nbytes, dtype=torch.uint8, device=self.device)
 
     def address(self, view: View) -> int:
         start = int(view.meta.storage_offset()) * view.meta.element_size()

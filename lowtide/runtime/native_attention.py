@@ -18,6 +18,7 @@ from lowtide.runtime.producers import Attended, Product
 from lowtide.runtime.steps import Output, Rounding
 from lowtide.runtime.torch_calls import arguments_of
 
+WIDEST_HEAD = 256  # that a card takes
 NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
 
 
@@ -29,7 +30,7 @@ def attention(lowering: Lowering, node: Node) -> View | None:
         return None
     operands = [lowering.given(arguments[name]) for name in ("query", "key", "value")]
     mask = lowering.given(arguments.get("attn_mask"))
-    if not _is_covered(processor, arguments, operands, mask):
+    if not _is_covered(processor, arguments, operands, mask) or not _fits(lowering, operands, mask):
         return lowering.run_in_torch(node, processor.attend)
     step = _step(lowering, processor, operands, mask, arguments.get("scale"))
     return lowering.draft.wait_for(step.output, Attended(step))
@@ -64,10 +65,17 @@ def _is_covered(
     return mask is None or (isinstance(mask, View) and _is_key_bias(mask.meta, *operands[:2]))
 
 
+def _fits(lowering: Lowering, operands: list[View], mask: View | Tensor | None) -> bool:
+    """Whether the kernels of this machine take these types and heads of this width."""
+    views = [*operands, *([mask] if isinstance(mask, View) else [])]
+    is_narrow = lowering.target.folds or operands[0].shape[-1] <= WIDEST_HEAD
+    return lowering.are_floats(*views) and is_narrow
+
+
 def _is_key_bias(mask: Tensor, query: View, key: View) -> bool:
     """Whether a mask (B or 1, heads or 1, 1, keys) is a number added to the scores of each key."""
     batch, heads = query.shape[:2]
-    if mask.dim() != 4 or mask.dtype != torch.float32 or mask.shape[3] != key.shape[2]:
+    if mask.dim() != 4 or not mask.dtype.is_floating_point or mask.shape[3] != key.shape[2]:
         return False
     fits = mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads)
     return fits and mask.shape[2] == 1 and mask.stride(3) == 1
@@ -89,15 +97,16 @@ def _step(
     meta = torch.empty(batch, queries, heads, width, device="meta").transpose(1, 2)
     step = AttentionStep(
         *views,
-        output=new_view(same_strides(meta, torch.float32)),
+        output=new_view(same_strides(meta, operands[0].meta.dtype)),
         roundings=roundings,
         adaptive=isinstance(processor.softmax.format, Adaptive),
         factor=scale or 1 / math.sqrt(width),
         bias=None if mask is None else lowering.draft.floats(mask),
         scratch=View(Buffer(0), torch.empty(0, dtype=torch.uint8, device="meta")),
     )
-    size = native_library.native().attention_scratch(step.structure(lambda view: 0))
-    step.scratch = new_view(torch.empty(size, dtype=torch.uint8, device="meta"))
+    if lowering.target.folds:
+        size = native_library.native().attention_scratch(step.structure(lambda view: 0))
+        step.scratch = new_view(torch.empty(size, dtype=torch.uint8, device="meta"))
     return step
 
 
@@ -105,6 +114,8 @@ def _operand(lowering: Lowering, view: View, rounding: Rounding) -> View:
     """The operand as codes, if its layer can store them and nobody else reads it; else floats."""
     draft = lowering.draft
     product = draft.waiting.get(view.buffer)
+    if not lowering.target.folds:
+        return draft.floats(view)
     if not isinstance(product, Product) or not draft.is_read_once(view.buffer):
         return draft.floats(view)
     step = product.step

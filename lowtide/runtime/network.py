@@ -7,23 +7,32 @@ function that runs a program where it can and the layers where it cannot, and sa
 import copy
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from lowtide.errors import BadInput
 from lowtide.kernels import native_library
 from lowtide.kernels.race import PLAIN
 from lowtide.nn.swap import packed_layers
+from lowtide.runtime.card_programs import CardPrograms
+from lowtide.runtime.graphs import Record, record_graph
 from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
-from lowtide.runtime.on_gpu import GpuLayers
+from lowtide.runtime.on_gpu import GpuLayers, failure_of
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
 from lowtide.runtime.program import NotANumber
 from lowtide.runtime.steps import TorchStep
 from lowtide.runtime.writes import Unfollowed
+
+
+def is_card(device: torch.device) -> bool:
+    """Whether programs of this device run on Triton kernels."""
+    return device.type == "cuda"
 
 
 class Fused:
@@ -39,6 +48,10 @@ class Fused:
         self.told: set[str] = set()
         self.state: Prepared | None = None
         self.on_gpu: GpuLayers | None = None
+        self.programs: CardPrograms | None = None
+        self.record: Record | None = None
+        # Why no kernel of a program runs, after one did not fit on the card.
+        self.failure = ""
         functools.update_wrapper(self, self.forward)
 
     @property
@@ -47,16 +60,21 @@ class Fused:
         return type(self.root).forward.__get__(self.root)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
-        return Fused(copy.deepcopy(self.root, memo), self.engine)
+        copied = Fused(copy.deepcopy(self.root, memo), self.engine)
+        copied.record = self.record
+        return copied
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self.active or self.engine == PLAIN:
+        if not self.active or self.engine == PLAIN:
             return self.forward(*args, **kwargs)
-        device = next(self.root.parameters()).device.type
-        if device == "cuda":
-            with self.gpu_layers().running():
-                return self.forward(*args, **kwargs)
-        if device != "cpu":
+        if torch.compiler.is_compiling():
+            # A graph of the layers' operators, so that the compiler sees what lies between them.
+            self.prepare_compiled()
+            return self.forward(*args, **kwargs)
+        device = next(self.root.parameters()).device
+        if is_card(device):
+            return self.on_card(*args, **kwargs)
+        if device.type != "cpu":
             return self.forward(*args, **kwargs)
         state = self.prepared()
         inputs = dict(zip(state.parameters, args, strict=False)) | kwargs
@@ -79,6 +97,49 @@ class Fused:
         self._tell(reason)
         return self.forward(*args, **kwargs)
 
+    @torch.compiler.assume_constant_result
+    def prepare_compiled(self) -> bool:
+        """Before torch.compile follows the layers: on a card they call kernels from now on."""
+        if is_card(next(self.root.parameters()).device):
+            self.gpu_layers().attach()
+        return True
+
+    def on_card(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass as a program of Triton kernels; layer by layer where none can run."""
+        layers = self.gpu_layers()
+        programs = self.card_programs(layers)
+        if not programs.layers:
+            # Why no layer has a kernel has been said.
+            with layers.running():
+                return self.forward(*args, **kwargs)
+        inputs = dict(zip(programs.parameters, args, strict=False)) | kwargs
+        reason = (
+            unfollowed_inputs(inputs, programs.device)
+            or unfollowed_mode(self.root, inputs)
+            or programs.modules.unfollowed()
+            or self.failure
+        )
+        if not reason:
+            try:
+                return programs.run(inputs)
+            except Unfollowed as found:
+                reason = str(found)
+            except layers.failures() as error:
+                self.failure = failure_of(error)
+                reason = self.failure
+        self._tell(reason)
+        with layers.running():
+            return self.forward(*args, **kwargs)
+
+    @torch.inference_mode(mode=False)
+    def card_programs(self, layers: GpuLayers) -> CardPrograms:
+        """The programs on these kernels; new ones after a weight or a table has changed."""
+        if self.programs is None or self.programs.gpu is not layers:
+            self.programs = CardPrograms(self.root, layers, self.record)
+            self.failure = ""
+        return self.programs
+
+    @torch.inference_mode(mode=False)
     def gpu_layers(self) -> GpuLayers:
         """The kernels of the denoiser on its GPU, and why some of its layers have none."""
         if self.on_gpu is None or self.on_gpu.is_stale():
@@ -137,6 +198,18 @@ def unfuse(root: nn.Module) -> None:
         del root.__dict__["forward"]
 
 
+def capture(root: nn.Module, record: Record = record_graph) -> None:
+    """On a CUDA card, run the programs of a fused denoiser as CUDA graphs from here on.
+
+    The first call of each shape records a graph; the others replay it. `record` does so.
+    """
+    fused = fused_forward(root)
+    if fused is None:
+        raise BadInput("found a denoiser that is not fused", "a fused one", "call fuse() before")
+    fused.record = record
+    fused.programs = None
+
+
 def fused_forward(root: nn.Module) -> Fused | None:
     forward = root.__dict__.get("forward")
     return forward if isinstance(forward, Fused) else None
@@ -156,24 +229,31 @@ def plain(root: nn.Module) -> Iterator[None]:
     before = fused.active
     fused.active = False
     try:
-        yield
+        with nullcontext() if fused.on_gpu is None else fused.on_gpu.left_out():
+            yield
     finally:
         fused.active = before
 
 
 def explain(root: nn.Module) -> dict[str, Any]:
-    """For the latest program: how many native calls, and what runs in torch, with counts."""
+    """For the latest program: how many calls of our kernels, and what runs in torch, with counts.
+
+    `kernels`: the calls of each kernel; `sets`: the instruction sets of a CPU.
+    """
     fused = fused_forward(root)
-    if fused is None or fused.state is None or not fused.state.programs:
+    state = None if fused is None else fused.programs or fused.state
+    if state is None or not state.programs:
         return {}
-    program = list(fused.state.programs.values())[-1]
+    program = list(state.programs.values())[-1]
     steps = program.lowered.steps
     torch_steps = [step.name for step in steps if isinstance(step, TorchStep)]
-    counts = {name: torch_steps.count(name) for name in dict.fromkeys(torch_steps)}
+    kinds = [type(step).__name__ for step in steps if not isinstance(step, TorchStep)]
+    is_on_card = isinstance(state, CardPrograms)
     return {
-        "native": len(steps) - len(torch_steps),
-        "torch": counts,
+        "native": len(kinds),
+        "kernels": dict(Counter(kind.removesuffix("Step") for kind in kinds)),
+        "torch": dict(Counter(torch_steps)),
         "arena": program.arena.nbytes,
-        "unsupported": fused.state.reasons,
-        "sets": native_library.native().instruction_sets(),
+        "unsupported": state.reasons,
+        "sets": [] if is_on_card else native_library.native().instruction_sets(),
     }

@@ -34,12 +34,13 @@ def layer_norm(lowering: Lowering, node: Node) -> View | None:
     view = lowering.given(arguments["input"])
     layout = tokens_of(view.meta) if view.meta.dim() > 2 else None
     is_last_axis = len(arguments["normalized_shape"]) == 1
-    if layout is None or not is_last_axis or view.meta.dtype != torch.float32:
+    if layout is None or not is_last_axis or not lowering.are_floats(view):
         return None
     weight = lowering.float32(arguments.get("weight"))
     bias = lowering.float32(arguments.get("bias"))
     rows = NormedRows(view, layout, arguments.get("eps", 1e-5), weight, bias)
-    return lowering.draft.wait(torch.empty(view.shape, device="meta"), rows)
+    meta = torch.empty(view.shape, dtype=view.meta.dtype, device="meta")
+    return lowering.draft.wait(meta, rows)
 
 
 def activation(lowering: Lowering, node: Node) -> View | None:

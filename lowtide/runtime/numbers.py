@@ -23,23 +23,25 @@ class Numbers:
         zeros = [_zeros(quantizer).float().expand(steps) for quantizer in quantizers]
         self.table = torch.stack([*scales, *zeros], 1) if quantizers else torch.empty(steps, 0)
         self.now = self.table[0].clone()
-        self.step = torch.zeros(1, dtype=torch.int64)
+        self.step = torch.zeros(1, dtype=torch.int64, device=self.table.device)
 
     def set_step(self, step: int) -> None:
         self.now.copy_(self.table[step])
         self.step[0] = step
 
-    def rounding(self, quantizer: Quantizer, smooth: Divisors | None = None) -> Rounding:
+    def rounding(
+        self, quantizer: Quantizer, smooth: Divisors | None = None, room: int = 0
+    ) -> Rounding:
         """The grid of this quantizer, for an input that is divided by `smooth` before."""
         format = quantizer.format
         assert isinstance(format, Affine | Adaptive)
         column = self.columns[quantizer.row]
         values = self.table[:, [column, self.count + column]].contiguous()
-        divisors = None if smooth is None else smooth.values.numpy().tobytes()
-        key = (values.numpy().tobytes(), format.top, divisors)
+        divisors = None if smooth is None else smooth.values.cpu().numpy().tobytes()
+        key = (values.cpu().numpy().tobytes(), format.top, divisors, room)
         scale = self.now.data_ptr() + self.now.element_size() * column
         zero = scale + self.now.element_size() * self.count
-        return Rounding(scale, zero, format.top, smooth, key)
+        return Rounding(scale, zero, format.top, smooth, key, column, room)
 
 
 def _zeros(quantizer: Quantizer) -> Tensor:

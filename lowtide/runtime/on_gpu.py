@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,28 @@ class RunningStep:
         self.clock = clock
         self.first = torch.zeros(1, dtype=torch.int64, device=clock.scale.device)
         self.now = self.first.clone()
+        self.places = {1: self.now}
 
     def take(self) -> None:
-        """Copy the clock's index. A graph that is being captured reads what was copied before."""
+        """Copy the clock's index.
+
+        A graph that is being captured reads what was copied before, unless the clock looked the
+        index up on the device, which the graph then does at each replay.
+        """
         index = self.clock.index.reshape(-1)
-        if self.now.is_cuda and torch.cuda.is_current_stream_capturing():
+        is_set = self.clock.doubt is None
+        if is_set and self.now.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        if index.shape != self.now.shape:
-            self.now = torch.empty_like(index, device=self.first.device)
+        if len(index) not in self.places:
+            self.places[len(index)] = torch.empty_like(index, device=self.first.device)
+        self.now = self.places[len(index)]
         self.now.copy_(index, non_blocking=True)
 
     def of(self, quantizer: Quantizer) -> Tensor:
-        return self.now if quantizer.per_step else self.first
+        """The step to read. In a compiled graph, it is the index that the clock looked up there."""
+        if not quantizer.per_step:
+            return self.first
+        return self.clock.index.reshape(-1) if torch.compiler.is_compiling() else self.now
 
 
 def unsupported(layer: AnyPacked) -> list[str]:
@@ -89,7 +100,7 @@ def kernel_name(layer: AnyPacked) -> str:
     return f"Triton, {bits}, {inputs}"
 
 
-def _failure(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """Why a kernel gave no answer, in one line."""
     [first, *_] = str(error).splitlines() or [type(error).__name__]
     return f"its Triton kernel failed ({first})"
@@ -125,8 +136,8 @@ class GpuLayer:
             return self._product(x)
         except self.operators.FAILURES as error:
             self.failed = True
-            self.layer.kernel = f"plain torch: {_failure(error)}"
-            warnings.warn(f"A layer runs in plain torch: {_failure(error)}.", stacklevel=2)
+            self.layer.kernel = f"plain torch: {failure_of(error)}"
+            warnings.warn(f"A layer runs in plain torch: {failure_of(error)}.", stacklevel=2)
             return None
 
     def _product(self, x: Tensor) -> Tensor | None:
@@ -169,10 +180,11 @@ class GpuAttention:
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,  # noqa: FBT001, FBT002 - the signature is torch's
-        scale: float | None = None,
+        **named: Any,
     ) -> Tensor | None:
+        scale = named.get("scale")
         is_covered = query.dim() == 4 and query.shape[-1] <= WIDEST_HEAD
-        if dropout_p or is_causal or not is_covered or self.failed:
+        if named.get("enable_gqa") or dropout_p or is_causal or not is_covered or self.failed:
             return None
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             shown = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device)
@@ -189,7 +201,7 @@ class GpuAttention:
             )
         except self.operators.FAILURES as error:
             self.failed = True
-            warnings.warn(f"An attention runs in plain torch: {_failure(error)}.", stacklevel=2)
+            warnings.warn(f"An attention runs in plain torch: {failure_of(error)}.", stacklevel=2)
             return None
 
 
@@ -239,10 +251,19 @@ class GpuLayers:
         now = (self.clock.scale, self.clock.zero)
         if any(new is not old for new, old in zip(now, self.tables, strict=True)):
             return True
-        return any(
-            layer.weight is not weight or weight._version != version
-            for layer, weight, version in self.weights
-        )
+        stale = False
+        for layer, weight, version in self.weights:
+            if layer.weight is weight and weight._version != version:
+                # It was written into, and the sums beside it are of before.
+                layer.hold_codes()
+            stale = stale or layer.weight is not weight
+        return stale
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What Triton raises when a kernel does not compile or does not fit on the card."""
+        from lowtide.kernels.triton import operators
+
+        return operators.FAILURES
 
     def take_step(self) -> None:
         """Let the kernels read the clock's running step from here on."""
@@ -258,11 +279,34 @@ class GpuLayers:
             owner.product = None
 
     @contextmanager
+    def attached(self, owners: list[AnyPacked | QuantAttention]) -> Iterator[None]:
+        """Within the context, these layers and attentions run on their kernels."""
+        products: dict[nn.Module, Any] = {**self.layers, **self.attentions}
+        with _holding({owner: products.get(owner) for owner in owners}):
+            yield
+
+    @contextmanager
     def running(self) -> Iterator[None]:
         """Within the context, the layers run on the kernels, at the clock's step."""
         self.take_step()
-        self.attach()
-        try:
+        with _holding({**self.layers, **self.attentions}):
             yield
-        finally:
-            self.detach()
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Within the context, all layers run in plain torch."""
+        with _holding(dict.fromkeys([*self.layers, *self.attentions])):
+            yield
+
+
+@contextmanager
+def _holding(products: dict[Any, Any]) -> Iterator[None]:
+    """Within the context, each owner has this product."""
+    before = {owner: owner.product for owner in products}
+    for owner, product in products.items():
+        owner.product = product
+    try:
+        yield
+    finally:
+        for owner, product in before.items():
+            owner.product = product

@@ -111,7 +111,7 @@ class Prepared:
 
     def run(self, inputs: dict[str, Any]) -> Any:
         """The forward pass on these inputs, by the program of their shapes and settings."""
-        inputs = inputs | {TIMESTEP: _as_tensor(inputs[TIMESTEP])}
+        inputs = inputs | {TIMESTEP: timestep_tensor(inputs[TIMESTEP])}
         tensors = flat_inputs(inputs)
         step = int(self.clock.index) if self.clock.keyed else 0
         # A program has one set of memory, so two threads take turns.
@@ -155,7 +155,7 @@ def conditions_of(graph: Graph, sample: str) -> frozenset[str]:
     return frozenset(name for name, shape in shapes.items() if len(shape) < 3 and name != sample)
 
 
-def _as_tensor(timestep: Any) -> Tensor:
+def timestep_tensor(timestep: Any) -> Tensor:
     if isinstance(timestep, Tensor):
         return timestep
     kind = torch.float64 if isinstance(timestep, float) else torch.int64

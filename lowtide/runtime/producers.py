@@ -90,7 +90,9 @@ class Chain(Producer):
         batch, channels, height, width = whole.shape
         padding = self.padding
         size = padding.within(height, width)
-        source = draft.floats(draft.wait(pixel_shape(batch, *size, channels), inner))
+        source = draft.floats(
+            draft.wait(pixel_shape(batch, *size, channels, whole.meta.dtype), inner)
+        )
         amounts = (padding.left, padding.right, padding.above, padding.below)
         step = TorchStep("pad", F.pad, (source, amounts), {}, results=[whole], read=[source])
         draft.steps.append(step)

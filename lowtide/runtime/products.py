@@ -1,5 +1,6 @@
 """Packed layers: the input times the weight, and an epilogue that can still grow."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,18 +29,16 @@ def conv(lowering: Lowering, node: Node) -> View | None:
     if module.input.format is None:
         codes = image_floats(lowering, view, padding)
     else:
-        rounding = lowering.numbers.rounding(module.input, layer.smooth)
+        rounding = lowering.numbers.rounding(module.input, layer.smooth, layer.room)
         codes = image_codes(lowering, view, rounding, padding)
     if codes is None:
         return None
-    height, width = _pair(module.kernel_size)
-    down, right = _pair(module.stride)
-    tall = (codes.layout.height - height) // down + 1
-    wide = (codes.layout.width - width) // right + 1
-    meta = pixel_shape(codes.layout.batch, tall, wide, module.out_channels)
+    geometry = PixelWindow(*map(_pair, (module.kernel_size, module.stride, module.dilation)))
+    tall, wide = geometry.output(codes.layout.height, codes.layout.width)
+    size = (codes.layout.batch, tall, wide, module.out_channels)
+    meta = pixel_shape(*size, view.meta.dtype)
     output = Output(new_view(meta), known(pixels_of(meta)))
-    taps = _taps(codes.layout, height, width)
-    return _product(lowering, str(node.target), codes, output, taps, (down, right))
+    return _product(lowering, str(node.target), codes, output, geometry)
 
 
 def linear(lowering: Lowering, node: Node) -> View | None:
@@ -53,13 +52,14 @@ def linear(lowering: Lowering, node: Node) -> View | None:
     if module.input.format is None:
         codes = token_floats(lowering, view)
     else:
-        rounding = lowering.numbers.rounding(module.input, layer.smooth)
+        rounding = lowering.numbers.rounding(module.input, layer.smooth, layer.room)
         codes = token_codes(lowering, view, rounding)
     if codes is None:
         return None
-    meta = torch.empty(*view.shape[:-1], module.out_features, device="meta")
+    shape = (*view.shape[:-1], module.out_features)
+    meta = torch.empty(shape, dtype=view.meta.dtype, device="meta")
     output = Output(new_view(meta), known(tokens_of(meta)))
-    return _product(lowering, str(node.target), codes, output, [0], (1, 1))
+    return _product(lowering, str(node.target), codes, output, PixelWindow())
 
 
 def _native_layer(lowering: Lowering, node: Node) -> NativeLayer | None:
@@ -79,19 +79,28 @@ def _pair(size: Any) -> tuple[int, int]:
     return vertical, horizontal
 
 
-def _taps(layout: Layout, height: int, width: int) -> list[int]:
-    """The distance of each position of a kernel window from the first, in elements."""
-    places = [(place // width, place % width) for place in range(height * width)]
-    return [down * layout.row + right * layout.column for down, right in places]
+@dataclass(frozen=True)
+class PixelWindow:
+    """The window of a convolution, each (vertical, horizontal); a linear layer has one pixel."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+    def output(self, height: int, width: int) -> list[int]:
+        axes = zip((height, width), self.kernel, self.stride, self.dilation, strict=True)
+        return [(size - apart * (taps - 1) - 1) // step + 1 for size, taps, step, apart in axes]
+
+    def taps(self, layout: Layout) -> list[int]:
+        """The distance of each position of the window from the first, in elements."""
+        height, width = self.kernel
+        down, right = self.dilation
+        places = [(place // width, place % width) for place in range(height * width)]
+        return [y * down * layout.row + x * right * layout.column for y, x in places]
 
 
 def _product(
-    lowering: Lowering,
-    name: str,
-    codes: Output,
-    output: Output,
-    taps: list[int],
-    stride: tuple[int, int],
+    lowering: Lowering, name: str, codes: Output, output: Output, geometry: PixelWindow
 ) -> View:
     """A layer's product, whose epilogue can still grow."""
     layer = lowering.layers[name]
@@ -100,10 +109,13 @@ def _product(
         codes=codes.view,
         codes_layout=codes.layout,
         rounding=codes.rounding,
-        taps=torch.tensor(taps, dtype=torch.int64) * codes.view.meta.element_size(),
-        weight=layer.panels,
+        sums=codes.sums,
+        taps=torch.tensor(geometry.taps(codes.layout)) * codes.view.meta.element_size(),
+        weight=layer.weight,
         bias=layer.bias,
-        stride=stride,
+        kernel=geometry.kernel,
+        stride=geometry.stride,
+        dilation=geometry.dilation,
         output=output,
     )
     return lowering.draft.wait_for(output.view, Product(step))

@@ -1,15 +1,16 @@
 """A program: the steps of a forward pass of one shape, ready to run on fixed memory."""
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lowtide.kernels import native_library
 from lowtide.models.trace import mapped
+from lowtide.runtime.graphs import Record, Recording, is_capturing
 from lowtide.runtime.lowering import Lowered, Returned
 from lowtide.runtime.memory import Arena, Buffer, View
 from lowtide.runtime.numbers import Numbers
@@ -58,34 +59,70 @@ class TorchCall:
             place.copy_(value)
 
 
-class Program:
-    """The steps with their memory. `run` takes the inputs and the key of the conditions."""
+class ProgramPart(Protocol):
+    """Steps on real memory."""
 
-    def __init__(self, lowered: Lowered, numbers: Numbers):
+    def run(self) -> None: ...
+
+
+Build = Callable[[list[Step | TorchStep], Arena], Sequence[ProgramPart]]
+
+
+class Program:
+    """The steps with their memory. `run` takes the inputs and the key of the conditions.
+
+    `build` puts the steps on the memory.
+    """
+
+    def __init__(self, lowered: Lowered, numbers: Numbers, build: Build | None = None):
+        build = build or parts_of
+        # How the steps become a graph, and the graph; without the first, no graph is made.
+        self.record: Record | None = None
+        self.graph: Recording | None = None
         self.lowered = lowered
         self.numbers = numbers
-        self.arena = Arena()
+        self.arena = Arena(numbers.table.device)
         self.arena.place(_lives(lowered))
         self.conditions = self._tensors(lowered.conditions)
         self.inputs = self._tensors(lowered.inputs)
         self.features = [self.arena.tensor(view) for view in lowered.features]
         self.known: dict[tuple, list[Tensor]] = {}
         self.output = lowered.output
-        self.early = parts_of(lowered.steps[: lowered.conditional], self.arena)
-        self.late = parts_of(lowered.steps[lowered.conditional :], self.arena)
+        self.early = build(lowered.steps[: lowered.conditional], self.arena)
+        self.late = build(lowered.steps[lowered.conditional :], self.arena)
 
     def _tensors(self, views: Mapping[str, View]) -> dict[str, Tensor]:
         return {name: self.arena.tensor(view) for name, view in views.items()}
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor], key: tuple) -> Any:
-        """Run the forward pass; the output is a copy that later runs do not change."""
+    def run(self, inputs: Mapping[str, Tensor], key: tuple | None) -> Any:
+        """Run the forward pass; the output is a copy that later runs do not change.
+
+        Without a key, on a card, the features of the conditions are computed at each run.
+        """
         for name, place in self.inputs.items():
-            place.copy_(inputs[name])
-        self._set_features(inputs, key)
-        for part in self.late:
-            part.run()
+            _fill(place, inputs[name])
+        if key is None:
+            self._run_on_card(inputs)
+        else:
+            self._set_features(inputs, key)
+            _run_all(self.late)
         return mapped(self.output, self._given)
+
+    def _run_on_card(self, inputs: Mapping[str, Tensor]) -> None:
+        """All steps, or a recording of them."""
+        for name, place in self.conditions.items():
+            _fill(place, inputs[name])
+        if self.record is not None and self.graph is None and not is_capturing(self.arena.device):
+            self.graph = self.record(self._run_steps)
+        if self.graph is None or is_capturing(self.arena.device):
+            self._run_steps()
+        else:
+            self.graph.replay()
+
+    def _run_steps(self) -> None:
+        _run_all(self.early)
+        _run_all(self.late)
 
     def _given(self, leaf: Any) -> Any:
         """A copy of a value for the caller, in the type of the forward pass."""
@@ -102,9 +139,8 @@ class Program:
                 place.copy_(feature)
             return
         for name, place in self.conditions.items():
-            place.copy_(inputs[name])
-        for part in self.early:
-            part.run()
+            _fill(place, inputs[name])
+        _run_all(self.early)
         self._make_room()
         self.known[key] = [feature.clone() for feature in self.features]
 
@@ -112,6 +148,19 @@ class Program:
         each = sum(feature.nbytes for feature in self.features)
         while self.known and each * (len(self.known) + 1) > FEATURE_BYTES:
             del self.known[next(iter(self.known))]
+
+
+def _run_all(parts: Sequence[ProgramPart]) -> None:
+    for part in parts:
+        part.run()
+
+
+def _fill(place: Tensor, value: Tensor) -> None:
+    """Copy an input. One number on the CPU is an argument of a kernel, and nothing waits for it."""
+    if value.device != place.device and value.device.type == "cpu" and value.numel() == 1:
+        place.fill_(value.item())
+    else:
+        place.copy_(value, non_blocking=True)
 
 
 def real_on(arena: Arena) -> Callable[[Any], Any]:
@@ -128,7 +177,7 @@ def parts_of(steps: list[Step | TorchStep], arena: Arena) -> list[NativeCalls | 
             if waiting:
                 parts.append(_native_calls(waiting, arena))
             waiting = []
-            parts.append(_torch_call(step, arena))
+            parts.append(torch_call(step, arena))
         else:
             waiting.append(step)
     if waiting:
@@ -145,7 +194,7 @@ def _native_calls(steps: list[Step], arena: Arena) -> NativeCalls:
     return NativeCalls((native_library.Call * len(calls))(*calls), structures)
 
 
-def _torch_call(step: TorchStep, arena: Arena) -> TorchCall:
+def torch_call(step: TorchStep, arena: Arena) -> TorchCall:
     arguments = mapped(step.arguments, real_on(arena))
     keywords = mapped(step.keywords, real_on(arena))
     results = [arena.tensor(view) for view in step.results]

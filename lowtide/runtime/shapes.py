@@ -35,7 +35,7 @@ def interpolate(lowering: Lowering, node: Node) -> View | None:
     if chain is None or not is_nearest or not is_doubled or not chain.is_unshaped:
         return None
     doubled = replace(chain, upsample=2, steps=[], codes={})
-    return lowering.draft.wait(_image(shape), doubled)
+    return lowering.draft.wait(_image(shape, view.meta.dtype), doubled)
 
 
 def pad(lowering: Lowering, node: Node) -> View | None:
@@ -51,7 +51,7 @@ def pad(lowering: Lowering, node: Node) -> View | None:
     left, right, above, below = amounts
     padding = chain.padding.plus(Padding(above, left, below, right))
     padded = replace(chain, padding=padding, steps=[], codes={})
-    return lowering.draft.wait(_image(lowering.result_shape(node)), padded)
+    return lowering.draft.wait(_image(lowering.result_shape(node), view.meta.dtype), padded)
 
 
 def join(lowering: Lowering, node: Node) -> View | None:
@@ -66,10 +66,11 @@ def join(lowering: Lowering, node: Node) -> View | None:
     if any(layout_of(part.meta) is None or channel_axis(part.meta) != axis for part in parts):
         return None
     shape = lowering.result_shape(node)
-    meta = _image(shape) if dims == 4 else torch.empty(shape, device="meta")
+    kind = lowering.result_type(node)
+    meta = _image(shape, kind) if dims == 4 else torch.empty(shape, dtype=kind, device="meta")
     return lowering.draft.wait(meta, Joined(parts))
 
 
-def _image(shape: tuple[int, ...]) -> torch.Tensor:
+def _image(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     batch, channels, height, width = shape
-    return pixel_shape(batch, height, width, channels)
+    return pixel_shape(batch, height, width, channels, dtype)

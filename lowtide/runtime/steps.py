@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from lowtide.kernels import native_library
 from lowtide.kernels.divisors import Divisors
 from lowtide.kernels.panels import Panels
+from lowtide.kernels.triton.resident import ResidentWeight
 from lowtide.runtime.layouts import NO_PADDING, Layout, Padding
 from lowtide.runtime.memory import Address, Buffer, View
 
@@ -18,7 +20,8 @@ from lowtide.runtime.memory import Address, Buffer, View
 class Rounding:
     """The grid of a layer's input: addresses of the running step's scale and zero, the last code.
 
-    `key` is equal for two inputs that have the same grid at every step.
+    `key` is equal for two inputs that have the same grid at every step, and the same room: the
+    channels that a pixel of codes has on a card. `column`: the quantizer's place in the numbers.
     """
 
     scale: int
@@ -26,17 +29,26 @@ class Rounding:
     top: int
     smooth: Divisors | None
     key: tuple
+    column: int = 0
+    room: int = 0
 
 
 @dataclass(eq=False)
 class Output:
-    """Where a kernel stores: a float view, or the codes of a layer's input (`rounding`)."""
+    """Where a kernel stores: a float view, or the codes of a layer's input (`rounding`).
+
+    `sums`: the sum of each pixel's codes, on a card.
+    """
 
     view: View
     layout: Layout
     rounding: Rounding | None = None
     padding: Padding = NO_PADDING
     upsample: int = 1
+    sums: View | None = None
+
+    def buffers(self) -> Iterator[Buffer]:
+        return (view.buffer for view in (self.view, self.sums) if view is not None)
 
     @property
     def source_size(self) -> tuple[int, int]:
@@ -85,9 +97,10 @@ def _stride(view: View | None) -> int:
 
 @dataclass(eq=False)
 class GemmStep(Step):
-    """A packed layer: codes, or float32 values, times panels, and the epilogue.
+    """A packed layer: codes, or float32 values, times its weight, and the epilogue.
 
     `rounding`: the grid of the codes; None for values. `taps`: in bytes.
+    `kernel`, `stride`, `dilation`: (vertical, horizontal).
     `gated`: the first half of the columns times the activation of the second half.
     """
 
@@ -96,10 +109,13 @@ class GemmStep(Step):
     codes_layout: Layout
     rounding: Rounding | None
     taps: Tensor
-    weight: Panels
+    weight: Panels | ResidentWeight
     bias: Tensor | None
+    kernel: tuple[int, int]
     stride: tuple[int, int]
+    dilation: tuple[int, int]
     output: Output
+    sums: View | None = None
     per_sample: View | None = None
     gate: View | None = None
     residual: View | None = None
@@ -108,8 +124,15 @@ class GemmStep(Step):
     gated: bool = False
 
     def uses(self) -> Iterator[Buffer]:
-        views = (self.codes, self.output.view, self.per_sample, self.gate, self.residual)
-        return (view.buffer for view in views if view is not None)
+        views = (self.codes, self.sums, self.per_sample, self.gate, self.residual)
+        read = (view.buffer for view in views if view is not None)
+        return chain(read, self.output.buffers())
+
+    @property
+    def panels(self) -> Panels:
+        """The weight of a step for a CPU."""
+        assert isinstance(self.weight, Panels)
+        return self.weight
 
     def structure(self, address: Address) -> native_library.Gemm:
         layout = self.codes_layout
@@ -126,19 +149,19 @@ class GemmStep(Step):
             x_column=size * horizontal * layout.column,
             taps=self.taps.data_ptr(),
             tap_count=len(self.taps),
-            tap_k4=self.weight.k4 // len(self.taps),
+            tap_k4=self.panels.k4 // len(self.taps),
             x_scale=self.rounding.scale if self.rounding else None,
             x_zero=self.rounding.zero if self.rounding else None,
-            weight=self.weight.structure,
+            weight=self.panels.structure,
             bias=None if self.bias is None else self.bias.data_ptr(),
             per_sample=address_or_none(self.per_sample, address),
             per_sample_stride=_stride(self.per_sample),
             gate=address_or_none(self.gate, address),
             gate_stride=_stride(self.gate),
             residual=address_or_none(self.residual, address),
-            r_sample=output.pixels * self.weight.columns,
-            r_row=output.width * self.weight.columns,
-            r_column=self.weight.columns,
+            r_sample=output.pixels * self.panels.columns,
+            r_row=output.width * self.panels.columns,
+            r_column=self.panels.columns,
             factor=self.factor,
             activation=self.activation,
             gated=int(self.gated),
@@ -220,10 +243,10 @@ class StreamStep(Step):
 
     def uses(self) -> Iterator[Buffer]:
         views = [source.view for source in self.sources]
-        views += [output.view for output in self.outputs]
         times = None if self.times is None else self.times.view
         views += [view for view in (self.gain, self.offset, times) if view is not None]
-        return (view.buffer for view in views)
+        stored = chain.from_iterable(output.buffers() for output in self.outputs)
+        return chain((view.buffer for view in views), stored)
 
     def structure(self, address: Address) -> native_library.Stream:
         first = self.sources[0].layout
@@ -269,9 +292,9 @@ class LayerNormStep(Step):
         return len(self.outputs) == native_library.SINKS
 
     def uses(self) -> Iterator[Buffer]:
-        views = [self.source.view, *[output.view for output in self.outputs]]
-        views += [view for view in (self.gain, self.shift) if view is not None]
-        return (view.buffer for view in views)
+        views = [view for view in (self.source.view, self.gain, self.shift) if view is not None]
+        stored = chain.from_iterable(output.buffers() for output in self.outputs)
+        return chain((view.buffer for view in views), stored)
 
     def structure(self, address: Address) -> native_library.LayerNorm:
         layout = self.source.layout

@@ -159,8 +159,8 @@ def _product_facts(root: nn.Module, step: GemmStep) -> dict[str, Any]:
     layer = root.get_submodule(step.name)
     layout = step.output.layout
     rows = layout.batch * layout.pixels
-    depth = min(4 * step.weight.k4, _depth(layer))
-    return _product(rows, depth, step.weight.columns)
+    depth = min(4 * step.panels.k4, _depth(layer))
+    return _product(rows, depth, step.panels.columns)
 
 
 def _product(rows: int, depth: int, columns: int) -> dict[str, Any]:

@@ -36,8 +36,12 @@ from lowtide.kernels.triton.resident import ResidentWeight, resident_weight
 from lowtide.kernels.triton.rounding_launches import (
     GroupNormWeights,
     LayerNormWeights,
+    ReadPixels,
+    moments_of,
     round_images,
     round_tokens,
+    store_normed,
+    store_stream,
 )
 from lowtide.kernels.triton.tiles import Choice, card_of
 
@@ -146,6 +150,31 @@ def group_norm() -> None:
     round_images(x, table(smooth=320), 320, (1, 1), norm, native_library.SILU)
 
 
+def skip_norm() -> None:
+    """A norm over a skip connection: the channels of two values, upsampled, stored as codes."""
+    x = torch.empty(2, 320, 32, 32, dtype=BF16).contiguous(memory_format=torch.channels_last)
+    norm = GroupNormWeights(32, weight=torch.ones(640), bias=torch.ones(640))
+    moments = moments_of(x, x, norm)
+    codes = rows(2, 66, 66, 640)
+    stream = ReadPixels(x, x, norm, moments, native_library.SILU, up=2)
+    store_stream(stream, codes.data, codes, (1, 1))
+
+
+def gated_unit() -> None:
+    """GEGLU: two halves of a product, as codes, and a norm as floats."""
+    halves = torch.empty(2, 256, 1, 2 * 1280, dtype=BF16).permute(0, 3, 1, 2)
+    hidden, gate = halves.chunk(2, 1)
+    stream = ReadPixels(gate, activation=native_library.GELU_ERF, times=hidden)
+    codes = rows(2, 256, 1, 1280)
+    store_stream(stream, codes.data, codes)
+    store_stream(stream, torch.empty(2, 256, 1, 1280, dtype=BF16))
+
+
+def float_norm() -> None:
+    tokens = torch.empty(2, 256, 1152, dtype=BF16)
+    store_normed(tokens, LayerNormWeights(weight=torch.ones(1152)), torch.empty_like(tokens))
+
+
 def layer_norm() -> None:
     vector = torch.ones(2, 1152, dtype=BF16)
     norm = LayerNormWeights(gain=vector, shift=vector)
@@ -180,6 +209,9 @@ CASES: dict[str, Callable[[], None]] = {
     "linear-w8a16": lambda: weight_only(W8),
     "linear-w4a16": lambda: weight_only(W4),
     "group-norm": group_norm,
+    "skip-norm": skip_norm,
+    "gated-unit": gated_unit,
+    "float-norm": float_norm,
     "layer-norm": layer_norm,
     "rounding": rounding,
     "attention-40": lambda: attention(40),

@@ -136,7 +136,7 @@ def test_layer_norm(modulated, channels):
         norm = LayerNormWeights(1e-6, weight, shift[0])
     codes = round_tokens(x, table(), 128, norm)
     value = F.layer_norm(x.double(), (channels,), eps=1e-6)
-    value = value * (1 + gain[:, None]) + shift if modulated else value * weight + shift
+    value = value * gain[:, None] + shift if modulated else value * weight + shift
     agrees(codes.data[0, :, 0, :channels], plain(value.float()).flatten(0, 1))
     check_sums(codes)
 

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("compile_triton.py")
 CARDS = (90, 89, 80)
 # In every run of the suite; the other cases are slow together.
 CORE = {
-    90: ("conv-w8a8", "conv-w4a8-320", "codes-w4a8", "linear-mixed", "attention-40", "group-norm"),
+    90: ("conv-w8a8", "conv-w4a8-320", "codes-w4a8", "linear-mixed", "attention-40", "skip-norm"),
     89: ("conv-w4a8",),
     80: ("conv-w8a8-320", "attention-40"),
 }

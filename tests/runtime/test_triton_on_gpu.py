@@ -271,6 +271,8 @@ def test_attention_that_has_no_kernel():
     q = torch.randn(1, 1, 4, 16, device=DEVICE)
     assert fast(q, q, q, None, 0.0, True) is None
     assert fast(q, q, q, dropout_p=0.1) is None
+    assert fast(q, q, q, enable_gqa=True) is None
+    assert fast(q, q, q, enable_gqa=False) is not None
     attention.k.format = None
     attention.v.per_step = False
     reasons = on_gpu.unsupported_attention(attention, DEVICE)

@@ -44,15 +44,16 @@ def attend(
     tables: AttentionTables,
     bias: Tensor | None = None,
     factor: float | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """softmax(q k' * factor + bias) v, (samples, heads, tokens, width) with any strides.
 
     The bias broadcasts to (samples, heads, queries, keys). The result is dense as (samples, tokens,
-    heads, width), because a linear layer reads it so.
+    heads, width), because a linear layer reads it so. `out`: where it is stored.
     """
     samples, heads, queries, width = query.shape
     keys = key.shape[2]
-    y = query.new_empty(samples, queries, heads, width).transpose(1, 2)
+    y = query.new_empty(samples, queries, heads, width).transpose(1, 2) if out is None else out
     if not y.numel():
         return y
     wide = max(NARROWEST, power(width))

@@ -57,7 +57,7 @@ def multiply(
     """The layer's output, (samples, tall, wide, columns) in this dtype."""
     y = _output(codes, weight, window, dtype)
     if y.numel():
-        _launch(codes, weight, epilogue, window, StoredRows(y), choice)
+        multiply_into(codes, weight, epilogue, StoredRows(y), window, choice)
     return y
 
 
@@ -75,7 +75,8 @@ def multiply_to_codes(
     data = y.new_zeros(*y.shape[:3], room)
     sums = y.new_zeros(y.shape[:3], dtype=torch.float32)
     if data.numel():
-        _launch(codes, weight, epilogue, window, StoredRows(data, sums, table), choice)
+        to = StoredRows(data, sums, table)
+        multiply_into(codes, weight, epilogue, to, window, choice)
     return RoundedRows(data, sums, weight.rows, table)
 
 
@@ -131,14 +132,15 @@ def _of_rows(vector: Tensor | None, segment: Segment) -> Tensor | None:
     return vector if vector is None or segment.place is None else vector[segment.place]
 
 
-def _launch(
+def multiply_into(
     codes: RoundedRows,
     weight: ResidentWeight,
     epilogue: Epilogue,
-    window: Window,
     to: StoredRows,
-    choice: Choice | None,
+    window: Window = FLAT,
+    choice: Choice | None = None,
 ) -> None:
+    """Store the layer's output. Sums of codes are added, so they and the room are zero before."""
     samples, tall, wide, _ = to.data.shape
     rows = samples * tall * wide
     for segment in weight.segments:

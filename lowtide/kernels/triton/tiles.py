@@ -4,6 +4,7 @@ The shares of peak are estimates until they are measured: bench/gpu/kernels.py t
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import ceil
 
@@ -100,6 +101,7 @@ class Shape:
     most: int
 
 
+@cache
 def choose(capability: tuple[int, int], shape: Shape, splits: tuple[int, ...] = SPLITS) -> Choice:
     """The tile that ends first by a simple count.
 

@@ -1,0 +1,87 @@
+"""torch.compile on packed denoisers: one graph without breaks, none again from step to step."""
+
+from collections.abc import Iterator
+
+import pytest
+import tiny_pipelines
+import torch
+from fused_networks import distance
+from torch import Tensor, nn
+
+import lowtide
+from lowtide.formats import Affine, minmax
+from lowtide.kernels import conv2d
+from lowtide.methods import relevant_options
+from lowtide.nn.clock import Clock
+from lowtide.nn.packed import packed_twin
+from lowtide.nn.quantized import quantized_layer
+from lowtide.nn.quantizer import Quantizer, input_format
+
+QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 2, "batch": 2}
+PAIRS = [("ldm", "tfmq"), ("dit", "temporal_cache"), ("ddim", "best")]
+
+
+def denoiser(name: str, method: str, folder) -> tuple[nn.Module, list[tuple[tuple, dict]]]:
+    """A packed denoiser, and its calls at all timesteps while a pipeline draws."""
+    pipe = tiny_pipelines.PIPELINES[name](folder)
+    request = tiny_pipelines.request_fields(name)
+    model = lowtide.quantize(pipe, method=method, **relevant_options(method, QUICK | request)).model
+    calls: list[tuple[tuple, dict]] = []
+    hook = model.register_forward_pre_hook(
+        lambda model, args, kwargs: calls.append((args, kwargs)), with_kwargs=True, prepend=True
+    )
+    lowtide.images(pipe, lowtide.Request(steps=3, seeds=(5, 6), batch=2, **request))
+    hook.remove()
+    return model, calls
+
+
+def answer(output) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@pytest.fixture(autouse=True)
+def compiled_once() -> Iterator[None]:
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_one_graph_runs_every_step(name, method, tmp_path):
+    model, calls = denoiser(name, method, tmp_path)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for args, kwargs in calls:
+            found = answer(compiled(*args, **kwargs))
+            with lowtide.unfused(model):
+                expected = answer(model(*args, **kwargs))
+            assert distance(found, expected) < 1e-5
+
+
+def test_an_unknown_timestep_gives_nan_everywhere(tmp_path):
+    """An error cannot be raised from within a compiled graph, and a wrong picture must not come."""
+    model, calls = denoiser("ddim", "tfmq", tmp_path)
+    args, _ = calls[-1]
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for step, is_unknown in ((0.0, False), (0.3, False), (-3.0, True)):
+        with torch.no_grad():
+            found = answer(compiled(args[0], torch.as_tensor(args[1]) + step))
+        assert found.isnan().all() == is_unknown
+        assert found.isnan().any() == is_unknown
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (1, 1), (3, 2)])
+def test_the_compiler_knows_the_strides_of_a_convolution(layout, kernel, groups):
+    torch.manual_seed(0)
+    clock = Clock((1,), rows=1)
+    quantizer = Quantizer(input_format(8), clock)
+    layer = quantized_layer(nn.Conv2d(6, 8, kernel, groups=groups), Affine(4, axis=0), quantizer)
+    low, high = minmax(layer.format.rows(layer.weight.detach()), layer.format)
+    layer.set_grid(layer.format.params(low, high, 8))
+    packed = packed_twin(layer)
+    for x in (torch.randn(2, 6, 7, 5), torch.randn(2, 6, 7, 5)[:, :, ::2]):
+        x = x.contiguous(memory_format=layout)
+        shape = packed.shape
+        given = (x, packed.codes(), packed.tables(), packed.step(), packed.spec, packed.bias, shape)
+        torch.library.opcheck(conv2d, given, test_utils=("test_schema", "test_faketensor"))
