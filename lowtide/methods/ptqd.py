@@ -146,7 +146,7 @@ class VSC(_Correcting):
             {
                 "error before VSC": moments.error(),
                 "sigma": _rounded(sigma),
-                "absorbed": _absorbed(job, sigma),
+                "absorbed": job.world.of_first(lambda: _absorbed(job, sigma)),
             }
         )
 
