@@ -32,7 +32,7 @@ def quantize_to_folder(
     place = folders.written_beside(out, source=sampling.local_folder(source))
     with world.inside(place) as fresh:
         units = world.of_first(lambda: _units_folder(out))
-        predicted = world.of_first(lambda: estimate.plan(source, method=method, **options))
+        predicted = world.of_first(lambda: estimate.plan(source, method=method, **options).totals())
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
             pipe = sampling.as_pipeline(source, device=settings.device)
@@ -48,7 +48,7 @@ def quantize_to_folder(
             "minutes": minutes,
         }
         report |= world.of_first(lambda: _sizes(result, fresh, float_bytes))
-        report |= {"peak_bytes": peak.above, "predicted": predicted.totals()}
+        report |= {"peak_bytes": peak.above, "predicted": predicted}
         report |= result.plan.summary | result.report
         record = provenance.Provenance(
             command=provenance.command(),
