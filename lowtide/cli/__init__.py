@@ -99,6 +99,8 @@ def _wrong_usage(error: Any) -> int:
 
 
 def _fail(message: str) -> int:
+    if launched().several:  # torchrun stops this process too, which has said why it ends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if _says(message):
         print(f"error: {message}.", file=sys.stderr)
     return WRONG

@@ -96,15 +96,17 @@ def test_two_processes_learn_what_one_learns(name: str, together: list[dict], ho
         assert result["losses"].keys() == alone["losses"].keys()
         for unit, pair in alone["losses"].items():
             assert result["losses"][unit] == pytest.approx(pair, rel=BOUND, abs=1e-14), unit
-        assert len(result["alphas"]) == len(alone["alphas"])
-        for ours, theirs in zip(result["alphas"], alone["alphas"], strict=True):
-            assert distance(ours, theirs) < BOUND
         assert result["state"].keys() == alone["state"].keys()
         for key, value in alone["state"].items():
             if value.is_floating_point():
                 assert distance(result["state"][key], value) < BOUND, key
             else:
                 assert torch.equal(result["state"][key], value), key
+    # The first process rounds the temporal block of a UNet; of a DiT's, each rounds some units.
+    ours = together[0][name]["alphas"]
+    assert len(ours) == len(alone["alphas"])
+    for mine, theirs in zip(ours, alone["alphas"], strict=True):
+        assert distance(mine, theirs) < BOUND
 
 
 def test_images_come_back_in_order(together: list[dict], home: Path) -> None:
@@ -136,7 +138,7 @@ def test_what_the_processes_tell_each_other(together: list[dict]) -> None:
 
 def test_only_the_first_process_speaks(together: list[dict]) -> None:
     first, second = (each["said"] for each in together)
-    assert "Reconstruct: " in first and "resumed" in first
+    assert "device: cpu, and 1 more like it" in first
     ours = re.compile(r"^(?:\w+: .* s|device: .*|Reconstruct: .*)$", re.MULTILINE)
     assert len(ours.findall(first)) > 100
     assert ours.findall(second) == []
@@ -144,7 +146,7 @@ def test_only_the_first_process_speaks(together: list[dict]) -> None:
 
 def test_a_process_that_dies_ends_the_run_with_one_sentence(died: dict) -> None:
     assert died["code"] != 0
-    assert len(died["units"]) == 2, died
+    assert len(died["units"]) >= 3, died
     last = died["said"][0].strip().splitlines()[-1]
     assert last == (
         "error: found that another process of this run has ended; expected all 2 to work until "
