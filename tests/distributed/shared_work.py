@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import tiny_pipelines
@@ -109,11 +110,18 @@ def quantized(home: Path, kind: str, method: str, changes: dict) -> dict:
     }
 
 
+def drawn(home: Path) -> np.ndarray:
+    """Images of the packed model, layer by layer: no race chooses what runs it."""
+    return sampling.images(lowtide.load(home / "packed", fused=False), REQUEST)
+
+
 def compared(home: Path) -> dict:
     """What an evaluation measures, without its times."""
-    out = home / f"evidence-{join().size}"
+    packed = lowtide.load(home / "packed", fused=False)
+    original = lowtide.load(home / "float")
+    place = home / f"evidence-{join().size}"
     result = lowtide.evaluate(
-        home / "packed", reference=str(home / "float"), out=out, seeds=REQUEST.seeds, batch=2
+        packed, reference=original, out=place, seeds=REQUEST.seeds, batch=2
     ).as_json()
     models = {name: model | {"seconds_per_step": 0} for name, model in result["models"].items()}
     return {"models": models, "request": result["request"]}
@@ -183,7 +191,7 @@ def main(home: Path) -> None:
     with quickly():
         for name, (kind, method, changes) in WORK.items():
             results[name] = quantized(home, kind, method, changes)
-        results["images"] = sampling.images(lowtide.load(home / "packed"), REQUEST)
+        results["images"] = drawn(home)
         results["evaluation"] = compared(home)
         results["resumed"] = resumed(home)  # last, because a command leaves the group
     (home / f"rank-{join().rank}.pickle").write_bytes(pickle.dumps(results))

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,21 @@ import shared_work
 import tiny
 import torch
 
-import lowtide
 from lowtide import sampling
 from lowtide.workflows import to_folder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BOUND = 1e-6  # relative
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes: another number of threads may add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +53,20 @@ def environment(**changes: object) -> dict[str, str]:
 def died(home: Path) -> dict:
     """What each process says, when the second of a command under torchrun dies."""
     logs = home / "logs"
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--redirects", 3)
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "--redirects",
+        3,
+    )
     arguments = (home / "float", "--out", home / "resumed", *shared_work.COMMAND, 2)
     command = (sys.executable, *torchrun, "--log-dir", logs, HERE / "dying.py", "quantize")
     done = subprocess.run(
         [*map(str, command), *map(str, arguments)],
-        env=environment(),
+        env=environment(XDG_CACHE_HOME=home / "cache"),
         capture_output=True,
         check=False,
     )
@@ -65,6 +82,7 @@ def together(home: Path, died: dict) -> list[dict]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    address["XDG_CACHE_HOME"] = home / "cache"
     command = [sys.executable, str(HERE / "shared_work.py"), str(home)]
     running = [
         subprocess.Popen(
@@ -110,7 +128,7 @@ def test_two_processes_learn_what_one_learns(name: str, together: list[dict], ho
 
 
 def test_images_come_back_in_order(together: list[dict], home: Path) -> None:
-    alone = sampling.images(lowtide.load(home / "packed"), shared_work.REQUEST)
+    alone = shared_work.drawn(home)
     assert all(np.array_equal(each["images"], alone) for each in together)
 
 
