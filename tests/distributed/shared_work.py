@@ -69,7 +69,9 @@ def quickly() -> Iterator[pytest.MonkeyPatch]:
 
 
 def pipeline(kind: str, home: Path) -> sampling.Pipeline:
-    """A small pipeline of this kind in float64."""
+    """A small pipeline of this kind in float64; its tokenizer is written to a folder."""
+    home = home / f"tokenizer-{join().rank}-of-{join().size}"
+    home.mkdir(exist_ok=True)
     if kind == "dit":
         return tiny_pipelines.PIPELINES["dit"](home).to(torch.float64)
     changes = {
