@@ -57,7 +57,8 @@ def quantize(
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
-    A pipeline or model that is passed is changed in place, on the device where it is.
+    A pipeline or model that is passed is changed in place, on the device where it is. Under
+    torchrun all processes call this alike, share the work out, and get the same result.
 
     Args:
         target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.

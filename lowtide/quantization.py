@@ -15,6 +15,7 @@ from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
 from lowtide.checkpoint.facts import fingerprint, float_share, kernels
 from lowtide.checkpoint.quantized_pipeline import Quantized
+from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.kernels.race import ENGINES
 from lowtide.machine import devices
@@ -43,7 +44,8 @@ def quantize(
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
 
-    A pipeline or model that is passed is changed in place, on the device where it is.
+    A pipeline or model that is passed is changed in place, on the device where it is. Under
+    torchrun all processes call this alike, share the work out, and get the same result.
 
     Args:
         target: a pipeline, a model, or the name of one to load: a folder, a hub id, zoo:NAME.
@@ -68,18 +70,23 @@ def quantize(
     """
     settings = settings_from(options)
     recipe = recipe_of(method, settings, without)
+    world = join()
     if folder is not None:
-        _check_folder(Path(folder))
+        world.of_first(lambda: _check_folder(Path(folder)))
     pipe = sampling.as_pipeline(target, device=settings.device)
     model = _float_model(pipe)
     weights = fingerprint(model)
-    units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
+    digest = recipe_digest(recipe, settings, weights, world.size)
+    world.check_alike(f"{digest} {folder is None}")
+    units = Path(folder) / digest if folder else None
 
     adapter = adapt(model, sampling.example_inputs(pipe))
     for stage in recipe:
         stage.check_model(adapter, settings)
-    job = Job(pipe, model, adapter, settings, method, units)
+    job = Job(pipe, model, adapter, settings, method, units, world=world)
+    devices.check_own_card(job.device)
     job.report |= {"fingerprint": weights, "options": settings.stages, "device": str(job.device)}
+    job.report |= {"ranks": world.size, "batch": job.batch}
     collect, assign, reconstruct, pack = _four_parts(recipe)
     run_recipe(collect, job)
     run_recipe(assign, job)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowtide import sampling
 from lowtide.checkpoint import folders
+from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
 from lowtide.report.wording import counted, size
@@ -41,10 +42,12 @@ class Quantized:
         """Write an ordinary diffusers folder, whole or not at all.
 
         An older model in its place is replaced if lowtide wrote it and it holds no other files.
+        Of the processes of torchrun, which all call this, the first one writes.
         """
         self._check_saveable()
-        with folders.written_beside(Path(folder)) as fresh:
-            self.write(fresh)
+        with join().inside(folders.written_beside(Path(folder))) as fresh:
+            if fresh is not None:
+                self.write(fresh)
         return Path(folder)
 
     def write(self, folder: Path) -> None:

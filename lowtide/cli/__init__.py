@@ -1,9 +1,14 @@
 """The command line. What a user can correct is one sentence on stderr and exit code 2."""
 
 import errno
+import os
+import signal
 import sys
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, NoReturn, cast
 
+from lowtide.distributed.launch import launched
 from lowtide.errors import BadInput
 
 INTERRUPTED = 130
@@ -12,8 +17,10 @@ WRONG = 2
 
 def main() -> None:
     """Run the command that the arguments name."""
+    if launched().several:
+        signal.signal(signal.SIGTERM, _stopped)
     code = _run()
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and launched().first:
         print("interrupted; the same command continues a quantization", file=sys.stderr)
     sys.exit(code)
 
@@ -27,7 +34,11 @@ def _run() -> int:
     # click's class, or typer's own copy of it.
     usage_error: type[Exception] = cast(type[Exception], typer.BadParameter.__bases__[0])
     try:
-        return app(standalone_mode=False) or 0
+        with _first_speaks():
+            code = app(standalone_mode=False) or 0
+        if launched().several:
+            _leave()
+        return code
     except BadInput as error:
         return _fail(str(error))
     except usage_error as error:
@@ -45,6 +56,38 @@ def _run() -> int:
         )
 
 
+@contextmanager
+def _first_speaks() -> Iterator[None]:
+    """Within the context, only the first process of torchrun writes to the terminal."""
+    if launched().first:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _stopped(number: int, frame: object) -> NoReturn:
+    """torchrun stops all processes when one has ended."""
+    from lowtide.distributed.world import lost
+
+    raise lost(launched().size)
+
+
+def _leave() -> None:
+    from lowtide.distributed.world import leave
+
+    leave()
+
+
+def _says(message: str) -> bool:
+    """Whether this process prints the message: one of those that have it."""
+    if not launched().several:
+        return True
+    from lowtide.distributed.world import says
+
+    return says(message)
+
+
 def _wrong_usage(error: Any) -> int:
     """A command line that no command takes; without any arguments, the help."""
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -56,7 +99,10 @@ def _wrong_usage(error: Any) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}.", file=sys.stderr)
+    if launched().several:  # torchrun stops this process too, which has said why it ends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _says(message):
+        print(f"error: {message}.", file=sys.stderr)
     return WRONG
 
 

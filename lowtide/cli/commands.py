@@ -15,6 +15,8 @@ import typer
 
 from lowtide import __version__
 from lowtide.cli.options import about, names, numbers, options_of, values
+from lowtide.distributed.launch import launched
+from lowtide.errors import BadInput
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import Device as DeviceName
 from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
@@ -63,6 +65,8 @@ Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
 Device = Annotated[str, about("device", DeviceName)]
+# Commands that write a result and share nothing out.
+_ONE_PROCESS = ("reschedule", "bench", "demo")
 
 
 def _on(device: str, elsewhere: str = "") -> str:
@@ -70,12 +74,15 @@ def _on(device: str, elsewhere: str = "") -> str:
 
     `elsewhere`: what to say besides, where it is not the CPU.
     """
+    from lowtide.distributed.world import join
     from lowtide.machine import devices
 
+    join()
     place = devices.chosen(device)
     note = f"; {elsewhere}" if elsewhere and place != devices.CPU else ""
-    print(f"device: {devices.describe(place)}{note}", file=sys.stderr)
-    return str(place)
+    others = f", and {launched().size - 1} more like it" if launched().several else ""
+    print(f"device: {devices.describe(place)}{others}{note}", file=sys.stderr)
+    return place.type if launched().several else str(place)
 
 
 def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
@@ -90,11 +97,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Quantize diffusion models and keep their sense of time."""
+    if launched().several and context.invoked_subcommand in _ONE_PROCESS:
+        raise BadInput(
+            f"found lowtide {context.invoked_subcommand} under torchrun",
+            "quantize, run, sample, evaluate or compare, which share their work out",
+            "call it without torchrun",
+        )
 
 
 @app.command(rich_help_panel=MAKE)

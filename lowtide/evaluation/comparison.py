@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from lowtide import sampling
 from lowtide.checkpoint import facts, folders, provenance
+from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.evaluation import compared_models, layer_drift
 from lowtide.evaluation.compared_models import FLOAT, ComparedModel, ModelSource
@@ -116,7 +117,7 @@ def evaluate_model(
     """`evaluate` with its settings in one object."""
     plan = measurement_plan(settings)
     if out is not None:
-        folders.check_place(Path(out), folders.EVIDENCE_MARKS)
+        _check_place(Path(out))
     model = compared_models.load(source, settings.device)
     if model.kind == FLOAT:
         wrong = f"found a float model in {model.source}"
@@ -126,6 +127,11 @@ def evaluate_model(
     models = compared_models.distinct([original, model])
     title = f"{models[1].name} beside {models[0].name}"
     return _write_evidence(models, plan, settings, folder, title)
+
+
+def _check_place(out: Path) -> None:
+    """Raise, before any work, where the evidence cannot go."""
+    join().of_first(lambda: folders.check_place(out, folders.EVIDENCE_MARKS))
 
 
 def _folder_inside(model: ComparedModel) -> Path:
@@ -185,7 +191,7 @@ def compare_models(
         wrong = f"found {len(every)} model"
         way_out = "name another, or use lowtide evaluate"
         raise BadInput(wrong, "at least two to compare", way_out)
-    folders.check_place(Path(out), folders.EVIDENCE_MARKS)
+    _check_place(Path(out))
     models = [compared_models.load(source, settings.device) for source in every]
     first = _first_float(models) if reference is None else every.index(reference)
     ordered = [models[first], *models[:first], *models[first + 1 :]]
@@ -213,11 +219,15 @@ def _write_evidence(
         facts.check_steps(model.denoiser, request.steps)
     # Wrong prompts and labels are an error here, before any sampling.
     captions = image_captions(models[0].pipe, request)
-    with folders.written_beside(out, folders.EVIDENCE_MARKS) as fresh:
-        samples = sample_in_turns(models, request, fresh / "images")
-        comparison = _evidence(title, models, plan, request, samples, captions)
-        evidence.write(comparison, fresh)
-        page.draw(fresh)
+    world = join()
+    with world.inside(folders.written_beside(out, folders.EVIDENCE_MARKS)) as fresh:
+        samples = sample_in_turns(models, request, fresh and fresh / "images")
+        comparison = world.of_first(
+            lambda: _evidence(title, models, plan, request, samples, captions)
+        )
+        if fresh is not None:
+            evidence.write(comparison, fresh)
+            page.draw(fresh)
     return Evaluation(comparison, out)
 
 

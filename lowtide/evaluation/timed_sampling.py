@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lowtide import sampling
+from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.evaluation.compared_models import ComparedModel
 from lowtide.machine.devices import synchronize
@@ -61,6 +62,16 @@ class ModelSamples:
         self.squared_error = self.squared_error + _squares(x - y for x, y in pairs)
         self.squared_reference = self.squared_reference + _squares(reference.samples)
 
+    def join(self, later: "ModelSamples") -> None:
+        """Add later batches of the same model."""
+        self.images += later.images
+        self.latents += later.latents
+        self.seconds += later.seconds
+        self.timesteps = later.timesteps
+        self.calls = later.calls
+        self.squared_error = self.squared_error + later.squared_error
+        self.squared_reference = self.squared_reference + later.squared_reference
+
     @property
     def seconds_per_step(self) -> float:
         """The median time of a call, times the calls of a step."""
@@ -88,22 +99,31 @@ def check_same_sampling(batch: SampledBatch, reference: SampledBatch) -> None:
 
 
 def sample_in_turns(
-    models: Sequence[ComparedModel], request: sampling.Request, folder: Path
+    models: Sequence[ComparedModel], request: sampling.Request, folder: Path | None
 ) -> dict[str, ModelSamples]:
     """The samples of each model by key; images are also written as FOLDER/<key>/<seed>.png.
 
-    The first model is the reference. For each batch, all models sample one after another.
+    The first model is the reference. For each batch, all models sample one after another. Each
+    process of torchrun samples its part of the batches.
     """
     samples = {model.key: ModelSamples() for model in models}
-    turns = list(product(request.batches(), models))
+    world = join()
+    turns = list(product(world.part(list(request.batches())), models))
+    own: list[tuple[str, ModelSamples]] = []
     reference: SampledBatch | None = None
     for batch_request, model in track(turns, total=len(turns), title="sampling images"):
         batch = sample_batch(model.pipe, batch_request)
         if model is models[0]:
             reference = batch
         assert reference is not None, "the reference is the first of each turn"
-        samples[model.key].add(batch, reference)
-        _write_images(folder / model.key, batch.images, batch_request.seeds)
+        part = ModelSamples()
+        part.add(batch, reference)
+        own.append((model.key, part))
+    for key, part in world.gathered(own):
+        samples[key].join(part)
+    if folder is not None:
+        for key, each in samples.items():
+            _write_images(folder / key, np.concatenate(each.images), request.seeds)
     return samples
 
 

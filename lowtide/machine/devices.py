@@ -4,6 +4,7 @@ import re
 
 import torch
 
+from lowtide.distributed.launch import launched
 from lowtide.errors import BadInput
 from lowtide.machine.device_names import AUTO, EXAMPLE, KINDS
 
@@ -19,7 +20,7 @@ def chosen(name: str = AUTO) -> torch.device:
     if name == AUTO:
         if present is None or present.type in NOT_BY_ITSELF:
             return CPU
-        return torch.device(present.type, _current())
+        return torch.device(present.type, _own_index(present.type))
     kind, index = _parts(name, present)
     if kind == CPU.type:
         return CPU
@@ -30,6 +31,12 @@ def chosen(name: str = AUTO) -> torch.device:
             here,
             "leave --device away, or install a torch that knows this device",
         )
+    if index is not None and launched().several:
+        raise BadInput(
+            f"found device {name!r} under torchrun",
+            f"{kind}, of which each process takes the card of its number",
+            f"give --device {kind}, or choose cards with CUDA_VISIBLE_DEVICES",
+        )
     count = torch.accelerator.device_count()
     if index is not None and index >= count:
         cards = "1 card" if count == 1 else f"{count} cards"
@@ -38,7 +45,17 @@ def chosen(name: str = AUTO) -> torch.device:
             f"a number from 0 to {count - 1}" if count > 1 else f"{kind}:0",
             f"give --device {kind}",
         )
-    return torch.device(kind, _current() if index is None else index)
+    return torch.device(kind, _own_index(kind) if index is None else index)
+
+
+def check_own_card(device: torch.device) -> None:
+    """Raise where a process of torchrun works on the card of another one."""
+    if launched().several and device.type != CPU.type and device.index != _own_index(device.type):
+        raise BadInput(
+            f"found a model on {device} in process {launched().local_rank} of this machine",
+            f"it on {device.type}:{launched().local_rank}, a card of its own",
+            f"move it there with .to(f'{device.type}:{{LOCAL_RANK}}')",
+        )
 
 
 def _accelerator() -> torch.device | None:
@@ -46,8 +63,19 @@ def _accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
-def _current() -> int:
-    return torch.accelerator.current_device_index()
+def _own_index(kind: str) -> int:
+    """torch's current card; under torchrun, the card with the number of the process."""
+    if not launched().several:
+        return torch.accelerator.current_device_index()
+    number = launched().local_rank
+    count = torch.accelerator.device_count()
+    if number >= count:
+        raise BadInput(
+            f"found process {number} on a machine with {count} of {kind}",
+            f"at most {count} processes here",
+            f"give torchrun --nproc-per-node {count}, or --device cpu",
+        )
+    return number
 
 
 def _parts(name: str, present: torch.device | None) -> tuple[str, int | None]:

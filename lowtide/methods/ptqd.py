@@ -3,7 +3,6 @@
 Whatever quantization does inside a denoiser, the sampler only sees noise D on its answer. One part
 of D is correlated with the answer and another part is constant; both can be subtracted. The rest
 is nearly Gaussian, and a sampler that adds noise of its own can count it as part of that noise.
-What is measured of D at each step is saved in the checkpoint.
 
     D = eps^ - eps on the float trajectory            measure, class Moments
     D = k_t eps + D', linear regression, k_t > 0      class CNC: eps^ / (1 + k_t)
@@ -147,7 +146,7 @@ class VSC(_Correcting):
             {
                 "error before VSC": moments.error(),
                 "sigma": _rounded(sigma),
-                "absorbed": _absorbed(job, sigma),
+                "absorbed": job.world.of_first(lambda: _absorbed(job, sigma)),
             }
         )
 
@@ -191,15 +190,20 @@ class StepAware(Stage):
 @torch.no_grad()
 def measure(job: Job) -> Moments:
     """Compare the quantized model, as corrected so far, with the float model on all calls."""
-    known = find_clock(job.model).known
-    means: list[list[Tensor]] = [[] for _ in known]
-    for call in job.track(job.calls, "quantization noise"):
-        eps = answer(job, call, quantized=False)
-        noise = answer(job, call, quantized=True) - eps
-        products = (eps, noise, eps * eps, eps * noise, noise * noise)
-        means[known[call.timestep]].append(torch.stack([product.mean(1) for product in products]))
+    means: list[list[Tensor]] = [[] for _ in find_clock(job.model).known]
+    calls = job.track(job.world.part(job.calls), "quantization noise")
+    for step, mean in job.world.gathered([_means(job, call) for call in calls]):
+        means[step].append(mean.to(job.device))
     set_precision(job.model, Precision.FULL)
     return Moments(*torch.stack([torch.stack(step).mean(0) for step in means], 1))
+
+
+def _means(job: Job, call: Call) -> tuple[int, Tensor]:
+    eps = answer(job, call, quantized=False)
+    noise = answer(job, call, quantized=True) - eps
+    values = (eps, noise, eps * eps, eps * noise, noise * noise)
+    step = find_clock(job.model).known[call.timestep]
+    return step, torch.stack([each.mean(1) for each in values]).cpu()
 
 
 def answer(job: Job, call: Call, *, quantized: bool) -> Tensor:

@@ -289,7 +289,7 @@ class _SoftmaxGrids:
 def _by_error(job: Job, grids: dict[str, _SoftmaxGrids]) -> dict[str, Tensor]:
     """Compare both grids of every softmax in one more pass over all calls."""
     hooks = list(chain.from_iterable(each.hooks(job) for each in grids.values()))
-    fit_ranges.run_with_hooks(job, hooks, "softmax quantizers")
+    fit_ranges.run_with_hooks(job, hooks, "softmax quantizers", job.calls)
     return {name: each.errors[1] < each.errors[0] for name, each in grids.items()}
 
 

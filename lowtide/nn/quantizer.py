@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,41 @@ from lowtide.nn.clock import Clock, at_step
 from lowtide.nn.lsq import lsq_round
 
 
+class SamplePart(NamedTuple):
+    """The samples from `start` to `end` of a batch of `whole`."""
+
+    start: int
+    end: int
+    whole: int
+
+
 class QDrop:
     """QDrop (Wei et al., ICLR 2022): with this chance, a value stays as it was before the rounding.
 
     The other values are rounded. The gradient passes straight through the rounding.
+
+    part: the samples that x holds of a batch. Chances are drawn for the whole batch, so that a
+        sample's do not depend on which process has it.
     """
 
     def __init__(self, chance: float, generator: torch.Generator):
         self.chance = chance
         self.generator = generator
+        self.part: SamplePart | None = None
 
     def __call__(self, x: Tensor, rounded: Tensor) -> Tensor:
-        dropped = torch.rand(x.shape, generator=self.generator) < self.chance
+        dropped = self._drawn(x.shape) < self.chance
         return x + (rounded - x).detach().masked_fill(dropped.to(x.device), 0)
+
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        """Numbers from 0 to 1. The first axis holds samples, or heads or windows of each sample."""
+        part = self.part or SamplePart(0, 1, 1)
+        own = part.end - part.start
+        if not shape or shape[0] % own:  # no axis of samples
+            return torch.rand(shape, generator=self.generator)
+        each = shape[0] // own
+        drawn = torch.rand((each * part.whole, *shape[1:]), generator=self.generator)
+        return drawn[each * part.start : each * part.end]
 
 
 class Quantizer(nn.Module):

@@ -7,6 +7,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lowtide.distributed.launch import launched
+
 Item = TypeVar("Item")
 COLUMNS = (
     TextColumn("{task.description:<24}"),
@@ -21,9 +23,11 @@ def track(
 ) -> Iterator[Item]:
     """Yield the items and show how many are done; a console that is no terminal shows nothing.
 
+    Of the processes of torchrun, the first one shows it.
+
     total: the number of items; None takes the length of `items`. console: stderr by default.
     """
     console = console or Console(file=sys.stderr)
-    disable = not console.is_terminal
+    disable = not (console.is_terminal and launched().first)
     with Progress(*COLUMNS, console=console, transient=True, disable=disable) as progress:
         yield from progress.track(items, total=total, description=title)

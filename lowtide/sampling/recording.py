@@ -23,6 +23,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.models import Answer, Arguments, answer_of
 from lowtide.report.progress import track
@@ -96,7 +97,8 @@ def images(
     """All images of a request: (images, height, width, channels), in [0, 1].
 
     An image alone and in a batch agree to about 1e-6 (relative L2), not bit for bit: a matrix
-    product of another size sums in another order.
+    product of another size sums in another order. Under torchrun all processes call this alike,
+    each draws its part of the batches, and all get all images.
     """
     if isinstance(pipe, str | Path):
         raise BadInput(f"found the name {pipe}", "a pipeline", f"pass lowtide.load({str(pipe)!r})")
@@ -106,9 +108,10 @@ def images(
             "this pipeline's safety checker may answer with black images, which spoils comparisons",
             stacklevel=2,
         )
-    batches = list(request.batches())
+    world = join()
+    batches = world.part(list(request.batches()))
     shown = track(batches, total=len(batches), title="sampling") if show_progress else batches
-    return np.concatenate([run_pipeline(pipe, batch) for batch in shown])
+    return np.concatenate(world.gathered([run_pipeline(pipe, batch) for batch in shown]))
 
 
 def trajectory(

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowtide.costs import Cost, Workload
+from lowtide.distributed.world import World
 from lowtide.errors import BadInput
+from lowtide.machine import bf16
 from lowtide.models import Adapter, Arguments
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
@@ -94,6 +96,7 @@ class Job:
     terms: losses that stages add to a later distillation.
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
+    world: the processes that work on it together.
     """
 
     pipe: Pipeline
@@ -107,7 +110,21 @@ class Job:
     report: dict[str, Any] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
     maintained: bool = False
+    world: World = field(default_factory=World)
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
+
+    def __post_init__(self) -> None:
+        self.console.quiet |= not self.world.first
+
+    @property
+    def batch(self) -> int:
+        """Samples of one learning iteration, over all ranks."""
+        return self.settings.batch * self.world.size
+
+    @cached_property
+    def bf16_pays(self) -> bool:
+        """Whether products in bf16 are used where they suffice: the first rank decides for all."""
+        return self.world.of_first(lambda: bf16.pays(self.device.type))
 
     def generator(self, *names: str) -> torch.Generator:
         """A generator seeded by (seed, stage, unit), independent of what ran before."""
@@ -117,11 +134,21 @@ class Job:
     def recorded(self, stage: str, unit: str) -> dict[str, Tensor] | None:
         """The result for this unit that an earlier, interrupted run of the same recipe recorded."""
         path = self._record_path(stage, unit)
-        return load_file(path) if path and path.exists() else None
+        if path is None:
+            return None
+        return self.world.of_first(lambda: load_file(path) if path.exists() else None)
+
+    def agreed(self, stage: str, unit: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Record the result for a finished unit; every rank goes on with that of the first."""
+        self.record(stage, unit, tensors)
+        if self.world.size == 1:
+            return tensors
+        return self.world.of_first(lambda: {name: each.cpu() for name, each in tensors.items()})
 
     def record(self, stage: str, unit: str, tensors: dict[str, Tensor]) -> None:
-        """Keep the result for a finished unit: write a new file, then rename it."""
-        if path := self._record_path(stage, unit):
+        """Keep the result on the first rank: write a new file, then rename it."""
+        path = self._record_path(stage, unit)
+        if path and self.world.first:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh)
@@ -230,12 +257,14 @@ def _option_names(stage: Stage) -> str:
     return ", ".join(each.name for each in fields(stage))
 
 
-def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str) -> str:
-    """A hash of what a resumed run must share: stages, settings, the model's weights, the code."""
+def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str, ranks: int = 1) -> str:
+    """A hash of what a resumed run must share: stages, settings, the model's weights, the code.
+
+    Of the batch, the samples of all ranks count: 2 ranks with 8 go on where 1 with 16 stopped.
+    """
     stages = [(type(stage).__name__, asdict(stage)) for stage in recipe]
-    text = json.dumps(
-        [stages, asdict(settings), fingerprint, code_hash()], sort_keys=True, default=str
-    )
+    values = asdict(settings) | {"batch": settings.batch * ranks}
+    text = json.dumps([stages, values, fingerprint, code_hash()], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

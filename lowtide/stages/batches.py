@@ -3,7 +3,7 @@
 Targets are the float model's answers. Some images are held out.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,8 +55,8 @@ class CalibrationBatches:
         return call // self.length * self.images + row % self.images
 
     def draw(self, places: list[Place], generator: torch.Generator) -> list[Place]:
-        """A random batch of these samples."""
-        size = min(self.job.settings.batch, len(places))
+        """A random batch of these samples, for all ranks together."""
+        size = min(self.job.batch, len(places))
         numbers = torch.randint(len(places), (size,), generator=generator).tolist()
         return [places[number] for number in numbers]
 
@@ -68,10 +68,10 @@ class CalibrationBatches:
                 "at least two, to compare consecutive ones",
                 "give a larger --steps",
             )
-        first = self.draw(self.starts, generator)[: max(1, self.job.settings.batch // 2)]
+        first = self.draw(self.starts, generator)[: max(1, self.job.batch // 2)]
         return first + [(call + 1, row) for call, row in first]
 
-    def arguments(self, batch: list[Place]) -> Arguments:
+    def arguments(self, batch: Sequence[Place]) -> Arguments:
         """These samples as one call of the denoiser."""
         whole = [self.calls[call].arguments for call, _ in batch]
         rows = [row for _, row in batch]
@@ -89,16 +89,17 @@ class CalibrationBatches:
             return torch.stack([value[row] for value, row in zip(values, rows, strict=True)])
         return first
 
-    def targets(self, batch: list[Place]) -> Tensor:
+    def targets(self, batch: Sequence[Place]) -> Tensor:
         """The float model's answers to these samples."""
         return self.job.on_device(torch.stack([self.answers[call][row] for call, row in batch]))
 
 
 @torch.no_grad()
 def _float_answers(job: Job) -> list[Tensor]:
-    """The float model's answer to every recorded call."""
+    """The float model's answer to every recorded call; each rank runs its part of them."""
     set_precision(job.model, Precision.FLOAT)
-    return [answer_of(run_call(job, call)).cpu() for call in job.track(job.calls, "float answers")]
+    own = job.track(job.world.part(job.calls), "float answers")
+    return job.world.gathered([answer_of(run_call(job, call)).cpu() for call in own])
 
 
 @contextmanager

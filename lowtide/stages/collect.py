@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -43,16 +44,20 @@ class Collect(Stage):
 
 
 def sampled_calls(job: Job) -> list[Call]:
-    """The calls of one trajectory of the model, at the precision that is set."""
+    """The calls of one trajectory of the model, at the precision that is set.
+
+    Each rank draws its part of the batches.
+    """
     request = calibration_request(job)
-    total = request.steps * -(-len(request.seeds) // request.batch)
+    batches = job.world.part(list(request.batches()))
+    moments = chain.from_iterable(trajectory(job.pipe, batch) for batch in batches)
     calls: list[tuple[int, Call]] = []
     arguments: Arguments = {}
-    for moment in job.track(trajectory(job.pipe, request), "collecting inputs", total):
+    for moment in job.track(moments, "collecting inputs", request.steps * len(batches)):
         timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
         arguments = _share(moment.arguments, arguments)
         calls.append((moment.index, Call(timestep, arguments, kept=False)))
-    marked = _mark_kept(calls, job.settings.calibration_steps)
+    marked = _mark_kept(job.world.gathered(calls), job.settings.calibration_steps)
     _check_finite(marked)
     return marked
 

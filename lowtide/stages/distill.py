@@ -8,6 +8,7 @@ and backward pass of the student; the float answers are computed once per call. 
 stages added (job.terms) read pairs of consecutive steps and take one float pass more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import find_clock, quant_layers, quantizers, set_precision
 from lowtide.stages.base import Job, Stage
 from lowtide.stages.batches import CalibrationBatches, Place, last_features
+from lowtide.stages.reconstruct import descend
 from lowtide.validation import Count, NotNegative
 
 PAPER_ITERS = 16_000
@@ -65,8 +67,7 @@ class Distill(Stage):
         if student.layers or student.inputs:
             state = job.recorded(STAGE, NETWORK)
             if state is None:
-                state = DistillLoop(job, student).search()
-                job.record(STAGE, NETWORK, state)
+                state = job.agreed(STAGE, NETWORK, DistillLoop(job, student).search())
             student.restore(state)
         set_precision(job.model, Precision.FULL)
 
@@ -185,7 +186,8 @@ class DistillLoop:
         generator = self.job.generator(STAGE, "judge")
         held_out = self.batches.held_out
         batches = [self.batches.draw(held_out, generator) for _ in range(JUDGES)]
-        return sum(self.task_loss(batch).item() for batch in batches) / JUDGES
+        own = sum(self.task_loss(batch).item() for batch in batches) / JUDGES
+        return self.job.world.total(own)
 
     def learn(self) -> None:
         """Train, from the recorded state if there is one."""
@@ -197,7 +199,7 @@ class DistillLoop:
             for group in optimizer.param_groups:
                 group["lr"] = group["first"] * (1 - step / iters)
             optimizer.zero_grad()
-            self.loss(generator).backward()
+            descend(self.job, self.loss(generator), _parameters(optimizer))
             optimizer.step()
             if (step + 1) % RECORD_EVERY == 0:
                 self.job.record(STAGE, UNFINISHED, _loop_state(optimizer, generator, step + 1))
@@ -209,26 +211,34 @@ class DistillLoop:
         return self.paired_loss(self.batches.pairs(generator))
 
     def task_loss(self, batch: list[Place]) -> Tensor:
-        """The distance of the student's answer from the float model's."""
-        return _distance(self.answer(batch), self.batches.targets(batch))
+        """This rank's share of the distance of the student's answer from the float model's."""
+        own = self.job.world.part(batch)
+        if not own:
+            return torch.zeros(())
+        distance = _distance(self.answer(own), self.batches.targets(own))
+        return distance * (len(own) / len(batch))
 
     def paired_loss(self, batch: list[Place]) -> Tensor:
-        """The loss with the job's terms, on pairs of consecutive steps.
+        """This rank's share of the loss with the job's terms, on pairs of consecutive steps.
 
         Both steps of a pair are in one graph, so a term's gradient reaches the student through
         each of them.
         """
+        half = len(batch) // 2
+        own = [*self.job.world.part(batch[:half]), *self.job.world.part(batch[half:])]
+        if not own:
+            return torch.zeros(())
         with last_features(self.job) as features:
             with torch.no_grad():
                 set_precision(self.job.model, Precision.FLOAT)
-                self.answer(batch)
+                self.answer(own)
             set_precision(self.job.model, Precision.FULL)
-            answer = self.answer(batch)
+            answer = self.answer(own)
         theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in features)
         terms = sum(term(ours, theirs) for term in self.job.terms)
-        return _distance(answer, self.batches.targets(batch)) + terms
+        return (_distance(answer, self.batches.targets(own)) + terms) * (len(own) / len(batch))
 
-    def answer(self, batch: list[Place]) -> Tensor:
+    def answer(self, batch: Sequence[Place]) -> Tensor:
         """The model's answer to a batch, at its precision now."""
         return answer_of(self.job.model(**self.batches.arguments(batch)))
 

@@ -160,7 +160,8 @@ class FitRanges(Stage):
 def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
     """Statistics of every quantizer's inputs, from one pass over all calls with float inputs.
 
-    keep: keep samples too.
+    keep: keep samples too. Minima and maxima are shared out, a part of the calls to each rank;
+        samples are drawn one after the other, so every rank runs all calls for them.
     """
     steps = len(find_clock(job.model).known)
     statistics: dict[str, InputStatistics] = {}
@@ -170,12 +171,17 @@ def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
         generator = job.generator("seen", name) if keep else None
         hook = _adding(job, statistics[name], generator)
         hooks.append(quantizer.register_forward_pre_hook(hook))
-    run_with_hooks(job, hooks, "input ranges")
+    run_with_hooks(job, hooks, "input ranges", job.calls if keep else job.world.part(job.calls))
+    if not keep:
+        each = statistics.values()
+        job.world.extremes([one.lo for one in each], [one.hi for one in each])
     return statistics
 
 
-def run_with_hooks(job: Job, hooks: Sequence[RemovableHandle], title: str) -> None:
-    """Run all calls with float inputs for these hooks, then remove them.
+def run_with_hooks(
+    job: Job, hooks: Sequence[RemovableHandle], title: str, calls: Sequence[Call]
+) -> None:
+    """Run these calls with float inputs for these hooks, then remove them.
 
     Attention calls its quantizers, which round nothing.
     """
@@ -183,7 +189,7 @@ def run_with_hooks(job: Job, hooks: Sequence[RemovableHandle], title: str) -> No
     for module in job.model.modules():
         if isinstance(module, QuantAttention):
             module.active = True
-    for call in job.track(job.calls, title):
+    for call in job.track(calls, title):
         run_call(job, call)
     for hook in hooks:
         hook.remove()

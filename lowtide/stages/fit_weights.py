@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from lowtide.costs import FLOAT, Cost, Workload
 from lowtide.costs.workload import MINMAX_PASSES
 from lowtide.formats import SEARCHES, check_search
@@ -24,8 +26,11 @@ class FitWeights(Stage):
         check_search(self.search)
 
     def run(self, job: Job) -> None:
-        for layer in job.track(_low_bit_layers(job), "weight ranges"):
-            _fit_weight(layer, self.search)
+        layers = _low_bit_layers(job)
+        own = job.track(job.world.part(layers), "weight ranges")
+        ranges = job.world.gathered([_weight_range(layer, self.search) for layer in own])
+        for layer, (lo, hi) in zip(layers, ranges, strict=True):
+            _set_range(layer, lo, hi)
             layer.set_precision(Precision.FLOAT)
 
     def cost(self, load: Workload) -> Cost:
@@ -43,9 +48,16 @@ def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
     return [layer for _, layer in quant_layers(job.model) if layer.format is not None]
 
 
-def _fit_weight(layer: QuantizedLayer, search: str) -> None:
+def _weight_range(layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
+    """lo and hi of each row of the format, on the CPU."""
     form = layer.format
     assert form is not None
-    weight = layer.smoothed_weight()
-    lo, hi = SEARCHES[search](form.rows(weight), form)
-    layer.set_grid(form.params(lo, hi, weight.shape[0]))
+    lo, hi = SEARCHES[search](form.rows(layer.smoothed_weight()), form)
+    return lo.cpu(), hi.cpu()
+
+
+def _set_range(layer: QuantizedLayer, lo: Tensor, hi: Tensor) -> None:
+    form = layer.format
+    assert form is not None
+    device = layer.weight.device
+    layer.set_grid(form.params(lo.to(device), hi.to(device), layer.weight.shape[0]))

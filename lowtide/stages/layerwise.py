@@ -63,14 +63,21 @@ class LayerData:
         return x.expand(samples, *x.shape[1:]), answer.expand(samples, *answer.shape[1:])
 
     def loss(self, generator: torch.Generator) -> Tensor:
-        """Squared distance on a random batch: summed over channels, averaged over the rest."""
-        chosen = self.block.choose(generator)
+        """This rank's share of the squared distance on a random batch.
+
+        It is summed over channels and averaged over the rest.
+        """
+        whole = self.block.choose(generator)
+        chosen = self.block.job.world.part(whole)
+        if not chosen:
+            return torch.zeros(())
         self.block.set_clock(chosen)
         inputs, answers = self.pairs
         x = self.block.select(inputs, chosen)
         target = self.block.select(answers, chosen)
         channels = 1 if isinstance(self.layer, nn.Conv2d) else -1
-        return (self.layer(x).float() - target.float()).square().sum(channels).mean()
+        error = (self.layer(x).float() - target.float()).square().sum(channels).mean()
+        return error * (len(chosen) / len(whole))
 
 
 def layers_of(block: UnitData) -> Iterator[LayerData]:

@@ -8,7 +8,7 @@ ranges are those of rounding to nearest, and are fitted anew afterwards). No oth
 loop.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -27,7 +27,7 @@ from lowtide.costs.workload import (
     rounding_work,
 )
 from lowtide.formats import Affine
-from lowtide.machine.bf16 import bf16_products, describe_products
+from lowtide.machine.bf16 import describe_products, products
 from lowtide.models import Unit
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.quantized import QuantizedLayer
@@ -109,7 +109,8 @@ def _parts(data: UnitData, scope: str) -> Iterable[UnitData | LayerData]:
 def _report_products(job: Job) -> None:
     """Say once in which precision the products of the learning run."""
     if "products" not in job.report:
-        job.report["products"] = describe_products(next(job.model.parameters()))
+        parameter = next(job.model.parameters())
+        job.report["products"] = job.world.of_first(lambda: describe_products(parameter))
         line = f"Reconstruct: the rounding is learnt with {job.report['products']}"
         job.console.print(line, soft_wrap=True)
 
@@ -201,8 +202,11 @@ class Learner:
             return
         codes = self.job.recorded(self.stage, self.unit.name)
         if codes is None:
-            codes = self.search(loss)
-            self.job.record(self.stage, self.unit.name, codes)
+            codes = self.job.agreed(self.stage, self.unit.name, self.search(loss))
+        self.take(codes)
+
+    def take(self, codes: dict[str, Tensor]) -> None:
+        """Set the codes of each layer."""
         for name, layer in self.layers.items():
             layer.set_codes(codes[name].to(layer.weight.device))
 
@@ -230,7 +234,7 @@ class Learner:
     def judge(self, loss: Loss) -> float:
         """The loss on a few batches, the same ones at each call."""
         generator = self.job.generator(self.stage, self.unit.name, "judge")
-        return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
+        return self.job.world.total(sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES)
 
     def minimise(self, loss: Loss, roundings: RoundingOptimizer) -> None:
         """Train the roundings."""
@@ -263,11 +267,21 @@ class Learner:
         sharpness: float,
     ) -> Tensor:
         """One iteration; the loss before it."""
-        with bf16_products(roundings.device, wanted=self.low):
+        with products(roundings.device, low=self.low and self.job.bf16_pays):
             distance = loss()
-        distance.backward()
+        distance = descend(self.job, distance, [each.weight for each in roundings.each])
         roundings.step(penalty, sharpness)
         return distance
+
+
+def descend(job: Job, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradients of the loss over all ranks; the loss over all ranks.
+
+    A rank without samples has a loss of zero that depends on nothing.
+    """
+    if loss.requires_grad:
+        loss.backward()
+    return job.world.sum_gradients(loss, parameters)
 
 
 def sharpness(progress: float, *, warm: bool = False) -> float:
@@ -322,9 +336,8 @@ class RangeLearner:
         if scales is None:
             self.search(loss)
             learnt = {str(row): each.scale for row, each in enumerate(self.quantizers)}
-            self.job.record(LEARN_RANGES, self.unit.name, learnt)
-        else:
-            self._restore([scales[str(row)] for row in range(len(self.quantizers))])
+            scales = self.job.agreed(LEARN_RANGES, self.unit.name, learnt)
+        self._restore([scales[str(row)] for row in range(len(self.quantizers))])
 
     def search(self, loss: Loss) -> None:
         """Learn, and keep the result only where it beats the ranges before."""
@@ -350,7 +363,7 @@ class RangeLearner:
         optimizer = torch.optim.Adam(scales, RANGE_RATE)
         for _ in range(self.iters):
             optimizer.zero_grad()
-            loss(generator).backward()
+            descend(self.job, loss(generator), scales)
             optimizer.step()
 
     def _kept_steps(self) -> list[int]:
@@ -365,7 +378,7 @@ class RangeLearner:
     def judge(self, loss: Loss) -> float:
         """The loss on a few batches, the same ones at each call."""
         generator = self.job.generator(LEARN_RANGES, self.unit.name, "judge")
-        return sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES
+        return self.job.world.total(sum(loss(generator).item() for _ in range(JUDGES)) / JUDGES)
 
 
 def carried(old: Tensor, new: Tensor, steps: list[int]) -> Tensor:

@@ -6,7 +6,7 @@ the units before it. Each value is dropped after its last use and goes to disk b
 so memory does not grow with depth, and no unit costs a forward pass of the whole model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -18,7 +18,7 @@ from lowtide.machine.peak_memory import release_free_memory
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
 from lowtide.nn.precision import Precision
-from lowtide.nn.quantizer import QDrop, dropping
+from lowtide.nn.quantizer import QDrop, SamplePart, dropping
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
 from lowtide.stages.tape import Store, Tape
@@ -67,18 +67,23 @@ class UnitData:
         return total
 
     def choose(self, generator: torch.Generator) -> list[int]:
-        """A random batch of samples."""
+        """A random batch of samples, for all ranks together."""
         samples = sum(len(call.arguments["timestep"]) for call in self.calls)
-        size = min(self.job.settings.batch, samples)
+        size = min(self.job.batch, samples)
         return torch.randint(samples, (size,), generator=generator).tolist()
 
     def loss(self, generator: torch.Generator, drop: QDrop | None = None) -> Tensor:
-        """Squared distance to the float answers on a random batch.
+        """Squared distance to the float answers on a random batch: this rank's share of it.
 
         It is summed over channels, which are the last axis where there are tokens, and averaged
         over the rest.
         """
-        chosen = self.choose(generator)
+        whole = self.choose(generator)
+        chosen = self.job.world.part(whole)
+        if not chosen:
+            return torch.zeros(())
+        if drop:
+            drop.part = SamplePart(*self.job.world.bounds(len(whole)), len(whole))
         with dropping(self.module, drop):
             answer = self.answer(chosen, drop)
         losses: list[Tensor] = []
@@ -87,9 +92,9 @@ class UnitData:
                 target = self.rows(self.targets[ref.id], ref.id, chosen)
                 error = (ours.float() - target.float()).square()
                 losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
-        return reduce(torch.add, losses)
+        return reduce(torch.add, losses) * (len(chosen) / len(whole))
 
-    def answer(self, chosen: list[int], drop: QDrop | None = None) -> object:
+    def answer(self, chosen: Sequence[int], drop: QDrop | None = None) -> object:
         """The unit's own answer to these samples, which may be at different timesteps."""
         self.set_clock(chosen)
 
@@ -103,24 +108,24 @@ class UnitData:
         data = self if quantized else replace(self, inputs=self.floating)
         return data.answer(list(range(call * self.batch, (call + 1) * self.batch)))
 
-    def set_clock(self, chosen: list[int]) -> None:
+    def set_clock(self, chosen: Sequence[int]) -> None:
         """Set the clock to the timesteps of these samples."""
         times = [self.calls[number // self.batch].timestep for number in chosen]
         clock = find_clock(self.job.model)
         clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
 
-    def _input(self, id: int, chosen: list[int], drop: QDrop | None) -> object:
+    def _input(self, id: int, chosen: Sequence[int], drop: QDrop | None) -> object:
         """A quantized input, with some of its values replaced by their float values by `drop`."""
         rows = self.rows(self.inputs[id], id, chosen)
         if drop is None or not isinstance(rows, Tensor) or not rows.is_floating_point():
             return rows
         return drop(self.rows(self.floating[id], id, chosen), rows)
 
-    def rows(self, value: Value, id: int, chosen: list[int]) -> Any:
+    def rows(self, value: Value, id: int, chosen: Sequence[int]) -> Any:
         """These samples of a value; a value without a batch axis is the same for all."""
         return self.select(value, chosen) if id in self.batched else value[0]
 
-    def select(self, value: Value, chosen: list[int]) -> Tensor:
+    def select(self, value: Value, chosen: Sequence[int]) -> Tensor:
         """These samples of a value with a batch axis, on the model's device."""
         size = len(value[0])
         samples = [value[number // size][number % size] for number in chosen]

@@ -1,6 +1,7 @@
 """TIAR: rounding of the temporal block for its own features; TFMQ-DM and its extension share it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import ClassVar
 
@@ -9,12 +10,15 @@ from torch import Tensor
 
 from lowtide.costs import Cost, Workload
 from lowtide.costs.workload import rounding_bytes, rounding_work
+from lowtide.distributed.world import World
 from lowtide.errors import BadInput
 from lowtide.models import Unit
 from lowtide.stages.base import Job, Stage
 from lowtide.stages.reconstruct import Learner
 from lowtide.stages.temporal_features import MOST_ROWS, JobFeatures
 from lowtide.validation import Count
+
+STAGE = "TIAR"
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,38 @@ class TIAR(Stage):
                 "TIAR before the stage that caches them",
                 "put it first",
             )
-        for unit in job.track(job.adapter.temporal(), "temporal block"):
-            self._round_unit(job, unit)
+        units = job.adapter.temporal()
+        turns = range(0, len(units), job.world.size)
+        for start in job.track(turns, "temporal block"):
+            self._round_units(job, units[start : start + job.world.size])
         job.maintained = True
 
-    def _round_unit(self, job: Job, unit: Unit) -> None:
+    def _round_units(self, job: Job, units: Sequence[Unit]) -> None:
+        """Round some units, each on one rank: they read inputs of the model, not each other.
+
+        A unit runs on all its rows in every iteration, so there is no batch to share out.
+        """
+        iters = self.times * job.settings.iters
+        known = {unit.name: job.recorded(STAGE, unit.name) for unit in units}
+        rounded: list[tuple[dict[str, Tensor], list[float]]] = []
+        missing = [unit for unit in units if known[unit.name] is None]
+        for unit in job.world.part(missing):
+            learner = Learner(replace(job, world=World()), STAGE, unit, iters)
+            rounded.append(self._search(learner))
+        for unit, (codes, losses) in zip(missing, job.world.gathered(rounded), strict=True):
+            if codes:
+                job.report.setdefault("losses", {})[f"{STAGE} {unit.name}"] = losses
+                job.record(STAGE, unit.name, codes)
+            known[unit.name] = codes
+        for unit in units:
+            Learner(job, STAGE, unit, iters).take(known[unit.name] or {})
+
+    def _search(self, learner: Learner) -> tuple[dict[str, Tensor], list[float]]:
+        """The codes of a unit, on the CPU, and its losses before and after."""
+        if not learner.layers:
+            return {}, []
+        job = learner.job
+        unit = learner.unit
         features = JobFeatures(job, unit)
         targets = features.floating()
 
@@ -51,7 +82,8 @@ class TIAR(Stage):
             errors = [(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]
             return reduce(torch.add, errors)
 
-        Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
+        codes = {name: each.cpu() for name, each in learner.search(loss).items()}
+        return codes, job.report["losses"][f"{STAGE} {unit.name}"]
 
     def cost(self, load: Workload) -> Cost:
         """Many passes of every temporal unit over all its rows."""

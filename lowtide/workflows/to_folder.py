@@ -9,6 +9,7 @@ from pathlib import Path
 from lowtide import estimate, sampling
 from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized
+from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.machine import peak_memory
 from lowtide.machine.device_names import AUTO
@@ -22,20 +23,23 @@ def quantize_to_folder(
 ) -> dict[str, object]:
     """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
 
-    Returns the report of the run as plain JSON values.
+    Returns the report of the run as plain JSON values. The first process of torchrun writes.
     """
     out = Path(out)
+    world = join()
     folders.recover_missing(source)
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
-    with folders.written_beside(out, source=sampling.local_folder(source)) as fresh:
-        units = _units_folder(out)
-        predicted = estimate.plan(source, method=method, **options)
+    place = folders.written_beside(out, source=sampling.local_folder(source))
+    with world.inside(place) as fresh:
+        units = world.of_first(lambda: _units_folder(out))
+        predicted = world.of_first(lambda: estimate.plan(source, method=method, **options).totals())
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
             pipe = sampling.as_pipeline(source, device=settings.device)
             float_bytes = facts.parameter_bytes(sampling.denoiser(pipe))
             result = quantize(pipe, method=method, folder=units, **options | {"device": AUTO})
-            result.write(fresh)
+            if fresh is not None:
+                result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
         report: dict[str, object] = {
             "model": source,
@@ -43,10 +47,10 @@ def quantize_to_folder(
             "folder": str(out),
             "minutes": minutes,
         }
-        report |= _sizes(result, fresh, float_bytes)
-        report |= {"peak_bytes": peak.above, "predicted": predicted.totals()}
+        report |= world.of_first(lambda: _sizes(result, fresh, float_bytes))
+        report |= {"peak_bytes": peak.above, "predicted": predicted}
         report |= result.plan.summary | result.report
-        provenance.Provenance(
+        record = provenance.Provenance(
             command=provenance.command(),
             source=_lasting(source),
             fingerprint=result.report["fingerprint"],
@@ -54,16 +58,19 @@ def quantize_to_folder(
             settings=asdict(settings),
             without=tuple(options.get("without", ())),
             report=report,
-        ).write(fresh)
-    _remove_units(units)
+        )
+        if fresh is not None:
+            record.write(fresh)
+    if world.first:
+        _remove_units(units)
     return report
 
 
-def _sizes(result: Quantized, folder: Path, float_bytes: int) -> dict[str, int]:
+def _sizes(result: Quantized, folder: Path | None, float_bytes: int) -> dict[str, int]:
     return {
         "float_bytes": float_bytes,
         "bytes": result.report["account"]["total"],
-        "on_disk": facts.on_disk(folder),
+        "on_disk": facts.on_disk(folder) if folder else 0,
     }
 
 
@@ -105,13 +112,15 @@ def sample_to_folder(
     """Draw one PNG per seed and a grid of them all."""
     out = Path(out)
     folders.recover_missing(source)
-    with folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source)) as fresh:
+    place = folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source))
+    with join().inside(place) as fresh:
         pipe = sampling.as_pipeline(source, device=device)
         facts.check_steps(sampling.denoiser(pipe), request.steps)
         started = time.perf_counter()
         images = sampling.images(pipe, request, show_progress=True)
         seconds = time.perf_counter() - started
-        grids.write_images(fresh, images, request.seeds)
+        if fresh is not None:
+            grids.write_images(fresh, images, request.seeds)
     return {
         "folder": str(out),
         "images": len(images),

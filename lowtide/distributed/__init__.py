@@ -1,0 +1,1 @@
+"""Several processes for one run: the only room that knows torch.distributed."""
