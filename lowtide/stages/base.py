@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from lowtide.costs import Cost, Workload
 from lowtide.errors import BadInput
+from lowtide.machine.room import Room
 from lowtide.models import Adapter, Arguments
 from lowtide.models.trace import mapped
+from lowtide.nn.placement import Placement
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
@@ -35,9 +37,11 @@ class Stage(ABC):
     """One step of a recipe; a frozen dataclass whose fields are its options.
 
     essential: no recipe works without it.
+    whole: it works on the whole network at once, which has to fit on the device.
     """
 
     essential: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the stage reads
 
     @abstractmethod
@@ -91,6 +95,8 @@ class Job:
     """A model on its way from float to packed, and the folder for finished parts of the work.
 
     calls: the calibration set.
+    placement: which parts of the model are on the device.
+    room: how many samples fit there at once.
     terms: losses that stages add to a later distillation.
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
@@ -108,6 +114,12 @@ class Job:
     terms: list[Term] = field(default_factory=list)
     maintained: bool = False
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
+    placement: Placement = field(init=False)
+    room: Room = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.placement = Placement(self.model, self.device)
+        self.room = Room(self.device, partial(self.console.print, soft_wrap=True, markup=False))
 
     def generator(self, *names: str) -> torch.Generator:
         """A generator seeded by (seed, stage, unit), independent of what ran before."""
@@ -151,12 +163,24 @@ def run_recipe(recipe: Recipe, job: Job) -> None:
     summaries = job.report.setdefault("summaries", {})
     for stage in recipe:
         started = time.perf_counter()
-        stage.run(job)
+        _run_in_place(stage, job)
         name = type(stage).__name__
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 2)
         summaries[name] = stage.summary(job)
         line = f"{name}: {summaries[name]}, {seconds[name]:.1f} s"
         job.console.print(line, soft_wrap=True, markup=False)
+
+
+def _run_in_place(stage: Stage, job: Job) -> None:
+    """Run the stage, with the whole network on the device if the stage works on all of it."""
+    if stage.whole and job.placement.blocks:
+        name = type(stage).__name__
+        line = f"{name}: works on the whole network at once, so all of it is on {job.device}"
+        job.console.print(line, soft_wrap=True, markup=False)
+        with job.placement.visit(job.model):
+            stage.run(job)
+    else:
+        stage.run(job)
 
 
 def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:

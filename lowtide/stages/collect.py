@@ -34,7 +34,7 @@ class Collect(Stage):
     def cost(self, load: Workload) -> Cost:
         """While a batch is drawn, every argument of all its calls is held, and every answer."""
         changing, whole = load.input_bytes
-        held = load.steps * load.batch * (whole + changing)
+        held = 0 if load.apart else load.steps * load.batch * (whole + changing)
         return Cost(load.passes(load.calls), load.alive_bytes(load.batch) + held)
 
     def summary(self, job: Job) -> str:

@@ -52,6 +52,7 @@ class Distill(Stage):
         by in one iteration.
     """
 
+    whole: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset({"iters", "batch"})
 
     rank: Count = 32
@@ -88,7 +89,8 @@ class Distill(Stage):
         student = BACKWARD_COPIES * FLOAT * samples * kept + STUDENT_BYTES * whole.weights
         answers = load.passes(load.calls) + 2 * JUDGES * forward
         seconds = answers + load.settings.iters * (forward + load.speed.backward(work))
-        return Cost(seconds, SLACK * student + load.calls * load.batch * load.input_bytes[0])
+        targets = 0 if load.apart else load.calls * load.batch * load.input_bytes[0]
+        return Cost(seconds, SLACK * student + targets)
 
     def summary(self, job: Job) -> str:
         return "the whole network trained on the float model's answers"

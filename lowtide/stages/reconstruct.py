@@ -92,7 +92,7 @@ class Reconstruct(Stage):
         samples = load.samples
         learning = sum(iters * load.speed.learning(rounding_work(part, samples)) for part in units)
         judging = sum(2 * JUDGES * load.forward(part, samples) for part in units)
-        largest = max(rounding_bytes(part, samples) for part in units)
+        largest = max(rounding_bytes(part, samples, load.width) for part in units)
         ranges = 0 if load.settings.drop is None else statistics_cost(load, search=False).seconds
         return Cost(ranges + learning + judging + load.streams(), largest + load.tape_bytes())
 

@@ -62,7 +62,7 @@ class TIAR(Stage):
             part = load.network.temporal_part(unit)
             rows = _rows(unit, load)
             seconds += iters * load.speed.learning(rounding_work(part, rows))
-            largest = max(largest, rounding_bytes(part, rows))
+            largest = max(largest, rounding_bytes(part, rows, load.width))
         return Cost(seconds, largest)
 
     def summary(self, job: Job) -> str:

@@ -32,9 +32,7 @@ def quantize_to_folder(
         predicted = estimate.plan(source, method=method, **options)
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
-            pipe = sampling.as_pipeline(source, device=settings.device)
-            float_bytes = facts.parameter_bytes(sampling.denoiser(pipe))
-            result = quantize(pipe, method=method, folder=units, **options | {"device": AUTO})
+            result = quantize(source, method=method, folder=units, **options)
             result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
         report: dict[str, object] = {
@@ -43,7 +41,7 @@ def quantize_to_folder(
             "folder": str(out),
             "minutes": minutes,
         }
-        report |= _sizes(result, fresh, float_bytes)
+        report |= _sizes(result, fresh)
         report |= {"peak_bytes": peak.above, "predicted": predicted.totals()}
         report |= result.plan.summary | result.report
         provenance.Provenance(
@@ -59,9 +57,8 @@ def quantize_to_folder(
     return report
 
 
-def _sizes(result: Quantized, folder: Path, float_bytes: int) -> dict[str, int]:
+def _sizes(result: Quantized, folder: Path) -> dict[str, int]:
     return {
-        "float_bytes": float_bytes,
         "bytes": result.report["account"]["total"],
         "on_disk": facts.on_disk(folder),
     }
