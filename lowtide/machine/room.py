@@ -73,6 +73,25 @@ class Room:
             total += part.detach()
         return total
 
+    def descend(
+        self,
+        loss: Callable[[], Tensor],
+        undo: Callable[[], object],
+        draws: Iterable[torch.Generator] = (),
+    ) -> Tensor:
+        """Add the gradients of a loss to those of its leaves; the loss.
+
+        undo: drops the gradients of an attempt that ran out of memory.
+        """
+
+        def act() -> Tensor:
+            distance = loss()
+            if distance.requires_grad:
+                distance.backward()
+            return distance.detach()
+
+        return self.attempt(act, undo, draws)
+
     def attempt(
         self,
         act: Callable[[], T],
@@ -87,7 +106,9 @@ class Room:
         self._asked = 0
         while True:
             try:
-                return act()
+                result = act()
+                self.again = False
+                return result
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition("\n")[0]
             # Here the failed attempt is over, and nothing refers to its tensors.

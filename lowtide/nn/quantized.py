@@ -135,7 +135,9 @@ class QuantizedLayer(nn.Module):
     def finish_rounding(self) -> Tensor:
         """Make the soft decisions hard, and keep the codes."""
         assert isinstance(self.rounding, AdaRound), "no rounding was started"
-        codes = self._clamped(self.rounding.floor + self.rounding.hard()).to(torch.uint8)
+        # The weight and its grid are as they were, so its position need not be kept meanwhile.
+        floor = self.position().floor()
+        codes = self._clamped(floor + self.rounding.hard()).to(torch.uint8)
         self.set_codes(codes)
         return codes
 

@@ -21,9 +21,29 @@ class QDrop:
     def __init__(self, chance: float, generator: torch.Generator):
         self.chance = chance
         self.generator = generator
+        self._span = slice(None)
+        self._samples = 0
+
+    def rewind(self, state: Tensor, span: slice, samples: int) -> None:
+        """Go back to this state of the generator, for some samples of a batch of `samples`.
+
+        They get the numbers that they would get in the whole batch.
+        """
+        self.generator.set_state(state)
+        self._span = span
+        self._samples = samples
+
+    def _drawn(self, shape: torch.Size) -> Tensor:
+        """Random numbers for a tensor whose first axis is the samples, or samples x heads."""
+        own = len(range(*self._span.indices(self._samples)))
+        if own == self._samples or shape[0] % own:
+            return torch.rand(shape, generator=self.generator)
+        each = shape[0] // own
+        whole = torch.rand(self._samples * each, *shape[1:], generator=self.generator)
+        return whole[self._span.start * each : self._span.stop * each]
 
     def __call__(self, x: Tensor, rounded: Tensor) -> Tensor:
-        dropped = torch.rand(x.shape, generator=self.generator) < self.chance
+        dropped = self._drawn(x.shape) < self.chance
         return x + (rounded - x).detach().masked_fill(dropped.to(x.device), 0)
 
 

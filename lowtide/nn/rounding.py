@@ -23,6 +23,8 @@ SIGMOID_HIGH = (1 - LOW) / WIDTH
 # The number of weights that are updated at once. With fewer, the calls and the waiting of threads
 # take the time; with more, the weights do not fit in any cache.
 CHUNK = 1 << 19
+# On a GPU one call updates so many, and the four buffers of an update take 256 MiB at most.
+GPU_CHUNK = 1 << 24
 # Layers are updated together up to this number of weights.
 SMALL = CHUNK >> 2
 
@@ -44,14 +46,14 @@ class AdaRound(nn.Module):
         other side to change.
         """
         super().__init__()
-        self.floor = position.floor()
-        below = decode(self.floor)
-        step = decode(self.floor + 1) - below
+        floor = position.floor()
+        below = decode(floor)
+        step = decode(floor + 1) - below
         # A weight is below + soft() * step. That is base + span * sigmoid, with the sigmoid clamped
         # to SIGMOID_LOW .. SIGMOID_HIGH.
         self.base = below + LOW * step
         self.span = WIDTH * step
-        start = position - self.floor
+        start = position - floor
         if up is not None:
             start = (start + up) / 2
         sigmoid = (start - LOW) / WIDTH
@@ -91,10 +93,10 @@ class _Chunk:
     second: Tensor
 
     def pieces(self) -> list["_Chunk"]:
-        """Equal pieces for a CPU; on a GPU one call updates all weights."""
+        """Equal pieces: small ones for a CPU, and as large as its buffers may be for a GPU."""
         size = len(self.alpha)
-        if self.alpha.device.type == "cpu":
-            size = math.ceil(size / math.ceil(size / CHUNK))
+        most = CHUNK if self.alpha.device.type == "cpu" else GPU_CHUNK
+        size = math.ceil(size / math.ceil(size / most))
         columns = [tensor.split(size) for tensor in vars(self).values()]
         return [_Chunk(*tensors) for tensors in zip(*columns, strict=True)]
 
@@ -153,6 +155,11 @@ class RoundingOptimizer:
         if len(gradients) == 1:
             return gradients[0].split(size)
         return [torch.cat(gradients, out=self.gradient[:size])]
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients of an attempt that failed."""
+        for rounding in self.each:
+            rounding.weight.grad = None
 
     def settled(self) -> bool:
         """Whether soft() of every weight is within 0.05 of 0 or 1."""

@@ -6,6 +6,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -74,7 +75,7 @@ class Stage(ABC):
 
 Recipe = tuple[Stage, ...]
 # A loss on features: of the quantized and of the float model for the same pairs of consecutive
-# steps, each (2, pairs, channels, positions), to a scalar.
+# steps, each (2, pairs, channels, positions), to a scalar that is a mean over the pairs.
 Term = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -147,6 +148,12 @@ class Job:
         """The device of the model."""
         return next(self.model.parameters()).device
 
+    def visit(self, target: object) -> AbstractContextManager[None]:
+        """A context in which the module of this name is on the device; other targets need none."""
+        if isinstance(target, str):
+            return self.placement.visit(self.model.get_submodule(target))
+        return nullcontext()
+
     def on_device(self, tree: Tree) -> Tree:
         """Nested arguments with all tensors on the model's device."""
         device = self.device
@@ -155,6 +162,20 @@ class Job:
     def track(self, items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
         """Iterate over the items with a progress bar that shows the time left."""
         return track(items, total=total, title=title, console=self.console)
+
+
+def part_of(arguments: Arguments, span: slice, adapter: Adapter) -> Arguments:
+    """Some samples of a call; a value without a batch axis is the same for all."""
+    samples = len(arguments["timestep"])
+
+    def cut(leaf: object) -> object:
+        batched = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == samples
+        return leaf[span] if batched else leaf
+
+    shared = adapter.architecture.shared
+    return {
+        name: value if name in shared else mapped(value, cut) for name, value in arguments.items()
+    }
 
 
 def run_recipe(recipe: Recipe, job: Job) -> None:

@@ -9,6 +9,7 @@ stages added (job.terms) read pairs of consecutive steps and take one float pass
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -199,7 +200,7 @@ class DistillLoop:
             for group in optimizer.param_groups:
                 group["lr"] = group["first"] * (1 - step / iters)
             optimizer.zero_grad()
-            self.loss(generator).backward()
+            self.job.room.descend(partial(self.loss, generator), optimizer.zero_grad, [generator])
             optimizer.step()
             if (step + 1) % RECORD_EVERY == 0:
                 self.job.record(STAGE, UNFINISHED, _loop_state(optimizer, generator, step + 1))
@@ -212,14 +213,25 @@ class DistillLoop:
 
     def task_loss(self, batch: list[Place]) -> Tensor:
         """The distance of the student's answer from the float model's."""
+        return self.job.room.mean(len(batch), lambda span: self._task_part(batch[span]))
+
+    def _task_part(self, batch: list[Place]) -> Tensor:
         return _distance(self.answer(batch), self.batches.targets(batch))
 
     def paired_loss(self, batch: list[Place]) -> Tensor:
         """The loss with the job's terms, on pairs of consecutive steps.
 
         Both steps of a pair are in one graph, so a term's gradient reaches the student through
-        each of them.
+        each of them. Where memory is short, the pairs are taken in parts.
         """
+        pairs = len(batch) // 2
+        first = batch[:pairs]
+        second = batch[pairs:]
+        return self.job.room.mean(
+            pairs, lambda span: self._paired_part([*first[span], *second[span]])
+        )
+
+    def _paired_part(self, batch: list[Place]) -> Tensor:
         with last_features(self.job) as features:
             with torch.no_grad():
                 set_precision(self.job.model, Precision.FLOAT)

@@ -25,7 +25,8 @@ class FitWeights(Stage):
 
     def run(self, job: Job) -> None:
         for layer in job.track(_low_bit_layers(job), "weight ranges"):
-            _fit_weight(layer, self.search)
+            with job.placement.visit(layer):
+                _fit_weight(layer, self.search)
             layer.set_precision(Precision.FLOAT)
 
     def cost(self, load: Workload) -> Cost:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lowtide.models import Unit
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
-from lowtide.stages.stream import UnitData
+from lowtide.stages.stream import Rows, UnitData
 from lowtide.stages.tape import Tape
+from lowtide.stages.upcoming import Upcoming
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,25 @@ class LayerData:
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """Squared distance on a random batch: summed over channels, averaged over the rest."""
-        chosen = self.block.choose(generator)
-        self.block.set_clock(chosen)
-        inputs, answers = self.pairs
-        x = self.block.select(inputs, chosen)
-        target = self.block.select(answers, chosen)
+        batch = self.upcoming.take(generator)
+        return self.block.job.room.mean(len(batch.chosen), partial(self._distance, batch))
+
+    @cached_property
+    def upcoming(self) -> Upcoming[Rows]:
+        """Random batches of the layer's data."""
+        return Upcoming(self.block.job.room, self.block.choose, self._gather)
+
+    def _gather(self, chosen: list[int]) -> Rows:
+        """Inputs and answers of these samples as the one value of each kind."""
+        x, target = (self.block.select(tape, chosen) for tape in self.pairs)
+        return Rows(chosen, frozenset([0]), inputs={0: x}, floating={}, targets={0: target})
+
+    def _distance(self, batch: Rows, span: slice) -> Tensor:
+        part = batch.part(span, self.block.job.device)
+        self.block.set_clock(part.chosen)
         channels = 1 if isinstance(self.layer, nn.Conv2d) else -1
-        return (self.layer(x).float() - target.float()).square().sum(channels).mean()
+        error = self.layer(part.inputs[0]).float() - part.targets[0].float()
+        return error.square().sum(channels).mean()
 
 
 def layers_of(block: UnitData) -> Iterator[LayerData]:

@@ -10,6 +10,7 @@ loop.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -179,6 +180,7 @@ class Learner:
         self.unit = unit
         self.iters = iters
         self.warm = warm
+        self.draws: list[torch.Generator] = []
         self.layers: dict[str, QuantizedLayer] = {}
         for name in unit.layers:
             layer = job.model.get_submodule(name)
@@ -236,6 +238,7 @@ class Learner:
         """Train the roundings."""
         generator = self.job.generator(self.stage, self.unit.name)
         drop = self._drop()
+        self.draws = [each.generator for each in drop]
         history: list[float] = []
         for step in range(self.iters):
             penalty = PENALTY if step >= WARM_UP * self.iters else 0.0
@@ -263,9 +266,12 @@ class Learner:
         sharpness: float,
     ) -> Tensor:
         """One iteration; the loss before it."""
-        with bf16_products(roundings.device, wanted=self.low):
-            distance = loss()
-        distance.backward()
+
+        def low_loss() -> Tensor:
+            with bf16_products(roundings.device, wanted=self.low):
+                return loss()
+
+        distance = self.job.room.descend(low_loss, roundings.forget_gradients, self.draws)
         roundings.step(penalty, sharpness)
         return distance
 
@@ -350,7 +356,7 @@ class RangeLearner:
         optimizer = torch.optim.Adam(scales, RANGE_RATE)
         for _ in range(self.iters):
             optimizer.zero_grad()
-            loss(generator).backward()
+            self.job.room.descend(partial(loss, generator), optimizer.zero_grad)
             optimizer.step()
 
     def _kept_steps(self) -> list[int]:

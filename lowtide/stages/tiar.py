@@ -51,7 +51,8 @@ class TIAR(Stage):
             errors = [(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]
             return reduce(torch.add, errors)
 
-        Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
+        with features.visiting():
+            Learner(job, "TIAR", unit, self.times * job.settings.iters).learn(loss)
 
     def cost(self, load: Workload) -> Cost:
         """Many passes of every temporal unit over all its rows."""
