@@ -1,14 +1,15 @@
 """Placement: a denoiser whose blocks lie on the CPU, and visit the device one at a time.
 
 Everything outside of the blocks stays on the device: embeddings, norms, the first and the last
-layer. A block comes to the device when it is called, and leaves when it has answered. Whoever works
-on its weights without calling it, or calls it many times, keeps it there with `visit`.
+layer. A block, or a part of one that is called alone, comes to the device when it is called, and
+leaves when it has answered. Whoever works on its weights without calling it, or calls it many
+times, keeps it there with `visit`.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,13 @@ from lowtide.machine.devices import CPU, empty_cache, moved_to_cpu
 from lowtide.nn.quantized import QuantizedLayer
 
 
+T = TypeVar("T", bound=Tensor)
+
+
 class _Home(NamedTuple):
     """A tensor on the CPU, and what its copy on the device was when it was made."""
 
-    tensor: Tensor
+    tensor: Any
     owner: Tensor
     address: int
     version: int
@@ -56,11 +60,11 @@ class Placement:
         for module in self.root.modules():
             if module not in placed:
                 _move(module, self.device, {})
-        for name in self.blocks:
-            block = self.root.get_submodule(name)
-            self._visits[block] = []
-            self._hooks.append(block.register_forward_pre_hook(self._enter))
-            self._hooks.append(block.register_forward_hook(self._leave, always_call=True))
+        # A part of a block may be called alone: DiT's first block has the embedder of its end.
+        for module in placed:
+            self._visits[module] = []
+            self._hooks.append(module.register_forward_pre_hook(self._enter))
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
     def _placed(self) -> set[nn.Module]:
         """Every module of the blocks; stages replace some of them."""
@@ -69,15 +73,21 @@ class Placement:
             placed.update(self.root.get_submodule(name).modules())
         return placed
 
-    def _enter(self, block: nn.Module, args: tuple[object, ...]) -> None:
-        visit = ExitStack()
-        visit.enter_context(self.visit(block))
-        self._visits[block].append(visit)
+    def __deepcopy__(self, memo: dict[int, object]) -> "Placement":
+        """The placement of a copy of the model, such as one of shapes alone: none of its blocks."""
+        return Placement(self.root, self.device)
 
-    def _leave(self, block: nn.Module, args: tuple[object, ...], result: object) -> None:
-        # A call whose visit found no room on the device has none to end.
-        if self._visits[block]:
-            self._visits[block].pop().close()
+    def _enter(self, module: nn.Module, args: tuple[object, ...]) -> None:
+        if module in self._visitors or module not in self._visits:
+            return
+        visit = ExitStack()
+        visit.enter_context(self._visit(_inside((module,))))
+        self._visits[module].append(visit)
+
+    def _leave(self, module: nn.Module, args: tuple[object, ...], result: object) -> None:
+        # A call whose visit found no room on the device, or was one already, has none to end.
+        if visits := self._visits.get(module):
+            visits.pop().close()
 
     @contextmanager
     def visit(self, *modules: nn.Module) -> Iterator[None]:
@@ -85,7 +95,13 @@ class Placement:
 
         Modules that visit already, and those outside of the blocks, stay where they are.
         """
-        guests = _inside(modules) & self._placed() - self._visitors if self.blocks else set()
+        inside = _inside(modules) & self._placed() if self.blocks else set()
+        with self._visit(inside):
+            yield
+
+    @contextmanager
+    def _visit(self, modules: set[nn.Module]) -> Iterator[None]:
+        guests = modules - self._visitors
         self._visitors |= guests
         homes: _Homes = {}
         try:
@@ -121,15 +137,8 @@ def _move(module: nn.Module, device: torch.device, homes: _Homes) -> None:
     On the way to the device, `homes` collects the tensors of the CPU. On the way back they are used
     again where the device has not changed them.
     """
-    for parameter in module.parameters(recurse=False):
-        home = parameter.data
-        if back := _home_of(parameter, device, homes):
-            parameter.data = back
-        else:
-            parameter.data = _sent(home, device)
-            homes[id(parameter)] = _Home(
-                home, parameter, parameter.data_ptr(), parameter._version
-            )
+    for name, parameter in module.named_parameters(recurse=False):
+        module._parameters[name] = _other(parameter, device, homes)
     for name, buffer in module.named_buffers(recurse=False):
         module._buffers[name] = _other(buffer, device, homes)
     if isinstance(module, QuantizedLayer):
@@ -142,20 +151,18 @@ def _move(module: nn.Module, device: torch.device, homes: _Homes) -> None:
             module._grid = Grid(scale, _other(grid.zero, device, homes), factor)
 
 
-def _other(tensor: Tensor, device: torch.device, homes: _Homes) -> Tensor:
-    """The tensor of the other place: the one it came from, or a copy."""
-    if back := _home_of(tensor, device, homes):
-        return back
-    there = _sent(tensor, device)
+def _other(tensor: T, device: torch.device, homes: _Homes) -> T:
+    """The tensor of the other place: the one it came from, or a copy.
+
+    A parameter becomes another parameter, because not every device can take over its data.
+    """
+    home = homes.get(id(tensor))
+    if home is not None and device == CPU and home.is_that_of(tensor):
+        return home.tensor
+    if tensor.device == device:
+        return tensor
+    there = moved_to_cpu(tensor.detach()) if device == CPU else tensor.detach().to(device)
+    if isinstance(tensor, nn.Parameter):
+        there = nn.Parameter(there, requires_grad=tensor.requires_grad)
     homes[id(there)] = _Home(tensor, there, there.data_ptr(), there._version)
     return there
-
-
-def _home_of(owner: Tensor, device: torch.device, homes: _Homes) -> Tensor | None:
-    """The CPU's tensor that this one was copied from, if it holds the same values."""
-    home = homes.get(id(owner))
-    return home.tensor if home and device == CPU and home.is_that_of(owner) else None
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    return moved_to_cpu(tensor) if device == CPU else tensor.to(device)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowtide.machine.peak_memory import release_free_memory
+
 # The sigmoid is stretched to [LOW, HIGH] and then clamped to [0, 1].
 LOW = -0.1
 HIGH = 1.1
@@ -118,6 +120,7 @@ class RoundingOptimizer:
         self.gap = torch.empty(largest, device=self.device)
         self.slope = torch.empty(largest, device=self.device)
         self.gradient = torch.empty(largest, device=self.device)
+        release_free_memory()
 
     @torch.no_grad()
     def step(self, penalty: float, sharpness: float) -> None:
@@ -183,13 +186,18 @@ def _merged(group: Sequence[AdaRound]) -> _Chunk:
     sizes = [rounding.alpha.numel() for rounding in group]
     merged: dict[str, Tensor] = {}
     for name in ("alpha", "base", "span", "weight"):
-        merged[name] = torch.cat([getattr(rounding, name).reshape(-1) for rounding in group])
+        merged[name] = _joined([getattr(rounding, name).reshape(-1) for rounding in group])
         for rounding, part in zip(group, merged[name].split(sizes), strict=True):
             setattr(rounding, name, part.view(rounding.alpha.shape))
     for rounding in group:
         rounding.weight.requires_grad_()
     first = torch.zeros_like(merged["alpha"])
     return _Chunk(**merged, first=first, second=torch.zeros_like(first))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors as one; a single one is not copied."""
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0].detach()
 
 
 def penalty_gradient(

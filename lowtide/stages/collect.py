@@ -48,7 +48,8 @@ def sampled_calls(job: Job) -> list[Call]:
     total = request.steps * -(-len(request.seeds) // request.batch)
     calls: list[tuple[int, Call]] = []
     arguments: Arguments = {}
-    for moment in job.track(trajectory(job.pipe, request), "collecting inputs", total):
+    moments = trajectory(job.pipe, request, room=job.room)
+    for moment in job.track(moments, "collecting inputs", total):
         timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
         arguments = _share(moment.arguments, arguments)
         calls.append((moment.index, Call(timestep, arguments, kept=False)))

@@ -262,8 +262,16 @@ class Stream:
                 if id not in outputs:
                     outputs[id] = Tape(self.store) if isinstance(result, Tensor) else []
                 cut = len(parts) > 1 and id in self.batched
-                outputs[id].append(torch.cat([part[id] for part in parts]) if cut else result)
+                if cut:
+                    result = torch.cat([part[id] for part in parts], self._axis(id))
+                outputs[id].append(result)
         return outputs
+
+    def _axis(self, id: int) -> int:
+        """The batch axis of a value: the one that is longer in a larger batch."""
+        own = self.graph.values[id].shape
+        larger = larger_graph(self.job).values[id].shape
+        return next(axis for axis, size in enumerate(own) if size != larger[axis])
 
     def _run_part(
         self, place: int, values: dict[int, Value], number: int, span: slice
@@ -281,7 +289,11 @@ class Stream:
             each = values[id][number]
             if not isinstance(each, Tensor):
                 return each
-            return (each[span] if id in self.batched else each).to(device)
+            if not whole and id in self.batched:
+                axis = self._axis(id)
+                rows = each.shape[axis] // samples
+                each = each.narrow(axis, span.start * rows, (span.stop - span.start) * rows)
+            return each.to(device)
 
         results = run_node(graph.nodes[place], self.job.model, value, device)
         return results if whole else mapped(results, _on_the_cpu)
@@ -300,7 +312,11 @@ def _on_the_cpu(value: object) -> object:
 
 def _batched(graph: Graph, job: Job) -> frozenset[int]:
     """The values with a batch axis: their shape changes when the batch has one more sample."""
-    size = len(job.calls[0].arguments["timestep"])
-    larger = job.adapter.block_graph(size + 1)
+    larger = larger_graph(job)
     grown = (id for id, value in graph.values.items() if larger.values[id].shape != value.shape)
     return frozenset(grown)
+
+
+def larger_graph(job: Job) -> Graph:
+    """The graph of a call with one more sample."""
+    return job.adapter.block_graph(len(job.calls[0].arguments["timestep"]) + 1)
