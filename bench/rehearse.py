@@ -32,6 +32,7 @@ from lowtide.checkpoint import diffusers_hook, facts
 from lowtide.machine import devices, peak_memory
 from lowtide.methods import recipe_of, relevant_options
 from lowtide.models import adapt
+from lowtide.models.trace import mapped
 from lowtide.nn.plan import with_summary
 from lowtide.sampling import ModulePipeline
 from lowtide.settings import Settings, settings_from
@@ -109,11 +110,14 @@ def rehearsed(options: argparse.Namespace) -> Json:
         kind = type(model)
         count = sum(parameter.numel() for parameter in model.parameters())
         float_bytes = facts.parameter_bytes(model)
+        timestep = torch.full((GUIDED,), TRAINED_STEPS - 1)
+        inputs = networks.inputs_of(model, GUIDED) | {"timestep": timestep}
+        inputs = mapped(inputs, lambda x: x.to(device) if isinstance(x, torch.Tensor) else x)
         report = packed(options, model, device).report
         on_card = card_peak(device)
         cast(Any, model).save_pretrained(folder)
         del model
-        step = one_step(kind, folder, device, DTYPES[options.dtype])
+        step = one_step(kind, folder, inputs, DTYPES[options.dtype])
     return {
         "model": options.one,
         "method": options.method,
@@ -142,15 +146,13 @@ def card_peak(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def one_step(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Json:
-    """Load the packed denoiser, and call it for one guided image."""
+def one_step(kind: Any, folder: Path, inputs: Json, dtype: torch.dtype) -> Json:
+    """Load the packed denoiser, and call it for one guided image on the inputs' device."""
+    device = inputs["timestep"].device
     started = time.perf_counter()
     with sampling.quiet_libraries():
         model = kind.from_pretrained(folder, torch_dtype=dtype).to(device).eval()
     loaded = time.perf_counter()
-    inputs = networks.inputs_of(model, GUIDED) | {
-        "timestep": torch.full((GUIDED,), TRAINED_STEPS - 1, device=device)
-    }
     with torch.no_grad():
         answer = model(**inputs)[0]
     devices.synchronize(device)

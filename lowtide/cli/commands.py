@@ -16,8 +16,8 @@ import typer
 from lowtide import __version__
 from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.machine.device_names import AUTO
-from lowtide.settings import Device as DeviceName
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
+from lowtide.settings import Device as DeviceName
 
 if TYPE_CHECKING:
     from lowtide.evaluation.comparison import Evaluation
@@ -149,7 +149,9 @@ def plan(
     settings = changed(values(options), change)
     target = target_of(settings["device"], card)
     print(f"device: {target.described if target else 'cpu'}", file=sys.stderr)
-    prediction = estimate(model, method=method, fit=fit, card=card, without=tuple(without), **settings)
+    prediction = estimate(
+        model, method=method, fit=fit, card=card, without=tuple(without), **settings
+    )
     result = prediction.as_json()
     _show(result, as_json, text.estimated(result))
 

@@ -69,9 +69,7 @@ def target_of(device: str, card: str | None) -> Target | None:
     """The accelerator to plan for; None for the CPU."""
     if card is not None:
         if card not in CARDS:
-            raise BadInput(
-                f"found card {card!r}", f"one of {', '.join(CARDS)}", "correct --card"
-            )
+            raise BadInput(f"found card {card!r}", f"one of {', '.join(CARDS)}", "correct --card")
         return Target(None, CARDS[card])
     kind = device.partition(":")[0]
     if kind == "cuda" and kind in KINDS and not torch.cuda.is_available():

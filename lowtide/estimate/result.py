@@ -123,7 +123,7 @@ class Estimate:
     card: CardEstimate | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The estimate as values that JSON has; without the keys `fit` and `card` where there is none."""
+        """The estimate as values that JSON has; `fit` and `card` only where there is one."""
         data = asdict(self)
         data["stages"] = list(data["stages"])
         data["unpriced"] = list(data["unpriced"])

@@ -128,8 +128,8 @@ class Room:
             )
         if self.part is None:
             self.say(
-                f"memory on {self.device} ran out with {size} samples at once; batches are taken "
-                "in parts from here on, and their gradients are added up"
+                f"memory on {self.device} ran out with {size} samples at once; from here on "
+                "batches are taken in parts, with the same result up to the order of sums"
             )
         self.part = -(-size // 2)
         gc.collect()

@@ -101,6 +101,11 @@ class Graph:
     def output_numbers(self) -> list[int]:
         return _refs(self.output)
 
+    def parameters(self) -> set[str]:
+        """The names of the parameters and buffers that calls outside of leaves read."""
+        leaves = leaves_of([(node.args, node.kwargs) for node in self.nodes])
+        return {leaf.name for leaf in leaves if isinstance(leaf, Param)}
+
     def used_values(self, node: Node) -> list[Value]:
         return [self.values[id] for id in node.uses()]
 

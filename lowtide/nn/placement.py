@@ -8,8 +8,7 @@ times, keeps it there with `visit`.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,6 @@ from torch.utils.hooks import RemovableHandle
 from lowtide.formats import Grid
 from lowtide.machine.devices import CPU, empty_cache, moved_to_cpu
 from lowtide.nn.quantized import QuantizedLayer
-
-
-T = TypeVar("T", bound=Tensor)
-
 
 class _Home(NamedTuple):
     """A tensor on the CPU, and what its copy on the device was when it was made."""
@@ -151,7 +146,7 @@ def _move(module: nn.Module, device: torch.device, homes: _Homes) -> None:
             module._grid = Grid(scale, _other(grid.zero, device, homes), factor)
 
 
-def _other(tensor: T, device: torch.device, homes: _Homes) -> T:
+def _other(tensor: Tensor, device: torch.device, homes: _Homes) -> Any:
     """The tensor of the other place: the one it came from, or a copy.
 
     A parameter becomes another parameter, because not every device can take over its data.

@@ -164,8 +164,7 @@ def estimated(result: Result) -> list[str]:
         *(f"{name} stays in float: {size(count)}" for name, count in result["others"].items()),
         f"Memory holds {size(memory['weights'])} of weights, {size(memory['calls'])} of recorded "
         f"calls, and at most {size(memory['tape'])} of tape (--memory).",
-        "Memory is what comes on top of Python and its libraries; "
-        f"time is for {_timed(result)}.",
+        f"Memory is what comes on top of Python and its libraries; time is for {_timed(result)}.",
         *(f"The stage {name} has no price and counts as nothing." for name in result["unpriced"]),
     ]
 
@@ -194,7 +193,9 @@ def on_the_card(result: Result) -> list[str]:
         f"{chosen}{size(card['peak_bytes'])} at its peak{fit}.",
     ]
     if card["moving_seconds"]:
-        lines.append(f"Weights that come and go take {lasting(card['moving_seconds'])} of the time.")
+        lines.append(
+            f"Weights that come and go take {lasting(card['moving_seconds'])} of the time."
+        )
     largest = f"The largest unit that is learnt at once has {card['largest_unit'] / 1e6:.1f}"
     return [*lines, f"{largest} million weights.", ""]
 

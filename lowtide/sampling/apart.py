@@ -32,7 +32,7 @@ def other_parts(pipe: Pipeline) -> dict[str, nn.Module]:
 
 @contextmanager
 def parts_apart(pipe: Pipeline, device: torch.device) -> Iterator[None]:
-    """Within the context, each other part is on the device while it is at work, and on the CPU else.
+    """Within the context, each other part is on the device only while it is at work.
 
     Afterwards all are on the device.
     """

@@ -97,7 +97,8 @@ def _part(request: Request, span: slice) -> Request:
 
 def _draw(pipe: Pipeline, request: Request, output: str) -> np.ndarray:
     """One part of a batch; `output` "latent" leaves out the decoder."""
-    arguments = call_arguments(pipe, request) | {"output_type": output}
+    arguments = call_arguments(pipe, request)
+    arguments["output_type"] = output
     with (
         _without_progress_bar(pipe),
         torch.no_grad(),

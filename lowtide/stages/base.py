@@ -169,8 +169,9 @@ def part_of(arguments: Arguments, span: slice, adapter: Adapter) -> Arguments:
     samples = len(arguments["timestep"])
 
     def cut(leaf: object) -> object:
-        batched = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == samples
-        return leaf[span] if batched else leaf
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == samples:
+            return leaf[span]
+        return leaf
 
     shared = adapter.architecture.shared
     return {

@@ -115,7 +115,7 @@ class UnitData:
         over the rest. Where memory is short the batch is taken in parts, see `Room.mean`.
         """
         batch = self.upcoming.take(generator)
-        start = drop.generator.get_state() if drop else None
+        start = drop.generator.get_state() if drop else torch.empty(0)
 
         def distance(span: slice) -> Tensor:
             if drop is not None:
