@@ -101,11 +101,6 @@ class Graph:
     def output_numbers(self) -> list[int]:
         return _refs(self.output)
 
-    def parameters(self) -> set[str]:
-        """The names of the parameters and buffers that calls outside of leaves read."""
-        leaves = leaves_of([(node.args, node.kwargs) for node in self.nodes])
-        return {leaf.name for leaf in leaves if isinstance(leaf, Param)}
-
     def used_values(self, node: Node) -> list[Value]:
         return [self.values[id] for id in node.uses()]
 
@@ -148,7 +143,8 @@ def run_node(
         if isinstance(leaf, Ref):
             return value(leaf.id)
         if isinstance(leaf, Param):
-            return _named_tensor(model, leaf.name)
+            # A block whose embedder is called from outside may lie elsewhere at the moment.
+            return _named_tensor(model, leaf.name).to(device)
         return device if isinstance(leaf, torch.device) else leaf
 
     target = model.get_submodule(node.target) if isinstance(node.target, str) else node.target

@@ -46,10 +46,8 @@ class JobFeatures:
             return self.features(self.model)
 
     def visiting(self) -> AbstractContextManager[None]:
-        """A context in which the unit's layers, and tables such as of labels, are on the device."""
-        owners = {name.rpartition(".")[0] for name in self.features.graph.parameters()}
-        names = [*self.unit.layers, *owners - {""}]
-        return self.placement.visit(*map(self.model.get_submodule, names))
+        """A context in which the unit's layers are on the device."""
+        return self.placement.visit(*map(self.model.get_submodule, self.unit.layers))
 
     @torch.no_grad()
     def floating(self) -> list[Tensor]:
