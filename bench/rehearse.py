@@ -2,6 +2,9 @@
 
     python bench/rehearse.py --out DIR [--models sdxl,sd15] [--dtype bfloat16] [--device cuda]
     python bench/rehearse.py --out DIR --models dit-xl-2 --layers 2 --size 16
+    python bench/rehearse.py --out DIR --models sd3 --without tiar
+
+TIAR learns SD3's temporal block as one unit of 683 million weights, which takes 30 GB.
 
 Each model goes from float to packed, to disk, and back for one step, in a process of its own. What
 is measured: peak memory (resident, and on the card), minutes by stage, bytes on disk. DIR keeps a
@@ -87,7 +90,7 @@ def calls_of(model: nn.Module, settings: Settings) -> list[Call]:
 def packed(options: argparse.Namespace, model: nn.Module, device: torch.device) -> Job:
     """Quantize the model in place, as `lowtide.quantize` does after it has drawn images."""
     settings = settings_of(options)
-    recipe = recipe_of(options.method, settings)
+    recipe = recipe_of(options.method, settings, options.without)
     calls = calls_of(model, settings)
     adapter = adapt(model, calls[0].arguments)
     pipe = ModulePipeline(model, DDIMScheduler(), shape=())  # nothing draws with it
@@ -125,7 +128,7 @@ def rehearsed(options: argparse.Namespace) -> Json:
         "dtype": options.dtype,
         "device": devices.describe(device),
         "cut": {"layers": options.layers, "size": options.size, "tiny": options.tiny},
-        "settings": {name: getattr(options, name) for name in OPTIONS},
+        "settings": {name: getattr(options, name) for name in (*OPTIONS, "without")},
         "parameters": count,
         "float_bytes": float_bytes,
         "on_disk": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
@@ -217,6 +220,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", default=",".join(networks.KINDS))
     parser.add_argument("--method", default="tfmq")
+    parser.add_argument(
+        "--without", action="append", default=[], help="a stage to leave out, such as tiar"
+    )
     parser.add_argument("--weights", type=int, default=4)
     parser.add_argument("--inputs", type=int, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

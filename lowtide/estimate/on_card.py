@@ -16,7 +16,7 @@ from lowtide.machine.device_names import AUTO, KINDS
 from lowtide.sampling.loading import DTYPES
 from lowtide.settings import Settings
 from lowtide.stages.base import Recipe
-from lowtide.stages.placing import stage_bytes
+from lowtide.stages.placing import in_parts, stage_bytes
 
 HALF = 2
 TRIED = ((FLOAT, WHOLE), (HALF, WHOLE), (FLOAT, BLOCKS), (HALF, BLOCKS))
@@ -114,6 +114,7 @@ def card_estimate(
         dtype=dtype,
         place=place,
         peak_bytes=chosen.peak_bytes,
+        parts_bytes=chosen.parts_bytes,
         fits=chosen.fits,
         largest_unit=max(part.weights for part in load.network.by_unit.values()),
         moving_seconds=round((2 * load.calls + 3) * moved / LINK, 1),
@@ -129,13 +130,18 @@ def _fit(
     place: str,
 ) -> CardFit:
     parts = [count * width // FLOAT for count in others.values()]
-    stages = stage_bytes(recipe, replace(load, width=width), parts)
+    load = replace(load, width=width)
     weights = CardWeights.of(load.network, width)
-    peak = round(CONTEXT + max(weights.peak(place, stage) for stage in stages))
+
+    def peak(load: Workload) -> int:
+        stages = stage_bytes(recipe, load, parts)
+        return round(CONTEXT + max(weights.peak(place, stage) for stage in stages))
+
     memory = target.memory
     return CardFit(
         bytes_of_a_weight=width,
         place=place,
-        peak_bytes=peak,
-        fits=None if memory is None else peak <= memory,
+        peak_bytes=peak(load),
+        parts_bytes=peak(in_parts(load)),
+        fits=None if memory is None else peak(in_parts(load)) <= memory,
     )

@@ -17,11 +17,16 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class CardFit:
-    """One way to place a model on a card: its peak there, and whether it fits, if that is known."""
+    """One way to place a model on a card.
+
+    peak_bytes: with whole batches. parts_bytes: with batches in parts of a few samples, to which a
+        run cuts them where memory runs out. fits: whether these fit, if that is known.
+    """
 
     bytes_of_a_weight: int
     place: str
     peak_bytes: int
+    parts_bytes: int
     fits: bool | None
 
 
@@ -32,7 +37,7 @@ class CardEstimate:
     reckoned: by a data sheet, not probed. assumed: no card is here, and none was named.
     memory: bytes that the card has, if known.
     ways: every way to place the model there.
-    dtype, place: what the run would choose; peak_bytes and fits are of it.
+    dtype, place: what the run would choose; peak_bytes, parts_bytes and fits are of it.
     largest_unit: weights of the largest unit that is learnt at once.
     moving_seconds: of weights that come and go; they are part of no stage.
     """
@@ -45,6 +50,7 @@ class CardEstimate:
     dtype: str
     place: str
     peak_bytes: int
+    parts_bytes: int
     fits: bool | None
     largest_unit: float
     moving_seconds: float

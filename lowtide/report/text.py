@@ -184,13 +184,13 @@ def on_the_card(result: Result) -> list[str]:
         return []
     card = result["card"]
     memory = "memory unknown" if card["memory"] is None else size(card["memory"])
-    rows = [_way(way, card) for way in card["ways"]]
-    chosen = f"The run holds the model in {card['dtype']}, {PLACES[card['place']]}: "
-    fit = "" if card["fits"] is None else f", which {'fits' if card['fits'] else 'does not fit'}"
+    rows = [_way(way) for way in card["ways"]]
     lines = [
         f"Memory on {card['name']} ({memory}):",
-        *table(["weights", "on the card", "peak", ""], rows),
-        f"{chosen}{size(card['peak_bytes'])} at its peak{fit}.",
+        *table(["weights", "on the card", "whole batches", "in parts", ""], rows),
+        f"The run holds the model in {card['dtype']}, {PLACES[card['place']]}: "
+        f"{size(card['peak_bytes'])} at its peak, {size(card['parts_bytes'])} with batches in "
+        f"parts of a few samples{_fitted(card)}.",
     ]
     if card["moving_seconds"]:
         lines.append(
@@ -200,10 +200,21 @@ def on_the_card(result: Result) -> list[str]:
     return [*lines, f"{largest} million weights.", ""]
 
 
-def _way(way: Result, card: Result) -> list[str]:
+def _way(way: Result) -> list[str]:
     width = "float32" if way["bytes_of_a_weight"] == 4 else "bfloat16 or float16"
     known = {None: "", True: "fits", False: "does not fit"}[way["fits"]]
-    return [width, PLACES[way["place"]], size(way["peak_bytes"]), known]
+    sizes = [size(way["peak_bytes"]), size(way["parts_bytes"])]
+    return [width, PLACES[way["place"]], *sizes, known]
+
+
+def _fitted(card: Result) -> str:
+    """What a run does on a card of this memory."""
+    if card["fits"] is None:
+        return ""
+    if not card["fits"]:
+        return ", which does not fit"
+    whole = card["peak_bytes"] <= card["memory"]
+    return ", which fits" if whole else "; batches that do not fit are cut by the run"
 
 
 def _fitting(result: Result) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +18,7 @@ from lowtide.report.wording import size
 from lowtide.sampling import other_parts, parts_apart, supported_fields
 from lowtide.stages.base import Job, Recipe
 
+FEW = 4  # samples at once, with which the whole model has to fit if it is placed whole
 _NO_TIME = Products(conv=0, conv_back=0, linear=0, linear_back=0)
 TIMELESS = Speed(
     full=_NO_TIME, low=_NO_TIME, value=0, value_back=0, weight=0, search=0, call=0, call_back=0
@@ -76,7 +78,7 @@ def chosen_place(job: Job, recipe: Recipe, device: torch.device) -> str:
 
 
 def peak_bytes(job: Job, recipe: Recipe, place: str) -> float:
-    """The most bytes of this job on the device."""
+    """The most bytes of this job on the device, with batches in parts if need be."""
     network = Network(job.adapter)
     width = next(job.model.parameters()).element_size()
     branches = 2 if "guidance" in supported_fields(job.pipe) else 1
@@ -86,7 +88,19 @@ def peak_bytes(job: Job, recipe: Recipe, place: str) -> float:
     parts = other_parts(job.pipe).values()
     others = [sum(each.nbytes for each in part.parameters()) for part in parts]
     weights = CardWeights.of(network, width)
-    return max(weights.peak(place, stage) for stage in stage_bytes(recipe, load, others))
+    stages = stage_bytes(recipe, in_parts(load), others)
+    return max(weights.peak(place, stage) for stage in stages)
+
+
+def in_parts(load: Workload) -> Workload:
+    """The same work with a few samples at once, to which batches are cut where memory is short."""
+    images = max(1, FEW // load.branches)
+    settings = replace(
+        load.settings,
+        images=min(load.settings.calibration_batch, images),
+        batch=min(load.settings.batch, FEW),
+    )
+    return replace(load, settings=settings)
 
 
 def stage_bytes(recipe: Recipe, load: Workload, others: list[int]) -> list[StageBytes]:

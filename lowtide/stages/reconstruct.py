@@ -213,13 +213,17 @@ class Learner:
         nearest = self._codes()
         before = self.judge(loss)
         layers = self.layers.values()
-        alphas = [layer.start_rounding(warm=self.warm) for layer in layers]
-        self.minimise(loss, RoundingOptimizer(alphas, rate(self.iters)))
+        self.minimise(loss, self._started())
         for layer in layers:
             layer.finish_rounding()
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"{self.stage} {self.unit.name}"] = [before, after]
         return self._codes() if after < before else nearest
+
+    def _started(self) -> RoundingOptimizer:
+        """The roundings of all layers, which nothing else refers to once they have learnt."""
+        started = [layer.start_rounding(warm=self.warm) for layer in self.layers.values()]
+        return RoundingOptimizer(started, rate(self.iters))
 
     def _codes(self) -> dict[str, Tensor]:
         codes: dict[str, Tensor] = {}
