@@ -276,9 +276,7 @@ def test_a_model_in_half_precision_learns_as_well() -> None:
     shares = []
     for dtype in (torch.float32, torch.bfloat16):
         pipe = sampling.as_pipeline(tiny.model("unet-class").to(dtype))
-        job = lowtide.quantize(
-            pipe, method="tfmq", labels=(1, 2), **OPTIONS | {"iters": 40}
-        )
+        job = lowtide.quantize(pipe, method="tfmq", labels=(1, 2), **OPTIONS | {"iters": 40})
         losses = [value for name, value in job.report["losses"].items() if "Reconstruct" in name]
         shares.append(np.mean([min(1, after / before) for before, after in losses]))
     assert abs(shares[1] - shares[0]) < 0.05

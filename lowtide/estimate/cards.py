@@ -18,7 +18,7 @@ LINK = 20e9
 
 
 @dataclass(frozen=True)
-class Card:
+class DataSheet:
     """Bytes of memory, bytes a second, and FLOP a second in half precision and in float32.
 
     Half precision is without sparsity. float32 is without TF32, as lowtide computes.
@@ -55,12 +55,12 @@ def _products(flops: float) -> Products:
 
 GB = 10**9
 CARDS = {
-    "h200": Card("NVIDIA H200", 141 * GB, 4.8e12, 989e12, 67e12),
-    "h100": Card("NVIDIA H100 SXM", 80 * GB, 3.35e12, 989e12, 67e12),
-    "a100": Card("NVIDIA A100 80 GB", 80 * GB, 2.04e12, 312e12, 19.5e12),
-    "l4": Card("NVIDIA L4", 24 * GB, 0.3e12, 121e12, 30.3e12),
-    "rtx4090": Card("NVIDIA GeForce RTX 4090", 24 * GB, 1.01e12, 165e12, 82.6e12),
-    "rtx3090": Card("NVIDIA GeForce RTX 3090", 24 * GB, 0.94e12, 71e12, 35.6e12),
-    "t4": Card("NVIDIA T4", 16 * GB, 0.32e12, 65e12, 8.1e12),
+    "h200": DataSheet("NVIDIA H200", 141 * GB, 4.8e12, 989e12, 67e12),
+    "h100": DataSheet("NVIDIA H100 SXM", 80 * GB, 3.35e12, 989e12, 67e12),
+    "a100": DataSheet("NVIDIA A100 80 GB", 80 * GB, 2.04e12, 312e12, 19.5e12),
+    "l4": DataSheet("NVIDIA L4", 24 * GB, 0.3e12, 121e12, 30.3e12),
+    "rtx4090": DataSheet("NVIDIA GeForce RTX 4090", 24 * GB, 1.01e12, 165e12, 82.6e12),
+    "rtx3090": DataSheet("NVIDIA GeForce RTX 3090", 24 * GB, 0.94e12, 71e12, 35.6e12),
+    "t4": DataSheet("NVIDIA T4", 16 * GB, 0.32e12, 65e12, 8.1e12),
 }
 ASSUMED = "rtx4090"  # where no card is here and none is named

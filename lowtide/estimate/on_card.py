@@ -9,7 +9,7 @@ from lowtide.costs import FLOAT, Network, Speed, Workload
 from lowtide.costs.card import BLOCKS, CONTEXT, WHOLE, CardWeights
 from lowtide.costs.speed import measured_on
 from lowtide.errors import BadInput
-from lowtide.estimate.cards import ASSUMED, CARDS, LINK, Card
+from lowtide.estimate.cards import ASSUMED, CARDS, LINK, DataSheet
 from lowtide.estimate.result import CardEstimate, CardFit
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO, KINDS
@@ -30,7 +30,7 @@ class Target:
     """
 
     device: torch.device | None
-    card: Card | None = None
+    card: DataSheet | None = None
     asked: bool = True
 
     @property

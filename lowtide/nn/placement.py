@@ -18,6 +18,7 @@ from lowtide.formats import Grid
 from lowtide.machine.devices import CPU, empty_cache, moved_to_cpu
 from lowtide.nn.quantized import QuantizedLayer
 
+
 class _Home(NamedTuple):
     """A tensor on the CPU, and what its copy on the device was when it was made."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowtide.models import Unit
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
-from lowtide.stages.stream import Rows, UnitData
+from lowtide.stages.stream import UnitData, UnitRows
 from lowtide.stages.tape import Tape
 from lowtide.stages.upcoming import Upcoming
 
@@ -69,16 +69,16 @@ class LayerData:
         return self.block.job.room.mean(len(batch.chosen), partial(self._distance, batch))
 
     @cached_property
-    def upcoming(self) -> Upcoming[Rows]:
+    def upcoming(self) -> Upcoming[UnitRows]:
         """Random batches of the layer's data."""
         return Upcoming(self.block.job.room, self.block.choose, self._gather)
 
-    def _gather(self, chosen: list[int]) -> Rows:
+    def _gather(self, chosen: list[int]) -> UnitRows:
         """Inputs and answers of these samples as the one value of each kind."""
         x, target = (self.block.select(tape, chosen) for tape in self.pairs)
-        return Rows(chosen, frozenset([0]), inputs={0: x}, floating={}, targets={0: target})
+        return UnitRows(chosen, frozenset([0]), inputs={0: x}, floating={}, targets={0: target})
 
-    def _distance(self, batch: Rows, span: slice) -> Tensor:
+    def _distance(self, batch: UnitRows, span: slice) -> Tensor:
         part = batch.part(span, self.block.job.device)
         self.block.set_clock(part.chosen)
         channels = 1 if isinstance(self.layer, nn.Conv2d) else -1

@@ -29,7 +29,7 @@ Value = Tape | list[Any]  # one entry per call
 
 
 @dataclass(frozen=True)
-class Rows:
+class UnitRows:
     """Samples of a unit's values: quantized and float inputs, float answers, by number.
 
     `batched`: the values that have a batch axis.
@@ -41,7 +41,7 @@ class Rows:
     floating: dict[int, Any]
     targets: dict[int, Any]
 
-    def part(self, span: slice, device: torch.device) -> "Rows":
+    def part(self, span: slice, device: torch.device) -> "UnitRows":
         """Some of the samples, on the device."""
 
         def moved(id: int, value: object) -> object:
@@ -52,7 +52,7 @@ class Rows:
 
         values = (self.inputs, self.floating, self.targets)
         parts = [{id: moved(id, each) for id, each in part.items()} for part in values]
-        return Rows(self.chosen[span], self.batched, *parts)
+        return UnitRows(self.chosen[span], self.batched, *parts)
 
     def input(self, id: int, drop: QDrop | None) -> object:
         """A quantized input, with some of its values replaced by their float values by `drop`."""
@@ -124,7 +124,7 @@ class UnitData:
 
         return self.job.room.mean(len(batch.chosen), distance)
 
-    def _distance(self, batch: Rows, drop: QDrop | None) -> Tensor:
+    def _distance(self, batch: UnitRows, drop: QDrop | None) -> Tensor:
         with dropping(self.module, drop):
             answer = self.answer_to(batch, drop)
         losses: list[Tensor] = []
@@ -135,24 +135,24 @@ class UnitData:
         return reduce(torch.add, losses)
 
     @cached_property
-    def upcoming(self) -> Upcoming[Rows]:
+    def upcoming(self) -> Upcoming[UnitRows]:
         """Random batches of the unit's data."""
         return Upcoming(self.job.room, self.choose, self.gather)
 
-    def gather(self, chosen: list[int]) -> Rows:
+    def gather(self, chosen: list[int]) -> UnitRows:
         """The values of these samples, on the CPU."""
         floating = self.floating if self.job.settings.drop is not None else {}
         values = (self.inputs, floating, self.targets)
         parts = [{id: self.rows(each, id, chosen) for id, each in part.items()} for part in values]
-        return Rows(chosen, self.batched, *parts)
+        return UnitRows(chosen, self.batched, *parts)
 
     def answer(self, chosen: list[int]) -> object:
         """The unit's own answer to these samples, which may be at different timesteps."""
         inputs = {id: self.rows(value, id, chosen) for id, value in self.inputs.items()}
-        batch = Rows(chosen, self.batched, inputs, floating={}, targets={})
+        batch = UnitRows(chosen, self.batched, inputs, floating={}, targets={})
         return self.answer_to(batch.part(slice(None), self.job.device), None)
 
-    def answer_to(self, batch: Rows, drop: QDrop | None) -> object:
+    def answer_to(self, batch: UnitRows, drop: QDrop | None) -> object:
         """The unit's own answer to samples that are on the device."""
         self.set_clock(batch.chosen)
 

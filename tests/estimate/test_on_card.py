@@ -37,9 +37,9 @@ def test_half_precision_and_blocks_take_less(digits: str) -> None:
         assert way.parts_bytes <= way.peak_bytes
 
 
-def test_a_faster_card_takes_less_time(digits: str) -> None:
-    slow, fast = (lowtide.plan(digits, card=name, **OPTIONS).seconds for name in ("t4", "h200"))
-    assert fast < slow
+def test_a_faster_card_takes_less_time(sdxl: str) -> None:
+    slow, fast = (lowtide.plan(sdxl, card=name, **OPTIONS).seconds for name in ("t4", "h200"))
+    assert fast < slow / 2
 
 
 def test_a_card_that_nobody_knows_is_refused(digits: str) -> None:
