@@ -53,6 +53,8 @@ def quantize(
     early_stop: bool = False,
     keep_temporal: bool = False,
     device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    place: Literal["auto", "whole", "blocks"] = "auto",
     stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
@@ -110,6 +112,8 @@ def plan(
     early_stop: bool = False,
     keep_temporal: bool = False,
     device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    place: Literal["auto", "whole", "blocks"] = "auto",
     stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
@@ -119,11 +123,14 @@ def plan(
         method: one of `lowtide.METHODS`.
         without: stages to leave out.
         fit: the most bytes of the checkpoint, 500000 or "500kB"; it chooses the weights' bits.
+        card: a card to reckon for that need not be here, such as "rtx4090". With a `device` that
+            is here, the plan is for that one, by probes.
 
     The other keywords are the fields of `lowtide.Settings`.
 
     Returns:
-        Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage.
+        Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage, and memory
+        on the accelerator if there is one.
 
     Examples:
         >>> import lowtide

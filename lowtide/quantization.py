@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
-from lowtide.checkpoint.facts import fingerprint, float_share, kernels
+from lowtide.checkpoint.facts import fingerprint, float_share, kernels, parameter_bytes
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
@@ -31,6 +32,7 @@ from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.pack import Pack
+from lowtide.stages.placing import on_the_device
 
 
 @takes_options_of(Settings)
@@ -73,10 +75,15 @@ def quantize(
     world = join()
     if folder is not None:
         world.of_first(lambda: _check_folder(Path(folder)))
-    pipe = sampling.as_pipeline(target, device=settings.device)
+    named = isinstance(target, str | Path)
+    # A model that is named is loaded on the CPU, and goes to the device as it is placed there.
+    loaded_on = devices.CPU.type if named else settings.device
+    pipe = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)
     model = _float_model(pipe)
+    device = devices.chosen(settings.device) if named else next(model.parameters()).device
+    devices.check_own_card(device)
     weights = fingerprint(model)
-    digest = recipe_digest(recipe, settings, weights, world.size)
+    digest = recipe_digest(recipe, replace(settings, place=AUTO), weights, world.size)
     world.check_alike(f"{digest} {folder is None}")
     units = Path(folder) / digest if folder else None
 
@@ -84,14 +91,15 @@ def quantize(
     for stage in recipe:
         stage.check_model(adapter, settings)
     job = Job(pipe, model, adapter, settings, method, units, world=world)
-    devices.check_own_card(job.device)
-    job.report |= {"fingerprint": weights, "options": settings.stages, "device": str(job.device)}
+    job.report |= {"fingerprint": weights, "float_bytes": parameter_bytes(model)}
+    job.report |= {"options": settings.stages, "device": str(device)}
     job.report |= {"ranks": world.size, "batch": job.batch}
     collect, assign, reconstruct, pack = _four_parts(recipe)
-    run_recipe(collect, job)
-    run_recipe(assign, job)
-    run_recipe(reconstruct, job)
-    run_recipe(pack, job)
+    with on_the_device(job, recipe, device, named=named):
+        run_recipe(collect, job)
+        run_recipe(assign, job)
+        run_recipe(reconstruct, job)
+        run_recipe(pack, job)
     return _finish(job)
 
 

@@ -74,6 +74,18 @@ Device = Annotated[
     ),
 ]
 
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    _help("Type of the float weights of a model that is named by path; auto: float32.", MACHINE),
+]
+Place = Annotated[
+    Literal["auto", "whole", "blocks"],
+    _help(
+        "What is on an accelerator: the whole denoiser, or the block at work. auto: what fits.",
+        MACHINE,
+    ),
+]
+
 # Options of single stages: values by the name of a stage and the name of its field.
 StageOptions = Mapping[str, Mapping[str, object]]
 # Keywords of `quantize` and `plan`: the fields of Settings and `without`; each checks what it gets.
@@ -151,6 +163,8 @@ class Settings:
         bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
     ] = False
     device: Device = AUTO
+    dtype: Dtype = AUTO
+    place: Place = AUTO
     stages: Annotated[StageOptions, _help("Options of single stages, by name.", LEARNING)] = field(
         default_factory=dict
     )

@@ -12,12 +12,12 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from pretend_hooks import NAME, Guard, Hooks, Module, present
+from pretend_hooks import NAME, Guard, Held, Hooks, Module, present
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-__all__ = ["NAME", "is_pretend", "on_cpu", "on_pretend", "present"]
+__all__ = ["NAME", "Held", "is_pretend", "on_cpu", "on_pretend", "present"]
 
 CPU = torch.device("cpu")
 # dlpack's numbers of devices: the CPU, and "another device", which torch takes for PrivateUse1.
@@ -51,6 +51,7 @@ def _relabelled(tensor: Tensor, kind: int, index: int) -> Tensor:
 def on_pretend(tensor: Tensor, index: int = 0) -> Tensor:
     """The tensor of the device over this CPU tensor's memory, with its strides and offset."""
     storage = tensor.untyped_storage()
+    Held.count(storage)
     whole = torch.empty(0, dtype=tensor.dtype)
     whole.set_(storage, 0, (storage.nbytes() // tensor.element_size(),), (1,))
     flat = _relabelled(whole, DLPACK_OTHER, index)

@@ -1,5 +1,6 @@
 """What torch asks of the pretend accelerator: its module, its hooks, and whether it is there."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,36 @@ class Presence:
     """Whether this machine has the accelerator now; torch knows its name at all times."""
 
     here = False
+
+
+class Held:
+    """Bytes on the device: now, the most since `reset`, and how many it has; beyond them, an error.
+
+    Without a limit, the device is endless.
+    """
+
+    now = 0
+    most = 0
+    limit: int | None = None
+
+    @classmethod
+    def count(cls, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed."""
+        size = storage.nbytes()
+        if cls.limit is not None and cls.now + size > cls.limit:
+            raise torch.OutOfMemoryError(f"pretend out of memory: {size} bytes asked for")
+        cls.now += size
+        cls.most = max(cls.most, cls.now)
+        weakref.finalize(storage, cls._free, size)
+
+    @classmethod
+    def _free(cls, size: int) -> None:
+        cls.now -= size
+
+    @classmethod
+    def reset(cls) -> None:
+        """Count from here on."""
+        cls.most = cls.now
 
 
 class Module:
@@ -49,6 +80,12 @@ class Module:
     @staticmethod
     def empty_cache() -> None:
         """Memory is freed with its tensors."""
+
+    @staticmethod
+    def mem_get_info(device: object = None) -> tuple[int, int]:
+        """Bytes that are free, and all of them; a device without a limit has a million GiB."""
+        total = Held.limit or 1 << 50
+        return total - Held.now, total
 
     @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "lowtide").rglob("*.py"))
 # Calls that name a module in a string.
 IMPORTING_CALLS = {"find_spec", "import_module", "package_folders"}
-# Declared but not imported: diffusers loads quantized models only where accelerate is installed.
-NEEDED_BY_OTHERS = {"accelerate"}
+# Declared but not imported, because another dependency needs them: none at present.
+NEEDED_BY_OTHERS: set[str] = set()
 
 
 def normalized(name: str) -> str:

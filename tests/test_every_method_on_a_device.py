@@ -51,11 +51,11 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     """What a method makes of a kind of model on a device, made once."""
 
     @cache
-    def make(kind: str, method: str, device: torch.device):
+    def make(kind: str, method: str, device: torch.device, place: str = "auto"):
         pipe = small(kind, tmp_path_factory.mktemp(kind))
         moved(pipe, device)
         conditions = tiny_pipelines.request_fields(kind)
-        options = relevant_options(method, OPTIONS | conditions)
+        options = relevant_options(method, OPTIONS | conditions | {"place": place})
         return lowtide.quantize(pipe, method=method, **options)
 
     return make
@@ -114,3 +114,19 @@ def test_quantizing_gives_what_it_gives_on_the_cpu(method: str, kind: str, made,
         loaded = lowtide.load(theirs.save(tmp_path / "packed"))
         moved(loaded, device)
         assert np.array_equal(drawn(loaded, kind), images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_that_come_one_by_one_give_what_the_whole_gives(method: str, kind: str, made):
+    with pretend_device.present() as device:
+        ours = made(kind, method, device, "blocks")
+        theirs = made(kind, method, device)
+    assert (ours.report["place"], theirs.report["place"]) == ("blocks", "whole")
+    assert ours.report["seconds"].keys() == theirs.report["seconds"].keys()
+    ours = ours.model.state_dict()
+    theirs = theirs.model.state_dict()
+    assert {each.device for each in ours.values()} == {device}
+    assert ours.keys() == theirs.keys()
+    differing = [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
+    assert differing == []

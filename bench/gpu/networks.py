@@ -1,4 +1,6 @@
-"""The denoisers of SD 1.5, SDXL and DiT-XL/2 with random weights, and jobs that quantize them.
+"""Denoisers of full size with random weights, and jobs that quantize them.
+
+SD 1.5, SDXL, DiT-XL/2, PixArt-alpha at 1024 and SD3 medium, by their configurations in diffusers.
 
 A job's calibration set is one or a few calls on random inputs, so that no pipeline is needed.
 """
@@ -6,7 +8,12 @@ A job's calibration set is one or a few calls on random inputs, so that no pipel
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from rich.console import Console
 from torch import nn
 
@@ -56,20 +63,58 @@ DIT: Json = {
     "out_channels": 8,
 }
 TINY_DIT: Json = {"sample_size": 8, "num_attention_heads": 2, "num_layers": 1}
+PIXART: Json = {"sample_size": 128, "caption_channels": 4096}
+TINY_PIXART: Json = {
+    "sample_size": 8,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 1,
+    "cross_attention_dim": 32,
+    "caption_channels": 16,
+}
+SD3: Json = {
+    "sample_size": 128,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 192,
+}
+TINY_SD3: Json = {
+    "sample_size": 8,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 32,
+    "pos_embed_max_size": 8,
+}
+# Each name's class, its configuration, and what makes it tiny.
+KINDS: dict[str, tuple[type[nn.Module], Json, Json]] = {
+    "sd15": (UNet2DConditionModel, UNETS["sd15"], TINY_UNET),
+    "sdxl": (UNet2DConditionModel, UNETS["sdxl"], TINY_UNET),
+    "dit-xl-2": (DiTTransformer2DModel, DIT, TINY_DIT),
+    "pixart": (PixArtTransformer2DModel, PIXART, TINY_PIXART),
+    "sd3": (SD3Transformer2DModel, SD3, TINY_SD3),
+}
 NAMES = ("sd15", "dit-xl-2", "sdxl")
 
 
-def network(name: str, device: torch.device, dtype: torch.dtype, *, tiny: bool) -> nn.Module:
-    """The denoiser, made on the device."""
+def network(
+    name: str, device: torch.device, dtype: torch.dtype, *, tiny: bool, **changes: object
+) -> nn.Module:
+    """The denoiser, made on the device; `changes` are of its configuration."""
+    kind, config, small = KINDS[name]
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            if name == "dit-xl-2":
-                model = DiTTransformer2DModel(**DIT | (TINY_DIT if tiny else {}))
-            else:
-                model = UNet2DConditionModel(**UNETS[name] | (TINY_UNET if tiny else {}))
+            model = kind(**config | (small if tiny else {}) | changes)
     finally:
         torch.set_default_dtype(before)
     model = model.eval().requires_grad_(False)
@@ -77,7 +122,8 @@ def network(name: str, device: torch.device, dtype: torch.dtype, *, tiny: bool) 
     for parameter in model.parameters():
         if not parameter.any():
             parameter.normal_(0, 0.02)
-    return model if name == "dit-xl-2" else model.to(memory_format=torch.channels_last)
+    is_unet = kind is UNet2DConditionModel
+    return model.to(memory_format=torch.channels_last) if is_unet else model
 
 
 def inputs_of(model: nn.Module, batch: int) -> Arguments:

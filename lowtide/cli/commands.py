@@ -18,8 +18,8 @@ from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.distributed.launch import launched
 from lowtide.errors import BadInput
 from lowtide.machine.device_names import AUTO
+from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
 from lowtide.settings import Device as DeviceName
-from lowtide.settings import EvaluationSettings, MethodName, Request, Settings, changed
 
 if TYPE_CHECKING:
     from lowtide.evaluation.comparison import Evaluation
@@ -69,19 +69,15 @@ Device = Annotated[str, about("device", DeviceName)]
 _ONE_PROCESS = ("reschedule", "bench", "demo")
 
 
-def _on(device: str, elsewhere: str = "") -> str:
-    """The device, once it is known to be there; the first line on stderr says which it is.
-
-    `elsewhere`: what to say besides, where it is not the CPU.
-    """
+def _on(device: str) -> str:
+    """The device, once it is known to be there; the first line on stderr says which it is."""
     from lowtide.distributed.world import join
     from lowtide.machine import devices
 
     join()
     place = devices.chosen(device)
-    note = f"; {elsewhere}" if elsewhere and place != devices.CPU else ""
     others = f", and {launched().size - 1} more like it" if launched().several else ""
-    print(f"device: {devices.describe(place)}{others}{note}", file=sys.stderr)
+    print(f"device: {devices.describe(place)}{others}", file=sys.stderr)
     return place.type if launched().several else str(place)
 
 
@@ -143,19 +139,33 @@ def plan(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(
+            help="Reckon for a card that is not here, such as rtx4090, h200 or t4.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     method: Method = "best",
     without: Without = [],  # noqa: B006
     change: Change = [],  # noqa: B006
     as_json: Json = False,
     **options: object,
 ) -> None:
-    """Say before anything runs what quantize would take: size, memory and time by stage."""
+    """Say before anything runs what quantize would take: size, memory and time by stage.
+
+    With --device or --card also the memory on an accelerator, and how the model would lie there.
+    """
     from lowtide.estimate import plan as estimate
+    from lowtide.estimate.on_card import target_of
     from lowtide.report import text
 
     settings = changed(values(options), change)
-    settings["device"] = _on(settings["device"], "the prices of lowtide plan are those of the CPU")
-    prediction = estimate(model, method=method, fit=fit, without=tuple(without), **settings)
+    target = target_of(settings["device"], card)
+    print(f"device: {target.described if target else 'cpu'}", file=sys.stderr)
+    prediction = estimate(
+        model, method=method, fit=fit, card=card, without=tuple(without), **settings
+    )
     result = prediction.as_json()
     _show(result, as_json, text.estimated(result))
 

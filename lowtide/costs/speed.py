@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lowtide.costs.work import Network, Work, layer_weight
 from lowtide.formats import SEARCHES, Affine
 from lowtide.machine.bf16 import bf16_products
+from lowtide.machine.devices import CPU, synchronize
 from lowtide.models.trace import Node
 from lowtide.nn.rounding import AdaRound, RoundingOptimizer
 
@@ -99,12 +100,14 @@ class Speed:
         return {name: round(1e-9 / each, 3) for name, each in (flat | seconds).items()}
 
 
-def measured(network: Network, clock: Clock = time.perf_counter) -> Speed:
+def measured(
+    network: Network, clock: Clock = time.perf_counter, device: torch.device = CPU
+) -> Speed:
     """The speed of this machine, by probes."""
     full = _products_probe(network, clock)
     low = full
-    with bf16_products(torch.device("cpu")):
-        if torch.is_autocast_enabled("cpu"):
+    with bf16_products(device):
+        if torch.is_autocast_enabled(device.type):
             low = _products_probe(network, clock)
     value, value_back = _value_probe(clock)
     call, call_back = _call_probe(clock)
@@ -118,6 +121,17 @@ def measured(network: Network, clock: Clock = time.perf_counter) -> Speed:
         call=call,
         call_back=call_back,
     )
+
+
+def measured_on(network: Network, device: torch.device, clock: Clock) -> Speed:
+    """The speed of an accelerator, by the same probes there."""
+
+    def synchronized() -> float:
+        synchronize(device)
+        return clock()
+
+    with torch.device(device):
+        return measured(network, synchronized, device)
 
 
 def _products_probe(network: Network, clock: Clock) -> Products:

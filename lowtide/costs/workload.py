@@ -19,7 +19,7 @@ DECODE = 3  # passes over a weight to decode it
 ROUND = 8  # passes over an input to round it
 MINMAX_PASSES = 2  # passes over an input to record its minimum and maximum
 ROUNDING_CALLS = 5  # calls that a layer adds to an iteration while its rounding is learnt
-ROUNDING_BYTES = 60  # bytes of one weight while its rounding is learnt
+ROUNDING_BYTES = 40  # bytes of one weight while its rounding is learnt; measured 30 to 41
 # Copies of a softmax where attention is computed in plain operations: to round its parts, or to
 # record their ranges.
 ATTENTION_COPIES = 3
@@ -43,6 +43,8 @@ class Workload:
 
     steps: calls of the denoiser for one image.
     branches: samples of a call that belong to one image; two with classifier-free guidance.
+    width: bytes of a value that the denoiser computes.
+    apart: recorded calls and tapes are elsewhere than the values: on the CPU, beside a card.
     """
 
     network: Network
@@ -50,6 +52,8 @@ class Workload:
     speed: Speed
     steps: int
     branches: int
+    width: int = FLOAT
+    apart: bool = False
 
     @property
     def batch(self) -> int:
@@ -94,7 +98,7 @@ class Workload:
 
     def alive_bytes(self, samples: float) -> float:
         """The most bytes of values alive in a forward pass of the network."""
-        return SLACK * FLOAT * samples * self.network.alive
+        return SLACK * self.width * samples * self.network.alive
 
     def passes(self, calls: int, extra: Work | None = None) -> float:
         """Seconds of `calls` calls of the whole network, with extra work in each."""
@@ -117,7 +121,9 @@ class Workload:
         return self.passes(self.kept_calls) + self.passes(self.kept_calls, quantized)
 
     def tape_bytes(self) -> float:
-        """Bytes of both streams in memory; the rest is on disk."""
+        """Bytes of both streams beside the values; the rest is elsewhere, at last on disk."""
+        if self.apart:
+            return 0
         streamed = 2 * FLOAT * self.kept_calls * self.batch * self.network.streamed
         return min(self.settings.memory, streamed)
 
@@ -135,10 +141,10 @@ def rounding_work(part: Part, samples: float) -> Work:
     return part.forward.of(samples) + extra
 
 
-def rounding_bytes(part: Part, samples: float) -> float:
-    """Bytes held while a unit's rounding is learnt."""
+def rounding_bytes(part: Part, samples: float, width: int = FLOAT) -> float:
+    """Bytes held while a unit's rounding is learnt; `width`: of a value that it computes."""
     values = BACKWARD_COPIES * samples * part.kept
-    return SLACK * (FLOAT * values + ROUNDING_BYTES * part.weights)
+    return SLACK * (width * values + ROUNDING_BYTES * part.weights)
 
 
 def rounding_inputs(part: Part, samples: float) -> Work:

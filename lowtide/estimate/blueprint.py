@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,17 @@ def _flux_tokens(inputs: Arguments, tokens: int) -> dict[str, Tensor]:
     }
 
 
-def read(source: str) -> Blueprint:
-    """The blueprint of a local folder, zoo:NAME, or a hub id, whose configuration is fetched."""
+def read(source: str, dtype: torch.dtype = torch.float32) -> Blueprint:
+    """The blueprint of a local folder, zoo:NAME, or a hub id, whose configuration is fetched.
+
+    dtype: of the denoiser's weights.
+    """
+    blueprint = _read(source)
+    with sampling.quiet_libraries():
+        return replace(blueprint, model=blueprint.model.to(dtype))
+
+
+def _read(source: str) -> Blueprint:
     folders.recover_missing(source)
     folder = sampling.local_folder(source) or _fetched(source)
     if not (folder / "model_index.json").exists():

@@ -5,12 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lowtide.costs import FLOAT, Cost, Network, Speed, Workload, measured
+from lowtide.costs import FLOAT, Cost, Network, Workload, measured
 from lowtide.errors import BadInput
 from lowtide.estimate.blueprint import Blueprint, read
+from lowtide.estimate.on_card import Target, card_estimate, target_of, width_of
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 from lowtide.estimate.size import checkpoint_bytes, planned
 from lowtide.methods import recipe_of
+from lowtide.sampling.loading import DTYPES
 from lowtide.settings import Settings, settings_from, takes_options_of
 from lowtide.stages.base import Recipe
 
@@ -30,6 +32,7 @@ def plan(
     method: str = "best",
     without: Sequence[str] = (),
     fit: str | int | None = None,
+    card: str | None = None,
     **options: object,
 ) -> Estimate:
     """Predict size, peak memory and time of `quantize` with the same options.
@@ -39,11 +42,14 @@ def plan(
         method: one of `lowtide.METHODS`.
         without: stages to leave out.
         fit: the most bytes of the checkpoint, 500000 or "500kB"; it chooses the weights' bits.
+        card: a card to reckon for that need not be here, such as "rtx4090". With a `device` that
+            is here, the plan is for that one, by probes.
 
     The other keywords are the fields of `lowtide.Settings`.
 
     Returns:
-        Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage.
+        Bytes of the checkpoint by kind, seconds and peak memory, in all and by stage, and memory
+        on the accelerator if there is one.
 
     Examples:
         >>> import lowtide
@@ -56,7 +62,8 @@ def plan(
     limit = None if fit is None else parse_size(str(fit))
     # An error in the options is raised before a model is read.
     recipe_of(method, settings, without)
-    blueprint = read(source)
+    target = target_of(settings.device, card)
+    blueprint = read(source, DTYPES[settings.dtype])
     network = Network(blueprint.adapter(settings))
     subject = _Subject(blueprint, network, method, tuple(without))
     choice = None
@@ -64,9 +71,12 @@ def plan(
         choice = subject.fit(settings, limit)
         settings = replace(settings, weights=choice.weights)
     size = subject.size(settings)
-    load = workload(blueprint, network, settings, measured(network))
-    costs = _costs(subject.recipe(settings), load)
+    load = workload(blueprint, network, settings, target)
+    recipe = subject.recipe(settings)
+    costs = _costs(recipe, load)
     stages = _stage_estimates(costs, load, blueprint.others)
+    on_card = target and card_estimate(target, recipe, load, blueprint.others)
+    moving = on_card.moving_seconds if on_card else 0
     return Estimate(
         model=source,
         method=method,
@@ -77,13 +87,14 @@ def plan(
         size=size,
         float_bytes=denoiser_bytes(network),
         stages=stages,
-        seconds=round(sum(cost.seconds for _, cost in costs if cost), 1),
+        seconds=round(sum(cost.seconds for _, cost in costs if cost) + moving, 1),
         peak_bytes=max(stage.peak_bytes for stage in stages),
         memory=_memory(load, blueprint.others),
         others=blueprint.others,
         unpriced=tuple(name for name, cost in costs if cost is None),
         speed=load.speed.rates(),
         predicted_in=round(time.perf_counter() - started, 1),
+        card=on_card,
     )
 
 
@@ -120,10 +131,20 @@ class _Subject:
         )
 
 
-def workload(blueprint: Blueprint, network: Network, settings: Settings, speed: Speed) -> Workload:
-    """How much quantizing this pipeline has to do."""
-    steps = len(blueprint.timesteps(settings))
-    return Workload(network, settings, speed, steps=steps, branches=blueprint.branches(settings))
+def workload(
+    blueprint: Blueprint, network: Network, settings: Settings, target: Target | None
+) -> Workload:
+    """How much quantizing this pipeline has to do, and the speed of what does it."""
+    width = width_of(settings)
+    return Workload(
+        network,
+        settings,
+        target.speed(network, width) if target else measured(network),
+        steps=len(blueprint.timesteps(settings)),
+        branches=blueprint.branches(settings),
+        width=width,
+        apart=target is not None,
+    )
 
 
 def _costs(recipe: Recipe, load: Workload) -> list[tuple[str, Cost | None]]:
@@ -139,14 +160,14 @@ def _stage_estimates(
     stages: list[StageEstimate] = []
     for name, known in costs:
         cost = known or Cost()
-        peak = round(held + cost.bytes)
+        peak = round(held + (memory.tape if load.apart else cost.bytes))
         stages.append(StageEstimate(name, seconds=round(cost.seconds, 6), peak_bytes=peak))
     return tuple(stages)
 
 
 def _memory(load: Workload, others: dict[str, int]) -> MemoryEstimate:
     return MemoryEstimate(
-        weights=denoiser_bytes(load.network) + sum(others.values()),
+        weights=(denoiser_bytes(load.network) + sum(others.values())) * load.width // FLOAT,
         calls=round(load.recorded_bytes()),
         tape=load.settings.memory,
     )

@@ -16,10 +16,51 @@ class StageEstimate:
 
 
 @dataclass(frozen=True)
+class CardFit:
+    """One way to place a model on a card.
+
+    peak_bytes: with whole batches. parts_bytes: with batches in parts of a few samples, to which a
+        run cuts them where memory runs out. fits: whether these fit, if that is known.
+    """
+
+    bytes_of_a_weight: int
+    place: str
+    peak_bytes: int
+    parts_bytes: int
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class CardEstimate:
+    """Memory on an accelerator.
+
+    reckoned: by a data sheet, not probed. assumed: no card is here, and none was named.
+    memory: bytes that the card has, if known.
+    ways: every way to place the model there.
+    dtype, place: what the run would choose; peak_bytes, parts_bytes and fits are of it.
+    largest_unit: weights of the largest unit that is learnt at once.
+    moving_seconds: of weights that come and go; they are part of no stage.
+    """
+
+    name: str
+    reckoned: bool
+    assumed: bool
+    memory: int | None
+    ways: tuple[CardFit, ...]
+    dtype: str
+    place: str
+    peak_bytes: int
+    parts_bytes: int
+    fits: bool | None
+    largest_unit: float
+    moving_seconds: float
+
+
+@dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes that are held during the whole run.
 
-    weights: of the pipeline in float32.
+    weights: of the pipeline.
     calls: of the recorded calls, which are the calibration set.
     tape: the most bytes of unit inputs and answers in memory; the rest goes to disk.
     """
@@ -65,6 +106,8 @@ class Estimate:
     unpriced: stages whose cost is not known; they count as nothing.
     speed: billions of units a second that this machine does, by kind of work.
     predicted_in: seconds that the estimate took.
+    card: memory on an accelerator, if the plan is for one. Times are then of it, and peak_bytes
+        stay those of the CPU's memory.
     """
 
     model: str
@@ -83,14 +126,16 @@ class Estimate:
     unpriced: tuple[str, ...]
     speed: dict[str, float]
     predicted_in: float
+    card: CardEstimate | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The estimate as values that JSON has; without the key `fit` if no limit was set."""
+        """The estimate as values that JSON has; `fit` and `card` only where there is one."""
         data = asdict(self)
         data["stages"] = list(data["stages"])
         data["unpriced"] = list(data["unpriced"])
-        if self.fit is None:
-            del data["fit"]
+        for name in ("fit", "card"):
+            if data[name] is None:
+                del data[name]
         return data
 
     def totals(self) -> Totals:

@@ -18,6 +18,8 @@ from lowtide.stages.base import Call, Job, Recipe
 
 DTYPES = {
     torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.uint8: "U8",
     torch.int32: "I32",
     torch.int64: "I64",

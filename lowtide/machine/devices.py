@@ -105,3 +105,24 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
     elif device.type != CPU.type:
         torch.get_device_module(device).synchronize(device)
+
+
+def moved_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the CPU; one that comes from a CUDA card is pinned, so that it returns fast."""
+    if tensor.device.type != "cuda":
+        return tensor.to(CPU)
+    return torch.empty_like(tensor, device=CPU, pin_memory=True).copy_(tensor)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that the allocator keeps, and no tensor uses, back to the device."""
+    if device.type == "mps":
+        torch.mps.empty_cache()
+    elif device.type != CPU.type:
+        torch.get_device_module(device).empty_cache()
+
+
+def free_memory(device: torch.device) -> tuple[int, int] | None:
+    """Bytes that are free on the device, and all of its bytes; None where torch cannot tell."""
+    asked = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return asked(device) if asked and device.type != CPU.type else None

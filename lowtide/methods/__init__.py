@@ -47,8 +47,8 @@ PAPERS: dict[str, str] = {
 
 
 _DEFAULTS = Settings()
-# Every recipe reads these: random numbers, memory for calibration data, the device, options.
-_ALWAYS_READ = frozenset({"seed", "memory", "device", "stages"})
+# Every recipe reads these: random numbers, memory, the device and what is on it, options.
+_ALWAYS_READ = frozenset({"seed", "memory", "device", "dtype", "place", "stages"})
 
 
 def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> Recipe:

@@ -163,7 +163,7 @@ class StepAware(Stage):
         if bits > 8 or forward is None:
             return
         first_calls = {call.timestep: call for call in reversed(job.calls)}
-        one_a_step = replace(job, calls=[first_calls[timestep] for timestep in forward])
+        one_a_step = job.changed(calls=[first_calls[timestep] for timestep in forward])
         snr = _snr_at_fewer_bits(one_a_step, self._fewer_than(bits))
         snr[bits] = measure(one_a_step).snr()
         choices: dict[int, int] = {}

@@ -221,6 +221,14 @@ class Adapter:
                 names.append(name)
         return names
 
+    def movable_blocks(self) -> tuple[str, ...]:
+        """The blocks without the one that holds the model's first parameter, by name.
+
+        In diffusers and here, the model's first parameter tells its device.
+        """
+        first = next(name for name, _ in self.meta.named_parameters())
+        return tuple(name for name in self._block_names if not first.startswith(f"{name}."))
+
     def _block_of(self, layer: str) -> str | None:
         return next((name for name in self._block_names if layer.startswith(f"{name}.")), None)
 

@@ -143,7 +143,8 @@ def run_node(
         if isinstance(leaf, Ref):
             return value(leaf.id)
         if isinstance(leaf, Param):
-            return _named_tensor(model, leaf.name)
+            # A block whose embedder is called from outside may lie elsewhere at the moment.
+            return _named_tensor(model, leaf.name).to(device)
         return device if isinstance(leaf, torch.device) else leaf
 
     target = model.get_submodule(node.target) if isinstance(node.target, str) else node.target

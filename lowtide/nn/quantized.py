@@ -112,7 +112,7 @@ class QuantizedLayer(nn.Module):
     def position(self) -> Tensor:
         """Each weight in units of its step, counted from code 0: rows x columns."""
         steps = self._steps()
-        return self.smoothed_weight().flatten(1).float() / steps.scale + steps.zero
+        return (self.smoothed_weight().flatten(1).float() / steps.scale).add_(steps.zero)
 
     def start_rounding(self, *, warm: bool = False) -> AdaRound:
         """Learn the rounding from here on.
@@ -135,7 +135,9 @@ class QuantizedLayer(nn.Module):
     def finish_rounding(self) -> Tensor:
         """Make the soft decisions hard, and keep the codes."""
         assert isinstance(self.rounding, AdaRound), "no rounding was started"
-        codes = self._clamped(self.rounding.floor + self.rounding.hard()).to(torch.uint8)
+        # The weight and its grid are as they were, so its position need not be kept meanwhile.
+        codes = self.position().floor_().add_(self.rounding.hard()).clamp_(min=0)
+        codes = torch.minimum(codes, self.top(codes), out=codes).to(torch.uint8)
         self.set_codes(codes)
         return codes
 

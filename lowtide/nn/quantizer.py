@@ -35,6 +35,14 @@ class QDrop:
         self.generator = generator
         self.part: SamplePart | None = None
 
+    def rewind(self, state: Tensor, part: SamplePart) -> None:
+        """Go back to this state of the generator, for these samples of a batch.
+
+        They get the numbers that they would get in the whole batch.
+        """
+        self.generator.set_state(state)
+        self.part = part
+
     def __call__(self, x: Tensor, rounded: Tensor) -> Tensor:
         dropped = self._drawn(x.shape) < self.chance
         return x + (rounded - x).detach().masked_fill(dropped.to(x.device), 0)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowtide.machine.peak_memory import release_free_memory
+
 # The sigmoid is stretched to [LOW, HIGH] and then clamped to [0, 1].
 LOW = -0.1
 HIGH = 1.1
@@ -23,6 +25,8 @@ SIGMOID_HIGH = (1 - LOW) / WIDTH
 # The number of weights that are updated at once. With fewer, the calls and the waiting of threads
 # take the time; with more, the weights do not fit in any cache.
 CHUNK = 1 << 19
+# On a GPU one call updates so many, and the four buffers of an update take 256 MiB at most.
+GPU_CHUNK = 1 << 24
 # Layers are updated together up to this number of weights.
 SMALL = CHUNK >> 2
 
@@ -44,14 +48,14 @@ class AdaRound(nn.Module):
         other side to change.
         """
         super().__init__()
-        self.floor = position.floor()
-        below = decode(self.floor)
-        step = decode(self.floor + 1) - below
+        floor = position.floor()
+        below = decode(floor)
+        step = decode(floor + 1) - below
         # A weight is below + soft() * step. That is base + span * sigmoid, with the sigmoid clamped
         # to SIGMOID_LOW .. SIGMOID_HIGH.
         self.base = below + LOW * step
         self.span = WIDTH * step
-        start = position - self.floor
+        start = position - floor
         if up is not None:
             start = (start + up) / 2
         sigmoid = (start - LOW) / WIDTH
@@ -91,10 +95,10 @@ class _Chunk:
     second: Tensor
 
     def pieces(self) -> list["_Chunk"]:
-        """Equal pieces for a CPU; on a GPU one call updates all weights."""
+        """Equal pieces: small ones for a CPU, and as large as its buffers may be for a GPU."""
         size = len(self.alpha)
-        if self.alpha.device.type == "cpu":
-            size = math.ceil(size / math.ceil(size / CHUNK))
+        most = CHUNK if self.alpha.device.type == "cpu" else GPU_CHUNK
+        size = math.ceil(size / math.ceil(size / most))
         columns = [tensor.split(size) for tensor in vars(self).values()]
         return [_Chunk(*tensors) for tensors in zip(*columns, strict=True)]
 
@@ -116,6 +120,7 @@ class RoundingOptimizer:
         self.gap = torch.empty(largest, device=self.device)
         self.slope = torch.empty(largest, device=self.device)
         self.gradient = torch.empty(largest, device=self.device)
+        release_free_memory()
 
     @torch.no_grad()
     def step(self, penalty: float, sharpness: float) -> None:
@@ -154,6 +159,11 @@ class RoundingOptimizer:
             return gradients[0].split(size)
         return [torch.cat(gradients, out=self.gradient[:size])]
 
+    def forget_gradients(self) -> None:
+        """Drop the gradients of an attempt that failed."""
+        for rounding in self.each:
+            rounding.weight.grad = None
+
     def settled(self) -> bool:
         """Whether soft() of every weight is within 0.05 of 0 or 1."""
         return all(bool(((rounding.soft() - 0.5).abs() > 0.45).all()) for rounding in self.each)
@@ -176,13 +186,18 @@ def _merged(group: Sequence[AdaRound]) -> _Chunk:
     sizes = [rounding.alpha.numel() for rounding in group]
     merged: dict[str, Tensor] = {}
     for name in ("alpha", "base", "span", "weight"):
-        merged[name] = torch.cat([getattr(rounding, name).reshape(-1) for rounding in group])
+        merged[name] = _joined([getattr(rounding, name).reshape(-1) for rounding in group])
         for rounding, part in zip(group, merged[name].split(sizes), strict=True):
             setattr(rounding, name, part.view(rounding.alpha.shape))
     for rounding in group:
         rounding.weight.requires_grad_()
     first = torch.zeros_like(merged["alpha"])
     return _Chunk(**merged, first=first, second=torch.zeros_like(first))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors as one; a single one is not copied."""
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0].detach()
 
 
 def penalty_gradient(

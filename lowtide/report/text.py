@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _NAMED = 12
+PLACES = {"whole": "the whole denoiser", "blocks": "block by block"}
 Result = Mapping[str, Any]
 
 
@@ -148,23 +149,72 @@ def estimated(result: Result) -> list[str]:
     total = result["size"]["total"]
     ratio = total / result["float_bytes"]
     memory = result["memory"]
+    memory_of = "peak of the CPU's memory" if "card" in result else "peak memory"
     return [
         f"To quantize {result['model']} by {result['method']}, {_bits(result)}, takes:",
         *_fitting(result),
         *_options(result),
         "",
-        *table(["stage", "time", "peak memory"], [*rows, whole], right=True),
+        *table(["stage", "time", memory_of], [*rows, whole], right=True),
         "",
+        *on_the_card(result),
         f"The checkpoint takes {size(total)}, "
         f"{ratio:.3f} of the {size(result['float_bytes'])} in float32.",
         *_account({kind: count for kind, count in result["size"].items() if kind != "total"}),
         *(f"{name} stays in float: {size(count)}" for name, count in result["others"].items()),
         f"Memory holds {size(memory['weights'])} of weights, {size(memory['calls'])} of recorded "
         f"calls, and at most {size(memory['tape'])} of tape (--memory).",
-        "Memory is what comes on top of Python and its libraries; "
-        "time is for this machine as busy as it is now.",
+        f"Memory is what comes on top of Python and its libraries; time is for {_timed(result)}.",
         *(f"The stage {name} has no price and counts as nothing." for name in result["unpriced"]),
     ]
+
+
+def _timed(result: Result) -> str:
+    """Whose time a plan states."""
+    if "card" not in result:
+        return "this machine as busy as it is now"
+    card = result["card"]
+    how = "by its data sheet, not measured" if card["reckoned"] else "by probes"
+    return f"{card['name']}, {how}"
+
+
+def on_the_card(result: Result) -> list[str]:
+    """Memory on an accelerator: every way to place the model there, and the one that is chosen."""
+    if "card" not in result:
+        return []
+    card = result["card"]
+    memory = "memory unknown" if card["memory"] is None else size(card["memory"])
+    rows = [_way(way) for way in card["ways"]]
+    lines = [
+        f"Memory on {card['name']} ({memory}):",
+        *table(["weights", "on the card", "whole batches", "in parts", ""], rows),
+        f"The run holds the model in {card['dtype']}, {PLACES[card['place']]}: "
+        f"{size(card['peak_bytes'])} at its peak, {size(card['parts_bytes'])} with batches in "
+        f"parts of a few samples{_fitted(card)}.",
+    ]
+    if card["moving_seconds"]:
+        lines.append(
+            f"Weights that come and go take {lasting(card['moving_seconds'])} of the time."
+        )
+    largest = f"The largest unit that is learnt at once has {card['largest_unit'] / 1e6:.1f}"
+    return [*lines, f"{largest} million weights.", ""]
+
+
+def _way(way: Result) -> list[str]:
+    width = "float32" if way["bytes_of_a_weight"] == 4 else "bfloat16 or float16"
+    known = {None: "", True: "fits", False: "does not fit"}[way["fits"]]
+    sizes = [size(way["peak_bytes"]), size(way["parts_bytes"])]
+    return [width, PLACES[way["place"]], *sizes, known]
+
+
+def _fitted(card: Result) -> str:
+    """What a run does on a card of this memory."""
+    if card["fits"] is None:
+        return ""
+    if not card["fits"]:
+        return ", which does not fit"
+    whole = card["peak_bytes"] <= card["memory"]
+    return ", which fits" if whole else "; batches that do not fit are cut by the run"
 
 
 def _fitting(result: Result) -> list[str]:

@@ -1,5 +1,6 @@
 """Sampling: requests, pipelines and their drivers, loading, and the recorded trajectory."""
 
+from lowtide.sampling.apart import other_parts, parts_apart
 from lowtide.sampling.drivers import (
     DRIVERS,
     call_arguments,
@@ -45,6 +46,8 @@ __all__ = [
     "images",
     "load_pipeline",
     "local_folder",
+    "other_parts",
+    "parts_apart",
     "pipeline_class",
     "quiet_libraries",
     "read_prompts",

@@ -138,6 +138,11 @@ def _eta(pipe: Pipeline, request: Request) -> dict[str, float]:
     return {"eta": request.eta}
 
 
+def gives_latents(pipe: Pipeline) -> bool:
+    """Whether the pipeline can stop before its decoder."""
+    return "prompts" in supported_fields(pipe)
+
+
 def supported_fields(pipe: Pipeline) -> tuple[str, ...]:
     """Which of prompts, labels, guidance and size this pipeline supports."""
     return _driver(pipe).fields

@@ -33,6 +33,13 @@ from lowtide.sampling.pipelines import (
 )
 
 INDEX = "model_index.json"
+# The types of float weights by the name that a user gives.
+DTYPES = {
+    AUTO: torch.float32,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def as_pipeline(
@@ -40,14 +47,15 @@ def as_pipeline(
     scheduler: Scheduler | None = None,
     shape: tuple[int, ...] | None = None,
     device: str = AUTO,
+    dtype: str = AUTO,
 ) -> Pipeline:
     """The pipeline that a user means: a name is loaded, a bare denoiser is wrapped.
 
-    `scheduler` and `shape` (of one sample) are for a bare denoiser, `device` is for a name: a
-    pipeline or a denoiser stays where its owner moved it.
+    `scheduler` and `shape` (of one sample) are for a bare denoiser, `device` and `dtype` are for a
+    name: a pipeline or a denoiser stays as its owner made it.
     """
     if isinstance(target, str | Path):
-        return load_pipeline(target, device=chosen(device))
+        return load_pipeline(target, DTYPES[dtype], chosen(device))
     pipe = (
         _wrapped(target, scheduler, shape)
         if isinstance(target, nn.Module)
@@ -55,6 +63,8 @@ def as_pipeline(
     )
     if device != AUTO:
         _check_place(pipe, chosen(device))
+    if dtype != AUTO:
+        _check_dtype(pipe, dtype)
     return pipe
 
 
@@ -66,6 +76,17 @@ def _check_place(pipe: Pipeline, asked: torch.device) -> None:
             f"found device {str(asked)!r} with a {type(pipe).__name__} on {found}",
             "a device for a model that is named by path",
             f"move the pipeline there with .to({str(asked)!r}), or leave device out",
+        )
+
+
+def _check_dtype(pipe: Pipeline, asked: str) -> None:
+    """A pipeline that its owner made has the type of weights that is asked for."""
+    found = str(next(denoiser(pipe).parameters()).dtype).removeprefix("torch.")
+    if found != asked:
+        raise BadInput(
+            f"found dtype {asked!r} with a {type(pipe).__name__} in {found}",
+            "a dtype for a model that is named by path",
+            f"convert it with .to(torch.{asked}), or leave dtype out",
         )
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from itertools import count
 from pathlib import Path
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
+from lowtide.machine.room import Room
 from lowtide.models import Answer, Arguments, answer_of
 from lowtide.report.progress import track
-from lowtide.sampling.drivers import call_arguments, denoiser
+from lowtide.sampling.drivers import call_arguments, denoiser, gives_latents
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
-from lowtide.sampling.request import Moment
+from lowtide.sampling.request import Moment, joined_moments
 from lowtide.sampling.variance_calibration import calibrated_variance, stepping
 from lowtide.settings import Request
 
@@ -75,9 +76,30 @@ def _without_progress_bar(pipe: Any) -> Iterator[None]:
         pipe._progress_bar_config = before
 
 
-def run_pipeline(pipe: Pipeline, request: Request) -> np.ndarray:
-    """One batch of images: (batch, height, width, channels), in [0, 1]."""
+def run_pipeline(pipe: Pipeline, request: Request, room: Room | None = None) -> np.ndarray:
+    """One batch of images: (batch, height, width, channels), in [0, 1].
+
+    Where memory is short, the batch is drawn in parts. A seed belongs to its image, so the images
+    are the same. `room` remembers the part that fits.
+    """
+    parts = _room_for(pipe, room).each(
+        len(request.seeds), lambda span: _draw(pipe, _part(request, span), output="np")
+    )
+    return np.concatenate(parts)
+
+
+def _room_for(pipe: Pipeline, room: Room | None) -> Room:
+    return room or Room(next(denoiser(pipe).parameters()).device)
+
+
+def _part(request: Request, span: slice) -> Request:
+    return replace(request, seeds=request.seeds[span])
+
+
+def _draw(pipe: Pipeline, request: Request, output: str) -> np.ndarray:
+    """One part of a batch; `output` "latent" leaves out the decoder."""
     arguments = call_arguments(pipe, request)
+    arguments["output_type"] = output
     with (
         _without_progress_bar(pipe),
         torch.no_grad(),
@@ -85,6 +107,8 @@ def run_pipeline(pipe: Pipeline, request: Request) -> np.ndarray:
         _own_noise(pipe.scheduler, arguments["generator"]),
     ):
         images = pipe(**arguments).images
+    if isinstance(images, Tensor):
+        images = images.float().cpu()
     return np.asarray(images, dtype=np.float32)
 
 
@@ -111,21 +135,35 @@ def images(
     world = join()
     batches = world.part(list(request.batches()))
     shown = track(batches, total=len(batches), title="sampling") if show_progress else batches
-    return np.concatenate(world.gathered([run_pipeline(pipe, batch) for batch in shown]))
+    room = _room_for(pipe, None)
+    return np.concatenate(world.gathered([run_pipeline(pipe, batch, room) for batch in shown]))
 
 
 def trajectory(
-    pipe: Pipeline, request: Request, *, keep: Collection[int] | None = None
+    pipe: Pipeline,
+    request: Request,
+    *,
+    keep: Collection[int] | None = None,
+    room: Room | None = None,
 ) -> Iterator[Moment]:
     """Every call of the denoiser, or those whose index is in `keep`, batch by batch.
 
-    Only one batch's calls are in memory at a time.
+    Only one batch's calls are in memory at a time. Where the device is short of memory, a batch is
+    drawn in parts, and their calls are joined. A decoder of latents has nothing to do here.
     """
-    for batch in request.batches():
+    room = _room_for(pipe, room)
+    output = "latent" if gives_latents(pipe) else "np"
+
+    def record(batch: Request, span: slice) -> list[Moment]:
         moments: list[Moment] = []
         with record_calls(denoiser(pipe), moments, keep):
-            run_pipeline(pipe, batch)
-        yield from moments
+            _draw(pipe, _part(batch, span), output)
+        return moments
+
+    for batch in request.batches():
+        parts = room.each(len(batch.seeds), partial(record, batch))
+        sizes = [len(batch.seeds[span]) for span in room.spans(len(batch.seeds))]
+        yield from (joined_moments(calls, sizes) for calls in zip(*parts, strict=True))
 
 
 @contextmanager

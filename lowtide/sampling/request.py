@@ -1,8 +1,11 @@
 """One recorded call of the denoiser, and the prompts of a file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowtide.errors import BadInput
@@ -23,6 +26,36 @@ class Moment:
     t: Tensor
     arguments: Arguments
     eps: Tensor
+
+
+def joined_moments(parts: Sequence[Moment], images: Sequence[int]) -> Moment:
+    """One call of a batch from the calls of its parts, which have so many images each.
+
+    In a call, the guidance branches follow each other, each with all its images. A value without a
+    batch axis is the same in all parts.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    rows = [len(part.t) for part in parts]
+
+    def joined(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, dict):
+            return {name: joined([value[name] for value in values]) for name in first}
+        batched = isinstance(first, Tensor) and first.dim()
+        if not batched or [len(value) for value in values] != rows:
+            return first
+        split = [
+            value.unflatten(0, (-1, count)) for value, count in zip(values, images, strict=True)
+        ]
+        return torch.cat(split, 1).flatten(0, 1)
+
+    return Moment(
+        index=parts[0].index,
+        t=joined([part.t for part in parts]),
+        arguments=joined([part.arguments for part in parts]),
+        eps=joined([part.eps for part in parts]),
+    )
 
 
 def read_prompts(path: str | Path | None) -> tuple[str, ...]:

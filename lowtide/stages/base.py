@@ -6,10 +6,11 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from rich.console import Console
@@ -20,8 +21,10 @@ from lowtide.costs import Cost, Workload
 from lowtide.distributed.world import World
 from lowtide.errors import BadInput
 from lowtide.machine import bf16
+from lowtide.machine.room import Room
 from lowtide.models import Adapter, Arguments
 from lowtide.models.trace import mapped
+from lowtide.nn.placement import Placement
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
@@ -37,9 +40,11 @@ class Stage(ABC):
     """One step of a recipe; a frozen dataclass whose fields are its options.
 
     essential: no recipe works without it.
+    whole: it works on the whole network at once, which has to fit on the device.
     """
 
     essential: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the stage reads
 
     @abstractmethod
@@ -72,7 +77,7 @@ class Stage(ABC):
 
 Recipe = tuple[Stage, ...]
 # A loss on features: of the quantized and of the float model for the same pairs of consecutive
-# steps, each (2, pairs, channels, positions), to a scalar.
+# steps, each (2, pairs, channels, positions), to a scalar that is a mean over the pairs.
 Term = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -93,6 +98,8 @@ class Job:
     """A model on its way from float to packed, and the folder for finished parts of the work.
 
     calls: the calibration set.
+    placement: which parts of the model are on the device.
+    room: how many samples fit there at once.
     terms: losses that stages add to a later distillation.
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
@@ -112,9 +119,20 @@ class Job:
     maintained: bool = False
     world: World = field(default_factory=World)
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
+    placement: Placement = field(init=False)
+    room: Room = field(init=False)
 
     def __post_init__(self) -> None:
         self.console.quiet |= not self.world.first
+        self.placement = Placement(self.model, self.device)
+        self.room = Room(self.device, partial(self.console.print, soft_wrap=True, markup=False))
+
+    def changed(self, **changes: object) -> "Job":
+        """This job with other values of some fields, in the same place."""
+        other = replace(self, **cast(Any, changes))
+        other.placement = self.placement
+        other.room = self.room
+        return other
 
     @property
     def batch(self) -> int:
@@ -162,6 +180,12 @@ class Job:
         """The device of the model."""
         return next(self.model.parameters()).device
 
+    def visit(self, target: object) -> AbstractContextManager[None]:
+        """A context in which the module of this name is on the device; other targets need none."""
+        if isinstance(target, str):
+            return self.placement.visit(self.model.get_submodule(target))
+        return nullcontext()
+
     def on_device(self, tree: Tree) -> Tree:
         """Nested arguments with all tensors on the model's device."""
         device = self.device
@@ -172,18 +196,45 @@ class Job:
         return track(items, total=total, title=title, console=self.console)
 
 
+def part_of(arguments: Arguments, span: slice, adapter: Adapter) -> Arguments:
+    """Some samples of a call; a value without a batch axis is the same for all."""
+    samples = len(arguments["timestep"])
+
+    def cut(leaf: object) -> object:
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == samples:
+            return leaf[span]
+        return leaf
+
+    shared = adapter.architecture.shared
+    return {
+        name: value if name in shared else mapped(value, cut) for name, value in arguments.items()
+    }
+
+
 def run_recipe(recipe: Recipe, job: Job) -> None:
     """Run every stage in turn; time it and print what it did."""
     seconds = job.report.setdefault("seconds", {})
     summaries = job.report.setdefault("summaries", {})
     for stage in recipe:
         started = time.perf_counter()
-        stage.run(job)
+        _run_in_place(stage, job)
         name = type(stage).__name__
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 2)
         summaries[name] = stage.summary(job)
         line = f"{name}: {summaries[name]}, {seconds[name]:.1f} s"
         job.console.print(line, soft_wrap=True, markup=False)
+
+
+def _run_in_place(stage: Stage, job: Job) -> None:
+    """Run the stage, with the whole network on the device if the stage works on all of it."""
+    if stage.whole and job.placement.blocks:
+        name = type(stage).__name__
+        line = f"{name}: works on the whole network at once, so all of it is on {job.device}"
+        job.console.print(line, soft_wrap=True, markup=False)
+        with job.placement.visit(job.model):
+            stage.run(job)
+    else:
+        stage.run(job)
 
 
 def ablated(recipe: Recipe, without: Sequence[str]) -> Recipe:

@@ -35,7 +35,7 @@ class Collect(Stage):
     def cost(self, load: Workload) -> Cost:
         """While a batch is drawn, every argument of all its calls is held, and every answer."""
         changing, whole = load.input_bytes
-        held = load.steps * load.batch * (whole + changing)
+        held = 0 if load.apart else load.steps * load.batch * (whole + changing)
         return Cost(load.passes(load.calls), load.alive_bytes(load.batch) + held)
 
     def summary(self, job: Job) -> str:
@@ -50,7 +50,7 @@ def sampled_calls(job: Job) -> list[Call]:
     """
     request = calibration_request(job)
     batches = job.world.part(list(request.batches()))
-    moments = chain.from_iterable(trajectory(job.pipe, batch) for batch in batches)
+    moments = chain.from_iterable(trajectory(job.pipe, batch, room=job.room) for batch in batches)
     calls: list[tuple[int, Call]] = []
     arguments: Arguments = {}
     for moment in job.track(moments, "collecting inputs", request.steps * len(batches)):

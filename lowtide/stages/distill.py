@@ -10,6 +10,7 @@ stages added (job.terms) read pairs of consecutive steps and take one float pass
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -54,6 +55,7 @@ class Distill(Stage):
         by in one iteration.
     """
 
+    whole: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset({"iters", "batch"})
 
     rank: Count = 32
@@ -89,7 +91,8 @@ class Distill(Stage):
         student = BACKWARD_COPIES * FLOAT * samples * kept + STUDENT_BYTES * whole.weights
         answers = load.passes(load.calls) + 2 * JUDGES * forward
         seconds = answers + load.settings.iters * (forward + load.speed.backward(work))
-        return Cost(seconds, SLACK * student + load.calls * load.batch * load.input_bytes[0])
+        targets = 0 if load.apart else load.calls * load.batch * load.input_bytes[0]
+        return Cost(seconds, SLACK * student + targets)
 
     def summary(self, job: Job) -> str:
         return "the whole network trained on the float model's answers"
@@ -199,7 +202,9 @@ class DistillLoop:
             for group in optimizer.param_groups:
                 group["lr"] = group["first"] * (1 - step / iters)
             optimizer.zero_grad()
-            descend(self.job, self.loss(generator), _parameters(optimizer))
+            loss = partial(self.loss, generator)
+            learnt = _parameters(optimizer)
+            descend(self.job, loss, learnt, optimizer.zero_grad, [generator])
             optimizer.step()
             if (step + 1) % RECORD_EVERY == 0:
                 self.job.record(STAGE, UNFINISHED, _loop_state(optimizer, generator, step + 1))
@@ -215,28 +220,38 @@ class DistillLoop:
         own = self.job.world.part(batch)
         if not own:
             return torch.zeros(())
-        distance = _distance(self.answer(own), self.batches.targets(own))
-        return distance * (len(own) / len(batch))
+        share = len(own) / len(batch)
+        return self.job.room.mean(len(own), lambda span: share * self._task_part(own[span]))
+
+    def _task_part(self, batch: Sequence[Place]) -> Tensor:
+        return _distance(self.answer(batch), self.batches.targets(batch))
 
     def paired_loss(self, batch: list[Place]) -> Tensor:
         """This rank's share of the loss with the job's terms, on pairs of consecutive steps.
 
         Both steps of a pair are in one graph, so a term's gradient reaches the student through
-        each of them.
+        each of them. Where memory is short, the pairs are taken in parts.
         """
-        half = len(batch) // 2
-        own = [*self.job.world.part(batch[:half]), *self.job.world.part(batch[half:])]
-        if not own:
+        pairs = len(batch) // 2
+        first = self.job.world.part(batch[:pairs])
+        second = self.job.world.part(batch[pairs:])
+        if not first:
             return torch.zeros(())
+        share = len(first) / pairs
+        return self.job.room.mean(
+            len(first), lambda span: share * self._paired_part([*first[span], *second[span]])
+        )
+
+    def _paired_part(self, batch: Sequence[Place]) -> Tensor:
         with last_features(self.job) as features:
             with torch.no_grad():
                 set_precision(self.job.model, Precision.FLOAT)
-                self.answer(own)
+                self.answer(batch)
             set_precision(self.job.model, Precision.FULL)
-            answer = self.answer(own)
+            answer = self.answer(batch)
         theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in features)
         terms = sum(term(ours, theirs) for term in self.job.terms)
-        return (_distance(answer, self.batches.targets(own)) + terms) * (len(own) / len(batch))
+        return _distance(answer, self.batches.targets(batch)) + terms
 
     def answer(self, batch: Sequence[Place]) -> Tensor:
         """The model's answer to a batch, at its precision now."""

@@ -11,12 +11,12 @@ from torch.utils.hooks import RemovableHandle
 from lowtide.costs import FLOAT, Cost, Work, Workload
 from lowtide.costs.workload import MINMAX_PASSES, SLACK, STATISTICS_COPIES
 from lowtide.formats import SEARCHES, check_search
-from lowtide.models import Answer
+from lowtide.models import Answer, answer_of
 from lowtide.nn.attention import QuantAttention, attention_block
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
-from lowtide.stages.base import Call, Job, Stage
+from lowtide.stages.base import Call, Job, Stage, part_of
 
 KEPT_VALUES = 2048
 TAILS = 64
@@ -209,8 +209,20 @@ def _adding(
 
 @torch.no_grad()
 def run_call(job: Job, call: Call) -> Answer:
-    """Run the denoiser on a recorded call."""
-    return job.model(**job.on_device(call.arguments))
+    """Run the denoiser on a recorded call, in parts where memory is short.
+
+    Hooks then see the parts one after the other, and those of an attempt that failed too. Minima
+    and maxima stay the same; samples of values are drawn from each part.
+    """
+    samples = len(call.arguments["timestep"])
+
+    def run(span: slice) -> Answer:
+        whole = span.stop - span.start == samples
+        arguments = call.arguments if whole else part_of(call.arguments, span, job.adapter)
+        return job.model(**job.on_device(arguments))
+
+    parts = job.room.each(samples, run)
+    return parts[0] if len(parts) == 1 else torch.cat([answer_of(part) for part in parts])
 
 
 def ranges(statistics: InputStatistics, quantizer: Quantizer, search: str) -> tuple[Tensor, Tensor]:

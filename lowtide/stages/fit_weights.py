@@ -28,9 +28,10 @@ class FitWeights(Stage):
     def run(self, job: Job) -> None:
         layers = _low_bit_layers(job)
         own = job.track(job.world.part(layers), "weight ranges")
-        ranges = job.world.gathered([_weight_range(layer, self.search) for layer in own])
+        ranges = job.world.gathered([_weight_range(job, layer, self.search) for layer in own])
         for layer, (lo, hi) in zip(layers, ranges, strict=True):
-            _set_range(layer, lo, hi)
+            with job.placement.visit(layer):
+                _set_range(layer, lo, hi)
             layer.set_precision(Precision.FLOAT)
 
     def cost(self, load: Workload) -> Cost:
@@ -48,11 +49,12 @@ def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
     return [layer for _, layer in quant_layers(job.model) if layer.format is not None]
 
 
-def _weight_range(layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
+def _weight_range(job: Job, layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
     """lo and hi of each row of the format, on the CPU."""
     form = layer.format
     assert form is not None
-    lo, hi = SEARCHES[search](form.rows(layer.smoothed_weight()), form)
+    with job.placement.visit(layer):
+        lo, hi = SEARCHES[search](form.rows(layer.smoothed_weight()), form)
     return lo.cpu(), hi.cpu()
 
 

@@ -1,8 +1,8 @@
 """The layers of a block, one after the other, each with its calibration data, for AdaRound."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lowtide.models import Unit
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
-from lowtide.stages.stream import UnitData
+from lowtide.stages.stream import UnitData, UnitRows
 from lowtide.stages.tape import Tape
+from lowtide.stages.upcoming import Upcoming
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,29 @@ class LayerData:
 
         It is summed over channels and averaged over the rest.
         """
-        whole = self.block.choose(generator)
-        chosen = self.block.job.world.part(whole)
-        if not chosen:
+        batch = self.upcoming.take(generator)
+        if not batch.chosen:
             return torch.zeros(())
-        self.block.set_clock(chosen)
-        inputs, answers = self.pairs
-        x = self.block.select(inputs, chosen)
-        target = self.block.select(answers, chosen)
+        return self.block.job.room.mean(len(batch.chosen), partial(self._share, batch))
+
+    @cached_property
+    def upcoming(self) -> Upcoming[UnitRows]:
+        """Random batches of the layer's data."""
+        return Upcoming(self.block.job.room, self.block.choose_own, self._gather)
+
+    def _gather(self, chosen: Sequence[int]) -> UnitRows:
+        """Inputs and answers of these samples as the one value of each kind."""
+        if not chosen:
+            return UnitRows(chosen, frozenset(), inputs={}, floating={}, targets={})
+        x, target = (self.block.select(tape, chosen) for tape in self.pairs)
+        return UnitRows(chosen, frozenset([0]), inputs={0: x}, floating={}, targets={0: target})
+
+    def _share(self, batch: UnitRows, span: slice) -> Tensor:
+        part = batch.part(span, self.block.job.device)
+        self.block.set_clock(part.chosen)
         channels = 1 if isinstance(self.layer, nn.Conv2d) else -1
-        error = (self.layer(x).float() - target.float()).square().sum(channels).mean()
-        return error * (len(chosen) / len(whole))
+        error = self.layer(part.inputs[0]).float() - part.targets[0].float()
+        return error.square().sum(channels).mean() * (len(batch.chosen) / self.block.drawn)
 
 
 def layers_of(block: UnitData) -> Iterator[LayerData]:

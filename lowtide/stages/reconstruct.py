@@ -10,6 +10,7 @@ loop.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -92,7 +93,7 @@ class Reconstruct(Stage):
         samples = load.samples
         learning = sum(iters * load.speed.learning(rounding_work(part, samples)) for part in units)
         judging = sum(2 * JUDGES * load.forward(part, samples) for part in units)
-        largest = max(rounding_bytes(part, samples) for part in units)
+        largest = max(rounding_bytes(part, samples, load.width) for part in units)
         ranges = 0 if load.settings.drop is None else statistics_cost(load, search=False).seconds
         return Cost(ranges + learning + judging + load.streams(), largest + load.tape_bytes())
 
@@ -180,6 +181,7 @@ class Learner:
         self.unit = unit
         self.iters = iters
         self.warm = warm
+        self.draws: list[torch.Generator] = []
         self.layers: dict[str, QuantizedLayer] = {}
         for name in unit.layers:
             layer = job.model.get_submodule(name)
@@ -215,13 +217,17 @@ class Learner:
         nearest = self._codes()
         before = self.judge(loss)
         layers = self.layers.values()
-        alphas = [layer.start_rounding(warm=self.warm) for layer in layers]
-        self.minimise(loss, RoundingOptimizer(alphas, rate(self.iters)))
+        self.minimise(loss, self._started())
         for layer in layers:
             layer.finish_rounding()
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"{self.stage} {self.unit.name}"] = [before, after]
         return self._codes() if after < before else nearest
+
+    def _started(self) -> RoundingOptimizer:
+        """The roundings of all layers, which nothing else refers to once they have learnt."""
+        started = [layer.start_rounding(warm=self.warm) for layer in self.layers.values()]
+        return RoundingOptimizer(started, rate(self.iters))
 
     def _codes(self) -> dict[str, Tensor]:
         codes: dict[str, Tensor] = {}
@@ -240,6 +246,7 @@ class Learner:
         """Train the roundings."""
         generator = self.job.generator(self.stage, self.unit.name)
         drop = self._drop()
+        self.draws = [each.generator for each in drop]
         history: list[float] = []
         for step in range(self.iters):
             penalty = PENALTY if step >= WARM_UP * self.iters else 0.0
@@ -267,21 +274,30 @@ class Learner:
         sharpness: float,
     ) -> Tensor:
         """One iteration; the loss before it."""
-        with products(roundings.device, low=self.low and self.job.bf16_pays):
-            distance = loss()
-        distance = descend(self.job, distance, [each.weight for each in roundings.each])
+
+        def low_loss() -> Tensor:
+            with products(roundings.device, low=self.low and self.job.bf16_pays):
+                return loss()
+
+        learnt = [each.weight for each in roundings.each]
+        distance = descend(self.job, low_loss, learnt, roundings.forget_gradients, self.draws)
         roundings.step(penalty, sharpness)
         return distance
 
 
-def descend(job: Job, loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def descend(
+    job: Job,
+    loss: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    undo: Callable[[], object],
+    draws: Iterable[torch.Generator] = (),
+) -> Tensor:
     """The gradients of the loss over all ranks; the loss over all ranks.
 
-    A rank without samples has a loss of zero that depends on nothing.
+    A rank without samples has a loss of zero that depends on nothing. `undo` and `draws`: see
+    `Room.descend`.
     """
-    if loss.requires_grad:
-        loss.backward()
-    return job.world.sum_gradients(loss, parameters)
+    return job.world.sum_gradients(job.room.descend(loss, undo, draws), parameters)
 
 
 def sharpness(progress: float, *, warm: bool = False) -> float:
@@ -363,7 +379,7 @@ class RangeLearner:
         optimizer = torch.optim.Adam(scales, RANGE_RATE)
         for _ in range(self.iters):
             optimizer.zero_grad()
-            descend(self.job, loss(generator), scales)
+            descend(self.job, partial(loss, generator), scales, optimizer.zero_grad)
             optimizer.step()
 
     def _kept_steps(self) -> list[int]:

@@ -8,12 +8,13 @@ so memory does not grow with depth, and no unit costs a forward pass of the whol
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowtide.machine.devices import CPU
 from lowtide.machine.peak_memory import release_free_memory
 from lowtide.models import Unit
 from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
@@ -22,8 +23,43 @@ from lowtide.nn.quantizer import QDrop, SamplePart, dropping
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
 from lowtide.stages.tape import Store, Tape
+from lowtide.stages.upcoming import Upcoming
 
 Value = Tape | list[Any]  # one entry per call
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """Samples of a unit's values: quantized and float inputs, float answers, by number.
+
+    `batched`: the values that have a batch axis.
+    """
+
+    chosen: Sequence[int]
+    batched: frozenset[int]
+    inputs: dict[int, Any]
+    floating: dict[int, Any]
+    targets: dict[int, Any]
+
+    def part(self, span: slice, device: torch.device) -> "UnitRows":
+        """Some of the samples, on the device."""
+
+        def moved(id: int, value: object) -> object:
+            if not isinstance(value, Tensor):
+                return value
+            rows = value[span] if id in self.batched else value
+            return rows.to(device, non_blocking=True)
+
+        values = (self.inputs, self.floating, self.targets)
+        parts = [{id: moved(id, each) for id, each in part.items()} for part in values]
+        return UnitRows(self.chosen[span], self.batched, *parts)
+
+    def input(self, id: int, drop: QDrop | None) -> object:
+        """A quantized input, with some of its values replaced by their float values by `drop`."""
+        rows = self.inputs[id]
+        if drop is None or not isinstance(rows, Tensor) or not rows.is_floating_point():
+            return rows
+        return drop(self.floating[id], rows)
 
 
 @dataclass
@@ -66,40 +102,81 @@ class UnitData:
                 total += sum(part.numel() * part.element_size() for part in value.batches)
         return total
 
+    @property
+    def samples(self) -> int:
+        """Samples of all calls."""
+        return sum(len(call.arguments["timestep"]) for call in self.calls)
+
+    @property
+    def drawn(self) -> int:
+        """Samples of one batch of all ranks together."""
+        return min(self.job.batch, self.samples)
+
     def choose(self, generator: torch.Generator) -> list[int]:
         """A random batch of samples, for all ranks together."""
-        samples = sum(len(call.arguments["timestep"]) for call in self.calls)
-        size = min(self.job.batch, samples)
-        return torch.randint(samples, (size,), generator=generator).tolist()
+        return torch.randint(self.samples, (self.drawn,), generator=generator).tolist()
+
+    def choose_own(self, generator: torch.Generator) -> Sequence[int]:
+        """This rank's part of a random batch."""
+        return self.job.world.part(self.choose(generator))
 
     def loss(self, generator: torch.Generator, drop: QDrop | None = None) -> Tensor:
         """Squared distance to the float answers on a random batch: this rank's share of it.
 
         It is summed over channels, which are the last axis where there are tokens, and averaged
-        over the rest.
+        over the rest. Where memory is short the batch is taken in parts, see `Room.mean`.
         """
-        whole = self.choose(generator)
-        chosen = self.job.world.part(whole)
-        if not chosen:
+        batch = self.upcoming.take(generator)
+        if not batch.chosen:
             return torch.zeros(())
-        if drop:
-            drop.part = SamplePart(*self.job.world.bounds(len(whole)), len(whole))
+        first, _ = self.job.world.bounds(self.drawn)
+        share = len(batch.chosen) / self.drawn
+        state = drop.generator.get_state() if drop else torch.empty(0)
+
+        def distance(span: slice) -> Tensor:
+            if drop is not None:
+                part = SamplePart(first + span.start, first + span.stop, self.drawn)
+                drop.rewind(state, part)
+            return share * self._distance(batch.part(span, self.job.device), drop)
+
+        return self.job.room.mean(len(batch.chosen), distance)
+
+    def _distance(self, batch: UnitRows, drop: QDrop | None) -> Tensor:
         with dropping(self.module, drop):
-            answer = self.answer(chosen, drop)
+            answer = self.answer_to(batch, drop)
         losses: list[Tensor] = []
         for ours, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True):
             if ref:
-                target = self.rows(self.targets[ref.id], ref.id, chosen)
-                error = (ours.float() - target.float()).square()
+                error = (ours.float() - batch.targets[ref.id].float()).square()
                 losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
-        return reduce(torch.add, losses) * (len(chosen) / len(whole))
+        return reduce(torch.add, losses)
 
-    def answer(self, chosen: Sequence[int], drop: QDrop | None = None) -> object:
+    @cached_property
+    def upcoming(self) -> Upcoming[UnitRows]:
+        """Random batches of the unit's data, of which this rank has its part."""
+        return Upcoming(self.job.room, self.choose_own, self.gather)
+
+    def gather(self, chosen: Sequence[int]) -> UnitRows:
+        """The values of these samples, on the CPU."""
+        if not chosen:
+            return UnitRows(chosen, self.batched, inputs={}, floating={}, targets={})
+        floating = self.floating if self.job.settings.drop is not None else {}
+        values = (self.inputs, floating, self.targets)
+        parts = [{id: self.rows(each, id, chosen) for id, each in part.items()} for part in values]
+        return UnitRows(chosen, self.batched, *parts)
+
+    def answer(self, chosen: Sequence[int]) -> object:
         """The unit's own answer to these samples, which may be at different timesteps."""
-        self.set_clock(chosen)
+        inputs = {id: self.rows(value, id, chosen) for id, value in self.inputs.items()}
+        batch = UnitRows(chosen, self.batched, inputs, floating={}, targets={})
+        return self.answer_to(batch.part(slice(None), self.job.device), None)
+
+    def answer_to(self, batch: UnitRows, drop: QDrop | None) -> object:
+        """The unit's own answer to samples that are on the device."""
+        self.set_clock(batch.chosen)
 
         def value(leaf: object) -> object:
-            return self._input(leaf.id, chosen, drop) if isinstance(leaf, Ref) else leaf
+            return batch.input(leaf.id, drop) if isinstance(leaf, Ref) else leaf
 
         return self.module(*mapped(self.node.args, value), **mapped(self.node.kwargs, value))
 
@@ -114,22 +191,16 @@ class UnitData:
         clock = find_clock(self.job.model)
         clock.set(torch.tensor(times, dtype=torch.float64) / clock.ticks)
 
-    def _input(self, id: int, chosen: Sequence[int], drop: QDrop | None) -> object:
-        """A quantized input, with some of its values replaced by their float values by `drop`."""
-        rows = self.rows(self.inputs[id], id, chosen)
-        if drop is None or not isinstance(rows, Tensor) or not rows.is_floating_point():
-            return rows
-        return drop(self.rows(self.floating[id], id, chosen), rows)
-
     def rows(self, value: Value, id: int, chosen: Sequence[int]) -> Any:
         """These samples of a value; a value without a batch axis is the same for all."""
         return self.select(value, chosen) if id in self.batched else value[0]
 
     def select(self, value: Value, chosen: Sequence[int]) -> Tensor:
-        """These samples of a value with a batch axis, on the model's device."""
+        """These samples of a value with a batch axis; pinned on the way to a CUDA card."""
         size = len(value[0])
         samples = [value[number // size][number % size] for number in chosen]
-        return torch.stack(samples).to(self.job.device)
+        joined = torch.stack(samples)
+        return joined.pin_memory() if self.job.device.type == "cuda" else joined
 
 
 class Stream:
@@ -153,13 +224,14 @@ class Stream:
     def walk(self) -> Iterator[UnitData]:
         """The data of each unit in forward order; its next item runs both streams through it."""
         self.feed()
-        for node in self.graph.nodes:
+        for place, node in enumerate(self.graph.nodes):
             unit = self.units.get(node.target) if isinstance(node.target, str) else None
-            answers = self._run(node, self.floating, Precision.FLOAT)
-            if unit:
-                yield self._unit_data(unit, node, answers)
-            self.floating |= answers
-            self.quantized |= self._run(node, self.quantized, self.precision)
+            with self.job.visit(node.target):
+                answers = self._run(place, self.floating, Precision.FLOAT)
+                if unit:
+                    yield self._unit_data(unit, node, answers)
+                self.floating |= answers
+                self.quantized |= self._run(place, self.quantized, self.precision)
             for id in node.frees:
                 self.floating.pop(id, None)
                 self.quantized.pop(id, None)
@@ -196,23 +268,54 @@ class Stream:
             set_precision(self.job.model.get_submodule(node.target), precision)
 
     @torch.no_grad()
-    def _run(self, node: Node, values: dict[int, Value], precision: Precision) -> dict[int, Value]:
+    def _run(self, place: int, values: dict[int, Value], precision: Precision) -> dict[int, Value]:
         """Run one node on every call of one stream."""
-        self._set_precision(node, precision)
+        self._set_precision(self.graph.nodes[place], precision)
         outputs: dict[int, Value] = {}
-        device = self.job.device
         clock = find_clock(self.job.model)
         for number, call in enumerate(self.calls):
             clock.set(call.timestep / clock.ticks)
-
-            def value(id: int, number: int = number) -> object:
-                return _on(device, values[id][number])
-
-            for id, result in run_node(node, self.job.model, value, device).items():
+            run = partial(self._run_part, place, values, number)
+            parts = self.job.room.each(len(call.arguments["timestep"]), run)
+            for id, result in parts[0].items():
                 if id not in outputs:
                     outputs[id] = Tape(self.store) if isinstance(result, Tensor) else []
+                cut = len(parts) > 1 and id in self.batched
+                if cut:
+                    result = torch.cat([part[id] for part in parts], self._axis(id))
                 outputs[id].append(result)
         return outputs
+
+    def _axis(self, id: int) -> int:
+        """The batch axis of a value: the one that is longer in a larger batch."""
+        own = self.graph.values[id].shape
+        larger = larger_graph(self.job).values[id].shape
+        return next(axis for axis, size in enumerate(own) if size != larger[axis])
+
+    def _run_part(
+        self, place: int, values: dict[int, Value], number: int, span: slice
+    ) -> dict[int, Any]:
+        """Run one node on some samples of one call; the answers of a part wait on the CPU.
+
+        The graph of a batch of this size has the same nodes, with its own shapes.
+        """
+        samples = len(self.calls[number].arguments["timestep"])
+        whole = span.stop - span.start == samples
+        graph = self.graph if whole else self.job.adapter.block_graph(span.stop - span.start)
+        device = self.job.device
+
+        def value(id: int) -> object:
+            each = values[id][number]
+            if not isinstance(each, Tensor):
+                return each
+            if not whole and id in self.batched:
+                axis = self._axis(id)
+                rows = each.shape[axis] // samples
+                each = each.narrow(axis, span.start * rows, (span.stop - span.start) * rows)
+            return each.to(device)
+
+        results = run_node(graph.nodes[place], self.job.model, value, device)
+        return results if whole else mapped(results, _on_the_cpu)
 
 
 def stream_units(job: Job, *, temporal: bool) -> list[Unit]:
@@ -222,13 +325,17 @@ def stream_units(job: Job, *, temporal: bool) -> list[Unit]:
     return [unit for unit in job.adapter.units() if unit.kind != "temporal"]
 
 
-def _on(device: torch.device, value: object) -> object:
-    return value.to(device) if isinstance(value, Tensor) else value
+def _on_the_cpu(value: object) -> object:
+    return value.to(CPU) if isinstance(value, Tensor) else value
 
 
 def _batched(graph: Graph, job: Job) -> frozenset[int]:
     """The values with a batch axis: their shape changes when the batch has one more sample."""
-    size = len(job.calls[0].arguments["timestep"])
-    larger = job.adapter.block_graph(size + 1)
+    larger = larger_graph(job)
     grown = (id for id, value in graph.values.items() if larger.values[id].shape != value.shape)
     return frozenset(grown)
+
+
+def larger_graph(job: Job) -> Graph:
+    """The graph of a call with one more sample."""
+    return job.adapter.block_graph(len(job.calls[0].arguments["timestep"]) + 1)

@@ -1,4 +1,4 @@
-"""Tape: a list of batches of one value, in memory up to a budget, on disk beyond it.
+"""Tape: a list of batches of one value on the CPU, in memory up to a budget, on disk beyond it.
 
 A reader does not see whether a batch is in memory or in a file. A file is deleted as soon as
 nothing refers to it.
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowtide.machine.devices import moved_to_cpu
 from lowtide.machine.peak_memory import release_free_memory
 
 
@@ -41,8 +42,8 @@ class Tape:
         self.batches: list[Tensor] = []
 
     def append(self, batch: Tensor) -> None:
-        """Add a batch; beyond the budget it goes to disk."""
-        batch = batch.detach()
+        """Add a batch, on the CPU; beyond the budget it goes to disk."""
+        batch = moved_to_cpu(batch.detach())
         size = batch.numel() * batch.element_size()
         if self.store.held + size > self.store.budget and size:
             self.batches.append(_spilled(batch, self.store.next_file()))
@@ -70,7 +71,7 @@ def _spilled(batch: Tensor, path: Path) -> Tensor:
 
     The file is deleted with the tensor.
     """
-    raw = batch.contiguous().cpu().flatten().view(torch.uint8).numpy()
+    raw = batch.contiguous().flatten().view(torch.uint8).numpy()
     raw.tofile(path)
     mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r+"))
     path.unlink()

@@ -1,6 +1,7 @@
 """Temporal features: the outputs of the temporal block, without the rest of the network."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,19 @@ class JobFeatures:
 
     def __init__(self, job: Job, unit: Unit):
         self.model = job.model
+        self.placement = job.placement
         self.unit = unit
         self.features = TemporalFeatures(job.adapter, unit, _rows_of(job, unit))
 
     def __call__(self) -> list[Tensor]:
         """The features at the unit's precision now, each rows x width."""
         find_clock(self.model).set(self.features.inputs["timestep"])
-        return self.features(self.model)
+        with self.visiting():
+            return self.features(self.model)
+
+    def visiting(self) -> AbstractContextManager[None]:
+        """A context in which the unit's layers are on the device."""
+        return self.placement.visit(*map(self.model.get_submodule, self.unit.layers))
 
     @torch.no_grad()
     def floating(self) -> list[Tensor]:

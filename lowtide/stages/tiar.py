@@ -1,7 +1,7 @@
 """TIAR: rounding of the temporal block for its own features; TFMQ-DM and its extension share it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
 
@@ -58,7 +58,7 @@ class TIAR(Stage):
         rounded: list[tuple[dict[str, Tensor], list[float]]] = []
         missing = [unit for unit in units if known[unit.name] is None]
         for unit in job.world.part(missing):
-            learner = Learner(replace(job, world=World()), STAGE, unit, iters)
+            learner = Learner(job.changed(world=World()), STAGE, unit, iters)
             rounded.append(self._search(learner))
         for unit, (codes, losses) in zip(missing, job.world.gathered(rounded), strict=True):
             if codes:
@@ -82,7 +82,9 @@ class TIAR(Stage):
             errors = [(ours - theirs).square().sum(1).mean() for ours, theirs in pairs]
             return reduce(torch.add, errors)
 
-        codes = {name: each.cpu() for name, each in learner.search(loss).items()}
+        with features.visiting():
+            learnt = learner.search(loss)
+        codes = {name: each.cpu() for name, each in learnt.items()}
         return codes, job.report["losses"][f"{STAGE} {unit.name}"]
 
     def cost(self, load: Workload) -> Cost:
@@ -94,7 +96,7 @@ class TIAR(Stage):
             part = load.network.temporal_part(unit)
             rows = _rows(unit, load)
             seconds += iters * load.speed.learning(rounding_work(part, rows))
-            largest = max(largest, rounding_bytes(part, rows))
+            largest = max(largest, rounding_bytes(part, rows, load.width))
         return Cost(seconds, largest)
 
     def summary(self, job: Job) -> str:

@@ -35,9 +35,7 @@ def quantize_to_folder(
         predicted = world.of_first(lambda: estimate.plan(source, method=method, **options).totals())
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
-            pipe = sampling.as_pipeline(source, device=settings.device)
-            float_bytes = facts.parameter_bytes(sampling.denoiser(pipe))
-            result = quantize(pipe, method=method, folder=units, **options | {"device": AUTO})
+            result = quantize(source, method=method, folder=units, **options)
             if fresh is not None:
                 result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
@@ -47,7 +45,7 @@ def quantize_to_folder(
             "folder": str(out),
             "minutes": minutes,
         }
-        report |= world.of_first(lambda: _sizes(result, fresh, float_bytes))
+        report |= world.of_first(lambda: _sizes(result, fresh))
         report |= {"peak_bytes": peak.above, "predicted": predicted}
         report |= result.plan.summary | result.report
         record = provenance.Provenance(
@@ -66,9 +64,8 @@ def quantize_to_folder(
     return report
 
 
-def _sizes(result: Quantized, folder: Path | None, float_bytes: int) -> dict[str, int]:
+def _sizes(result: Quantized, folder: Path | None) -> dict[str, int]:
     return {
-        "float_bytes": float_bytes,
         "bytes": result.report["account"]["total"],
         "on_disk": facts.on_disk(folder) if folder else 0,
     }

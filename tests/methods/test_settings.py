@@ -60,7 +60,18 @@ def test_defaults_are_never_refused(method):
 
 
 def test_every_setting_is_read_by_all_methods_or_by_some():
-    always = Assign.reads | Collect.reads | {"seed", "memory", "device", "stages"}
+    always = (
+        Assign.reads
+        | Collect.reads
+        | {
+            "seed",
+            "memory",
+            "device",
+            "dtype",
+            "place",
+            "stages",
+        }
+    )
     assert always | CHANGES.keys() == {each.name for each in fields(Settings)}
     assert not always & CHANGES.keys()
     stages = [stage for method in METHODS for stage in recipe_of(method, Settings(range_iters=0))]

@@ -10,14 +10,17 @@ from lowtide.nn.rounding import LOW, WIDTH, AdaRound, RoundingOptimizer, penalty
 SHARPNESS = (20.0, 11.3, 4.0, 2.0)
 
 
+def positions(generator: torch.Generator, rows: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales, and weights in units of them, of which some are outside of the grid's 16 codes."""
+    scale = torch.rand(rows, 1, generator=generator) + 0.1
+    return scale, 30 * torch.rand(rows, 48, generator=generator) - 7
+
+
 def spread(rows: int = 32) -> AdaRound:
     """Decisions of every kind: open, nearly made, at both ends of soft() and beyond them."""
     generator = torch.Generator().manual_seed(rows)
-    scale = torch.rand(rows, 1, generator=generator) + 0.1
-    rounding = AdaRound(
-        30 * torch.rand(rows, 48, generator=generator) - 7,
-        lambda codes: (codes.clamp(0, 15) - 6) * scale,
-    )
+    scale, position = positions(generator, rows)
+    rounding = AdaRound(position, lambda codes: (codes.clamp(0, 15) - 6) * scale)
     rounding.alpha.copy_(4 * torch.randn(rows, 48, generator=generator))
     rounding.alpha[0, :3] = torch.tensor([0.0, 40.0, -40.0])
     return rounding
@@ -125,7 +128,8 @@ def test_roundings_are_settled_once_every_weight_is() -> None:
 
 def test_a_weight_outside_the_grid_does_not_move() -> None:
     rounding = spread()
-    beyond = (rounding.floor < 0) | (rounding.floor >= 15)
+    floor = positions(torch.Generator().manual_seed(32))[1].floor()
+    beyond = (floor < 0) | (floor >= 15)
     assert beyond.any() and not beyond.all()
     assert ((rounding.span == 0) == beyond).all()
     roundings = RoundingOptimizer([rounding], 1.0)

@@ -123,9 +123,7 @@ def test_a_units_loss_is_summed_over_channels_wherever_they_are(kind, tmp_path):
         (answer,) = data.targets
         shape = data.targets[answer][0].shape
         channels = shape[-1] if len(shape) == 3 else shape[1]
-        data.answer = lambda chosen, drop=None, data=data, id=answer: (
-            data.rows(data.targets[id], id, chosen) + 0.5
-        )
+        data.answer_to = lambda batch, drop, id=answer: batch.targets[id] + 0.5
         assert data.loss(torch.Generator().manual_seed(0)).item() == pytest.approx(
             channels / 4, rel=1e-4
         )
