@@ -222,7 +222,7 @@ def _update_tables(model: nn.Module, change: Change, features: dict[str, Tensor]
         cast(Correction, model.get_submodule(CORRECTION)).reschedule(change.nearest)
     for name, feature in features.items():
         cast(Cached, model.get_submodule(name)).take(feature)
-    reschedule_requests(model, change.after)
+    reschedule_requests(model, change.after, change.nearest)
 
 
 def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, object]:

@@ -25,7 +25,7 @@ class FitWeights(Stage):
 
     def run(self, job: Job) -> None:
         for layer in job.track(_low_bit_layers(job), "weight ranges"):
-            _fit_weight(layer, self.search)
+            fit_weight(layer, self.search)
             layer.set_precision(Precision.FLOAT)
 
     def cost(self, load: Workload) -> Cost:
@@ -43,7 +43,8 @@ def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
     return [layer for _, layer in quant_layers(job.model) if layer.format is not None]
 
 
-def _fit_weight(layer: QuantizedLayer, search: str) -> None:
+def fit_weight(layer: QuantizedLayer, search: str) -> None:
+    """Search the ranges of one weight, and round it to nearest."""
     form = layer.format
     assert form is not None
     weight = layer.smoothed_weight()
