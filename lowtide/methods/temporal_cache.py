@@ -9,7 +9,7 @@ request: there the float block runs once for all steps of a request.
 
     Temporal information block       adapter.temporal()
     Cache-based maintenance, CM      least || X^_{t,i} - X_{t,i} ||^2 over s and z of a grid, for
-                                     each (t, i): cache_feature in advance, round_features by request
+                                     each (t, i): cache_feature in advance, else round_features
     Temporal maintenance, TM         stages.tiar.TIAR for weights; one input range per step, see
                                      stages.temporal_features.maintained
     L^temporal_{t,i}                 JobFeatures.disturbance: || X^_{t,i} - X_{t,i} ||^2

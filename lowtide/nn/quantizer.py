@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Grid, InputFormat
+from lowtide.formats import Affine, Grid, InputFormat, Stepped
 from lowtide.kernels import per_sample, quantize_input
 from lowtide.nn.clock import Clock
 from lowtide.nn.lsq import lsq_round
@@ -79,6 +79,9 @@ class Quantizer(nn.Module):
         scale, zero = self.step()
         if isinstance(format, Affine):
             return quantize_input(x, scale, zero, format.top)
+        if isinstance(format, Stepped):
+            top = per_sample(format.tops(scale)[self._index()], x)
+            return quantize_input(x, scale, zero, top)
         grid = Grid(per_sample(scale, x), per_sample(zero, x))
         return format.decode(format.encode(x, grid), grid).to(x.dtype)
 

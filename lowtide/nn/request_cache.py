@@ -118,9 +118,7 @@ class RequestCache:
         copies = {name: value.clone() for name, value in conditions.items()}
         return RequestFeatures(copies, features)
 
-    def _run_units(
-        self, rows: dict[str, Tensor], steps: int
-    ) -> dict[str, Tensor | StoredFeatures]:
+    def _run_units(self, rows: dict[str, Tensor], steps: int) -> dict[str, Tensor | StoredFeatures]:
         """The features of each layer; `rows` are the samples of all steps."""
         features: dict[str, Tensor | StoredFeatures] = {}
         for unit in self.adapter.temporal():
@@ -148,7 +146,9 @@ class RequestCache:
         if self.building or self.step is None:
             return None
         features = self.requests[-1].features[name]
-        return features.at(self.step) if isinstance(features, StoredFeatures) else features[self.step]
+        if isinstance(features, StoredFeatures):
+            return features.at(self.step)
+        return features[self.step]
 
 
 def _nested(inputs: Mapping[str, Any], name: str) -> Tensor:

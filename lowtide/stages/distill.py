@@ -206,17 +206,17 @@ class DistillLoop:
         """The loss on a random batch, with the job's terms if there are any."""
         if not self.job.terms:
             return self.task_loss(self.batches.draw(self.batches.training, generator))
-        return self.paired_loss(self.batches.pairs(generator))
+        steps = max(term.steps for term in self.job.terms)
+        return self.paired_loss(self.batches.windows(generator, steps), steps)
 
     def task_loss(self, batch: list[Place]) -> Tensor:
         """The distance of the student's answer from the float model's."""
         return _distance(self.answer(batch), self.batches.targets(batch))
 
-    def paired_loss(self, batch: list[Place]) -> Tensor:
-        """The loss with the job's terms, on pairs of consecutive steps.
+    def paired_loss(self, batch: list[Place], steps: int = 2) -> Tensor:
+        """The loss with the job's terms, on the same images at consecutive steps.
 
-        Both steps of a pair are in one graph, so a term's gradient reaches the student through
-        each of them.
+        All steps are in one graph, so a term's gradient reaches the student through each of them.
         """
         with last_features(self.job) as features:
             with torch.no_grad():
@@ -224,8 +224,9 @@ class DistillLoop:
                 self.answer(batch)
             set_precision(self.job.model, Precision.FULL)
             answer = self.answer(batch)
-        theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in features)
-        terms = sum(term(ours, theirs) for term in self.job.terms)
+        theirs, ours = (x.reshape(steps, -1, *x.shape[1:]) for x in features)
+        pairs = [(term, ours[: term.steps], theirs[: term.steps]) for term in self.job.terms]
+        terms = sum(term.loss(mine, other) for term, mine, other in pairs)
         return _distance(answer, self.batches.targets(batch)) + terms
 
     def answer(self, batch: list[Place]) -> Tensor:

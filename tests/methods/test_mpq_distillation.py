@@ -7,6 +7,7 @@ from mpq_jobs import prepared
 
 from lowtide.methods.mpq import OMQ, TRD
 from lowtide.nn.lora import LoRA
+from lowtide.stages.base import Term
 from lowtide.stages.distill import Distill, DistillLoop, Student
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -45,8 +46,8 @@ def distillation(**settings) -> tuple[DistillLoop, Student]:
 def test_the_relation_loss_reaches_the_factors_through_both_steps():
     loop, student = distillation()
     student.start()
-    loop.job.terms.append(lambda ours, theirs: ours.sum() * 0)
-    batch = loop.batches.pairs(torch.Generator().manual_seed(0))
+    loop.job.terms.append(Term(lambda ours, theirs: ours.sum() * 0))
+    batch = loop.batches.windows(torch.Generator().manual_seed(0))
     gradients = {}
     for step in (0, 1):
         # Only the feature of one of the two steps keeps its graph.
@@ -56,7 +57,7 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
             )
             return 1e6 * TRD().loss(kept, theirs)
 
-        loop.job.terms[:] = [term]
+        loop.job.terms[:] = [Term(term)]
         loras = [module for module in loop.job.model.modules() if isinstance(module, LoRA)]
         for lora in loras:
             lora.zero_grad()
@@ -67,7 +68,7 @@ def test_the_relation_loss_reaches_the_factors_through_both_steps():
         assert sum(
             lora.up.grad is not None and lora.up.grad.abs().sum() > 0 for lora in loras
         ) > 0.9 * len(loras)
-    loop.job.terms[:] = [lambda ours, theirs: 0.0]
+    loop.job.terms[:] = [Term(lambda ours, theirs: 0.0)]
     for lora in loras:
         lora.zero_grad()
     loop.paired_loss(batch).backward()
@@ -88,7 +89,7 @@ def test_the_total_and_the_relation_fall():
         relation.append(trd.loss(ours, theirs))
         return relation[-1]
 
-    loop.job.terms.append(term)
+    loop.job.terms.append(Term(term))
     loop.loss = lambda generator: (
         totals.append(loss(loop, torch.Generator().manual_seed(len(totals) % 3))),
         totals[-1],
