@@ -169,11 +169,12 @@ def with_summary(plan: Plan, settings: Settings) -> Plan:
 
 
 def _cache_to_json(cache: CachePlan) -> dict[str, object]:
-    return cache.__dict__ | {"format": format_to_json(cache.format)}
+    return {**cache.__dict__, "format": format_to_json(cache.format)}
 
 
 def _cache_from_json(data: dict[str, Any]) -> CachePlan:
-    return CachePlan(**data | {"format": format_from_json(data["format"])})
+    fields: dict[str, Any] = {**data, "format": format_from_json(data["format"])}
+    return CachePlan(**fields)
 
 
 def _request_to_json(request: RequestPlan) -> dict[str, object] | list[str]:

@@ -97,7 +97,11 @@ class Quantizer(nn.Module):
         """The same rounding, with a gradient for x and for the scale."""
         scale = per_sample(log_scale[self._index()].exp(), x)
         zero = per_sample(self.step()[1], x).float()
-        return lsq_round(x.float(), scale, zero, self._format().top).to(x.dtype)
+        form = self._format()
+        assert not isinstance(form, Stepped), (
+            "an input whose bits differ by step has learnt already"
+        )
+        return lsq_round(x.float(), scale, zero, form.top).to(x.dtype)
 
     @torch.no_grad()
     def finish_learning(self) -> None:

@@ -1,4 +1,4 @@
-"""The loss of relations between positions, row by row where whole tables would not fit in memory."""
+"""The loss of relations between positions, made row by row where whole tables would not fit."""
 
 from functools import partial
 from math import prod

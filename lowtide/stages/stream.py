@@ -21,6 +21,7 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import QDrop, dropping
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
+from lowtide.stages.fisher import Fisher, fisher_weights
 from lowtide.stages.tape import Store, Tape
 
 Value = Tape | list[Any]  # one entry per call
@@ -33,6 +34,7 @@ class UnitData:
     batched: the values that have a batch axis.
     inputs: quantized inputs; floating: float inputs; targets: float answers, each by the number
         of the value in the graph.
+    fisher: weights of the squared errors of the answers; None: all count alike.
 
     A sample is named by its number: call times batch size, plus its row in the call.
     """
@@ -46,6 +48,7 @@ class UnitData:
     floating: dict[int, Value]
     targets: dict[int, Value]
     store: Store
+    fisher: Fisher | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -86,6 +89,9 @@ class UnitData:
             if ref:
                 target = self.rows(self.targets[ref.id], ref.id, chosen)
                 error = (ours.float() - target.float()).square()
+                if self.fisher is not None and ref.id in self.batched:
+                    tape = self.fisher.tapes[len(losses)]
+                    error = error * self.select(tape, chosen) / self.fisher.mean(len(losses))
                 losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
         return reduce(torch.add, losses)
 
@@ -131,10 +137,18 @@ class Stream:
     """The live values of both streams, by number in the graph.
 
     inputs_quantized: the quantized stream rounds inputs too.
+    fisher: the losses of units weigh errors by the answer's squared gradients.
     temporal: temporal layers belong to the blocks that they are in; else no unit has them.
     """
 
-    def __init__(self, job: Job, *, inputs_quantized: bool = False, temporal: bool = False):
+    def __init__(
+        self,
+        job: Job,
+        *,
+        inputs_quantized: bool = False,
+        temporal: bool = False,
+        fisher: bool = False,
+    ):
         self.job = job
         self.precision = Precision.of(weights=True, inputs=inputs_quantized)
         self.calls = [call for call in job.calls if call.kept]
@@ -144,6 +158,7 @@ class Stream:
         self.floating: dict[int, Value] = {}
         self.quantized: dict[int, Value] = {}
         self.units = {unit.name: unit for unit in stream_units(job, temporal=temporal)}
+        self.weights = fisher_weights(job, self.units, self.store) if fisher else {}
 
     def walk(self) -> Iterator[UnitData]:
         """The data of each unit in forward order; its next item runs both streams through it."""
@@ -174,6 +189,7 @@ class Stream:
             floating={id: self.floating[id] for id in node.uses()},
             targets=answers,
             store=self.store,
+            fisher=self.weights.pop(unit.name, None),
         )
 
     def feed(self) -> None:
