@@ -35,6 +35,7 @@ from lowtide.checkpoint import (
     quantized_pipeline,
 )
 from lowtide.errors import BadInput
+from lowtide.formats import Stepped
 from lowtide.machine.device_names import AUTO
 from lowtide.models import Adapter
 from lowtide.nn.correction import CORRECTION, Correction
@@ -129,6 +130,12 @@ def _check(plan: Plan, steps: int) -> None:
             "found a packed model in which nothing depends on the step",
             "cached features, or ranges by step",
             f"sample it with --steps {steps} as it is",
+        )
+    if any(isinstance(each.input, Stepped) for each in plan.all_plans()):
+        raise BadInput(
+            "found inputs whose bits differ from step to step",
+            "the same bits at every step",
+            f"quantize again with --steps {steps}, or without stepaware.apply",
         )
     if alone := [name for name, cache in plan.cached.items() if not cache.kept]:
         raise BadInput(

@@ -11,8 +11,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 
 import lowtide
 from lowtide import sampling
+from lowtide.errors import BadInput
+from lowtide.formats import Stepped
 from lowtide.methods import METHODS, ptqd, relevant_options
 from lowtide.methods.ptqd import CNC, VSC, Bias, Moments, StepAware
+from lowtide.nn.swap import find_clock
 from lowtide.sampling import variance_calibration
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
@@ -201,3 +204,53 @@ def test_end_to_end_through_the_checkpoint(name, tmp_path):
     loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
     assert loaded.unet.get_submodule(variance_calibration.CORRECTION).noise.any()
     assert np.array_equal(sampling.images(loaded, request), ours)
+
+
+def test_steps_that_apply_their_bits_round_to_them(monkeypatch, tmp_path):
+    """The bits that the report names are those of the inputs, also after loading."""
+    stages = {"stepaware": {"apply": True}}
+    result = quantized("louder", stages=stages, inputs=8)
+    choices = tuple(result.report["ptqd"]["bits by step"].values())
+    assert len(set(choices)) > 1
+    plans = [plan for plan in result.plan.all_plans() if plan.input is not None]
+    assert plans and {plan.input for plan in plans} == {Stepped(choices)}
+    clock = find_clock(result.model)
+    quantizer = result.model.mid_block.resnets[0].conv1.input
+    for step, timestep in enumerate(result.plan.timesteps):
+        clock.set(timestep)
+        rounded = quantizer(torch.linspace(-50, 50, 4096))
+        assert len(rounded.unique()) == 2 ** choices[step]
+    mixed = torch.linspace(-50, 50, 512).expand(4, 1, 512)
+    clock.set(torch.tensor(result.plan.timesteps))
+    apart = [len(row.unique()) for row in quantizer(mixed)]
+    assert apart == [2**bits for bits in choices]
+    request = sampling.Request(steps=4, seeds=(0, 1))
+    drawn = sampling.images(result.pipe, request)
+    with lowtide.unfused(result):
+        assert np.array_equal(sampling.images(result.pipe, request), drawn)
+    loaded = lowtide.load(result.save(tmp_path / "packed"))
+    assert np.array_equal(sampling.images(loaded, request), drawn)
+    with pytest.raises(BadInput, match="bits differ from step to step"):
+        lowtide.reschedule(result, 8)
+
+
+def test_fewer_bits_at_noisy_steps_cost_what_the_report_says(monkeypatch):
+    """The ranges of each step are those that its signal-to-noise ratio was measured with."""
+    measured: list[torch.Tensor] = []
+
+    @dataclass(frozen=True)
+    class Look(Stage):
+        def run(self, job):
+            measured.append(ptqd.measure(job).snr())
+
+    chosen = {}
+    for apply in (False, True):
+        base = (Collect(), Assign(), FitWeights("minmax"), FitRanges("minmax"))
+        recipe = (*base, StepAware(apply=apply), Look(), Pack())
+        monkeypatch.setitem(METHODS, "looked", lambda settings, recipe=recipe: recipe)
+        chosen[apply] = quantized("looked").report["ptqd"]["bits by step"]
+    assert chosen[False] == chosen[True]
+    plain, stepped = measured
+    for step, bits in enumerate(chosen[True].values()):
+        assert (stepped[step] == plain[step]) == (bits == OPTIONS["inputs"])
+        assert stepped[step] > 0.5
