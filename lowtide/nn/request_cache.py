@@ -111,9 +111,11 @@ class RequestCache:
         clock = find_clock(self.root)
         running_index = clock.index
         clock.set(rows["timestep"])
-        self.building = self.collecting = True
+        self.building = True
+        self.collecting = True
         features = self._run_units(rows, len(times))
-        self.building = self.collecting = False
+        self.building = False
+        self.collecting = False
         clock.index = running_index
         copies = {name: value.clone() for name, value in conditions.items()}
         return RequestFeatures(copies, features)

@@ -68,7 +68,10 @@ class CalibrationBatches:
                 "give a larger --steps",
             )
         first = self.draw(starts, generator)[: max(1, self.job.settings.batch // steps)]
-        return [(call + later, row) for later in range(steps) for call, row in first]
+        window: list[Place] = []
+        for later in range(steps):
+            window += [(call + later, row) for call, row in first]
+        return window
 
     def arguments(self, batch: list[Place]) -> Arguments:
         """These samples as one call of the denoiser."""
