@@ -53,9 +53,9 @@ class FloatBlock:
         return twin
 
     def shares_codes(self, layer: nn.Module) -> bool:
-        """Whether the layer's own codes are as fine as the block's."""
+        """Whether the layer's own weight is as fine as the block's: equal codes, or float."""
         assert isinstance(layer, QuantizedLayer)
-        return isinstance(layer.format, Affine) and layer.format == self.form
+        return layer.format is None or layer.format == self.form
 
     @contextmanager
     def replacing(self, names: Iterable[str]) -> Iterator[None]:
@@ -76,6 +76,11 @@ class FloatBlock:
         if isinstance(twin, QuantLinear):
             plan_float_block(self.job, name, self.form if twin.format else None)
 
+    def keep_inner(self, name: str) -> None:
+        """As `keep`, for a layer that no feature comes from; it runs only where features do."""
+        self.keep(name)
+        self._by_request(name, RequestPlan(self.unit.reads, inner=True), None)
+
     def beside(self, name: str) -> tuple[nn.Module | None, LayerPlan | None]:
         """The twin that a quantized layer needs beside it, and its formats; None if it has both."""
         twin = self.twins[name]
@@ -94,12 +99,17 @@ class FloatBlock:
         elif cached.any():
             exact, formats = self.beside(name)
             plan = replace(plan, cache=replace(cache, computed=True), exact=formats)
-        layer = self.job.model.get_submodule(name)
-        module = PerRequest(name, layer, plan, find_clock(self.job.model), exact)
+        module = self._by_request(name, plan, exact)
         if plan.cache is not None and plan.cache.computed:
             module.chosen = cached
+
+    def _by_request(self, name: str, plan: RequestPlan, exact: nn.Module | None) -> PerRequest:
+        """The layer that stands there answers a request at once, as the plan says."""
+        layer = self.job.model.get_submodule(name)
+        module = PerRequest(name, layer, plan, find_clock(self.job.model), exact)
         replace_module(self.job.model, name, module)
         request_features(self.job, {name: plan})
+        return module
 
 
 def plan_float_block(job: Job, name: str, form: Affine | None) -> None:
