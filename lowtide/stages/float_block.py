@@ -77,9 +77,9 @@ class FloatBlock:
             plan_float_block(self.job, name, self.form if twin.format else None)
 
     def keep_inner(self, name: str) -> None:
-        """As `keep`, for a layer that no feature comes from; it runs only where features do."""
+        """As `keep`, for a layer that no feature comes from; packed, it runs only where they do."""
         self.keep(name)
-        self._by_request(name, RequestPlan(self.unit.reads, inner=True), None)
+        request_features(self.job, {name: RequestPlan(self.unit.reads, inner=True)})
 
     def beside(self, name: str) -> tuple[nn.Module | None, LayerPlan | None]:
         """The twin that a quantized layer needs beside it, and its formats; None if it has both."""
@@ -87,6 +87,8 @@ class FloatBlock:
         if twin is self.layers[name] or self.shares_codes(self.layers[name]):
             return None, None
         assert isinstance(twin, QuantLinear)
+        if twin.bias is not None:
+            twin.bias = nn.Parameter(twin.bias.clone(), requires_grad=False)  # a file holds both
         return twin, LayerPlan(twin.format, None, smooth=bool(twin.format and twin.smooth.numel()))
 
     def put_feature(self, name: str, cache: CachePlan, cached: Tensor) -> None:
@@ -99,17 +101,12 @@ class FloatBlock:
         elif cached.any():
             exact, formats = self.beside(name)
             plan = replace(plan, cache=replace(cache, computed=True), exact=formats)
-        module = self._by_request(name, plan, exact)
-        if plan.cache is not None and plan.cache.computed:
-            module.chosen = cached
-
-    def _by_request(self, name: str, plan: RequestPlan, exact: nn.Module | None) -> PerRequest:
-        """The layer that stands there answers a request at once, as the plan says."""
         layer = self.job.model.get_submodule(name)
         module = PerRequest(name, layer, plan, find_clock(self.job.model), exact)
+        if plan.cache is not None and plan.cache.computed:
+            module.chosen = cached
         replace_module(self.job.model, name, module)
         request_features(self.job, {name: plan})
-        return module
 
 
 def plan_float_block(job: Job, name: str, form: Affine | None) -> None:

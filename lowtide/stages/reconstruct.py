@@ -4,8 +4,8 @@ AdaRound (Nagel et al. 2020), block by block (BRECQ, Li et al. 2021): a unit rea
 outputs of the units before it, and its target is the float model's answer on float inputs. Scales
 stay fixed. Random batches depend on (seed, stage, unit). Settings choose its relatives: layer by
 layer (AdaRound itself), or inputs of which each value is rounded or not by chance (QDrop; here its
-ranges are those of rounding to nearest, and are fitted anew afterwards). No other stage has such a
-loop.
+ranges are those of rounding to nearest, and are fitted anew afterwards). All errors of a unit count
+alike unless `fisher` weighs them, as BRECQ does. No other stage has such a loop.
 """
 
 from collections.abc import Callable, Iterable
