@@ -112,7 +112,7 @@ class Maintain(Stage):
         job.maintained = True
         pairs = summary["features"] * len(find_clock(job.model).known)
         summary["cached_share"] = cached_pairs / pairs if pairs else 0.0
-        summary["by_request"] = sum(not each.inner for each in job.plan.requests.values())
+        summary["by_request"] = len(job.plan.requests)
 
     def summary(self, job: Job) -> str:
         return f"{job.report['temporal']['features']} temporal features cached"
@@ -159,7 +159,7 @@ class Maintain(Stage):
             return 0
         for name in unit.layers:
             if name not in unit.features:
-                block.keep_inner(name)
+                block.keep(name)
         marks = self._marks(features, maintained(job, unit, features), cached, originals)
         for name, plan, mark in zip(unit.features, plans, marks, strict=True):
             block.put_feature(name, plan, mark)
@@ -205,11 +205,8 @@ class Maintain(Stage):
     def _predict_by_request(self, job: Job, unit: Unit) -> None:
         for name in unit.layers:
             plan_float_block(job, name, weight_format(self.block, None))
-        for name in unit.layers:
-            plan = RequestPlan(unit.reads, inner=True)
-            if name in unit.features:
-                plan = RequestPlan(unit.reads, self.cache_plan(job, name))
-            request_features(job, {name: plan})
+        for name in unit.features:
+            request_features(job, {name: RequestPlan(unit.reads, self.cache_plan(job, name))})
 
     def cache_plan(self, job: Job, name: str) -> CachePlan:
         """The cache of this layer's output, used at every step."""

@@ -58,13 +58,11 @@ class RequestPlan:
     cache: how its features are rounded; None: they are the layer's own answers, unchanged.
     exact: the formats of a second layer beside it, which the cache is computed by; None: the layer
         itself computes it, with its input in float.
-    inner: only other such layers read its answer, so it rests while they answer from the cache.
     """
 
     reads: tuple[str, ...]
     cache: CachePlan | None = None
     exact: LayerPlan | None = None
-    inner: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,19 +179,17 @@ def _cache_from_json(data: dict[str, Any]) -> CachePlan:
 
 def _request_to_json(request: RequestPlan) -> dict[str, object] | list[str]:
     """As in version 2, a layer whose features are not rounded is the list of what it reads."""
-    if request.cache is None and not request.inner:
+    if request.cache is None:
         return list(request.reads)
-    cache = None if request.cache is None else _cache_to_json(request.cache)
     exact = None if request.exact is None else _layer_to_json(request.exact)
-    return {"reads": request.reads, "cache": cache, "exact": exact, "inner": request.inner}
+    return {"reads": request.reads, "cache": _cache_to_json(request.cache), "exact": exact}
 
 
 def _request_from_json(data: dict[str, Any] | list[str]) -> RequestPlan:
     if isinstance(data, list):
         return RequestPlan(tuple(data))
-    cache = None if data["cache"] is None else _cache_from_json(data["cache"])
     exact = None if data["exact"] is None else _layer_from_json(data["exact"])
-    return RequestPlan(tuple(data["reads"]), cache, exact, inner=data["inner"])
+    return RequestPlan(tuple(data["reads"]), _cache_from_json(data["cache"]), exact)
 
 
 class _LayerJson(TypedDict):

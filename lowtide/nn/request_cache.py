@@ -140,11 +140,6 @@ class RequestCache:
             return output.unflatten(0, (steps, len(output) // steps))
         return StoredFeatures.of(output, layer.codes_plan, steps)
 
-    @property
-    def answers(self) -> bool:
-        """Whether the features of the running call are stored, so that no layer has to run."""
-        return not self.building and self.step is not None
-
     def feature(self, name: str) -> Tensor | None:
         """The feature of a layer at the running step, batch x width, or None where it is computed.
 

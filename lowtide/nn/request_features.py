@@ -65,19 +65,10 @@ class PerRequest(nn.Module):
             return self.layer(x)
         if self.cache is None:
             return self.computed(x)
-        if self.plan.inner:
-            return self._inner_answer(x)
         if self.cache.collecting and self.codes_plan:
             return self._exact_answer(x)
         feature = self.cache.feature(self.name)
         return self.computed(x) if feature is None else feature.to(x.dtype)
-
-    def _inner_answer(self, x: Tensor) -> Tensor:
-        """The layer's answer, or zeros of its width where nothing reads it."""
-        assert self.cache is not None and isinstance(self.layer, nn.Linear)
-        if self.cache.answers:
-            return x.new_zeros(*x.shape[:-1], self.layer.out_features)
-        return self.layer(x)
 
     def computed(self, x: Tensor) -> Tensor:
         """The features of these rows as the cache returns them, rows x width."""

