@@ -234,23 +234,28 @@ def test_steps_that_apply_their_bits_round_to_them(monkeypatch, tmp_path):
         lowtide.reschedule(result, 8)
 
 
-def test_fewer_bits_at_noisy_steps_cost_what_the_report_says(monkeypatch):
-    """The ranges of each step are those that its signal-to-noise ratio was measured with."""
+def test_a_step_rounds_as_where_its_bits_were_measured(monkeypatch):
+    """The signal-to-noise ratio of each step is the one that its number of bits was chosen by."""
     measured: list[torch.Tensor] = []
+    measure = ptqd.measure
+
+    def recorded(job):
+        moments = measure(job)
+        measured.append(moments.snr())
+        return moments
 
     @dataclass(frozen=True)
     class Look(Stage):
         def run(self, job):
-            measured.append(ptqd.measure(job).snr())
+            recorded(job)
 
-    chosen = {}
-    for apply in (False, True):
-        base = (Collect(), Assign(), FitWeights("minmax"), FitRanges("minmax"))
-        recipe = (*base, StepAware(apply=apply), Look(), Pack())
-        monkeypatch.setitem(METHODS, "looked", lambda settings, recipe=recipe: recipe)
-        chosen[apply] = quantized("looked").report["ptqd"]["bits by step"]
-    assert chosen[False] == chosen[True]
-    plain, stepped = measured
-    for step, bits in enumerate(chosen[True].values()):
-        assert (stepped[step] == plain[step]) == (bits == OPTIONS["inputs"])
-        assert stepped[step] > 0.5
+    monkeypatch.setattr(ptqd, "measure", recorded)
+    base = (Collect(), Assign(), FitWeights("minmax"), FitRanges("minmax"))
+    recipe = (*base, StepAware(apply=True), Look(), Pack())
+    monkeypatch.setitem(METHODS, "looked", lambda settings: recipe)
+    chosen = list(quantized("looked").report["ptqd"]["bits by step"].values())
+    *tried, mixed = measured
+    by_bits = dict(zip((8, 4, 6), tried, strict=True))
+    assert len(set(chosen)) > 1
+    for step, bits in enumerate(chosen):
+        assert mixed[step].item() == pytest.approx(by_bits[bits][step].item(), rel=1e-6)
