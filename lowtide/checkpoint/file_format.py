@@ -38,7 +38,7 @@ from lowtide.errors import BadInput
 from lowtide.kernels.hashing import hashes
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.correction import CORRECTION
-from lowtide.nn.plan import FORMAT_VERSION, Plan
+from lowtide.nn.plan import FORMAT_VERSION, OLDEST_VERSION, Plan
 from lowtide.nn.swap import packed_layers
 
 # Bytes of each hash: enough to notice damage, few enough for a header.
@@ -88,9 +88,11 @@ def check_version(version: int) -> None:
         raise BadInput(
             f"found format version {version}", f"at most {FORMAT_VERSION}", "upgrade lowtide"
         )
-    if version < FORMAT_VERSION:
+    if version < OLDEST_VERSION:
         raise BadInput(
-            f"found format version {version}", str(FORMAT_VERSION), "quantize the float model again"
+            f"found format version {version}",
+            f"{OLDEST_VERSION} to {FORMAT_VERSION}",
+            "quantize the float model again",
         )
 
 

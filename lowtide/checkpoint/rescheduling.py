@@ -35,6 +35,7 @@ from lowtide.checkpoint import (
     quantized_pipeline,
 )
 from lowtide.errors import BadInput
+from lowtide.formats import Stepped
 from lowtide.machine.device_names import AUTO
 from lowtide.models import Adapter
 from lowtide.nn.correction import CORRECTION, Correction
@@ -130,6 +131,12 @@ def _check(plan: Plan, steps: int) -> None:
             "cached features, or ranges by step",
             f"sample it with --steps {steps} as it is",
         )
+    if any(isinstance(each.input, Stepped) for each in plan.all_plans()):
+        raise BadInput(
+            "found inputs whose bits differ from step to step",
+            "the same bits at every step",
+            f"quantize again with --steps {steps}, or without stepaware.apply",
+        )
     if alone := [name for name, cache in plan.cached.items() if not cache.kept]:
         raise BadInput(
             f"found {len(alone)} cached temporal features without the float layers "
@@ -222,7 +229,7 @@ def _update_tables(model: nn.Module, change: Change, features: dict[str, Tensor]
         cast(Correction, model.get_submodule(CORRECTION)).reschedule(change.nearest)
     for name, feature in features.items():
         cast(Cached, model.get_submodule(name)).take(feature)
-    reschedule_requests(model, change.after)
+    reschedule_requests(model, change.after, change.nearest)
 
 
 def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, object]:

@@ -16,6 +16,7 @@ from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
 from lowtide.formats.packing import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 from lowtide.formats.search import SEARCHES, Search, check_search, minmax, mse, percentile
+from lowtide.formats.stepped import Stepped
 from lowtide.formats.table_packing import PackedTable, pack_tables, table_words, unpack_tables
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Mixed",
     "PackedTable",
     "Search",
+    "Stepped",
     "WeightFormat",
     "check_bits",
     "check_search",

@@ -8,10 +8,11 @@ from lowtide.formats.adaptive import Adaptive
 from lowtide.formats.affine import Affine
 from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
+from lowtide.formats.stepped import Stepped
 
 WeightFormat = Affine | Mixed
-InputFormat = Affine | Log2 | Adaptive
-Format = Affine | Mixed | Log2 | Adaptive
+InputFormat = Affine | Log2 | Adaptive | Stepped
+Format = Affine | Mixed | Log2 | Adaptive | Stepped
 # The kind of a format and its fields, which differ between the kinds.
 FormatJson = dict[str, Any]
 # "either" is the former name of Adaptive. It stays, because it is part of the file format.
@@ -20,6 +21,7 @@ KINDS: dict[str, type[Format]] = {
     "mixed": Mixed,
     "log2": Log2,
     "either": Adaptive,
+    "stepped": Stepped,
 }
 FLOAT_BITS = (16, 32)
 
@@ -39,13 +41,13 @@ def check_bits(bits: int, what: str) -> int:
 def format_to_json(format: Format | None) -> FormatJson | None:
     """A format as JSON.
 
-    Bit-widths of channels are a string with a digit for each: half as long as a list of numbers.
+    Bit-widths of channels or steps are a string with a digit for each: half as long as a list.
     """
     if format is None:
         return None
     kind = next(name for name, cls in KINDS.items() if type(format) is cls)
     fields = asdict(format)
-    if isinstance(format, Mixed):
+    if isinstance(format, Mixed | Stepped):
         fields["bits"] = "".join(map(str, format.bits))
     return {"kind": kind} | fields
 

@@ -13,10 +13,13 @@ from lowtide.errors import BadInput
 from lowtide.formats.affine import Affine
 from lowtide.formats.kinds import Format
 from lowtide.formats.mixed import Mixed
+from lowtide.formats.stepped import Stepped
 
 # The elements of a piece. A piece stays in cache, and below the size at which torch starts threads,
 # whose barriers would take most of the time.
 PIECE = 1 << 15
+# Elsewhere a piece is as large as its copies can be, because each call of torch has its price.
+DEVICE_PIECE = 1 << 22
 COARSE = 4
 
 Search = Callable[..., tuple[Tensor, Tensor]]
@@ -67,7 +70,8 @@ def mse(
         shrink = _best_shrink(rows.float(), format, norm, candidates)
     else:
         plain = replace(format, group=None, axis=0) if isinstance(format, Affine) else format
-        pieces = rows.split(max(1, PIECE // rows.shape[1]))
+        elements = PIECE if rows.device.type == "cpu" else DEVICE_PIECE
+        pieces = rows.split(max(1, elements // rows.shape[1]))
         parts = [_best_shrink(piece.float(), plain, norm, candidates) for piece in pieces]
         shrink = torch.cat(parts)
     lo, hi = minmax(rows, None)
@@ -127,6 +131,7 @@ def range_error(rows: Tensor, format: Format, ends: tuple[Tensor, Tensor], norm:
     lo, hi = ends
     grid = format.params(lo, hi)
     if not isinstance(format, Affine):
+        assert not isinstance(format, Stepped), "ranges are searched before bits differ by step"
         return norm.of(rows - format.decode(format.encode(rows, grid), grid))
     codes = (rows / grid.scale).add_(grid.zero).round_().clamp_(0, format.top)
     return norm.of(codes.sub_(grid.zero).mul_(grid.scale).sub_(rows))

@@ -61,14 +61,16 @@ def per_sample(part: Tensor, x: Tensor) -> Tensor:
     return part.repeat_interleave(repeats).reshape(-1, *[1] * (x.dim() - 1))
 
 
-def quantize_input(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+def quantize_input(x: Tensor, scale: Tensor, zero: Tensor, top: int | Tensor) -> Tensor:
     """The input rounded to its grid, with one range for all samples or one for each.
 
-    The arithmetic is in float32, the result has the dtype of x. The last code is `top`.
+    The arithmetic is in float32, the result has the dtype of x. The last code is `top`, which
+    broadcasts against x.
     """
     scale = per_sample(scale, x)
     zero = per_sample(zero, x).to(torch.float32)
-    codes = (x.to(torch.float32) / scale).round_().add_(zero).clamp_(0, top)
+    codes = (x.to(torch.float32) / scale).round_().add_(zero)
+    codes = codes.clamp_(0, top) if isinstance(top, int) else codes.clamp_(min=0).minimum(top)
     return codes.sub_(zero).mul_(scale).to(x.dtype)
 
 

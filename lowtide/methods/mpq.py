@@ -12,19 +12,20 @@ relations where it cannot keep the values.
     kappa of a channel's smoothed weight                            kurtosis
     c_i in {N-1, N, N+1}, min over groups of c_out / 10             class OMQ (search "full")
         of || X W' - Q(X)Q(W'|c) ||^2
-    R = softmax(f' f / T) of features smoothed over N = 2 steps,    class TRD, which adds its loss
+    R = softmax(f' f / T) of features smoothed over N steps,        class TRD, which adds its loss
         KL(R_FP || R_Q)                                             to that of Distill
     QALoRA distillation and one input scale per step                stages.distill.Distill
 
 The error of a channel depends on its own bits alone, so the full search costs three roundings of a
-layer, not one for each candidate. MPQ-DM+, which lets the average grow, is OMQ(plus=True): a tenth
-of the channels gets one bit more and none gets less.
+layer, not one for each candidate. MPQ-DM+ lets the average grow. Its rule stands in no text that we
+could read: OMQ(plus=True), where a tenth of the channels gets one bit more and none gets less, is a
+guess.
 
 Departs from the paper: statistics come from the inputs of the float model. The feature is the
-input of the last layer. Both steps of a pair are in one batch, so that no gradient is lost. LoRA
-changes the smoothed weight. The relation loss weighs 10. The code's 100 was chosen where the loss
-has no effect (see below); at 100 its gradient is twice that of the task, and the outputs got
-worse.
+input of the last layer. N is 2, as in the released code. All N steps are in one batch, so that no
+gradient is lost. LoRA changes the smoothed weight. The relation loss weighs 10. The code's 100 was
+chosen where the loss has no effect (see below); at 100 its gradient is twice that of the task, and
+the outputs got worse.
 
 Departs from the released code: its relation loss carries no gradient (both features are detached),
 so it teaches nothing. Its search tries two candidates with unrounded inputs; search "fast" tries
@@ -35,10 +36,9 @@ channel holds a placeholder. Bits per channel are a vector, not three masked qua
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.costs import Cost, Work, Workload
@@ -49,7 +49,7 @@ from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import QuantLayer, quant_layers
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign, weight_format
-from lowtide.stages.base import Job, Recipe, Stage
+from lowtide.stages.base import Job, Recipe, Stage, Term
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.fit_ranges import FitRanges
@@ -57,7 +57,8 @@ from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.layer_error import LayerInputs, layer_inputs, output_errors
 from lowtide.stages.model_edits import smooth_layer
 from lowtide.stages.pack import Pack
-from lowtide.validation import NotNegative, Positive
+from lowtide.stages.relation_loss import relation_cost, relation_loss
+from lowtide.validation import NotNegative, Positive, Within
 
 # The exponent of max|X| in the divisors; that of max|W| is 1 - ALPHA.
 ALPHA = 0.5
@@ -161,39 +162,43 @@ class OMQ(Stage):
 
 @dataclass(frozen=True)
 class TRD(Stage):
-    """Time-smoothed relation distillation: add the relation loss to the later distillation."""
+    """Time-smoothed relation distillation: add the relation loss to the later distillation.
+
+    window: N, the consecutive steps whose features are averaged.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"iters", "batch"})
 
     weight: NotNegative = 10.0
     temperature: Positive = 1.0
+    window: Annotated[int, Within(1)] = 2
 
     def check(self, settings: Settings) -> None:
-        if settings.steps < 2:
+        if settings.steps < self.window:
+            found = "one step" if settings.steps == 1 else f"{settings.steps} steps"
             raise BadInput(
-                "found one step",
-                "at least two, whose features TRD takes together",
+                f"found {found}",
+                f"at least {self.window}, whose features TRD takes together",
                 "give more --steps, or --without trd",
             )
 
     def run(self, job: Job) -> None:
-        job.terms.append(self.loss)
+        job.terms.append(Term(self.loss, self.window))
 
     def loss(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """KL(float || quantized) of the relations: summed over positions, averaged over samples.
 
-        Both features are (2 steps, samples, channels, positions).
+        Both features are (N steps, samples, channels, positions).
         """
-        log_q = self.relations(ours)
-        log_p = self.relations(theirs)
-        return self.weight * (log_p.exp() * (log_p - log_q)).sum((1, 2)).mean()
-
-    def relations(self, features: Tensor) -> Tensor:
-        """log softmax(f' f / T) with channels of length one: (samples, positions, positions)."""
-        f = F.normalize(features.float().mean(0), dim=1)
-        return (f.transpose(1, 2) @ f / self.temperature).log_softmax(-1)
+        return self.weight * relation_loss(ours, theirs, self.temperature)
 
     def cost(self, load: Workload) -> Cost:
-        """Negligible."""
-        return Cost()
+        """Its share of Distill: one float pass in each iteration, and the tables of relations.
+
+        The bytes are those of Distill with the tables beside them.
+        """
+        tables = relation_cost(load, self.window)
+        return Cost(tables.seconds, Distill().cost(load).bytes + tables.bytes)
 
 
 def divisors(layer: QuantizedLayer, inputs: LayerInputs) -> Tensor:

@@ -19,12 +19,14 @@ lowtide.sampling.variance_calibration it absorbs too.
 
 Departs from the paper: D is measured on each branch of a guided pipeline, not on their mixture.
 Slope and bias are the same for both. The sigma_q of a mixture is larger where the errors of its
-branches differ, so less may be absorbed than would be possible. StepAware reports the bits that it
-would choose and leaves the inputs at their bits, because a packed model has one input format for
-all steps. Attention is quantized too, and weights have a range for each output channel (profile
-`full`). Ranges are learnt as in qdiffusion: for `range_iters` iterations, 100 by default, with the
-squared error, and Adam at 1e-2 on the logarithm of each scale. The paper's base takes 5,000
-iterations, p = 2.4 and a rate of 4e-4 that falls along a cosine.
+branches differ, so less may be absorbed than would be possible. StepAware chooses the bits of
+inputs; the paper's also chooses those of weights, and stores a network for each. It reports its
+choice and leaves the inputs at their bits unless `apply` says otherwise: no kernel has a last code
+for each step, so that such a model runs in plain torch. Attention is quantized too, and weights
+have a range for each output channel (profile `full`). Ranges are learnt as in qdiffusion: for
+`range_iters` iterations, 100 by default, with the squared error, and Adam at 1e-2 on the logarithm
+of each scale. The paper's base takes 5,000 iterations, p = 2.4 and a rate of 4e-4 that falls along
+a cosine.
 
 Departs from the released code: bias is that of D', not of all of D. Dividing by 1 + k_t already
 subtracts k_t times the mean of eps. With the bias of D, a mean error of -k_t / (1 + k_t) times the
@@ -32,61 +34,30 @@ mean of eps is left; with that of D' it is 0. Sigma_q is what no slope of either
 keeps its coefficient; the code recomputes its direction from the smaller sigma.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from lowtide.costs import Cost, Workload
-from lowtide.formats import Affine
-from lowtide.models import answer_of
-from lowtide.nn.correction import CORRECTION, Correction, channel_axis
-from lowtide.nn.precision import Precision
-from lowtide.nn.swap import find_clock, quantizers, set_precision
+from lowtide.formats import Affine, Stepped
+from lowtide.nn.correction import Correction, channel_axis
+from lowtide.nn.plan import LayerPlan
+from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.swap import find_clock, quantizers
 from lowtide.sampling.variance_calibration import remaining_share, signal_to_noise, stochastic_part
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Call, Job, Recipe, Stage
+from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
-from lowtide.stages.fit_ranges import FitRanges, input_statistics, ranges, run_call, statistics_cost
+from lowtide.stages.fit_ranges import FitRanges, input_statistics, ranges, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
+from lowtide.stages.quantization_noise import Moments, attached, measure
 from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
 from lowtide.validation import Within
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Means over samples and positions, (steps, channels): of eps, of D, and of their products."""
-
-    eps: Tensor
-    noise: Tensor
-    eps_eps: Tensor
-    eps_noise: Tensor
-    noise_noise: Tensor
-
-    def slope(self) -> Tensor:
-        """k_t of D = k_t eps + a constant: (steps,)."""
-        eps = self.eps.mean(1)
-        covariance = self.eps_noise.mean(1) - eps * self.noise.mean(1)
-        variance = self.eps_eps.mean(1) - eps**2
-        return covariance / variance.clamp(min=1e-30)
-
-    def sigma(self) -> Tensor:
-        """Standard deviation of what neither slope nor bias explains: (steps,)."""
-        k = self.slope()[:, None]
-        squares = self.noise_noise - 2 * k * self.eps_noise + k**2 * self.eps_eps
-        return (squares - (self.noise - k * self.eps) ** 2).mean(1).clamp(min=0).sqrt()
-
-    def snr(self) -> Tensor:
-        """SNR^Q(t) = || eps ||^2 / || D ||^2: (steps,)."""
-        return self.eps_eps.mean(1) / self.noise_noise.mean(1).clamp(min=1e-30)
-
-    def error(self) -> float:
-        """|| D || / || eps || over all steps."""
-        return float((self.noise_noise.sum() / self.eps_eps.sum()).sqrt())
 
 
 class _Correcting(Stage):
@@ -153,9 +124,13 @@ class VSC(_Correcting):
 
 @dataclass(frozen=True)
 class StepAware(Stage):
-    """Step-aware precision: for each step, the fewest input bits that keep SNR^Q above SNR^F."""
+    """Step-aware precision: for each step, the fewest input bits that keep SNR^Q above SNR^F.
+
+    apply: round the inputs to these bits; otherwise only report them.
+    """
 
     candidates: tuple[Annotated[int, Within(1, 8)], ...] = (4, 6, 8)
+    apply: bool = False
 
     def run(self, job: Job) -> None:
         bits = job.settings.inputs
@@ -164,12 +139,19 @@ class StepAware(Stage):
             return
         first_calls = {call.timestep: call for call in reversed(job.calls)}
         one_a_step = job.changed(calls=[first_calls[timestep] for timestep in forward])
-        snr = _snr_at_fewer_bits(one_a_step, self._fewer_than(bits))
-        snr[bits] = measure(one_a_step).snr()
+        tables = _StepTables(one_a_step)
+        snr = {bits: measure(one_a_step).snr()}
+        for fewer in self._fewer_than(bits):
+            tables.use(fewer)
+            snr[fewer] = measure(one_a_step).snr()
         choices: dict[int, int] = {}
         for timestep, step in find_clock(job.model).known.items():
             enough = [each for each in snr if snr[each][step] > forward[timestep]]
             choices[timestep] = min(enough, default=bits)
+        tables.restore()
+        if self.apply:
+            tables.mix(tuple(choices.values()))
+            _plan_bits(job, tables.quantizers, tuple(choices.values()))
         _summary(job)["bits by step"] = choices
 
     def cost(self, load: Workload) -> Cost:
@@ -183,45 +165,14 @@ class StepAware(Stage):
         seconds = comparisons + observed.seconds * load.steps / load.calls
         return Cost(seconds, max(compared.bytes, observed.bytes))
 
+    def predict_plan(self, job: Job) -> None:
+        """Every step keeps its bits, which take as many bytes as others."""
+        if self.apply and job.settings.inputs <= 8:
+            count = len(job.plan.timesteps)
+            _plan_bits(job, quantizers(job.model), (job.settings.inputs,) * count)
+
     def _fewer_than(self, bits: int) -> list[int]:
         return [candidate for candidate in self.candidates if candidate < bits]
-
-
-@torch.no_grad()
-def measure(job: Job) -> Moments:
-    """Compare the quantized model, as corrected so far, with the float model on all calls."""
-    means: list[list[Tensor]] = [[] for _ in find_clock(job.model).known]
-    calls = job.track(job.world.part(job.calls), "quantization noise")
-    for step, mean in job.world.gathered([_means(job, call) for call in calls]):
-        means[step].append(mean.to(job.device))
-    set_precision(job.model, Precision.FULL)
-    return Moments(*torch.stack([torch.stack(step).mean(0) for step in means], 1))
-
-
-def _means(job: Job, call: Call) -> tuple[int, Tensor]:
-    eps = answer(job, call, quantized=False)
-    noise = answer(job, call, quantized=True) - eps
-    values = (eps, noise, eps * eps, eps * noise, noise * noise)
-    step = find_clock(job.model).known[call.timestep]
-    return step, torch.stack([each.mean(1) for each in values]).cpu()
-
-
-def answer(job: Job, call: Call, *, quantized: bool) -> Tensor:
-    """The noise that the denoiser predicts: (channels, values), without a learned variance."""
-    set_precision(job.model, Precision.of(weights=quantized, inputs=quantized))
-    if correction := attached(job):
-        correction.active = quantized
-    output = answer_of(run_call(job, call))
-    sample = call.arguments[job.adapter.parameters[0]]
-    axis = channel_axis(output)
-    return output.movedim(axis, 0)[: sample.shape[axis]].flatten(1).double()
-
-
-def attached(job: Job) -> Correction | None:
-    """The correction of the denoiser's answer, if there is one already."""
-    module = job.model._modules.get(CORRECTION)
-    assert module is None or isinstance(module, Correction)
-    return module
 
 
 def _correction(job: Job, moments: Moments) -> Correction:
@@ -255,29 +206,67 @@ def _forward_snr(job: Job) -> dict[int, float] | None:
     return snr
 
 
-def _snr_at_fewer_bits(job: Job, candidates: list[int]) -> dict[int, Tensor]:
-    """SNR^Q by step, with uniform inputs at each of these bits; the model's own are restored."""
-    clock = find_clock(job.model)
-    uniform = {
-        name: quantizer
-        for name, quantizer in quantizers(job.model).items()
-        if isinstance(quantizer.format, Affine)
-    }
-    scale = clock.scale.clone()
-    zero = clock.zero.clone()
-    formats = {name: quantizer.format for name, quantizer in uniform.items()}
-    statistics = input_statistics(job, keep=True)
-    snr: dict[int, Tensor] = {}
-    for bits in candidates:
-        for name, quantizer in uniform.items():
+class _StepTables:
+    """The ranges of all uniform inputs at each number of bits that was tried."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.clock = find_clock(job.model)
+        self.quantizers = {
+            name: quantizer
+            for name, quantizer in quantizers(job.model).items()
+            if isinstance(quantizer.format, Affine)
+        }
+        self.formats = {name: each.format for name, each in self.quantizers.items()}
+        self.own = (self.clock.scale.clone(), self.clock.zero.clone())
+        self.tables = {job.settings.inputs: self.own}
+        self.statistics = input_statistics(job, keep=True)
+
+    def use(self, bits: int) -> None:
+        """Round all uniform inputs to this many bits, on ranges searched for them."""
+        for name, quantizer in self.quantizers.items():
             quantizer.format = Affine(bits)
-            quantizer.fit(*ranges(statistics[name], quantizer, "mse"))
-        snr[bits] = measure(job).snr()
-    for name, quantizer in uniform.items():
-        quantizer.format = formats[name]
-    clock.scale.copy_(scale)
-    clock.zero.copy_(zero)
-    return snr
+            quantizer.fit(*ranges(self.statistics[name], quantizer, "mse"))
+        self.tables[bits] = (self.clock.scale.clone(), self.clock.zero.clone())
+
+    def restore(self) -> None:
+        """Round as before."""
+        for name, quantizer in self.quantizers.items():
+            quantizer.format = self.formats[name]
+        self.clock.scale.copy_(self.own[0])
+        self.clock.zero.copy_(self.own[1])
+
+    def mix(self, bits: tuple[int, ...]) -> None:
+        """Round to bits[t] bits at step t."""
+        self.clock.widen()
+        columns = [step if self.own[0].shape[1] > 1 else 0 for step in range(len(bits))]
+        for quantizer in self.quantizers.values():
+            row = quantizer.row
+            quantizer.format = Stepped(bits)
+            quantizer.per_step = True
+            for step, (count, column) in enumerate(zip(bits, columns, strict=True)):
+                scale, zero = self.tables[count]
+                self.clock.scale[row, step] = scale[row, column]
+                self.clock.zero[row, step] = zero[row, column]
+
+
+def _plan_bits(job: Job, uniform: Mapping[str, Quantizer], bits: tuple[int, ...]) -> None:
+    """Plan a number of bits for each step, for these quantizers; their names say whose they are."""
+
+    def stepped(plan: LayerPlan) -> LayerPlan:
+        return replace(plan, input=Stepped(bits), per_step=True)
+
+    layers = dict(job.plan.layers)
+    for name in layers:
+        if uniform.keys() & {f"{name}.input", f"{name}.layer.input"}:
+            layers[name] = stepped(layers[name])
+    attentions: dict[str, dict[str, LayerPlan]] = {}
+    for name, parts in job.plan.attentions.items():
+        attentions[name] = {
+            part: stepped(plan) if f"{name}.processor.{part}" in uniform else plan
+            for part, plan in parts.items()
+        }
+    job.plan = replace(job.plan, layers=layers, attentions=attentions)
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -3,75 +3,88 @@
 The temporal features g_i(h(t)) of a block i are a finite set: one for each step t of the schedule.
 So the float block can be run once, before quantizing, and its features stored instead of its
 weights, each vector on a grid of its own. Where the quantized block (TFMQ's maintenance, TM)
-disturbs a feature less than its cached copy (CM), the block computes the feature itself.
+disturbs a feature less than its cached copy (CM), the block computes the feature itself. Where the
+block also reads a label, a pooled text, a size or a guidance scale, the set is finite within one
+request: there the float block runs once for all steps of a request.
 
-    Temporal information block       adapter.temporal(), those units that read t alone
-    Cache-based maintenance, CM      cache_feature: least || X^_{t,i} - X_{t,i} ||^2 over s and z of
-                                     a grid, for each (t, i)
+    Temporal information block       adapter.temporal()
+    Cache-based maintenance, CM      least || X^_{t,i} - X_{t,i} ||^2 over s and z of a grid, for
+                                     each (t, i): cache_feature in advance, else round_features
     Temporal maintenance, TM         stages.tiar.TIAR for weights; one input range per step, see
-                                     input_ranges
-    L^temporal_{t,i}                 disturbance: || X^_{t,i} - X_{t,i} ||^2 to the float feature
-    Disturbance-aware selection      class Maintain: tau_{t,i} = L(TM) / L(CM); tau < 1: TM, else CM
+                                     stages.temporal_features.maintained
+    L^temporal_{t,i}                 JobFeatures.disturbance: || X^_{t,i} - X_{t,i} ||^2
+    Disturbance-aware selection      selected: tau_{t,i} = L(TM) / L(CM); tau < 1: TM, else CM
 
-A block whose features are all cached leaves the checkpoint, and so do its float layers (profile
-`paper`). A block that computes a feature at any step stays, with its caches beside it, so the
-checkpoint can be smaller than that of tfmq or larger. The report says how many bytes the block
-takes before and after, and which share of all (t, i) is cached.
+A block of t alone whose features are all cached leaves the checkpoint, and so do its float layers
+(profile `paper`). A block that computes a feature at any step stays, with its caches beside it. A
+block that reads more stays as the float block, with weights of 8 bits (option `block`) and inputs
+in float. A quantized layer g^_i that is taken at some step stays beside it. The report says how
+many bytes the block takes before and after, and which share of all (t, i) is cached.
 
-Departs from the paper: its text is not public beyond a figure. The cache takes the bits of the
-inputs; where inputs stay in float, 8 bits would lose something, and the cache is float32. A
-feature that the network cuts into parts (scale and shift, or six parts) has a grid for each part.
-The range of a grid is [min, max] with both ends shrunk by one share, 0 to 79 %, not each end on
-its own. TM is judged with quantized inputs and without rounding its output, which is how it runs
-here. Timesteps that round to one key of the clock share a row of the cache: the first of them
-stands for all (stages/temporal_features.py). With `keep_temporal` every step is cached and the
-float block stays in the checkpoint, so that the cache can be rebuilt for a new schedule
-(checkpoint/rescheduling.py). Where the block also reads a label or pooled text (DiT, SDXL, SD3,
-Flux), no cache made in advance can be right: there the quantized block runs once for all steps of
-a request (nn/request_cache.py), so no value is ever stale.
+Departs from the paper: its text is not public beyond a figure. A feature that the network cuts into
+parts (scale and shift, or six parts) has a grid for each part. The range of a grid is [min, max]
+with both ends shrunk by one share, 0 to 79 %, not each end on its own. TM is judged with quantized
+inputs and without rounding its output, which is how it runs here. Timesteps that round to one key
+of the clock share a row of the cache: the first of them stands for all. With `keep_temporal` every
+step is cached and the float block stays in the checkpoint, so that the cache can be rebuilt for a
+new schedule (checkpoint/rescheduling.py).
+
+Caching by request is our reading; the paper's figure shows features of t alone. L^temporal is then
+a sum over the (t, condition) pairs of the calibration calls. Where both kinds meet in one block,
+g^_i reads the float h(t), which runs anyway. The float block's 8 bits are not the paper's, but its
+weights are a third of a DiT (docs/methods/temporal_cache.md measures 8 bits and half precision).
 """
 
 from dataclasses import dataclass, replace
-from math import prod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lowtide.costs import FLOAT, Cost, Workload
 from lowtide.errors import BadInput
-from lowtide.formats import Affine, Grid, Mixed, packed_bytes, table_words
+from lowtide.formats import Affine, Grid
 from lowtide.models import Adapter, Unit
 from lowtide.nn.feature_cache import quantize_features
-from lowtide.nn.packed import grid_places, packed_shape
-from lowtide.nn.plan import CachePlan, LayerPlan
+from lowtide.nn.plan import CachePlan, RequestPlan
 from lowtide.nn.precision import Precision
-from lowtide.nn.quantized import QuantizedLayer
-from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.request_features import round_features
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
-from lowtide.stages.assign import Assign
+from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.model_edits import answer_once, blank_layer, cache_layer, leave_float
+from lowtide.stages.float_block import FloatBlock, plan_float_block
+from lowtide.stages.model_edits import (
+    answer_once,
+    blank_layer,
+    cache_layer,
+    leave_float,
+    request_features,
+)
 from lowtide.stages.pack import Pack
 from lowtide.stages.reconstruct import LearnRanges, Reconstruct
-from lowtide.stages.temporal_features import JobFeatures
+from lowtide.stages.temporal_bytes import checkpoint_bytes
+from lowtide.stages.temporal_features import MOST_ROWS, JobFeatures, maintained
 from lowtide.stages.tiar import TIAR
-
-# Bytes of an input range or of a cache's grid: a float32 scale and a uint8 zero point.
-RANGE_BYTES = 5
+from lowtide.validation import Within
 
 
 @dataclass(frozen=True)
 class Maintain(Stage):
-    """Cache every temporal feature; with `selection` only at the steps where that disturbs less."""
+    """Cache every temporal feature; with `selection` only at the steps where that disturbs less.
+
+    bits: of a cached value; above 8, it is a float.
+    block: bits of the weights of a float block that runs once a request; above 8, they are floats.
+    """
 
     reads: ClassVar[frozenset[str]] = frozenset({"keep_temporal"})
 
     selection: bool = True
+    bits: Annotated[int, Within(2, 32)] = 8
+    block: Annotated[int, Within(8, 32)] = 8
 
     def check_model(self, adapter: Adapter, settings: Settings) -> None:
         """Refuse `keep_temporal` for a model in which nothing can be cached in advance."""
@@ -88,14 +101,14 @@ class Maintain(Stage):
         summary: dict[str, float] = dict.fromkeys(names, 0)
         job.report["temporal"] = summary
         cached_pairs = 0.0
-        for unit in job.adapter.temporal():
-            if _cacheable(job, unit):
-                summary["features"] += len(unit.features)
-                summary["bytes_before"] += _checkpoint_bytes(job, unit)
+        for unit in _maintained_units(job):
+            summary["features"] += len(unit.features)
+            summary["bytes_before"] += checkpoint_bytes(job, unit)
+            if _reads_time_alone(unit):
                 cached_pairs += self.maintain(job, unit)
-                summary["bytes_after"] += _checkpoint_bytes(job, unit)
-            elif not _reads_time_alone(unit) and unit.features:
-                answer_once(job, unit)
+            else:
+                cached_pairs += self.maintain_by_request(job, unit)
+            summary["bytes_after"] += checkpoint_bytes(job, unit)
         job.maintained = True
         pairs = summary["features"] * len(find_clock(job.model).known)
         summary["cached_share"] = cached_pairs / pairs if pairs else 0.0
@@ -113,8 +126,8 @@ class Maintain(Stage):
         cached_pairs = 0.0
         computes = False
         for name, original, computed in zip(unit.features, originals, ours, strict=True):
-            feature = cache_feature(job, name, original)
-            cached = disturbance(computed, original) >= disturbance(feature.values, original)
+            feature = cache_feature(self.cache_plan(job, name), original)
+            cached = selected(features, computed, feature.values, original)
             if everywhere:
                 cached = torch.ones_like(cached)
             _put(job, name, feature, cached)
@@ -123,27 +136,86 @@ class Maintain(Stage):
         _drop_unread(job, unit, computes=computes)
         return cached_pairs
 
+    def maintain_by_request(self, job: Job, unit: Unit) -> float:
+        """The float block, which runs once a request, takes the quantized one's place.
+
+        Where a quantized layer g^_i is better at some steps, it stays beside. Where all of them are
+        better at every step, the whole quantized block stays, and runs once a request.
+        """
+        if not job.plan.layers:
+            answer_once(job, unit)
+            return 0
+        features = JobFeatures(job, unit)
+        originals = features.floating()
+        ours = maintained(job, unit, features)
+        block = FloatBlock(job, unit, self.block)
+        plans = [self.cache_plan(job, name) for name in unit.features]
+        with block.replacing(unit.layers):
+            floats = features.at(Precision.WEIGHTS)
+        cached = [round_features(*each) for each in zip(floats, plans, strict=True)]
+        marks = self._marks(features, ours, cached, originals)
+        if not any(bool(mark.any()) for mark in marks):
+            answer_once(job, unit)
+            return 0
+        for name in unit.layers:
+            if name not in unit.features:
+                block.keep(name)
+        marks = self._marks(features, maintained(job, unit, features), cached, originals)
+        for name, plan, mark in zip(unit.features, plans, marks, strict=True):
+            block.put_feature(name, plan, mark)
+        return float(sum(mark.sum() for mark in marks))
+
+    def _marks(
+        self,
+        features: JobFeatures,
+        ours: list[Tensor],
+        cached: list[Tensor],
+        originals: list[Tensor],
+    ) -> list[Tensor]:
+        """For each feature, the steps at which it is cached: (steps,)."""
+        marks = [selected(features, *each) for each in zip(ours, cached, originals, strict=True)]
+        return marks if self.selection else [torch.ones_like(mark) for mark in marks]
+
     def cost(self, load: Workload) -> Cost:
         """The features are computed a few times, and each is searched for its grid."""
-        units = [unit for unit in load.network.temporal if _reads_time_alone(unit)]
         values = 0
         passes = 0.0
-        for unit in units:
+        for unit in load.network.temporal:
+            rows = load.steps
+            if not _reads_time_alone(unit):
+                rows = min(MOST_ROWS, load.calls * load.batch)
             widths = [_width(load.network.adapter, name) for name in unit.features]
-            values += load.steps * sum(widths)
-            passes += 4 * load.forward(load.network.temporal_part(unit), load.steps)
+            values += rows * sum(widths)
+            passes += 4 * load.forward(load.network.temporal_part(unit), rows)
         return Cost(passes + values * load.speed.search, 4 * FLOAT * values)
 
     def predict_plan(self, job: Job) -> None:
         """Every feature is cached at every step, which is the usual result."""
         self.check_model(job.adapter, job.settings)
-        for unit in job.adapter.temporal():
-            if _cacheable(job, unit):
+        for unit in _maintained_units(job):
+            if _reads_time_alone(unit):
                 for name in unit.features:
-                    cache_layer(job, name, _cache_plan(job, name))
+                    cache_layer(job, name, self.cache_plan(job, name))
                 _drop_unread(job, unit, computes=False)
-            elif not _reads_time_alone(unit) and unit.features:
+            elif not job.plan.layers:
                 answer_once(job, unit)
+            else:
+                self._predict_by_request(job, unit)
+
+    def _predict_by_request(self, job: Job, unit: Unit) -> None:
+        for name in unit.layers:
+            plan_float_block(job, name, weight_format(self.block, None))
+        for name in unit.features:
+            request_features(job, {name: RequestPlan(unit.reads, self.cache_plan(job, name))})
+
+    def cache_plan(self, job: Job, name: str) -> CachePlan:
+        """The cache of this layer's output, used at every step."""
+        width = _width(job.adapter, name)
+        kept = job.settings.keep_temporal
+        if self.bits > 8:
+            return CachePlan(width, None, kept=kept)
+        form = Affine(self.bits, signed=False, axis=0)
+        return CachePlan(width, form, job.adapter.chunks(name), kept=kept)
 
 
 @dataclass(frozen=True)
@@ -155,9 +227,8 @@ class CachedFeature:
     stored: tuple[Tensor, Grid] | None
 
 
-def cache_feature(job: Job, name: str, feature: Tensor) -> CachedFeature:
+def cache_feature(plan: CachePlan, feature: Tensor) -> CachedFeature:
     """CM: the float feature, (steps, width), on a grid of its own for each step and part."""
-    plan = _cache_plan(job, name)
     if plan.format is None:
         return CachedFeature(plan, feature, None)
     codes, grid = quantize_features(feature, plan)
@@ -165,68 +236,30 @@ def cache_feature(job: Job, name: str, feature: Tensor) -> CachedFeature:
     return CachedFeature(plan, values, (codes, grid))
 
 
-def maintained(job: Job, unit: Unit, features: JobFeatures) -> list[Tensor]:
-    """TM: the features with rounded weights, and inputs on the ranges of their steps."""
-    input_ranges(job, unit, features)
-    with torch.no_grad():
-        features.set_precision(Precision.FULL)
-        values = features()
-        features.set_precision(Precision.WEIGHTS)
-    return values
-
-
-def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
-    """FSC for this block: each input at step t is one vector, and its ends are the range."""
-
-    def fit(quantizer: Quantizer, args: tuple[Tensor]) -> None:
-        lo, hi = args[0].flatten(1).aminmax(dim=1)
-        if quantizer.per_step:
-            quantizer.fit(lo, hi)
-        else:
-            quantizer.fit(lo.min()[None], hi.max()[None])
-
-    layers = [job.model.get_submodule(name) for name in unit.layers]
-    inputs = [layer.input for layer in layers if isinstance(layer, QuantizedLayer)]
-    # Hooks of the quantizer, not of the layer: a smoothed layer divides its input first.
-    hooks = [each.register_forward_pre_hook(fit) for each in inputs if each.format is not None]
-    with torch.no_grad():
-        features()
-    for hook in hooks:
-        hook.remove()
-
-
-def disturbance(feature: Tensor, original: Tensor) -> Tensor:
-    """L^temporal of one block for each t: (steps, width) -> (steps,)."""
-    return (feature - original).double().square().sum(1)
+def selected(features: JobFeatures, ours: Tensor, cached: Tensor, original: Tensor) -> Tensor:
+    """The steps t at which CM is taken: tau = L(TM) / L(CM) >= 1, (steps,)."""
+    return features.disturbance(ours, original) >= features.disturbance(cached, original)
 
 
 def _reads_time_alone(unit: Unit) -> bool:
     return unit.reads == ("timestep",)
 
 
-def _cacheable(job: Job, unit: Unit) -> bool:
-    """Whether the unit can be cached; if it reads t alone, the plan says why not.
+def _maintained_units(job: Job) -> list[Unit]:
+    """The units with features. If a unit of t alone cannot be cached, the plan says why not.
 
     It does not matter which of its layers are quantized: the cache is of the float block.
     """
-    if not _reads_time_alone(unit):
-        return False
-    if job.plan.layers and unit.features:
-        return True
-    why = "the rest of the network reads none of its outputs"
-    job.plan.left[f"cache of {unit.name}"] = why if job.plan.layers else "nothing is quantized"
-    return False
-
-
-def _cache_plan(job: Job, name: str) -> CachePlan:
-    """The cache of this layer's output, used at every step."""
-    width = _width(job.adapter, name)
-    kept = job.settings.keep_temporal
-    bits = job.settings.inputs
-    if bits > 8:
-        return CachePlan(width, None, kept=kept)
-    form = Affine(bits, signed=False, axis=0)
-    return CachePlan(width, form, job.adapter.chunks(name), kept=kept)
+    units: list[Unit] = []
+    for unit in job.adapter.temporal():
+        if unit.features and (job.plan.layers or not _reads_time_alone(unit)):
+            units.append(unit)
+        elif _reads_time_alone(unit):
+            why = "the rest of the network reads none of its outputs"
+            job.plan.left[f"cache of {unit.name}"] = (
+                why if job.plan.layers else "nothing is quantized"
+            )
+    return units
 
 
 def _width(adapter: Adapter, name: str) -> int:
@@ -249,48 +282,12 @@ def _put(job: Job, name: str, feature: CachedFeature, cached: Tensor) -> None:
 
 
 def _drop_unread(job: Job, unit: Unit, *, computes: bool) -> None:
-    """QDrop layers that nothing reads any more; `keep_temporal` keeps all of them in float."""
+    """Drop layers that nothing reads any more; `keep_temporal` keeps all of them in float."""
     for name in unit.layers:
         if job.settings.keep_temporal:
             leave_float(job, name, "kept to rebuild the cache (keep_temporal)")
         elif not computes and name not in unit.features:
             blank_layer(job, name)
-
-
-def _checkpoint_bytes(job: Job, unit: Unit) -> int:
-    """Bytes of the unit in the checkpoint, as planned now: caches and layers that stay."""
-    caches = {name: job.plan.cached[name] for name in unit.features if name in job.plan.cached}
-    replaced = {name for name, cache in caches.items() if not (cache.computed or cache.kept)}
-    layers = [name for name in unit.layers if name not in replaced | job.plan.blank.keys()]
-    steps = len(job.plan.timesteps)
-    columns = find_clock(job.model).scale.shape[1]
-    cached = sum(_cache_bytes(cache, steps) for cache in caches.values())
-    return cached + sum(_layer_bytes(job, name, columns) for name in layers)
-
-
-def _layer_bytes(job: Job, name: str, columns: int) -> int:
-    """Weight, its grid, bias, and the ranges of the input: a scale and a zero in each column."""
-    layer = job.adapter.all_layers[name]
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    plan = job.plan.layers.get(name, LayerPlan(None, None))
-    bias = 0 if layer.bias is None else layer.bias.nbytes
-    rest = bias + (RANGE_BYTES * columns if plan.input else 0)
-    smooth = layer.weight.shape[1] if plan.smooth else 0
-    if plan.weight is None:
-        return layer.weight.nbytes + rest + FLOAT * smooth
-    assert isinstance(plan.weight, Affine | Mixed)
-    rows, inner = layer.weight.flatten(1).shape
-    words = table_words(grid_places(rows, inner, plan.weight, smooth))
-    return prod(packed_shape(rows, inner, plan.weight)) + FLOAT * words + rest
-
-
-def _cache_bytes(plan: CachePlan, steps: int) -> int:
-    """Values, or codes and a grid for each part; a mark for each step if any is computed."""
-    marks = steps if plan.computed else 0
-    if plan.format is None:
-        return FLOAT * steps * plan.width + marks
-    codes = packed_bytes(plan.width // plan.chunks, plan.format.bits)
-    return steps * plan.chunks * (codes + RANGE_BYTES) + marks
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -11,12 +11,14 @@ range per t.
     TIAR, weights of the block      stages.tiar.TIAR, which the journal extension shares
     the rest of the weights         stages.reconstruct.Reconstruct, block by block: inputs from the
                                     quantized model, targets from the float one
-    FSC, one range per timestep     class FSC; FitRanges then fits these ranges
+    FSC, one range per timestep     class FSC (scope "temporal"); FitRanges then fits these ranges
 
 Without TIAR (`--without tiar`) the g_i are rounded with their blocks. The paper compares TIAR with
 this.
 
-Departs from the paper: where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux),
+Departs from the paper: FSC gives every input of the network a range per timestep (scope "all"), as
+the released code does; the paper's FSC is of the temporal block alone. docs/methods/tfmq.md
+measures both. Where the block also reads a label or pooled text (DiT, SDXL, SD3, Flux),
 its inputs are the (t, condition) pairs of the calibration calls, not t alone. TIAR runs for more
 iterations than the reconstruction of a block. Adam's rate grows as iterations shrink
 (stages.reconstruct.rate). Ranges are plain min-max over the calibration calls: the paper found all
@@ -28,6 +30,8 @@ q, k, v and softmax are really quantized.
 """
 
 from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
 
 from lowtide.costs import Cost, Workload
 from lowtide.settings import Settings
@@ -44,10 +48,23 @@ from lowtide.stages.tiar import TIAR
 
 @dataclass(frozen=True)
 class FSC(Stage):
-    """Finite set calibration: a layer's inputs at one step are a small set with its own range."""
+    """Finite set calibration: a layer's inputs at one step are a small set with its own range.
+
+    scope: "temporal" is the temporal block alone; "all" is every layer and attention.
+    """
+
+    scope: Literal["all", "temporal"] = "all"
 
     def run(self, job: Job) -> None:
-        range_each_step(job)
+        if self.scope == "all":
+            range_each_step(job)
+            return
+        layers = chain.from_iterable(unit.layers for unit in job.adapter.temporal())
+        range_each_step(job, set(layers) & job.plan.layers.keys())
+
+    def summary(self, job: Job) -> str:
+        ranged = sum(each.per_step for each in job.plan.all_plans())
+        return f"a range for each timestep, for {ranged} inputs"
 
     def cost(self, load: Workload) -> Cost:
         """Negligible."""

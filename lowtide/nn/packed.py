@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowtide.formats import (
     Mixed,
     PackedTable,
+    Stepped,
     WeightFormat,
     pack,
     pack_mixed,
@@ -21,7 +22,7 @@ from lowtide.formats import (
     table_words,
     unpack_tables,
 )
-from lowtide.kernels import Spec, conv2d, linear
+from lowtide.kernels import Spec, conv2d, divide, linear
 from lowtide.kernels.integers import Rows, rows_of_grid
 from lowtide.kernels.panels import Panels, arranged, restore
 from lowtide.kernels.triton.resident import (
@@ -47,6 +48,7 @@ class Packed(nn.Module):
     resident: ResidentWeight | None
     channels: int
     taps: int
+    weight_dimensions: int
     format: WeightFormat
     input: Quantizer
     grid: Tensor
@@ -67,7 +69,9 @@ class Packed(nn.Module):
         self.input = inputs
         self.panels = None
         self.resident = None
-        self.spec = Spec(columns, format, inputs.format.bits if inputs.format else 0).flat()
+        bits = 0 if inputs.format is None else inputs.format.bits
+        # A quantizer whose bits differ between steps rounds by itself, before the operator.
+        self.spec = Spec(columns, format, 0 if isinstance(bits, tuple) else bits).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)
@@ -151,9 +155,19 @@ class Packed(nn.Module):
         """scale, zero, factor, smooth; an empty tensor for a table that the layer does not have."""
         return unpack_tables(self.grid, self.places)
 
-    def step(self) -> list[Tensor]:
-        """Scale and zero of the input at the running step; an empty list for inputs in float."""
-        return list(self.input.step()) if self.input.format is not None else []
+    def operands(self, input: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Of the operator: the input, the tables, and scale and zero of the input at this step.
+
+        Scale and zero are missing for inputs in float, and for those that are rounded already.
+        """
+        tables = self.tables()
+        if self.input.format is None:
+            return input, tables, []
+        if not isinstance(self.input.format, Stepped):
+            return input, tables, list(self.input.step())
+        *others, smooth = tables
+        by_channel = smooth.reshape(-1, *[1] * (self.weight_dimensions - 2))
+        return self.input(divide(input, by_channel)), [*others, smooth[:0]], []
 
 
 def grid_places(
@@ -184,13 +198,15 @@ class PackedLinear(Packed, nn.Linear):
         columns = self.in_features
         self.channels = columns
         self.taps = 1
+        self.weight_dimensions = 2
         self._allocate(columns, format, inputs, columns if smooth else 0)
 
     def forward(self, input: Tensor) -> Tensor:
         output = self.fast_product(input)
         if output is not None:
             return output
-        return linear(input, self.codes(), self.tables(), self.step(), self.spec, self.bias)
+        input, tables, step = self.operands(input)
+        return linear(input, self.codes(), tables, step, self.spec, self.bias)
 
 
 class PackedConv2d(Packed, nn.Conv2d):
@@ -199,6 +215,7 @@ class PackedConv2d(Packed, nn.Conv2d):
     def __init__(self, layer: nn.Conv2d, format: WeightFormat, inputs: Quantizer, *, smooth: bool):
         nn.Conv2d.__init__(self, **conv_options(layer))
         self.shape = [*self.kernel_size, *self.stride, *self.padding, *self.dilation, self.groups]
+        self.weight_dimensions = 4
         self.channels = self.in_channels // self.groups
         self.taps = self.kernel_size[0] * self.kernel_size[1]
         columns = self.channels * self.taps
@@ -208,8 +225,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         output = self.fast_product(input)
         if output is not None:
             return output
-        tables = self.tables()
-        return conv2d(input, self.codes(), tables, self.step(), self.spec, self.bias, self.shape)
+        input, tables, step = self.operands(input)
+        return conv2d(input, self.codes(), tables, step, self.spec, self.bias, self.shape)
 
 
 def packed_layer(

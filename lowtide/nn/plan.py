@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lowtide.formats import (
     Affine,
@@ -16,7 +16,8 @@ from lowtide.formats import (
 )
 from lowtide.settings import Settings
 
-FORMAT_VERSION = 2  # of the checkpoint; a file of another version is refused
+FORMAT_VERSION = 3  # of the checkpoint; a file of a later version is refused
+OLDEST_VERSION = 2  # version 2 has no cached features of requests
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,21 @@ class CachePlan:
 
 
 @dataclass(frozen=True)
+class RequestPlan:
+    """A temporal layer whose features are computed once a request, for all steps at once.
+
+    reads: the inputs of the model that it depends on.
+    cache: how its features are rounded; None: they are the layer's own answers, unchanged.
+    exact: the formats of a second layer beside it, which the cache is computed by; None: the layer
+        itself computes it, with its input in float.
+    """
+
+    reads: tuple[str, ...]
+    cache: CachePlan | None = None
+    exact: LayerPlan | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a skeleton needs.
 
@@ -63,7 +79,6 @@ class Plan:
     blank                temporal layers whose output is no longer used (layer: width)
     corrected            the number of output channels that have a correction
     requests             temporal layers that compute all steps of a request at once
-                         (layer: the inputs that it reads)
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -78,7 +93,7 @@ class Plan:
     cached: dict[str, CachePlan] = field(default_factory=dict)
     blank: dict[str, int] = field(default_factory=dict)
     corrected: int = 0
-    requests: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    requests: dict[str, RequestPlan] = field(default_factory=dict)
 
     @property
     def keyed(self) -> bool:
@@ -114,10 +129,8 @@ class Plan:
         }
         data["left"] = _names_by_reason(self.left)
         data["kinds"] = [_layer_to_json(layer) for layer in numbers]
-        data["cached"] = {
-            name: cache.__dict__ | {"format": format_to_json(cache.format)}
-            for name, cache in self.cached.items()
-        }
+        data["cached"] = {name: _cache_to_json(cache) for name, cache in self.cached.items()}
+        data["requests"] = {name: _request_to_json(each) for name, each in self.requests.items()}
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
@@ -133,13 +146,11 @@ class Plan:
         for reason, names in data["left"].items():
             left |= dict.fromkeys(names, reason)
         data["left"] = left
-        data["cached"] = {
-            name: CachePlan(**cache | {"format": format_from_json(cache["format"])})
-            for name, cache in data["cached"].items()
-        }
+        data["cached"] = {name: _cache_from_json(cache) for name, cache in data["cached"].items()}
         data["timesteps"] = tuple(data["timesteps"])
         data["times"] = tuple(data["times"])
-        data["requests"] = {name: tuple(reads) for name, reads in data["requests"].items()}
+        requests = data["requests"].items()
+        data["requests"] = {name: _request_from_json(request) for name, request in requests}
         return cls(**data)
 
 
@@ -155,6 +166,30 @@ def with_summary(plan: Plan, settings: Settings) -> Plan:
     names = ("weights", "inputs", "profile", "steps")
     summary = {name: getattr(settings, name) for name in names} | {"layers": len(plan.layers)}
     return replace(plan, summary=summary)
+
+
+def _cache_to_json(cache: CachePlan) -> dict[str, object]:
+    return {**cache.__dict__, "format": format_to_json(cache.format)}
+
+
+def _cache_from_json(data: dict[str, Any]) -> CachePlan:
+    fields: dict[str, Any] = {**data, "format": format_from_json(data["format"])}
+    return CachePlan(**fields)
+
+
+def _request_to_json(request: RequestPlan) -> dict[str, object] | list[str]:
+    """As in version 2, a layer whose features are not rounded is the list of what it reads."""
+    if request.cache is None:
+        return list(request.reads)
+    exact = None if request.exact is None else _layer_to_json(request.exact)
+    return {"reads": request.reads, "cache": _cache_to_json(request.cache), "exact": exact}
+
+
+def _request_from_json(data: dict[str, Any] | list[str]) -> RequestPlan:
+    if isinstance(data, list):
+        return RequestPlan(tuple(data))
+    exact = None if data["exact"] is None else _layer_from_json(data["exact"])
+    return RequestPlan(tuple(data["reads"]), _cache_from_json(data["cache"]), exact)
 
 
 class _LayerJson(TypedDict):

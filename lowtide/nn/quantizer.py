@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Grid, InputFormat
+from lowtide.formats import Affine, Grid, InputFormat, Stepped
 from lowtide.kernels import per_sample, quantize_input
 from lowtide.nn.clock import Clock, at_step
 from lowtide.nn.lsq import lsq_round
@@ -111,6 +111,9 @@ class Quantizer(nn.Module):
         scale, zero = self.step()
         if isinstance(format, Affine):
             return quantize_input(x, scale, zero, format.top)
+        if isinstance(format, Stepped):
+            top = per_sample(format.tops(scale)[self._index()], x)
+            return quantize_input(x, scale, zero, top)
         grid = Grid(per_sample(scale, x), per_sample(zero, x))
         return format.decode(format.encode(x, grid), grid).to(x.dtype)
 
@@ -126,7 +129,11 @@ class Quantizer(nn.Module):
         """The same rounding, with a gradient for x and for the scale."""
         scale = per_sample(self._of_step(log_scale).exp(), x)
         zero = per_sample(self.step()[1], x).float()
-        return lsq_round(x.float(), scale, zero, self._format().top).to(x.dtype)
+        form = self._format()
+        assert not isinstance(form, Stepped), (
+            "an input whose bits differ by step has learnt already"
+        )
+        return lsq_round(x.float(), scale, zero, form.top).to(x.dtype)
 
     @torch.no_grad()
     def finish_learning(self) -> None:

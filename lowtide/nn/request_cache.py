@@ -3,9 +3,10 @@
 It is for temporal layers that read a label or a text as well as the timestep. No cache made before
 the request can hold their features, but within a request only the timestep changes. At the first
 call of a request, the layers run on all calibrated timesteps in one batch, and later calls look up
-their step. A call with other conditions starts a new request. A timestep that is not exactly a
-calibrated one is computed, so no feature is ever stale. Two requests are stored at a time, for
-pipelines that call the denoiser once for each branch of guidance.
+their step. Features that the plan caches are stored as codes (nn/request_features.py). A call with
+other conditions starts a new request. A timestep that is not exactly a calibrated one is computed,
+so no feature is ever stale. Two requests are stored at a time, for pipelines that call the denoiser
+once for each branch of guidance.
 """
 
 import inspect
@@ -17,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.nn.clock import find_clock
-from lowtide.nn.float_layers import replace_module
-from lowtide.nn.plan import Plan
+from lowtide.nn.float_layers import linear_options, replace_module
+from lowtide.nn.packed import packed_layer
+from lowtide.nn.plan import LayerPlan, Plan
+from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.request_features import PerRequest, StoredFeatures
 from lowtide.nn.split import split_modules
 
 if TYPE_CHECKING:
@@ -28,10 +32,10 @@ BRANCHES = 2
 
 
 class RequestFeatures(NamedTuple):
-    """The conditions of a request, and its features by layer: steps x batch x width."""
+    """The conditions of a request, and its features by layer: steps x batch x width, or codes."""
 
     conditions: dict[str, Tensor]
-    features: dict[str, Tensor]
+    features: dict[str, Tensor | StoredFeatures]
 
 
 class RequestCache:
@@ -40,7 +44,10 @@ class RequestCache:
     def __init__(self, root: nn.Module, plan: Plan):
         self.root = root
         self.parameters = list(inspect.signature(root.forward).parameters)
+        # Layers compute while `building`. While `collecting`, those whose features are stored as
+        # codes do not round them, because their grids are stored too.
         self.building = False
+        self.collecting = False
         self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:
@@ -65,7 +72,7 @@ class RequestCache:
         self.step = self.step_of(timestep.detach().cpu().double().flatten().tolist())
         if self.step is None:
             return
-        names = set().union(*self.plan.requests.values()) - {"timestep"}
+        names = set().union(*(each.reads for each in self.plan.requests.values())) - {"timestep"}
         conditions = {name: _nested(inputs, name) for name in sorted(names)}
         latest = self._request(conditions)
         others = [request for request in self.requests if request is not latest]
@@ -111,23 +118,33 @@ class RequestCache:
         running_index = clock.index
         clock.set(rows["timestep"])
         self.building = True
-        features = self._run_units(rows, len(times), batch)
+        self.collecting = True
+        features = self._run_units(rows, len(times))
         self.building = False
+        self.collecting = False
         clock.index = running_index
         copies = {name: value.clone() for name, value in conditions.items()}
         return RequestFeatures(copies, features)
 
-    def _run_units(self, rows: dict[str, Tensor], steps: int, batch: int) -> dict[str, Tensor]:
-        """The features of each layer, steps x batch x width; `rows` are steps * batch samples."""
-        features: dict[str, Tensor] = {}
+    def _run_units(self, rows: dict[str, Tensor], steps: int) -> dict[str, Tensor | StoredFeatures]:
+        """The features of each layer; `rows` are the samples of all steps."""
+        features: dict[str, Tensor | StoredFeatures] = {}
         for unit in self.adapter.temporal():
-            if unit.features[0] not in self.plan.requests:
+            if not self.plan.requests.keys() & set(unit.features):
                 continue
-            graph = self.adapter.temporal_graph(unit, steps * batch)
+            graph = self.adapter.temporal_graph(unit, len(rows["timestep"]))
             outputs = graph.replay(self.root, {name: rows[name] for name in unit.reads})
             for name, output in zip(unit.features, outputs, strict=True):
-                features[name] = output.unflatten(0, (steps, batch))
+                features[name] = self._stored(name, output, steps)
         return features
+
+    def _stored(self, name: str, output: Tensor, steps: int) -> Tensor | StoredFeatures:
+        """A layer's features, (steps * batch) x width, as they are kept."""
+        layer = self.root.get_submodule(name)
+        assert isinstance(layer, PerRequest)
+        if layer.codes_plan is None:
+            return output.unflatten(0, (steps, len(output) // steps))
+        return StoredFeatures.of(output, layer.codes_plan, steps)
 
     def feature(self, name: str) -> Tensor | None:
         """The feature of a layer at the running step, batch x width, or None where it is computed.
@@ -136,7 +153,10 @@ class RequestCache:
         """
         if self.building or self.step is None:
             return None
-        return self.requests[-1].features[name][self.step]
+        features = self.requests[-1].features[name]
+        if isinstance(features, StoredFeatures):
+            return features.at(self.step)
+        return features[self.step]
 
 
 def _nested(inputs: Mapping[str, Any], name: str) -> Tensor:
@@ -162,35 +182,48 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-class PerRequest(nn.Module):
-    """Replaces a temporal layer: its output is from the request cache, or computed by the layer."""
-
-    cache: RequestCache
-
-    def __init__(self, name: str, layer: nn.Module, cache: RequestCache):
-        super().__init__()
-        self.name = name
-        self.layer = layer
-        # The cache refers to the whole model; a plain attribute keeps it out of the module's state.
-        object.__setattr__(self, "cache", cache)
-
-    def forward(self, x: Tensor) -> Tensor:
-        feature = self.cache.feature(self.name)
-        return self.layer(x) if feature is None else feature.to(x.dtype)
-
-
 def add_request_cache(root: nn.Module, plan: Plan) -> None:
-    """Replace the layers that the plan names, and update their cache before each denoiser call.
+    """Put a cache before the layers that the plan names, and update it before each denoiser call.
 
     The clock's own hook has to be registered before, because hooks run in that order.
     """
     cache = RequestCache(root, plan)
     for name in plan.requests:
-        replace_module(root, name, PerRequest(name, root.get_submodule(name), cache))
+        layer = root.get_submodule(name)
+        if not isinstance(layer, PerRequest):
+            layer = per_request(root, name, plan)
+            replace_module(root, name, layer)
+        object.__setattr__(layer, "cache", cache)
     root.register_forward_pre_hook(cache.before_call, with_kwargs=True)
 
 
-def reschedule_requests(root: nn.Module, plan: Plan) -> None:
-    """Use the timesteps of another plan in the request caches of this model."""
-    for cache in {module.cache for module in root.modules() if isinstance(module, PerRequest)}:
+def per_request(root: nn.Module, name: str, plan: Plan) -> PerRequest:
+    """The layer of that name with what the plan puts beside it, which a checkpoint then fills."""
+    request = plan.requests[name]
+    layer = root.get_submodule(name)
+    clock = find_clock(root)
+    exact = None
+    if request.exact is not None:
+        exact = _empty_linear(layer, request.exact, Quantizer(None, clock))
+    return PerRequest(name, layer, request, clock, exact)
+
+
+def _empty_linear(like: nn.Module, plan: LayerPlan, inputs: Quantizer) -> nn.Module:
+    """A linear layer of the same shape in the formats of the plan, without its data."""
+    assert isinstance(like, nn.Linear)
+    if plan.weight is None:
+        return nn.Linear(**linear_options(like))
+    return packed_layer(like, plan.weight, inputs, smooth=plan.smooth)
+
+
+def reschedule_requests(root: nn.Module, plan: Plan, nearest: Tensor | None = None) -> None:
+    """Use the timesteps of another plan in the request caches of this model.
+
+    nearest: the old step that each new step is nearest to; None where the steps stay.
+    """
+    layers = [module for module in root.modules() if isinstance(module, PerRequest)]
+    for cache in {layer.cache for layer in layers if layer.cache is not None}:
         cache.set_plan(plan)
+    if nearest is not None:
+        for layer in layers:
+            layer.reschedule(nearest)

@@ -23,6 +23,7 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.request_cache import add_request_cache
+from lowtide.nn.request_features import PerRequest
 from lowtide.nn.split import split_modules
 
 QuantLayer = QuantLinear | QuantConv2d
@@ -146,7 +147,7 @@ def packed_layers(root: nn.Module) -> Iterator[tuple[str, PackedLayer]]:
 def set_precision(root: nn.Module, precision: Precision) -> None:
     """Run every quantized part of `root` in this precision."""
     for module in root.modules():
-        if isinstance(module, QuantLayer | QuantAttention | Cached):
+        if isinstance(module, QuantLayer | QuantAttention | Cached | PerRequest):
             module.set_precision(precision)
 
 

@@ -96,7 +96,7 @@ def temporal(cache: Result) -> list[str]:
         lines.append(f"{cached}; {before:,} -> {after:,} bytes")
     if cache.get("by_request"):
         count = cache["by_request"]
-        lines.append(f"temporal features computed once a request, not cached: {count}")
+        lines.append(f"of these, {count} features once a request")
     return lines
 
 

@@ -13,7 +13,7 @@ from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.float_layers import conv_options, linear_options, replace_module
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
-from lowtide.nn.request_cache import PerRequest
+from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import packed_layers
 
 

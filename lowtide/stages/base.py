@@ -76,9 +76,17 @@ class Stage(ABC):
 
 
 Recipe = tuple[Stage, ...]
-# A loss on features: of the quantized and of the float model for the same pairs of consecutive
-# steps, each (2, pairs, channels, positions), to a scalar that is a mean over the pairs.
-Term = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss on features of the quantized and of the float model, for `steps` consecutive steps.
+
+    Each feature is (steps, samples, channels, positions); the loss is a scalar.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    steps: int = 2
 
 
 @dataclass(frozen=True)

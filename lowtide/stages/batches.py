@@ -41,9 +41,6 @@ class CalibrationBatches:
         first_held_out = len(request.seeds) - max(1, len(request.seeds) // HELD_OUT)
         self.held_out = [place for place in places if self.image(place) >= first_held_out]
         self.training = [place for place in places if self.image(place) < first_held_out] or places
-        self.starts = [
-            (call, row) for call, row in self.training if call % self.length < self.length - 1
-        ]
         self.answers = _float_answers(job)
 
     def image(self, place: Place) -> int:
@@ -60,16 +57,21 @@ class CalibrationBatches:
         numbers = torch.randint(len(places), (size,), generator=generator).tolist()
         return [places[number] for number in numbers]
 
-    def pairs(self, generator: torch.Generator) -> list[Place]:
-        """Half a batch of samples, then the same images one step later."""
-        if not self.starts:
+    def windows(self, generator: torch.Generator, steps: int = 2) -> list[Place]:
+        """A share of a batch of samples, then the same images one step later, for all `steps`."""
+        last = self.length - steps
+        starts = [(call, row) for call, row in self.training if call % self.length <= last]
+        if not starts:
             raise BadInput(
-                "found one step",
-                "at least two, to compare consecutive ones",
+                "found one step" if self.length == 1 else f"found {self.length} steps",
+                f"at least {steps}, to compare consecutive ones",
                 "give a larger --steps",
             )
-        first = self.draw(self.starts, generator)[: max(1, self.job.batch // 2)]
-        return first + [(call + 1, row) for call, row in first]
+        first = self.draw(starts, generator)[: max(1, self.job.batch // steps)]
+        window: list[Place] = []
+        for later in range(steps):
+            window += [(call + later, row) for call, row in first]
+        return window
 
     def arguments(self, batch: Sequence[Place]) -> Arguments:
         """These samples as one call of the denoiser."""

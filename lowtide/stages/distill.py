@@ -11,6 +11,7 @@ stages added (job.terms) read pairs of consecutive steps and take one float pass
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -213,7 +214,8 @@ class DistillLoop:
         """The loss on a random batch, with the job's terms if there are any."""
         if not self.job.terms:
             return self.task_loss(self.batches.draw(self.batches.training, generator))
-        return self.paired_loss(self.batches.pairs(generator))
+        steps = max(term.steps for term in self.job.terms)
+        return self.paired_loss(self.batches.windows(generator, steps), steps)
 
     def task_loss(self, batch: list[Place]) -> Tensor:
         """This rank's share of the distance of the student's answer from the float model's."""
@@ -226,31 +228,35 @@ class DistillLoop:
     def _task_part(self, batch: Sequence[Place]) -> Tensor:
         return _distance(self.answer(batch), self.batches.targets(batch))
 
-    def paired_loss(self, batch: list[Place]) -> Tensor:
-        """This rank's share of the loss with the job's terms, on pairs of consecutive steps.
+    def paired_loss(self, batch: list[Place], steps: int = 2) -> Tensor:
+        """This rank's share of the loss with the job's terms, on images at consecutive steps.
 
-        Both steps of a pair are in one graph, so a term's gradient reaches the student through
-        each of them. Where memory is short, the pairs are taken in parts.
+        All steps are in one graph, so a term's gradient reaches the student through each of them.
+        Where memory is short, the images are taken in parts.
         """
-        pairs = len(batch) // 2
-        first = self.job.world.part(batch[:pairs])
-        second = self.job.world.part(batch[pairs:])
-        if not first:
+        size = len(batch) // steps
+        windows = [batch[start : start + size] for start in range(0, len(batch), size)]
+        own = [self.job.world.part(each) for each in windows]
+        count = len(own[0])
+        if not count:
             return torch.zeros(())
-        share = len(first) / pairs
-        return self.job.room.mean(
-            len(first), lambda span: share * self._paired_part([*first[span], *second[span]])
-        )
 
-    def _paired_part(self, batch: Sequence[Place]) -> Tensor:
+        def part(span: slice) -> Tensor:
+            images = chain.from_iterable(each[span] for each in own)
+            return count / size * self._paired_part(list(images), steps)
+
+        return self.job.room.mean(count, part)
+
+    def _paired_part(self, batch: Sequence[Place], steps: int) -> Tensor:
         with last_features(self.job) as features:
             with torch.no_grad():
                 set_precision(self.job.model, Precision.FLOAT)
                 self.answer(batch)
             set_precision(self.job.model, Precision.FULL)
             answer = self.answer(batch)
-        theirs, ours = (x.reshape(2, -1, *x.shape[1:]) for x in features)
-        terms = sum(term(ours, theirs) for term in self.job.terms)
+        theirs, ours = (x.reshape(steps, -1, *x.shape[1:]) for x in features)
+        pairs = [(term, ours[: term.steps], theirs[: term.steps]) for term in self.job.terms]
+        terms = sum(term.loss(mine, other) for term, mine, other in pairs)
         return _distance(answer, self.batches.targets(batch)) + terms
 
     def answer(self, batch: Sequence[Place]) -> Tensor:

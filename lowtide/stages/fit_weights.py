@@ -28,7 +28,7 @@ class FitWeights(Stage):
     def run(self, job: Job) -> None:
         layers = _low_bit_layers(job)
         own = job.track(job.world.part(layers), "weight ranges")
-        ranges = job.world.gathered([_weight_range(job, layer, self.search) for layer in own])
+        ranges = job.world.gathered([_range_in_place(job, layer, self.search) for layer in own])
         for layer, (lo, hi) in zip(layers, ranges, strict=True):
             with job.placement.visit(layer):
                 _set_range(layer, lo, hi)
@@ -49,12 +49,21 @@ def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
     return [layer for _, layer in quant_layers(job.model) if layer.format is not None]
 
 
-def _weight_range(job: Job, layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
+def fit_weight(layer: QuantizedLayer, search: str) -> None:
+    """Search the ranges of one weight, and round it to nearest."""
+    _set_range(layer, *_weight_range(layer, search))
+
+
+def _range_in_place(job: Job, layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
+    with job.placement.visit(layer):
+        return _weight_range(layer, search)
+
+
+def _weight_range(layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
     """lo and hi of each row of the format, on the CPU."""
     form = layer.format
     assert form is not None
-    with job.placement.visit(layer):
-        lo, hi = SEARCHES[search](form.rows(layer.smoothed_weight()), form)
+    lo, hi = SEARCHES[search](form.rows(layer.smoothed_weight()), form)
     return lo.cpu(), hi.cpu()
 
 

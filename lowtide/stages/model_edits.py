@@ -3,6 +3,7 @@
 Each edit changes the model and the plan, so that a checkpoint's skeleton is edited the same way.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from lowtide.errors import BadInput
 from lowtide.models import Unit, adapt
 from lowtide.nn.correction import Correction, add_correction
 from lowtide.nn.feature_cache import Cached
-from lowtide.nn.plan import CachePlan, LayerPlan
+from lowtide.nn.plan import CachePlan, LayerPlan, RequestPlan
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.split import split_modules
 from lowtide.nn.swap import find_clock, quantizers, replace_module
@@ -35,16 +36,27 @@ def split_layers(job: Job, splits: dict[str, int]) -> None:
     job.adapter = adapt(job.model, job.calls[0].arguments)
 
 
-def range_each_step(job: Job) -> None:
-    """Give every input a range for each step, before any is fitted."""
-    layers = {name: replace(layer, per_step=True) for name, layer in job.plan.layers.items()}
-    attentions: dict[str, dict[str, LayerPlan]] = {}
-    for name, parts in job.plan.attentions.items():
-        attentions[name] = {part: replace(plan, per_step=True) for part, plan in parts.items()}
-    job.plan = replace(job.plan, layers=layers, attentions=attentions)
+def range_each_step(job: Job, names: Collection[str] | None = None) -> None:
+    """Give the inputs of these layers a range for each step, before any is fitted.
+
+    names: None is every layer and every attention.
+    """
+    layers = dict(job.plan.layers)
+    for name in layers if names is None else names:
+        layers[name] = replace(layers[name], per_step=True)
+    job.plan = replace(job.plan, layers=layers)
+    if names is None:
+        attentions: dict[str, dict[str, LayerPlan]] = {}
+        for name, parts in job.plan.attentions.items():
+            attentions[name] = {part: replace(plan, per_step=True) for part, plan in parts.items()}
+        job.plan = replace(job.plan, attentions=attentions)
+    if not job.plan.per_step:
+        return
     find_clock(job.model).widen()
-    for quantizer in quantizers(job.model).values():
-        quantizer.per_step = True
+    inputs = None if names is None else {f"{name}.input" for name in names}
+    for name, quantizer in quantizers(job.model).items():
+        if inputs is None or name in inputs:
+            quantizer.per_step = True
 
 
 def smooth_layer(job: Job, name: str, divisors: Tensor) -> None:
@@ -92,8 +104,12 @@ def cache_layer(job: Job, name: str, plan: CachePlan) -> Cached:
 
 def answer_once(job: Job, unit: Unit) -> None:
     """From packing on, compute this unit's features once for all steps of a request."""
-    requests = job.plan.requests | dict.fromkeys(unit.features, unit.reads)
-    job.plan = replace(job.plan, requests=requests)
+    request_features(job, dict.fromkeys(unit.features, RequestPlan(unit.reads)))
+
+
+def request_features(job: Job, requests: dict[str, RequestPlan]) -> None:
+    """From packing on, compute the features of these layers once for all steps of a request."""
+    job.plan = replace(job.plan, requests=job.plan.requests | requests)
     find_clock(job.model).keyed = True
 
 

@@ -4,8 +4,8 @@ AdaRound (Nagel et al. 2020), block by block (BRECQ, Li et al. 2021): a unit rea
 outputs of the units before it, and its target is the float model's answer on float inputs. Scales
 stay fixed. Random batches depend on (seed, stage, unit). Settings choose its relatives: layer by
 layer (AdaRound itself), or inputs of which each value is rounded or not by chance (QDrop; here its
-ranges are those of rounding to nearest, and are fitted anew afterwards). No other stage has such a
-loop.
+ranges are those of rounding to nearest, and are fitted anew afterwards). All errors of a unit count
+alike unless `fisher` weighs them, as BRECQ does. No other stage has such a loop.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +27,7 @@ from lowtide.costs.workload import (
     rounding_inputs,
     rounding_work,
 )
+from lowtide.errors import BadInput
 from lowtide.formats import Affine
 from lowtide.machine.bf16 import describe_products, products
 from lowtide.models import Unit
@@ -35,7 +36,9 @@ from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import QDrop, Quantizer
 from lowtide.nn.rounding import RoundingOptimizer
 from lowtide.nn.swap import find_clock
+from lowtide.settings import Settings
 from lowtide.stages.base import Job, Stage
+from lowtide.stages.fisher import gradient_cost
 from lowtide.stages.fit_ranges import FitRanges, statistics_cost
 from lowtide.stages.layerwise import LayerData, layers_of
 from lowtide.stages.stream import Stream, UnitData, stream_units
@@ -64,6 +67,8 @@ class Reconstruct(Stage):
 
     round: a later round starts from the decisions of the rounds before, with half the iterations
         of the one before.
+    fisher: weigh a unit's errors by the squared gradients of the answer, as BRECQ does. It takes
+        one float pass forward and backward for each kept call (stages/fisher.py).
     """
 
     reads: ClassVar[frozenset[str]] = frozenset(
@@ -71,13 +76,23 @@ class Reconstruct(Stage):
     )
 
     round: Annotated[int, Within(0)] = 0
+    fisher: bool = False
+
+    def check(self, settings: Settings) -> None:
+        if self.fisher and settings.scope == "layer":
+            raise BadInput(
+                "found fisher with scope layer",
+                "blocks, whose answers the gradients are of",
+                "leave one of them out",
+            )
 
     def run(self, job: Job) -> None:
         drops = job.settings.drop is not None
         if drops and not self.round:
             FitRanges("minmax").run(job)
         _report_products(job)
-        stream = Stream(job, inputs_quantized=drops, temporal=not job.maintained)
+        temporal = not job.maintained
+        stream = Stream(job, inputs_quantized=drops, temporal=temporal, fisher=self.fisher)
         name = f"Reconstruct{self.round}" if self.round else "Reconstruct"
         iters = max(1, job.settings.iters >> self.round)
         for data in job.track(stream.walk(), "rounding blocks", len(stream.units)):
@@ -95,7 +110,10 @@ class Reconstruct(Stage):
         judging = sum(2 * JUDGES * load.forward(part, samples) for part in units)
         largest = max(rounding_bytes(part, samples, load.width) for part in units)
         ranges = 0 if load.settings.drop is None else statistics_cost(load, search=False).seconds
-        return Cost(ranges + learning + judging + load.streams(), largest + load.tape_bytes())
+        seconds = ranges + learning + judging + load.streams()
+        gradients = gradient_cost(load) if self.fisher else Cost()
+        bytes = max(largest + load.tape_bytes(), gradients.bytes)
+        return Cost(seconds + gradients.seconds, bytes)
 
     def summary(self, job: Job) -> str:
         units = stream_units(job, temporal=not job.maintained)

@@ -22,6 +22,7 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import QDrop, SamplePart, dropping
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
+from lowtide.stages.fisher import Fisher, fisher_weights
 from lowtide.stages.tape import Store, Tape
 from lowtide.stages.upcoming import Upcoming
 
@@ -69,6 +70,7 @@ class UnitData:
     batched: the values that have a batch axis.
     inputs: quantized inputs; floating: float inputs; targets: float answers, each by the number
         of the value in the graph.
+    fisher: weights of the squared errors of the answers; None: all count alike.
 
     A sample is named by its number: call times batch size, plus its row in the call.
     """
@@ -82,6 +84,7 @@ class UnitData:
     floating: dict[int, Value]
     targets: dict[int, Value]
     store: Store
+    fisher: Fisher | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -148,6 +151,10 @@ class UnitData:
         for ours, ref in zip(leaves_of(answer), leaves_of(self.node.output), strict=True):
             if ref:
                 error = (ours.float() - batch.targets[ref.id].float()).square()
+                if self.fisher is not None and ref.id in self.batched:
+                    tape = self.fisher.tapes[len(losses)]
+                    weights = self.select(tape, batch.chosen).to(error.device)
+                    error = error * weights / self.fisher.mean(len(losses))
                 losses.append(error.sum(-1 if error.dim() == 3 else 1).mean())
         return reduce(torch.add, losses)
 
@@ -207,10 +214,18 @@ class Stream:
     """The live values of both streams, by number in the graph.
 
     inputs_quantized: the quantized stream rounds inputs too.
+    fisher: the losses of units weigh errors by the answer's squared gradients.
     temporal: temporal layers belong to the blocks that they are in; else no unit has them.
     """
 
-    def __init__(self, job: Job, *, inputs_quantized: bool = False, temporal: bool = False):
+    def __init__(
+        self,
+        job: Job,
+        *,
+        inputs_quantized: bool = False,
+        temporal: bool = False,
+        fisher: bool = False,
+    ):
         self.job = job
         self.precision = Precision.of(weights=True, inputs=inputs_quantized)
         self.calls = [call for call in job.calls if call.kept]
@@ -220,6 +235,7 @@ class Stream:
         self.floating: dict[int, Value] = {}
         self.quantized: dict[int, Value] = {}
         self.units = {unit.name: unit for unit in stream_units(job, temporal=temporal)}
+        self.weights = fisher_weights(job, self.units, self.store) if fisher else {}
 
     def walk(self) -> Iterator[UnitData]:
         """The data of each unit in forward order; its next item runs both streams through it."""
@@ -251,6 +267,7 @@ class Stream:
             floating={id: self.floating[id] for id in node.uses()},
             targets=answers,
             store=self.store,
+            fisher=self.weights.pop(unit.name, None),
         )
 
     def feed(self) -> None:

@@ -11,8 +11,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 
 import lowtide
 from lowtide import sampling
+from lowtide.errors import BadInput
+from lowtide.formats import Stepped
 from lowtide.methods import METHODS, ptqd, relevant_options
 from lowtide.methods.ptqd import CNC, VSC, Bias, Moments, StepAware
+from lowtide.nn.swap import find_clock
 from lowtide.sampling import variance_calibration
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
@@ -201,3 +204,58 @@ def test_end_to_end_through_the_checkpoint(name, tmp_path):
     loaded = DiffusionPipeline.from_pretrained(result.save(tmp_path / "packed"))
     assert loaded.unet.get_submodule(variance_calibration.CORRECTION).noise.any()
     assert np.array_equal(sampling.images(loaded, request), ours)
+
+
+def test_steps_that_apply_their_bits_round_to_them(monkeypatch, tmp_path):
+    """The bits that the report names are those of the inputs, also after loading."""
+    stages = {"stepaware": {"apply": True}}
+    result = quantized("louder", stages=stages, inputs=8)
+    choices = tuple(result.report["ptqd"]["bits by step"].values())
+    assert len(set(choices)) > 1
+    plans = [plan for plan in result.plan.all_plans() if plan.input is not None]
+    assert plans and {plan.input for plan in plans} == {Stepped(choices)}
+    clock = find_clock(result.model)
+    quantizer = result.model.mid_block.resnets[0].conv1.input
+    for step, timestep in enumerate(result.plan.timesteps):
+        clock.set(timestep)
+        rounded = quantizer(torch.linspace(-2, 6, 1 << 14))
+        assert len(rounded.unique()) == 2 ** choices[step]
+    mixed = torch.linspace(-2, 6, 1 << 14).expand(4, 1, 1 << 14)
+    clock.set(torch.tensor(result.plan.timesteps))
+    apart = [len(row.unique()) for row in quantizer(mixed)]
+    assert apart == [2**bits for bits in choices]
+    request = sampling.Request(steps=4, seeds=(0, 1))
+    drawn = sampling.images(result.pipe, request)
+    with lowtide.unfused(result):
+        assert abs(sampling.images(result.pipe, request) - drawn).max() < 1e-3
+    loaded = lowtide.load(result.save(tmp_path / "packed"))
+    assert np.array_equal(sampling.images(loaded, request), drawn)
+    with pytest.raises(BadInput, match="bits differ from step to step"):
+        lowtide.reschedule(result, 8)
+
+
+def test_a_step_rounds_as_where_its_bits_were_measured(monkeypatch):
+    """The signal-to-noise ratio of each step is the one that its number of bits was chosen by."""
+    measured: list[torch.Tensor] = []
+    measure = ptqd.measure
+
+    def recorded(job):
+        moments = measure(job)
+        measured.append(moments.snr())
+        return moments
+
+    @dataclass(frozen=True)
+    class Look(Stage):
+        def run(self, job):
+            recorded(job)
+
+    monkeypatch.setattr(ptqd, "measure", recorded)
+    base = (Collect(), Assign(), FitWeights("minmax"), FitRanges("minmax"))
+    recipe = (*base, StepAware(apply=True), Look(), Pack())
+    monkeypatch.setitem(METHODS, "looked", lambda settings: recipe)
+    chosen = list(quantized("looked").report["ptqd"]["bits by step"].values())
+    *tried, mixed = measured
+    by_bits = dict(zip((8, 4, 6), tried, strict=True))
+    assert len(set(chosen)) > 1
+    for step, bits in enumerate(chosen):
+        assert mixed[step].item() == pytest.approx(by_bits[bits][step].item(), rel=1e-6)

@@ -1,14 +1,16 @@
 """TFMQ-DM on a random model: TIAR keeps the features; each stage left out is the ablation."""
 
+import numpy as np
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 
 import lowtide
 from lowtide import sampling
 from lowtide.methods import METHODS, minmax, relevant_options, tfmq
 from lowtide.models import adapt
-from lowtide.nn.swap import find_clock
+from lowtide.nn.swap import find_clock, quantizers
 from lowtide.settings import Settings
 from lowtide.stages.reconstruct import Learner
 from lowtide.stages.temporal_features import temporal_errors
@@ -45,6 +47,36 @@ def test_without_fsc_there_is_one_range_for_all_steps():
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
     result = lowtide.quantize(pipe, method="tfmq", without=("fsc",), **OPTIONS)
     assert find_clock(result.model).scale.shape[1] == 1
+
+
+def test_fsc_of_the_paper_is_of_the_temporal_block_alone(tmp_path):
+    pipe = tiny_pipelines.ddim(tmp_path)
+    stages = {"fsc": {"scope": "temporal"}}
+    result = lowtide.quantize(pipe, method="tfmq", stages=stages, **OPTIONS)
+    (unit,) = adapt(tiny.model("unet2d")).temporal()
+    stepped = {name for name, plan in result.plan.layers.items() if plan.per_step}
+    assert stepped == set(unit.layers) & result.plan.layers.keys()
+    parts = [part for parts in result.plan.attentions.values() for part in parts.values()]
+    assert parts and not any(part.per_step for part in parts)
+    clock = find_clock(result.model)
+    for name, quantizer in quantizers(result.model).items():
+        row = clock.scale[quantizer.row]
+        assert quantizer.per_step == (name.removesuffix(".input") in stepped)
+        assert quantizer.per_step or len(row.unique()) == 1
+    # The layers behind a SiLU of h(t); the sinusoids before them have one range at every t.
+    assert sum(len(clock.scale[each.row].unique()) > 1 for each in steps_of(result.model)) > 2
+    request = sampling.Request(steps=OPTIONS["steps"], seeds=(0, 1))
+    drawn = sampling.images(result.pipe, request)
+    with lowtide.unfused(result):
+        plain = sampling.images(result.pipe, request)
+    # As far apart as with a range for every input: a rounding may turn out the other way.
+    assert np.linalg.norm(drawn - plain) / np.linalg.norm(plain) < 0.05
+    loaded = lowtide.load(result.save(tmp_path / "packed"))
+    assert (sampling.images(loaded, request) == drawn).all()
+
+
+def steps_of(model):
+    return [each for each in quantizers(model).values() if each.per_step]
 
 
 def test_errors_are_zero_where_nothing_is_quantized():

@@ -156,7 +156,7 @@ def test_a_batch_of_mixed_timesteps_answers_as_its_calls_did(name, tmp_path):
 
 def test_pairs_are_the_same_images_one_step_later():
     batches = CalibrationBatches(prepared(steps=3))
-    batch = batches.pairs(torch.Generator().manual_seed(0))
+    batch = batches.windows(torch.Generator().manual_seed(0))
     first = batch[: len(batch) // 2]
     second = batch[len(batch) // 2 :]
     assert len(first) == len(second) == 4
@@ -164,7 +164,7 @@ def test_pairs_are_the_same_images_one_step_later():
         assert batches.image(now) == batches.image(later)
         assert batches.calls[now[0]].timestep > batches.calls[later[0]].timestep
     with pytest.raises(lowtide.errors.BadInput, match="found one step"):
-        CalibrationBatches(prepared(steps=1)).pairs(torch.Generator())
+        CalibrationBatches(prepared(steps=1)).windows(torch.Generator())
 
 
 def test_guidance_branches_are_held_out_together():
