@@ -19,13 +19,14 @@ from lowtide.errors import BadInput
 from lowtide.kernels.race import ENGINES
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
-from lowtide.methods import recipe_of
+from lowtide.methods import recipe_of, with_profile
 from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.plan import with_summary
 from lowtide.nn.swap import packed_layers
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.settings import Settings, settings_from, takes_options_of
+from lowtide.settings import Settings, settings_from
+from lowtide.signatures import takes_options_of
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 from lowtide.stages.collect import Collect
@@ -66,11 +67,11 @@ def quantize(
         >>> quantized.pipe(num_inference_steps=2).images[0].size
         (32, 32)
     """
-    settings = settings_from(options)
+    settings = with_profile(method, settings_from(options))
     recipe = recipe_of(method, settings, without)
     if folder is not None:
         _check_folder(Path(folder))
-    pipe = sampling.as_pipeline(target, device=settings.device)
+    pipe = _sampled_by(sampling.as_pipeline(target, device=settings.device), settings)
     model = _float_model(pipe)
     weights = fingerprint(model)
     units = Path(folder) / recipe_digest(recipe, settings, weights) if folder else None
@@ -119,6 +120,15 @@ def _check_folder(folder: Path) -> None:
             "a folder that can be written",
             "give another folder",
         )
+
+
+def _sampled_by(pipe: Pipeline, settings: Settings) -> Pipeline:
+    """The pipeline with the sampler of the settings; changed in place where its class can stay."""
+    other = sampling.scheduled(pipe, settings.scheduler, settings.spacing)
+    if type(other) is type(pipe):
+        pipe.scheduler = other.scheduler
+        return pipe
+    return other
 
 
 def _float_model(pipe: Pipeline) -> nn.Module:

@@ -10,8 +10,9 @@ from lowtide.errors import BadInput
 from lowtide.estimate.blueprint import Blueprint, read
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 from lowtide.estimate.size import checkpoint_bytes, planned
-from lowtide.methods import recipe_of
-from lowtide.settings import Settings, settings_from, takes_options_of
+from lowtide.methods import recipe_of, with_profile
+from lowtide.settings import Settings, settings_from
+from lowtide.signatures import takes_options_of
 from lowtide.stages.base import Recipe
 
 WARM = 32 << 20  # bytes of torch's own buffers, once a network has run
@@ -52,7 +53,7 @@ def plan(
         True
     """
     started = time.perf_counter()
-    settings = settings_from(options)
+    settings = with_profile(method, settings_from(options))
     limit = None if fit is None else parse_size(str(fit))
     # An error in the options is raised before a model is read.
     recipe_of(method, settings, without)

@@ -36,6 +36,7 @@ from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import split_layers
 from lowtide.stages.pack import Pack
+from lowtide.stages.profiles import Bits
 from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
 
 
@@ -44,7 +45,7 @@ class Split(Stage):
     """Shortcut-splitting: a shortcut over two concatenated tensors becomes a sum of two layers."""
 
     def run(self, job: Job) -> None:
-        if _quantizes_shortcuts(job.settings):
+        if _quantizes_shortcuts(job):
             widths = job.adapter.concatenations()
             shortcuts = [name for name in job.adapter.shortcuts() if name in widths]
             if shortcuts:
@@ -60,9 +61,10 @@ class Split(Stage):
         self.run(job)
 
 
-def _quantizes_shortcuts(settings: Settings) -> bool:
+def _quantizes_shortcuts(job: Job) -> bool:
     """Whether the profile and the bits leave anything of a shortcut to quantize."""
-    return settings.profile == "full" and min(settings.weights, settings.inputs) <= 8
+    bits = Bits(job.settings, job.role)
+    return min(bits.weight("shortcuts"), bits.input("shortcuts")) <= 8
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -29,6 +29,7 @@ from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
 from lowtide.sampling.request import Moment
+from lowtide.sampling.schedulers import scheduled
 from lowtide.sampling.variance_calibration import calibrated_variance, stepping
 from lowtide.settings import Request
 
@@ -76,6 +77,7 @@ def _without_progress_bar(pipe: Any) -> Iterator[None]:
 
 def run_pipeline(pipe: Pipeline, request: Request) -> np.ndarray:
     """One batch of images: (batch, height, width, channels), in [0, 1]."""
+    pipe = scheduled(pipe, request.scheduler, request.spacing)
     arguments = call_arguments(pipe, request)
     with (
         _without_progress_bar(pipe),

@@ -22,6 +22,7 @@ from lowtide.models import Adapter, Arguments
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
+from lowtide.sampling.drivers import Role, role_of
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, StageOptions
 from lowtide.validation import as_tuple, check
@@ -92,6 +93,7 @@ class Job:
 
     calls: the calibration set.
     terms: losses that stages add to a later distillation.
+    given_role: what the pipeline gives the denoiser, where `pipe` is not that pipeline.
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
     """
@@ -107,7 +109,13 @@ class Job:
     report: dict[str, Any] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
     maintained: bool = False
+    given_role: Role | None = None
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
+
+    @property
+    def role(self) -> Role:
+        """What the pipeline gives the denoiser and takes from it."""
+        return self.given_role or role_of(self.pipe)
 
     def generator(self, *names: str) -> torch.Generator:
         """A generator seeded by (seed, stage, unit), independent of what ran before."""
