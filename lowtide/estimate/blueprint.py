@@ -145,7 +145,7 @@ def read(source: str) -> Blueprint:
             f"found {pipeline}", f"one of {', '.join(sampling.DRIVERS)}", "choose another model"
         )
     sizes = {name: _float_bytes(folder / name, parts[name]) for name in parts if name != home}
-    scheduler = getattr(diffusers, parts["scheduler"][1], QuadraticDDIMScheduler)
+    scheduler: Any = getattr(diffusers, parts["scheduler"][1], QuadraticDDIMScheduler)
     return Blueprint(
         name=source,
         pipeline=pipeline,

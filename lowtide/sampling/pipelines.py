@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
@@ -178,7 +179,8 @@ def _check_classes(pipe: ClassConditionalPipeline) -> None:
 class UnconditionalPipeline(DiffusionPipeline):
     """An unconditional UNet with any scheduler, in pixels or in the latents of an autoencoder.
 
-    Those of diffusers (DDIM, DDPM) work with one scheduler each.
+    Those of diffusers (DDIM, DDPM) work with one scheduler each. `heads` is the number of heads of
+    every attention, which the configuration of a UNet2DModel cannot say: it has a width of heads.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -187,9 +189,15 @@ class UnconditionalPipeline(DiffusionPipeline):
     scheduler: Any
     vae: Any
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, vae: Any = None):
+    def __init__(
+        self, unet: UNet2DModel, scheduler: Any, vae: Any = None, heads: int | None = None
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(heads=heads)
+        for module in unet.modules():
+            if heads is not None and isinstance(module, Attention):
+                module.heads = heads
 
     @torch.no_grad()
     def __call__(

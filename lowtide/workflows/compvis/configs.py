@@ -12,14 +12,13 @@ from lowtide.workflows.compvis.names import UNetLayout
 
 Params = Mapping[str, Any]
 # Options of the UNet that change nothing here, or that the rest of this file reads.
-_READ = frozenset(
-    """
-    image_size in_channels out_channels model_channels attention_resolutions num_res_blocks
-    channel_mult num_heads num_head_channels num_heads_upsample dropout legacy use_checkpoint
-    use_fp16 use_spatial_transformer transformer_depth context_dim use_scale_shift_norm
-    resblock_updown use_new_attention_order conv_resample dims n_embed num_classes
-    """.split()
-)
+_READ = {
+    *("image_size", "in_channels", "out_channels", "model_channels", "attention_resolutions"),
+    *("num_res_blocks", "channel_mult", "num_heads", "num_head_channels", "num_heads_upsample"),
+    *("dropout", "legacy", "use_checkpoint", "use_fp16", "use_spatial_transformer"),
+    *("transformer_depth", "context_dim", "use_scale_shift_norm", "resblock_updown"),
+    *("use_new_attention_order", "conv_resample", "dims", "n_embed", "num_classes"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,8 @@ def _check(config: ModelConfig) -> None:
         _refuse("dims or conv_resample in the UNet's config", "2-D and convolutions that resample")
     if bool(unet.get("use_spatial_transformer")) != (config.classes is not None):
         _refuse("a transformer without a condition, or a condition without one", "both or none")
-    if config.classes is None and "num_head_channels" not in unet and _attends(unet):
-        _refuse(
-            "num_heads in an unconditional UNet",
-            "num_head_channels, because diffusers' UNet2DModel has heads of one width",
-        )
+    if not {"num_heads", "num_head_channels"} & set(unet):
+        _refuse("neither num_heads nor num_head_channels in the UNet's config", "one of them")
     if config.autoencoder["ddconfig"].get("attn_resolutions"):
         _refuse("attn_resolutions in the autoencoder's config", "attention in the middle alone")
 
@@ -111,14 +107,16 @@ def _refuse(found: str, expected: str) -> None:
     raise BadInput(f"found {found}", expected, "convert another model")
 
 
-def _attends(unet: Params) -> bool:
-    return any(_attended(unet)[:-1])
-
-
 def _attended(unet: Params) -> tuple[bool, ...]:
     """For each level, whether it has attention."""
     resolutions = set(unet["attention_resolutions"])
     return tuple(2**level in resolutions for level in range(len(unet["channel_mult"])))
+
+
+def head_width(config: ModelConfig) -> int | None:
+    """Channels of a head, if all heads of an unconditional UNet have one width."""
+    width = config.unet.get("num_head_channels", -1)
+    return None if width == -1 else width
 
 
 def unet_layout(config: ModelConfig) -> UNetLayout:

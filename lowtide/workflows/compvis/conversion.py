@@ -25,7 +25,7 @@ from lowtide import sampling
 from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
 from lowtide.sampling.class_embedder import ClassEmbedder
-from lowtide.sampling.pipelines import ClassConditionalPipeline
+from lowtide.sampling.pipelines import ClassConditionalPipeline, UnconditionalPipeline
 from lowtide.workflows.compvis import configs
 from lowtide.workflows.compvis.configs import ModelConfig
 from lowtide.workflows.compvis.names import (
@@ -40,6 +40,7 @@ from lowtide.workflows.compvis.names import (
 )
 
 Names = Callable[[str], tuple[str, ...]]
+Splitter = Callable[[Tensor], tuple[Tensor, ...]]
 # How far the noise schedule of the checkpoint may be from that of the config.
 SCHEDULE = 1e-5
 
@@ -66,7 +67,7 @@ def convert_to_folder(
 
 def converted(
     checkpoint: str | Path, config: str | Path, *, ema: bool = True
-) -> LDMPipeline | ClassConditionalPipeline:
+) -> LDMPipeline | UnconditionalPipeline | ClassConditionalPipeline:
     """The pipeline of a checkpoint of latent-diffusion and its YAML.
 
     ema: take the moving average of the UNet's weights where there is one, as that code's samplers
@@ -80,7 +81,10 @@ def converted(
     autoencoder = _autoencoder(state, model)
     scheduler = DDIMScheduler(**configs.scheduler_config(model))
     if model.classes is None:
-        return LDMPipeline(cast(VQModel, autoencoder), cast(UNet2DModel, unet), scheduler)
+        plain = cast(UNet2DModel, unet)
+        if configs.head_width(model) is None:
+            return UnconditionalPipeline(plain, scheduler, autoencoder, model.unet["num_heads"])
+        return LDMPipeline(cast(VQModel, autoencoder), plain, scheduler)
     embedder = ClassEmbedder(model.classes, model.unet["context_dim"])
     table = {"embedding.weight": state[f"{CONDITION}embedding.weight"]}
     _fill(embedder, table)
@@ -149,8 +153,8 @@ def _unet(state: Mapping[str, Tensor], model: ModelConfig, *, ema: bool) -> nn.M
         if source not in state:
             raise BadInput(f"found no {source} in the checkpoint", "all averages", "give --no-ema")
         tensors[name] = state[source]
-    heads = None if model.classes is not None else model.unet.get("num_head_channels")
-    _fill(unet, _renamed(tensors, configs.unet_layout(model).names, heads))
+    splitter = _head_splitter(model)
+    _fill(unet, _renamed(tensors, configs.unet_layout(model).names, splitter))
     return unet
 
 
@@ -172,13 +176,13 @@ def _parts(state: Mapping[str, Tensor], prefix: str) -> list[str]:
 
 
 def _renamed(
-    tensors: Mapping[str, Tensor], names: Names, head_width: int | None = None
+    tensors: Mapping[str, Tensor], names: Names, split: Splitter | None = None
 ) -> dict[str, Tensor]:
     """The tensors under their new names; two that get one name are an error."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         new = names(name)
-        pieces = _split_heads(tensor, head_width) if len(new) == 3 else (tensor,)
+        pieces = split(tensor) if split and len(new) == 3 else (tensor,)
         for place, piece in zip(new, pieces, strict=True):
             if place in renamed:
                 raise BadInput(f"found two tensors for {place}", "one", "check --config")
@@ -186,11 +190,16 @@ def _renamed(
     return renamed
 
 
-def _split_heads(joint: Tensor, head_width: int | None) -> tuple[Tensor, ...]:
-    """q, k and v of a joint projection, whose rows are (heads, 3, width of a head)."""
-    width = head_width or joint.shape[0] // 3
-    rows = joint.unflatten(0, (-1, 3, width))
-    return tuple(rows[:, part].flatten(0, 1).contiguous() for part in range(3))
+def _head_splitter(model: ModelConfig) -> Splitter:
+    """Takes q, k and v out of a joint projection, whose rows are (heads, 3, width of a head)."""
+    width = configs.head_width(model)
+
+    def split(joint: Tensor) -> tuple[Tensor, ...]:
+        heads = len(joint) // (3 * width) if width else model.unet["num_heads"]
+        rows = joint.unflatten(0, (heads, 3, -1))
+        return tuple(rows[:, part].flatten(0, 1).contiguous() for part in range(3))
+
+    return split
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
