@@ -12,17 +12,17 @@ of the inputs.
     inputs: LSQ of the scales, zero points fixed     LearnRanges(temporal=True)
     one range for all timesteps                      Assign()
 
-Departs from the paper: the paper keeps the first and the last layer at the nominal bits. Profile
-`full` keeps their weights at 8 bits and their inputs in float. Profile `paper` follows another
-paper: it leaves the shortcuts in float, so there is nothing to split. Weight ranges are searched
-by mse for every model; the paper takes the maximum for CIFAR. Adam's rate grows as iterations
-shrink (stages.reconstruct.rate). Ranges are learnt for `range_iters` iterations, 100 by default,
+Departs from the paper: profile `full` keeps the weights of the first and the last layer at 8 bits
+and their inputs in float; in profile `paper` (qdiffusion) they have the nominal bits, as in the
+released code, and the softmax has 8, or 16 in models of text. Weight ranges are searched by mse for
+every model; the paper takes the maximum for CIFAR. Adam's rate grows as iterations shrink
+(stages.reconstruct.rate). Ranges are learnt for `range_iters` iterations, 100 by default,
 with the squared error, and Adam at 1e-2 on the logarithm of each scale. The paper takes 5,000
 iterations, p = 2.4 and a rate of 4e-4 that falls along a cosine.
 
 Departs from the released code: the code's rounding penalty misses the second half of a split
 shortcut, so that half is rounded although its rounding was never decided. Here both halves are
-ordinary layers. The softmax has an unsigned format everywhere, at the bits of inputs.
+ordinary layers. The softmax has an unsigned format everywhere.
 """
 
 from dataclasses import dataclass
