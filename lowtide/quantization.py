@@ -26,11 +26,11 @@ from lowtide.nn.plan import with_summary
 from lowtide.nn.swap import packed_layers
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, settings_from
-from lowtide.signatures import takes_options_of
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.pack import Pack
+from lowtide.validation import takes_options_of
 
 
 @takes_options_of(Settings)

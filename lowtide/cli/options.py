@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from lowtide.errors import BadInput
 from lowtide.settings import Options
-from lowtide.signatures import showing
+from lowtide.validation import showing
 
 MOST_NUMBERS = 100_000
 _SHORT = {"weights": "-w", "inputs": "-a"}

@@ -12,8 +12,8 @@ from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEs
 from lowtide.estimate.size import checkpoint_bytes, planned
 from lowtide.methods import recipe_of, with_profile
 from lowtide.settings import Settings, settings_from
-from lowtide.signatures import takes_options_of
 from lowtide.stages.base import Recipe
+from lowtide.validation import takes_options_of
 
 WARM = 32 << 20  # bytes of torch's own buffers, once a network has run
 FITTING = (8, 6, 4, 3, 2)  # bits of weights that `fit` tries

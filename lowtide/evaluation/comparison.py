@@ -40,7 +40,7 @@ from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
 from lowtide.report.verdict import brief_result
 from lowtide.settings import EvaluationSettings
-from lowtide.signatures import takes_options_of
+from lowtide.validation import takes_options_of
 
 __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
 

@@ -55,7 +55,7 @@ def convert_to_folder(
             pipe.save_pretrained(fresh)
     parts = {name: type(part).__name__ for name, part in pipe.components.items() if part}
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    parameters = sum(each.numel() for module in modules for each in module.parameters())
+    parameters = sum(map(_size, modules))
     return {
         "folder": str(out),
         "pipeline": type(pipe).__name__,
@@ -63,6 +63,10 @@ def convert_to_folder(
         "parameters": parameters,
         "ema": ema and _has_ema(_state(Path(checkpoint))),
     }
+
+
+def _size(module: nn.Module) -> int:
+    return sum(each.numel() for each in module.parameters())
 
 
 def converted(
