@@ -13,6 +13,8 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from test_cli import assert_one_sentence
+from test_cli import lowtide as lowtide_command  # noqa: F401
 from torch import nn
 
 import lowtide
@@ -322,3 +324,43 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path, capsys):
         convert_to_folder(checkpoint, config, tmp_path / "out")
     assert "this must not run" not in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+CONFIGS = {
+    "empty": (b"", "found no"),
+    "null": (b"null", "found no"),
+    "binary": (bytes(range(256)), "unreadable"),
+    "no yaml": (b"model: [", "unreadable"),
+    "no autoencoder": (b"model: {params: {unet_config: {params: {}}}}", "first_stage_config"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_is_none(name, tmp_path):
+    checkpoint, config = Original("plain-vq").write(tmp_path)
+    text, message = CONFIGS[name]
+    config.write_bytes(text)
+    with pytest.raises(BadInput, match=message):
+        converted(checkpoint, config)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", bytes(range(256))])
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_a_checkpoint_that_is_none(content, suffix, tmp_path):
+    _, config = Original("plain-vq").write(tmp_path)
+    path = tmp_path / f"odd.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="unreadable"):
+        converted(path, config)
+
+
+def test_the_command_line_converts(lowtide_command, tmp_path):  # noqa: F811
+    checkpoint, config = Original("class-kl").write(tmp_path)
+    out = tmp_path / "out"
+    ended = lowtide_command("convert", checkpoint, "--config", config, "--out", out, "--json")
+    result = json.loads(ended.out)
+    assert ended.code == 0 and result["parts"]["vae"] == "AutoencoderKL"
+    assert (out / "model_index.json").exists()
+    assert_one_sentence(
+        lowtide_command("convert", "nowhere.ckpt", "--config", config, "--out", out)
+    )
