@@ -13,13 +13,12 @@ model's own path.
     base  temporal features rounded for themselves, one input range per step         stages.tiar
 
 Departs from the paper (not public; independent notes agree): timestep groups only thin the
-statistics, because one weight has one r. The minimum over channels is a low quantile, since a dead
-channel would make all other ratios explode. The paper sets R by hand; here each layer takes the R
-of the least error, or 1: at few bits a wider weight costs more than a calmer input gains. r folds
-into a norm in front of the convolution if no SiLU is in between, else it is a table of the layer.
-The likelihood ratio is taken against the exponential on the upper half of the values; `against`
-adds the log-normal. K is 2, iterations halve each round, each starts from the last, and only
-roundings are learnt on the quantized path.
+statistics, since one weight has one r. The minimum over channels is a low quantile: a dead channel
+would make all ratios explode. The paper sets R by hand; here each layer takes the R of the least
+error, or 1: at few bits a wider weight costs more than a calmer input gains. r folds into a norm in
+front of the convolution if no SiLU is in between, else it is a table of the layer. The likelihood
+ratio is against the exponential on the upper half of the values; `against` adds the log-normal. K
+is 2, iterations halve each round, each starts from the last, and only roundings are learnt there.
 """
 
 from dataclasses import dataclass, replace
