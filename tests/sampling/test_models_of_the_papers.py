@@ -16,6 +16,7 @@ from diffusers import (
     VQModel,
 )
 from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import lowtide
 from lowtide import sampling
@@ -58,9 +59,11 @@ def unconditional_latents(folder):
 
 def text_to_image_ldm(folder):
     """The text encoder of the released model is a BERT of diffusers' own; here it is CLIP's."""
+    torch.manual_seed(0)
+    config = tiny_pipelines.clip().config.to_dict() | {"max_position_embeddings": 77}
     return LDMTextToImagePipeline(
         tiny_pipelines.vae(),
-        tiny_pipelines.clip(),
+        CLIPTextModel(CLIPTextConfig(**config)).eval(),
         tiny_pipelines.clip_tokenizer(folder),
         tiny.model("unet-text"),
         DDIMScheduler(clip_sample=False),
@@ -85,7 +88,7 @@ KINDS = {
     ),
     "ldm": (tiny_pipelines.ldm, {}),
     "ldm-any": (unconditional_latents, {}),
-    "ldm-text": (text_to_image_ldm, {"prompts": ("a b", "x y"), "size": 16, "guidance": 2.0}),
+    "ldm-text": (text_to_image_ldm, {"prompts": ("a b", "x y"), "size": 64, "guidance": 2.0}),
     "dit": (tiny_pipelines.dit, {"labels": (1, 3)}),
     "sd": (tiny_pipelines.stable_diffusion, TEXT),
     "sdxl": (tiny_pipelines.sdxl, TEXT),
