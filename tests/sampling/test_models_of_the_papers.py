@@ -165,7 +165,6 @@ def test_a_unet_and_its_embedder_must_fit(name, table):
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])
-@torch.no_grad()
 def test_image_pipelines_are_built_around_a_packed_unet(kind, tmp_path):
     pipe = tiny_pipelines.stable_diffusion(tmp_path)
     packed = lowtide.quantize(pipe, method="best", weights=8, **OPTIONS | TEXT)

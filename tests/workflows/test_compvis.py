@@ -165,7 +165,6 @@ def test_diffusers_converts_what_it_can_alike(tmp_path):
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
-@torch.no_grad()
 def test_a_class_conditional_folder_is_sampled_and_quantized(tmp_path):
     original = Original("class-vq")
     result = convert_to_folder(*original.write(tmp_path), tmp_path / "ldm")
@@ -183,6 +182,7 @@ def test_a_class_conditional_folder_is_sampled_and_quantized(tmp_path):
     assert 1e-4 < apart(torch.from_numpy(drawn), images) < 1
 
 
+@torch.no_grad()
 def by_hand(original: Original, labels: tuple, scale: float) -> torch.Tensor:
     """latent-diffusion's DDIM with guidance: timesteps from 1, ends at alpha-bar of t = 0."""
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]

@@ -154,6 +154,8 @@ def _unconditional(unet: Params) -> dict[str, Any]:
         "down_block_types": ["AttnDownBlock2D" if each else down for each in attended],
         "up_block_types": ["AttnUpBlock2D" if each else up for each in reversed(attended)],
         "attention_head_dim": unet.get("num_head_channels", 8),
+        # Without it, a middle block with scale and shift has no norm before its attention.
+        "attn_norm_num_groups": 32,
         "downsample_type": kind,
         "upsample_type": kind,
     }

@@ -107,9 +107,9 @@ def _state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(
-            f"found {path.name} unreadable without running code in it ({reason})",
+            f"found {path.name} unreadable without running code in it ({lines[0][:200]})",
             expected,
             "if you trust it, save its state_dict alone with torch.save, and convert that",
         ) from error
