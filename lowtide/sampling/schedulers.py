@@ -113,7 +113,24 @@ def scheduler_like(
                 "leave spacing out",
             )
         changes["timestep_spacing"] = spacing
-    return kind.from_config(own.config, **changes)
+    return kind.from_config(_whole_config(own), **changes)
+
+
+def _whole_config(own: Scheduler) -> dict[str, Any]:
+    """The scheduler's configuration, with all values that differ from its defaults.
+
+    A pipeline may change a value after the scheduler was made, such as Stable Diffusion
+    `steps_offset`. diffusers would then still take the value for a default and leave it behind.
+    """
+    config = dict(own.config)
+    parameters = signature(type(own).__init__).parameters
+    untouched = config.get("_use_default_values", ())
+    config["_use_default_values"] = [
+        name
+        for name in untouched
+        if name not in parameters or config.get(name) == parameters[name].default
+    ]
+    return config
 
 
 def _quadratic(own: Scheduler, name: SchedulerName | None) -> QuadraticDDIMScheduler:
