@@ -61,7 +61,7 @@ def test_quadratic_timesteps_and_their_order():
     assert scheduler.timesteps.tolist() == [800, 450, 200, 50, 0]
     assert [scheduler.previous_timestep(t) for t in (800, 50, 0)] == [450, 0, -1]
     scheduler.set_timesteps(100)
-    assert len(set(scheduler.timesteps.tolist())) == len(scheduler.timesteps) == 93
+    assert len(set(scheduler.timesteps.tolist())) == len(scheduler.timesteps) == 96
 
 
 def test_the_noise_of_quadratic_steps_is_known_to_ptqd():
