@@ -21,18 +21,19 @@ from lowtide.errors import BadInput
 from lowtide.kernels.race import ENGINES
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
-from lowtide.methods import recipe_of
+from lowtide.methods import recipe_of, with_profile
 from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.plan import with_summary
 from lowtide.nn.swap import packed_layers
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.settings import Settings, settings_from, takes_options_of
+from lowtide.settings import Settings, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.pack import Pack
 from lowtide.stages.placing import on_the_device
+from lowtide.validation import takes_options_of
 
 
 @takes_options_of(Settings)
@@ -70,7 +71,7 @@ def quantize(
         >>> quantized.pipe(num_inference_steps=2).images[0].size
         (32, 32)
     """
-    settings = settings_from(options)
+    settings = with_profile(method, settings_from(options))
     recipe = recipe_of(method, settings, without)
     world = join()
     if folder is not None:
@@ -78,7 +79,8 @@ def quantize(
     named = isinstance(target, str | Path)
     # A model that is named is loaded on the CPU, and goes to the device as it is placed there.
     loaded_on = devices.CPU.type if named else settings.device
-    pipe = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)
+    loaded = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)
+    pipe = _sampled_by(loaded, settings)
     model = _float_model(pipe)
     device = devices.chosen(settings.device) if named else next(model.parameters()).device
     devices.check_own_card(device)
@@ -134,6 +136,15 @@ def _check_folder(folder: Path) -> None:
             "a folder that can be written",
             "give another folder",
         )
+
+
+def _sampled_by(pipe: Pipeline, settings: Settings) -> Pipeline:
+    """The pipeline with the sampler of the settings; changed in place where its class can stay."""
+    other = sampling.scheduled(pipe, settings.scheduler, settings.spacing)
+    if type(other) is type(pipe):
+        pipe.scheduler = other.scheduler
+        return pipe
+    return other
 
 
 def _float_model(pipe: Pipeline) -> nn.Module:

@@ -6,12 +6,9 @@ and the JSON beside a checkpoint all read them from here.
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from functools import partial
-from inspect import Parameter, signature
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta
 
@@ -23,6 +20,11 @@ MethodName = Literal[
     "best", "minmax", "ptq4dm", "qdiffusion", "ptqd", "tfmq", "temporal_cache", "tcaq",
     "efficientdm", "mpq",
 ]  # fmt: skip
+ProfileName = Literal["full", "paper", "tfmq", "qdiffusion", "ptq4dm", "ptqd", "efficientdm", "mpq"]
+SchedulerName = Literal[
+    "ddim", "ddpm", "pndm", "dpmsolver++", "unipc", "euler", "euler_a", "heun", "lms", "deis", "lcm"
+]
+SpacingName = Literal["leading", "trailing", "linspace", "quadratic"]
 GATES = ("min-psnr", "max-lpips", "max-fd-increase")
 # The metrics of an evaluation by name: without a data set, and with one.
 METRIC_NAMES = ("psnr", "ssim", "lpips", "latent_mse", "clip", "is")
@@ -61,9 +63,24 @@ Eta = Annotated[
     Share | None,
     _help("Noise that DDIM adds, 0 to 1; the pipeline's own, 0, if not given.", CALIBRATION),
 ]
+SamplerChoice = Annotated[
+    SchedulerName | None, _help("Sampler; the pipeline's own if not given.", CALIBRATION)
+]
+Spacing = Annotated[
+    SpacingName | None,
+    _help(
+        "How the timesteps are spread; the sampler's own if not given. quadratic: DDIM's, close "
+        "together near the image.",
+        CALIBRATION,
+    ),
+]
 Size = Annotated[
     Count | None,
     _help("Height and width of the images; the pipeline's own if not given.", CALIBRATION),
+]
+Pictures = Annotated[
+    str | None,
+    _help("A folder of pictures, for pipelines that start from one.", CALIBRATION),
 ]
 Device = Annotated[
     str,
@@ -106,9 +123,33 @@ class Settings:
         _help("Number of weights that share a scale factor, such as 64.", BITS),
     ] = None
     profile: Annotated[
-        Literal["full", "paper"],
-        _help("full: every layer; paper: what the papers' released code quantizes.", BITS),
+        ProfileName,
+        _help(
+            "full: every layer; paper: what the released code of the method's paper quantizes; "
+            "or that of another paper by name.",
+            BITS,
+        ),
     ] = "full"
+    ends: Annotated[
+        Bits | None,
+        _help("Bits per weight of the first and the last layer; the profile's if not given.", BITS),
+    ] = None
+    end_inputs: Annotated[
+        Bits | None,
+        _help("Bits per input of the first and the last layer; the profile's if not given.", BITS),
+    ] = None
+    softmax: Annotated[
+        Bits | None,
+        _help("Bits of the softmax of attention; the profile's if not given.", BITS),
+    ] = None
+    temporal: Annotated[
+        Bits | None,
+        _help("Bits per weight of the temporal block; the profile's if not given.", BITS),
+    ] = None
+    temporal_inputs: Annotated[
+        Bits | None,
+        _help("Bits per input of the temporal block; the profile's if not given.", BITS),
+    ] = None
     steps: Steps = 50
     images: Annotated[int, _help("Calibration images.", CALIBRATION, ge=1, le=1_000_000)] = 32
     calibration_steps: Annotated[
@@ -118,7 +159,10 @@ class Settings:
     labels: Labels = ()
     guidance: Guidance = None
     eta: Eta = None
+    scheduler: SamplerChoice = None
+    spacing: Spacing = None
     size: Size = None
+    pictures: Pictures = None
     seed: Annotated[
         int,
         _help(
@@ -205,7 +249,6 @@ def _hold_tuples(settings: "Settings | Request | EvaluationSettings") -> None:
 
 
 T = TypeVar("T")
-Face = TypeVar("Face", bound=Callable[..., object])
 Seeds = Annotated[Sequence[Seed], _help("One image per seed, such as 0-63.", IMAGES)]
 Batch = Annotated[int, _help("Images drawn at once.", IMAGES, ge=1, le=1_000_000)]
 
@@ -222,6 +265,9 @@ class Request:
     batch: Batch = 16
     size: Size = None
     eta: Eta = None
+    scheduler: SamplerChoice = None
+    spacing: Spacing = None
+    pictures: Pictures = None
 
     def __post_init__(self) -> None:
         _hold_tuples(self)
@@ -272,7 +318,10 @@ class EvaluationSettings:
     labels: Annotated[Sequence[Label] | None, _optional("Classes to draw, such as 0-9")] = None
     guidance: Annotated[float | None, _optional("Guidance scale")] = None
     eta: Annotated[Share | None, _optional("Noise that DDIM adds, 0 to 1")] = None
+    scheduler: Annotated[SchedulerName | None, _optional("Sampler")] = None
+    spacing: Annotated[SpacingName | None, _optional("How the timesteps are spread")] = None
     size: Annotated[Count | None, _optional("Height and width of the images")] = None
+    pictures: Annotated[str | None, _optional("A folder of pictures to start from")] = None
     metrics: Annotated[
         Sequence[str] | None,
         _help(
@@ -314,48 +363,6 @@ class EvaluationSettings:
 def field_of_gate(gate: str) -> str:
     """The field that holds a gate's limit."""
     return gate.replace("-", "_")
-
-
-def evaluation_settings(
-    gates: Mapping[str, float] | None = None,
-    **options: object,
-) -> EvaluationSettings:
-    """Settings from the arguments of `evaluate`: gates such as {"min-psnr": 25.0}, and fields."""
-    limits = gates or {}
-    if unknown := [name for name in limits if name not in GATES]:
-        raise BadInput(
-            f"found gate {unknown[0]!r}", f"one of {', '.join(GATES)}", "check the spelling"
-        )
-    names = [each.name for each in fields(EvaluationSettings)]
-    if unknown := [name for name in options if name not in names]:
-        raise BadInput(
-            f"found option {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
-        )
-    values: dict[str, object] = dict(options)
-    if isinstance(values.get("dataset"), Path):
-        values["dataset"] = str(values["dataset"])
-    values |= {field_of_gate(name): limit for name, limit in limits.items()}
-    return replace(EvaluationSettings(), **values)
-
-
-def takes_options_of(model: type) -> Callable[[Face], Face]:
-    """A decorator: `help` shows a keyword for each field of `model` in the place of **options."""
-    hints = get_type_hints(model)
-    keywords = [_keyword(each, hints[each.name]) for each in fields(model)]
-    return partial(showing, keywords=keywords)
-
-
-def _keyword(option: Field[object], annotation: object) -> Parameter:
-    default = {} if option.default is MISSING else option.default
-    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def showing(function: Face, keywords: Iterable[Parameter]) -> Face:
-    """The function, whose signature now has these keywords in the place of **options."""
-    plain = signature(function)
-    own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
-    setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
-    return function
 
 
 def changed(settings: Mapping[str, object], changes: Iterable[str]) -> Options:

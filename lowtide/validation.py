@@ -1,20 +1,26 @@
-"""Check a value against an annotated type; what does not fit is one plain sentence.
+"""Typed options: check a value against its type, and show options as keywords of a function.
+
+A value that does not fit is one plain sentence.
 
 Types and bounds are msgspec's: `Annotated[int, Meta(ge=1)]`. The same annotations check options
 that a user passes and the JSON and TOML files that lowtide reads.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from functools import partial
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from types import UnionType
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from lowtide.errors import BadInput
 
+Face = TypeVar("Face", bound=Callable[..., object])
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -93,3 +99,23 @@ def _bounds(rule: Meta) -> str:
 def as_tuple(value: object) -> object:
     """Lists and ranges as tuples, which is what fields hold."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def takes_options_of(model: type) -> Callable[[Face], Face]:
+    """A decorator: `help` shows a keyword for each field of `model` in the place of **options."""
+    hints = get_type_hints(model)
+    keywords = [_keyword(each, hints[each.name]) for each in fields(model)]
+    return partial(showing, keywords=keywords)
+
+
+def _keyword(option: Field[object], annotation: object) -> Parameter:
+    default = {} if option.default is MISSING else option.default
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def showing(function: Face, keywords: Iterable[Parameter]) -> Face:
+    """The function, whose signature now has these keywords in the place of **options."""
+    plain = signature(function)
+    own = [each for each in plain.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+    setattr(function, "__signature__", plain.replace(parameters=[*own, *keywords]))  # noqa: B010
+    return function

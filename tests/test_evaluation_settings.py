@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lowtide.errors import BadInput
-from lowtide.settings import EvaluationSettings, evaluation_settings
+from lowtide.evaluation.gates import evaluation_settings
+from lowtide.settings import EvaluationSettings
 
 
 def test_nothing_is_set():

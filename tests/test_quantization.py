@@ -110,7 +110,7 @@ def test_bits_of_the_papers(weights, inputs, tmp_path):
 
 def test_groups_and_paper_profile(tmp_path):
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
-    result = quantized(pipe, group=16, profile="paper")
+    result = quantized(pipe, method="tfmq", group=16, profile="paper")
     assert "conv_in" in result.plan.left
     assert "attention" in result.plan.left
     assert "conv_in" not in dict(packed_layers(result.model))

@@ -191,6 +191,26 @@ def reschedule(
     _show(result, as_json, text.rescheduled(result))
 
 
+@app.command(rich_help_panel=MAKE)
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A .ckpt or .safetensors file of CompVis' latent-diffusion.")
+    ],
+    config: Annotated[Path, typer.Option("--config", help="The YAML that it was trained with.")],
+    out: Out,
+    ema: Annotated[
+        bool, typer.Option(help="Take the moving average of the weights, where there is one.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Convert a latent-diffusion checkpoint, class-conditional or not, to a diffusers folder."""
+    from lowtide.report import text
+    from lowtide.workflows.compvis import convert_to_folder
+
+    result = convert_to_folder(checkpoint, config, out, ema=ema)
+    _show(result, as_json, text.converted(result))
+
+
 @app.command(rich_help_panel=USE)
 @options_of(Request, seeds="0-15")
 def sample(

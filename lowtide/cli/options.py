@@ -16,7 +16,8 @@ import typer
 from msgspec import Meta
 
 from lowtide.errors import BadInput
-from lowtide.settings import Options, showing
+from lowtide.settings import Options
+from lowtide.validation import showing
 
 MOST_NUMBERS = 100_000
 _SHORT = {"weights": "-w", "inputs": "-a"}
@@ -75,6 +76,7 @@ _TEXTS = {
     "seeds": _Text(str, "0-63", numbers),
     "metrics": _Text(str, "", names),
     "dataset": _Text(Path | None, None, lambda path: None if path is None else str(path)),
+    "pictures": _Text(Path | None, None, lambda path: None if path is None else str(path)),
     "memory": _Text(
         int, 128, mebibytes, "MiB of calibration data to hold in memory; the rest goes to disk."
     ),

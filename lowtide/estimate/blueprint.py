@@ -20,7 +20,9 @@ from lowtide.checkpoint import folders
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
 from lowtide.models.unet import config_of
+from lowtide.sampling.drivers import DECODERS, Role
 from lowtide.sampling.pipelines import Scheduler
+from lowtide.sampling.quadratic_ddim import QuadraticDDIMScheduler
 from lowtide.settings import Settings
 
 DENOISERS = ("unet", "transformer")
@@ -41,6 +43,7 @@ class Blueprint:
     text: tokens of the text that the denoiser reads.
     scale: pixels along one side of a latent value.
     null_label: the class that means "no class", if the model has one.
+    latents: whether an autoencoder decodes the samples.
     """
 
     name: str
@@ -51,6 +54,12 @@ class Blueprint:
     text: int = CLIP_TOKENS
     scale: int = 8
     null_label: int | None = None
+    latents: bool = False
+
+    @property
+    def role(self) -> Role:
+        fields = sampling.DRIVERS[self.pipeline].fields
+        return Role(self.latents, prompted="prompts" in fields)
 
     def adapter(self, settings: Settings) -> Adapter:
         """The adapter for the image size of the calibration."""
@@ -78,6 +87,8 @@ class Blueprint:
         """Samples of a call that belong to one image: two with classifier-free guidance."""
         if self.pipeline == "ClassConditionalPipeline":
             return 1 if self.null_label is None or settings.guidance == 1 else 2
+        if self.pipeline == "UnconditionalPipeline":
+            return 1
         parameters = signature(getattr(diffusers, self.pipeline).__call__).parameters
         # Flux and distilled UNets read the guidance as an input.
         distilled = config_of(self.model).get("time_cond_proj_dim")
@@ -89,10 +100,13 @@ class Blueprint:
 
     def timesteps(self, settings: Settings) -> list[float]:
         """The timestep of every call of the denoiser for one image, in the scheduler's units."""
-        sampling.check_steps(self.scheduler, settings.steps)
-        shifted = {"mu": 1.0} if self.scheduler.config.get("use_dynamic_shifting") else {}
-        self.scheduler.set_timesteps(settings.steps, **shifted)
-        return [float(each) for each in self.scheduler.timesteps]
+        scheduler = self.scheduler
+        if settings.scheduler or settings.spacing:
+            scheduler = sampling.scheduler_like(scheduler, settings.scheduler, settings.spacing)
+        sampling.check_steps(scheduler, settings.steps)
+        shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(settings.steps, **shifted)
+        return [float(each) for each in scheduler.timesteps]
 
 
 def _with_text_length(inputs: Arguments, tokens: int) -> dict[str, Tensor]:
@@ -140,7 +154,7 @@ def _read(source: str) -> Blueprint:
             f"found {pipeline}", f"one of {', '.join(sampling.DRIVERS)}", "choose another model"
         )
     sizes = {name: _float_bytes(folder / name, parts[name]) for name in parts if name != home}
-    scheduler = getattr(diffusers, parts["scheduler"][1])
+    scheduler: Any = getattr(diffusers, parts["scheduler"][1], QuadraticDDIMScheduler)
     return Blueprint(
         name=source,
         pipeline=pipeline,
@@ -150,6 +164,7 @@ def _read(source: str) -> Blueprint:
         text=_text_tokens(folder, pipeline),
         scale=_latent_scale(folder),
         null_label=index.get("null_label"),
+        latents=any(name in parts for name in DECODERS),
     )
 
 
@@ -255,7 +270,8 @@ def _text_tokens(folder: Path, pipeline: str) -> int:
 
 def _latent_scale(folder: Path) -> int:
     """Pixels along one side of a latent value; 1 without a VAE."""
-    path = folder / "vae" / "config.json"
-    if not path.exists():
+    paths = [folder / name / "config.json" for name in DECODERS]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         return 1
     return 2 ** (len(json.loads(path.read_text())["block_out_channels"]) - 1)

@@ -11,10 +11,11 @@ from lowtide.estimate.blueprint import Blueprint, read
 from lowtide.estimate.on_card import Target, card_estimate, target_of, width_of
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 from lowtide.estimate.size import checkpoint_bytes, planned
-from lowtide.methods import recipe_of
+from lowtide.methods import recipe_of, with_profile
 from lowtide.sampling.loading import DTYPES
-from lowtide.settings import Settings, settings_from, takes_options_of
+from lowtide.settings import Settings, settings_from
 from lowtide.stages.base import Recipe
+from lowtide.validation import takes_options_of
 
 WARM = 32 << 20  # bytes of torch's own buffers, once a network has run
 FITTING = (8, 6, 4, 3, 2)  # bits of weights that `fit` tries
@@ -58,7 +59,7 @@ def plan(
         True
     """
     started = time.perf_counter()
-    settings = settings_from(options)
+    settings = with_profile(method, settings_from(options))
     limit = None if fit is None else parse_size(str(fit))
     # An error in the options is raised before a model is read.
     recipe_of(method, settings, without)

@@ -39,7 +39,7 @@ def planned(
         time = timestep / adapter.ticks
         arguments = example | {"timestep": torch.tensor([time])}
         calls.append(Call(round(time * adapter.ticks), arguments, kept=False))
-    job = Job(pipe, model, adapter, settings, method, calls=calls)
+    job = Job(pipe, model, adapter, settings, method, calls=calls, given_role=blueprint.role)
     for stage in recipe:
         with torch.device("meta"):
             stage.predict_plan(job)

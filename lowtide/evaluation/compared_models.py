@@ -174,6 +174,15 @@ def reference_of(
     return original
 
 
+def sampled_alike(
+    models: Sequence[ComparedModel], request: sampling.Request
+) -> tuple[list[ComparedModel], sampling.Request]:
+    """The models with the sampler of the request, and what else the request says."""
+    pipes = [sampling.scheduled(each.pipe, request.scheduler, request.spacing) for each in models]
+    alike = [replace(model, pipe=pipe) for model, pipe in zip(models, pipes, strict=True)]
+    return alike, replace(request, scheduler=None, spacing=None)
+
+
 def check_comparable(models: Sequence[ComparedModel]) -> None:
     """All have one kind of pipeline, scheduler and sample, so that a seed is one image."""
     first, *others = models

@@ -22,7 +22,7 @@ from lowtide.errors import BadInput
 from lowtide.evaluation import compared_models, layer_drift
 from lowtide.evaluation.compared_models import FLOAT, ComparedModel, ModelSource
 from lowtide.evaluation.environment import environment
-from lowtide.evaluation.gates import gate_results
+from lowtide.evaluation.gates import evaluation_settings, gate_results
 from lowtide.evaluation.layer_bits import with_contents
 from lowtide.evaluation.sampling_request import (
     image_captions,
@@ -40,7 +40,8 @@ from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
 from lowtide.report.verdict import brief_result
-from lowtide.settings import EvaluationSettings, evaluation_settings, takes_options_of
+from lowtide.settings import EvaluationSettings
+from lowtide.validation import takes_options_of
 
 __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
 
@@ -214,6 +215,7 @@ def _write_evidence(
 ) -> Evaluation:
     """Sample, measure, write. The folder appears as a whole or not at all."""
     request = sampling_request(models, settings)
+    models, request = compared_models.sampled_alike(models, request)
     compared_models.check_comparable(models)
     for model in models:
         facts.check_steps(model.denoiser, request.steps)

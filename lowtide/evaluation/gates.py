@@ -1,9 +1,12 @@
-"""Gates: bounds on metrics that every compared model must keep."""
+"""Gates: bounds on metrics that every compared model must keep, and how `evaluate` gets them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+from lowtide.errors import BadInput
 from lowtide.report.evidence import GateResult
+from lowtide.settings import EvaluationSettings, field_of_gate
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,25 @@ def gate_results(
             result = GateResult(name=name, model=model, limit=limit, value=value, passed=passed)
             results.append(result)
     return results
+
+
+def evaluation_settings(
+    gates: Mapping[str, float] | None = None,
+    **options: object,
+) -> EvaluationSettings:
+    """Settings from the arguments of `evaluate`: gates such as {"min-psnr": 25.0}, and fields."""
+    limits = gates or {}
+    if unknown := [name for name in limits if name not in GATES]:
+        raise BadInput(
+            f"found gate {unknown[0]!r}", f"one of {', '.join(GATES)}", "check the spelling"
+        )
+    names = [each.name for each in fields(EvaluationSettings)]
+    if unknown := [name for name in options if name not in names]:
+        raise BadInput(
+            f"found option {unknown[0]!r}", f"one of {', '.join(names)}", "check the spelling"
+        )
+    values: dict[str, object] = dict(options)
+    if isinstance(values.get("dataset"), Path):
+        values["dataset"] = str(values["dataset"])
+    values |= {field_of_gate(name): limit for name, limit in limits.items()}
+    return replace(EvaluationSettings(), **values)

@@ -13,7 +13,9 @@ from lowtide.validation import as_tuple, check
 
 SEEDS = tuple(range(64))
 # The fields of a request that the record of a quantized model contains.
-_RECORDED = ("steps", "prompts", "labels", "guidance", "eta", "size")
+_RECORDED = (
+    "steps", "prompts", "labels", "guidance", "eta", "size", "pictures", "scheduler", "spacing"
+)  # fmt: skip
 
 
 def sampling_request(

@@ -46,9 +46,37 @@ PAPERS: dict[str, str] = {
 }
 
 
+# The profile that `paper` stands for: what the released code of the method's paper quantizes. There
+# is no public code of TCAQ-DM and of Temporal Feature Matters: the former rounds attention as
+# Q-Diffusion does, the latter goes on from TFMQ-DM.
+PAPER_PROFILES = {
+    "ptq4dm": "ptq4dm",
+    "qdiffusion": "qdiffusion",
+    "ptqd": "ptqd",
+    "tfmq": "tfmq",
+    "temporal_cache": "tfmq",
+    "tcaq": "qdiffusion",
+    "efficientdm": "efficientdm",
+    "mpq": "mpq",
+}
+
 _DEFAULTS = Settings()
 # Every recipe reads these: random numbers, memory, the device and what is on it, options.
 _ALWAYS_READ = frozenset({"seed", "memory", "device", "dtype", "place", "stages"})
+
+
+def with_profile(method: str, settings: Settings) -> Settings:
+    """The settings with the name of a profile in the place of `paper`."""
+    _check_method(method)
+    if settings.profile != "paper":
+        return settings
+    if method not in PAPER_PROFILES:
+        raise BadInput(
+            f"found profile paper with {method}, which follows no paper's released code",
+            f"a profile by name: full, {', '.join(dict.fromkeys(PAPER_PROFILES.values()))}",
+            "name one of them",
+        )
+    return replace(settings, profile=PAPER_PROFILES[method])
 
 
 def recipe_of(method: str, settings: Settings, without: Sequence[str] = ()) -> Recipe:

@@ -12,17 +12,17 @@ of the inputs.
     inputs: LSQ of the scales, zero points fixed     LearnRanges(temporal=True)
     one range for all timesteps                      Assign()
 
-Departs from the paper: the paper keeps the first and the last layer at the nominal bits. Profile
-`full` keeps their weights at 8 bits and their inputs in float. Profile `paper` follows another
-paper: it leaves the shortcuts in float, so there is nothing to split. Weight ranges are searched
-by mse for every model; the paper takes the maximum for CIFAR. Adam's rate grows as iterations
-shrink (stages.reconstruct.rate). Ranges are learnt for `range_iters` iterations, 100 by default,
+Departs from the paper: profile `full` keeps the weights of the first and the last layer at 8 bits
+and their inputs in float; in profile `paper` (qdiffusion) they have the nominal bits, as in the
+released code, and the softmax has 8, or 16 in models of text. Weight ranges are searched by mse for
+every model; the paper takes the maximum for CIFAR. Adam's rate grows as iterations shrink
+(stages.reconstruct.rate). Ranges are learnt for `range_iters` iterations, 100 by default,
 with the squared error, and Adam at 1e-2 on the logarithm of each scale. The paper takes 5,000
 iterations, p = 2.4 and a rate of 4e-4 that falls along a cosine.
 
 Departs from the released code: the code's rounding penalty misses the second half of a split
 shortcut, so that half is rounded although its rounding was never decided. Here both halves are
-ordinary layers. The softmax has an unsigned format everywhere, at the bits of inputs.
+ordinary layers. The softmax has an unsigned format everywhere.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.model_edits import split_layers
 from lowtide.stages.pack import Pack
+from lowtide.stages.profiles import Bits
 from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
 
 
@@ -44,7 +45,7 @@ class Split(Stage):
     """Shortcut-splitting: a shortcut over two concatenated tensors becomes a sum of two layers."""
 
     def run(self, job: Job) -> None:
-        if _quantizes_shortcuts(job.settings):
+        if _quantizes_shortcuts(job):
             widths = job.adapter.concatenations()
             shortcuts = [name for name in job.adapter.shortcuts() if name in widths]
             if shortcuts:
@@ -60,9 +61,10 @@ class Split(Stage):
         self.run(job)
 
 
-def _quantizes_shortcuts(settings: Settings) -> bool:
+def _quantizes_shortcuts(job: Job) -> bool:
     """Whether the profile and the bits leave anything of a shortcut to quantize."""
-    return settings.profile == "full" and min(settings.weights, settings.inputs) <= 8
+    bits = Bits(job.settings, job.role)
+    return min(bits.weight("shortcuts"), bits.input("shortcuts")) <= 8
 
 
 def recipe(settings: Settings) -> Recipe:

@@ -12,15 +12,13 @@ model's own path.
     PAR   for k = 1..K: sample with the quantized model, reconstruct on its x_t      class PAR
     base  temporal features rounded for themselves, one input range per step         stages.tiar
 
-Departs from the paper, whose text and code are not public (the equations come from independent
-notes that agree): timestep groups only thin the statistics, because one weight has one r. The
-minimum over channels is a low quantile, since a dead channel would make all other ratios explode.
-The paper sets R by hand; here each layer takes the R that leaves it the least error, or 1: a
-calmer input makes a wider weight, and at few weight bits that costs more than it gains. r folds
-into a norm in front of the convolution where that is exact (no SiLU in between); elsewhere it is a
-table of the layer. The likelihood ratio is taken against the exponential on the upper half of the
-values; `against` adds the log-normal. K is 2, iterations halve each round, and rounding starts
-from the last round's decisions. Only roundings are learnt on the quantized path, not ranges.
+Departs from the paper (not public; independent notes agree): timestep groups only thin the
+statistics, since one weight has one r. The minimum over channels is a low quantile: a dead channel
+would make all ratios explode. The paper sets R by hand; here each layer takes the R of the least
+error, or 1: at few bits a wider weight costs more than a calmer input gains. r folds into a norm in
+front of the convolution if no SiLU is in between, else it is a table of the layer. The likelihood
+ratio is against the exponential on the upper half of the values; `against` adds the log-normal. K
+is 2, iterations halve each round, each starts from the last, and only roundings are learnt there.
 """
 
 from dataclasses import dataclass, replace
@@ -57,7 +55,7 @@ from lowtide.validation import Count, Positive, Share
 # The values of R that a layer chooses from, and the input patches that it compares them on.
 CUTS = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 ROWS = 512
-NO_ATTENTION = "DAQ: no attention is quantized (profile full does it, for inputs of up to 8 bits)"
+NO_ATTENTION = "DAQ: no softmax is quantized (profile full does it, for inputs of up to 8 bits)"
 
 
 @dataclass(frozen=True)
@@ -135,13 +133,14 @@ class DAQ(Stage):
             raise BadInput(f"found by {self.by!r}", "law or error", "choose one")
 
     def run(self, job: Job) -> None:
-        if not job.plan.attentions:
+        names = [name for name, parts in job.plan.attentions.items() if parts["softmax"].input]
+        if not names:
             job.report["daq"] = {}
             job.console.print(NO_ATTENTION)
             return
         statistics = fit_ranges.input_statistics(job, keep=True)
         grids: dict[str, _SoftmaxGrids] = {}
-        for name in job.plan.attentions:
+        for name in names:
             softmax = statistics[f"{name}.processor.softmax"]
             grids[name] = _SoftmaxGrids(job, name, softmax, search=self.by == "error")
         if self.by == "law":
@@ -167,8 +166,9 @@ class DAQ(Stage):
     def predict_plan(self, job: Job) -> None:
         """Every softmax takes log2 at some step."""
         for name, parts in job.plan.attentions.items():
-            softmax = replace(parts["softmax"], input=Adaptive(job.settings.inputs))
-            job.plan.attentions[name] = parts | {"softmax": softmax}
+            if form := parts["softmax"].input:
+                softmax = replace(parts["softmax"], input=Adaptive(form.bits))
+                job.plan.attentions[name] = parts | {"softmax": softmax}
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,9 @@ class _SoftmaxGrids:
 
     def __init__(self, job: Job, name: str, statistics: InputStatistics, *, search: bool):
         attention = job.model.get_submodule(name).processor
-        assert isinstance(attention, QuantAttention)
+        assert isinstance(attention, QuantAttention) and attention.softmax.format
         self.attention = attention
-        self.form = Adaptive(job.settings.inputs)
+        self.form = Adaptive(attention.softmax.format.bits)
         self.per_step = attention.softmax.per_step
         values = statistics.filled() if self.per_step else statistics.whole()
         self.values = [row.cpu() for row in values.drawn()]

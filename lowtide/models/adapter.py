@@ -292,6 +292,14 @@ class Adapter:
     def downsamplers(self) -> list[str]:
         return [name for name in self.reads if ".downsamplers." in name]
 
+    def attention_blocks(self) -> list[str]:
+        """Layers of blocks that are nothing but attention, as UNets without a text have them."""
+        layers: list[str] = []
+        for unit in self.blocks():
+            if type(self.meta.get_submodule(unit.name)).__name__ == "Attention":
+                layers += unit.layers
+        return layers
+
     def attentions(self) -> list[str]:
         """Modules that compute attention through a diffusers attention processor."""
         return [

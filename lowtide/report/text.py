@@ -47,6 +47,16 @@ def quantized(result: Result) -> list[str]:
     ]
 
 
+def converted(result: Result) -> list[str]:
+    """What `lowtide convert` made."""
+    parts = ", ".join(f"{name} ({kind})" for name, kind in result["parts"].items())
+    average = "the moving average of its weights" if result["ema"] else "its weights as trained"
+    return [
+        f"{result['folder']} holds a {result['pipeline']}: {parts}.",
+        f"{result['parameters']:,} parameters; of the UNet {average}.",
+    ]
+
+
 def _kernels(counts: Mapping[str, int]) -> list[str]:
     """How many layers each kernel runs, and why."""
     return [

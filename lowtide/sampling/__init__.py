@@ -27,6 +27,7 @@ from lowtide.sampling.recording import (
     trajectory,
 )
 from lowtide.sampling.request import Moment, read_prompts
+from lowtide.sampling.schedulers import scheduled, scheduler_like
 from lowtide.settings import Request
 
 __all__ = [
@@ -53,6 +54,8 @@ __all__ = [
     "read_prompts",
     "record_calls",
     "run_pipeline",
+    "scheduled",
+    "scheduler_like",
     "supported_fields",
     "timesteps",
     "trajectory",

@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 from lowtide.errors import BadInput
-from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
-from lowtide.sampling.request import read_prompts
+from lowtide.models.unet import config_of, height_width
+from lowtide.sampling.pipelines import (
+    ClassConditionalPipeline,
+    ModulePipeline,
+    Pipeline,
+    Scheduler,
+)
+from lowtide.sampling.request import masks_of, pictures_of, read_prompts
 from lowtide.settings import Request
+
+DECODERS = ("vae", "vqvae")
 
 
 def denoiser_name(pipe: Pipeline) -> str:
@@ -31,11 +39,30 @@ def denoiser(pipe: Pipeline) -> nn.Module:
 
 
 @dataclass(frozen=True)
+class Role:
+    """What a pipeline gives its denoiser and takes from it.
+
+    latents: the samples are latents, which an autoencoder decodes.
+    prompted: the denoiser reads a prompt.
+    """
+
+    latents: bool
+    prompted: bool
+
+
+def role_of(pipe: Pipeline) -> Role:
+    """The role of the pipeline's denoiser."""
+    decoders = (getattr(pipe, name, None) for name in DECODERS)
+    latents = any(isinstance(each, nn.Module) for each in decoders)
+    return Role(latents, prompted="prompts" in supported_fields(pipe))
+
+
+@dataclass(frozen=True)
 class Driver:
     """How a kind of pipeline is called.
 
     arguments: what the call gets for a request, besides steps, generators and the output type.
-    fields: which of prompts, labels, guidance and size the pipeline supports.
+    fields: which of prompts, labels, guidance, size and pictures the pipeline supports.
     """
 
     arguments: Callable[[Pipeline, Request], dict[str, object]]
@@ -76,20 +103,44 @@ def _unbinned(pipe: Pipeline, request: Request) -> dict[str, object]:
     return _prompted(pipe, request) | binning
 
 
+def _with_pictures(pipe: Pipeline, request: Request) -> dict[str, object]:
+    """Pipelines that start from a picture; strength 1, so that every step runs."""
+    pictures = pictures_of(request, _side(pipe, request))
+    given = {"image": pictures, "strength": 1.0}
+    if "mask_image" in signature(pipe.__call__).parameters:
+        given["mask_image"] = masks_of(request, pictures)
+    prompted = _prompted(pipe, request)
+    known = signature(pipe.__call__).parameters
+    return given | {name: value for name, value in prompted.items() if name in known}
+
+
+def _side(pipe: Pipeline, request: Request) -> int:
+    """Height and width of the pictures."""
+    latents = height_width(config_of(denoiser(pipe)).sample_size)[0]
+    return request.size or latents * getattr(pipe, "vae_scale_factor", 1)
+
+
 UNCONDITIONAL = Driver(_unconditional)
 LABELLED = Driver(_labelled, ("labels", "guidance"))
 PROMPTED = Driver(_prompted, ("prompts", "guidance", "size"))
 UNBINNED = Driver(_unbinned, PROMPTED.fields)
+PICTURED = Driver(_with_pictures, (*PROMPTED.fields, "pictures"))
 
 DRIVERS: dict[str, Driver] = {
     "DDPMPipeline": UNCONDITIONAL,
     "DDIMPipeline": UNCONDITIONAL,
     "LDMPipeline": UNCONDITIONAL,
+    "UnconditionalPipeline": UNCONDITIONAL,
     "ModulePipeline": UNCONDITIONAL,
     "DiTPipeline": LABELLED,
     "ClassConditionalPipeline": LABELLED,
+    "LDMTextToImagePipeline": PROMPTED,
     "StableDiffusionPipeline": PROMPTED,
+    "StableDiffusionImg2ImgPipeline": PICTURED,
+    "StableDiffusionInpaintPipeline": PICTURED,
     "StableDiffusionXLPipeline": PROMPTED,
+    "StableDiffusionXLImg2ImgPipeline": PICTURED,
+    "StableDiffusionXLInpaintPipeline": PICTURED,
     "PixArtAlphaPipeline": UNBINNED,
     "PixArtSigmaPipeline": UNBINNED,
     "StableDiffusion3Pipeline": PROMPTED,
@@ -97,18 +148,38 @@ DRIVERS: dict[str, Driver] = {
 }
 
 
-def _driver(pipe: Pipeline) -> Driver:
-    return DRIVERS[type(pipe).__name__]
+# A pipeline of one's own is called by the first of these names that its `__call__` has.
+_BY_PARAMETER = {
+    "image": PICTURED,
+    "prompt": PROMPTED,
+    "class_labels": LABELLED,
+    "batch_size": UNCONDITIONAL,
+}
+# What every pipeline is called with.
+_COMMON = ("num_inference_steps", "generator", "output_type")
+
+
+def driver_of(pipe: Pipeline) -> Driver:
+    """The driver of the pipeline's class, of a class that it inherits from, or of its call."""
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in DRIVERS:
+            return DRIVERS[kind.__name__]
+    parameters = signature(pipe.__call__).parameters
+    missing = [name for name in _COMMON if name not in parameters]
+    found = next((name for name in _BY_PARAMETER if name in parameters), None)
+    if missing or found is None:
+        lacking = missing or [" or ".join(_BY_PARAMETER)]
+        raise BadInput(
+            f"found a {type(pipe).__name__} whose call takes no {lacking[0]}",
+            f"one of {', '.join(DRIVERS)}, or a pipeline that is called as they are",
+            f"give its __call__ the parameter {lacking[0]}",
+        )
+    return _BY_PARAMETER[found]
 
 
 def call_arguments(pipe: Pipeline, request: Request) -> dict[str, Any]:
     """What the pipeline is called with for one batch."""
-    if type(pipe).__name__ not in DRIVERS:
-        raise BadInput(
-            f"found {type(pipe).__name__}",
-            f"one of {', '.join(DRIVERS)}",
-            "write a driver in lowtide/sampling/drivers.py",
-        )
+    driver = driver_of(pipe)
     _check_fields(pipe, request)
     _check_labels(pipe, request)
     check_steps(pipe.scheduler, request.steps)
@@ -117,7 +188,7 @@ def call_arguments(pipe: Pipeline, request: Request) -> dict[str, Any]:
         "generator": [torch.Generator().manual_seed(seed) for seed in request.seeds],
         "output_type": "np",
     }
-    return common | _driver(pipe).arguments(pipe, request) | _eta(pipe, request)
+    return common | driver.arguments(pipe, request) | _eta(pipe, request)
 
 
 def _eta(pipe: Pipeline, request: Request) -> dict[str, float]:
@@ -144,15 +215,15 @@ def gives_latents(pipe: Pipeline) -> bool:
 
 
 def supported_fields(pipe: Pipeline) -> tuple[str, ...]:
-    """Which of prompts, labels, guidance and size this pipeline supports."""
-    return _driver(pipe).fields
+    """Which of prompts, labels, guidance, size and pictures this pipeline supports."""
+    return driver_of(pipe).fields
 
 
 def _check_fields(pipe: Pipeline, request: Request) -> None:
     """A request may set only fields that the pipeline supports."""
     kind = type(pipe).__name__
     fields = " and ".join(supported_fields(pipe)) or "nothing of the kind"
-    for name in ("prompts", "labels", "guidance", "size"):
+    for name in ("prompts", "labels", "guidance", "size", "pictures"):
         if name not in supported_fields(pipe) and getattr(request, name) not in (None, ()):
             expected = f"a pipeline that takes it; {kind} takes {fields}"
             raise BadInput(f"found {name} for a {kind}", expected, f"leave --{name} away")
@@ -162,6 +233,8 @@ def _check_labels(pipe: Pipeline, request: Request) -> None:
     """Labels must be classes of the model; a UNet that needs labels must get them."""
     config = getattr(denoiser(pipe), "config", {})
     classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 0
+    if isinstance(pipe, ClassConditionalPipeline):
+        classes = pipe.classes
     wrong = [label for label in request.labels if not 0 <= label < classes]
     if classes and wrong:
         raise BadInput(
@@ -169,7 +242,7 @@ def _check_labels(pipe: Pipeline, request: Request) -> None:
             f"0 to {classes - 1}",
             "choose labels the model was trained on",
         )
-    if config.get("num_class_embeds") and _driver(pipe) is not LABELLED:
+    if config.get("num_class_embeds") and driver_of(pipe) is not LABELLED:
         raise BadInput(
             f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels",
             "a pipeline that passes labels",

@@ -26,6 +26,7 @@ from lowtide.models import ARCHITECTURES
 from lowtide.models.unet import config_of
 from lowtide.sampling.drivers import denoiser
 from lowtide.sampling.pipelines import (
+    OWN,
     ClassConditionalPipeline,
     ModulePipeline,
     Pipeline,
@@ -124,8 +125,7 @@ def _loaded(source: str | Path, dtype: torch.dtype) -> Pipeline:
         return _hub_pipeline(str(source), dtype)
     if not (folder / INDEX).exists():
         return _bare_model(folder, dtype)
-    own = pipeline_class(folder) == ClassConditionalPipeline.__name__
-    return _from_pretrained(ClassConditionalPipeline if own else DiffusionPipeline, folder, dtype)
+    return _from_pretrained(OWN.get(pipeline_class(folder), DiffusionPipeline), folder, dtype)
 
 
 def local_folder(source: str | Path) -> Path | None:
@@ -155,7 +155,7 @@ def pipeline_class(folder: Path) -> str:
             "copy or download the model again",
         )
     with quiet_libraries():
-        known = name == ClassConditionalPipeline.__name__ or hasattr(diffusers, name)
+        known = name in OWN or hasattr(diffusers, name)
     if not known:
         raise BadInput(
             f"found the unknown pipeline {name} in {folder.name}",

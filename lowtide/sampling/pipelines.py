@@ -1,7 +1,8 @@
-"""Pipelines: what lowtide uses of one, and two that diffusers lacks.
+"""Pipelines: what lowtide uses of one, and three that diffusers lacks.
 
 ClassConditionalPipeline draws from UNets that are conditioned on a class; diffusers has such a
-pipeline for transformers (DiT) only. ModulePipeline draws from any module.
+pipeline for transformers (DiT) only. UnconditionalPipeline takes any scheduler. ModulePipeline
+draws from any module.
 """
 
 # diffusers imports its classes lazily and does not declare them as exports.
@@ -13,12 +14,19 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import (
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 from lowtide.models.unet import config_of, height_width
+from lowtide.sampling.class_embedder import ClassEmbedder
 
 Generators = torch.Generator | list[torch.Generator] | None
 # The guidance scale of a class-conditional pipeline that has a null label.
@@ -60,20 +68,35 @@ class Pipeline(Protocol):
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
-    """A class-conditional UNet2DModel and its scheduler.
+    """A class-conditional UNet and its scheduler, in pixels or in the latents of an autoencoder.
 
-    `null_label` is the class that stands for "no class", if the model was trained with one.
+    `vae` decodes latents; it is a VQModel or an AutoencoderKL. `class_embedder` turns a label into
+    the token that a UNet2DConditionModel reads. `null_label` is the class that stands for "no
+    class", if the model was trained with one.
     """
 
-    model_cpu_offload_seq = "unet"
-    unet: UNet2DModel
+    model_cpu_offload_seq = "class_embedder->unet->vae"
+    _optional_components = ["vae", "class_embedder"]
+    unet: UNet2DModel | UNet2DConditionModel
     scheduler: Any
+    vae: Any
+    class_embedder: ClassEmbedder | None
 
-    # diffusers compares a component with its annotation here, so `scheduler` names no class.
-    def __init__(self, unet: UNet2DModel, scheduler: Any, null_label: int | None = None):
+    # diffusers compares a component with its annotation here, so most name no class.
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        null_label: int | None = None,
+        vae: Any = None,
+        class_embedder: Any = None,
+    ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(
+            unet=unet, scheduler=scheduler, vae=vae, class_embedder=class_embedder
+        )
         self.register_to_config(null_label=null_label)
+        _check_classes(self)
 
     @torch.no_grad()
     def __call__(
@@ -83,6 +106,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         generator: Generators = None,
         output_type: str = "pil",
+        eta: float = 0.0,
     ) -> ImagePipelineOutput:
         """One image per label.
 
@@ -90,18 +114,23 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """
         scale = self.guidance(guidance_scale)
         labels = torch.as_tensor(class_labels, device=self._execution_device)
-        x = self.start(len(labels), generator, num_inference_steps)
-        options = {"generator": generator} if takes_generator(self.scheduler) else {}
+        x = start(self, len(labels), generator, num_inference_steps)
+        options = step_options(self.scheduler, generator, eta)
         # diffusers decorates progress_bar, which hides its signature from a type checker.
         for t in cast(Any, self).progress_bar(self.scheduler.timesteps):
             eps = self.predict(self.scheduler.scale_model_input(x, t), t, labels, scale)
             x = self.scheduler.step(eps, t, x, **options).prev_sample
-        images = _as_images(x)
-        return ImagePipelineOutput(self.numpy_to_pil(images) if output_type == "pil" else images)
+        return finished(self, x, output_type)
 
     @property
     def null_label(self) -> int | None:
         return config_of(self).null_label
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, that for none included."""
+        table = self.class_embedder
+        return config_of(self.unet).num_class_embeds if table is None else config_of(table).classes
 
     def guidance(self, scale: float | None) -> float:
         """The guidance scale to use for the one in the call."""
@@ -115,28 +144,108 @@ class ClassConditionalPipeline(DiffusionPipeline):
             )
         return scale
 
-    def start(self, batch: int, generator: Generators, steps: int) -> Tensor:
-        """Pure noise at the scheduler's scale: (batch, channels, height, width)."""
-        config = config_of(self.unet)
-        device = self._execution_device
-        height, width = height_width(config.sample_size)
-        shape = (batch, config.in_channels, height, width)
-        self.scheduler.set_timesteps(steps, device=device)
-        noise = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        return noise * self.scheduler.init_noise_sigma
-
     def predict(self, x: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
         """The guided prediction; with guidance, one batch holds both predictions.
 
         eps = eps_null + scale * (eps_label - eps_null)
         """
         if scale == 1.0:
-            return self.unet(x, t, class_labels=labels).sample
+            return self.unet(x, t, **self.condition(labels)).sample
         null_labels = torch.full_like(labels, cast(int, self.null_label))
-        both_labels = torch.cat([labels, null_labels])
-        both = self.unet(torch.cat([x, x]), t, class_labels=both_labels).sample
+        condition = self.condition(torch.cat([labels, null_labels]))
+        both = self.unet(torch.cat([x, x]), t, **condition).sample
         with_label, without_label = both.chunk(2)
         return without_label + scale * (with_label - without_label)
+
+    def condition(self, labels: Tensor) -> dict[str, Tensor]:
+        """What the UNet reads of the labels."""
+        if self.class_embedder is not None:
+            return {"encoder_hidden_states": self.class_embedder(labels)}
+        return {"class_labels": labels}
+
+
+def _check_classes(pipe: ClassConditionalPipeline) -> None:
+    """A UNet of text reads its class from an embedder, and a UNet of classes has none."""
+    reads_text = isinstance(pipe.unet, UNet2DConditionModel)
+    if reads_text != (pipe.class_embedder is not None):
+        raise BadInput(
+            f"found a {type(pipe.unet).__name__} {'without' if reads_text else 'with'} a "
+            "class_embedder",
+            "a UNet2DConditionModel with one, or a UNet2DModel without",
+            "see lowtide.sampling.class_embedder",
+        )
+
+
+class UnconditionalPipeline(DiffusionPipeline):
+    """An unconditional UNet with any scheduler, in pixels or in the latents of an autoencoder.
+
+    Those of diffusers (DDIM, DDPM) work with one scheduler each. `heads` is the number of heads of
+    every attention, which the configuration of a UNet2DModel cannot say: it has a width of heads.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
+    unet: UNet2DModel
+    scheduler: Any
+    vae: Any
+
+    def __init__(
+        self, unet: UNet2DModel, scheduler: Any, vae: Any = None, heads: int | None = None
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(heads=heads)
+        for module in unet.modules():
+            if heads is not None and isinstance(module, Attention):
+                module.heads = heads
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        eta: float = 0.0,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        x = start(self, batch_size, generator, num_inference_steps)
+        options = step_options(self.scheduler, generator, eta)
+        for t in cast(Any, self).progress_bar(self.scheduler.timesteps):
+            eps = self.unet(self.scheduler.scale_model_input(x, t), t).sample
+            x = self.scheduler.step(eps, t, x, **options).prev_sample
+        return finished(self, x, output_type)
+
+
+OwnPipeline = ClassConditionalPipeline | UnconditionalPipeline
+OWN: dict[str, type[OwnPipeline]] = {
+    kind.__name__: kind for kind in (ClassConditionalPipeline, UnconditionalPipeline)
+}
+
+
+def start(pipe: OwnPipeline, batch: int, generator: Generators, steps: int) -> Tensor:
+    """Pure noise at the scheduler's scale: (batch, channels, height, width)."""
+    config = config_of(pipe.unet)
+    device = pipe._execution_device
+    height, width = height_width(config.sample_size)
+    shape = (batch, config.in_channels, height, width)
+    pipe.scheduler.set_timesteps(steps, device=device)
+    noise = randn_tensor(shape, generator=generator, device=device, dtype=pipe.unet.dtype)
+    return noise * pipe.scheduler.init_noise_sigma
+
+
+def step_options(scheduler: Scheduler, generator: Generators, eta: float) -> dict[str, object]:
+    """What the scheduler's `step` takes of the generators and eta."""
+    given: dict[str, object] = {"generator": generator, "eta": eta}
+    known = signature(scheduler.step).parameters
+    return {name: value for name, value in given.items() if name in known}
+
+
+def finished(pipe: OwnPipeline, x: Tensor, output_type: str) -> ImagePipelineOutput:
+    """The images of samples, which the autoencoder decodes if there is one."""
+    if pipe.vae is not None:
+        x = pipe.vae.decode(x / config_of(pipe.vae).scaling_factor).sample
+    images = _as_images(x)
+    return ImagePipelineOutput(pipe.numpy_to_pil(images) if output_type == "pil" else images)
 
 
 @dataclass(eq=False)

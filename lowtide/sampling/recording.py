@@ -31,6 +31,7 @@ from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser, gives_latents
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
 from lowtide.sampling.request import Moment, joined_moments
+from lowtide.sampling.schedulers import scheduled
 from lowtide.sampling.variance_calibration import calibrated_variance, stepping
 from lowtide.settings import Request
 
@@ -98,6 +99,7 @@ def _part(request: Request, span: slice) -> Request:
 
 def _draw(pipe: Pipeline, request: Request, output: str) -> np.ndarray:
     """One part of a batch; `output` "latent" leaves out the decoder."""
+    pipe = scheduled(pipe, request.scheduler, request.spacing)
     arguments = call_arguments(pipe, request)
     arguments["output_type"] = output
     with (

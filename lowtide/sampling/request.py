@@ -1,15 +1,20 @@
-"""One recorded call of the denoiser, and the prompts of a file."""
+"""One recorded call of the denoiser, the prompts of a file, and the pictures of a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from lowtide.errors import BadInput
 from lowtide.models import Arguments
+from lowtide.settings import Request
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,55 @@ def read_prompts(path: str | Path | None) -> tuple[str, ...]:
             f"found no prompt in {path}", "one prompt a line", "write some, or leave --prompts away"
         )
     return lines
+
+
+def pictures_of(request: Request, side: int) -> Tensor:
+    """The picture of each seed: (batch, 3, side, side), in [0, 1]."""
+    if request.pictures is None:
+        raise BadInput(
+            "found a pipeline that starts from a picture, and no pictures",
+            "a folder of them",
+            "give --pictures FOLDER",
+        )
+    files = _picture_files(Path(request.pictures))
+    return torch.stack([_picture(path, side) for path in request.by_seed(files)])
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    """The pictures in the folder, by name."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in entries if path.suffix.lower() in PICTURES]
+    if not files:
+        raise BadInput(
+            f"found no pictures in {folder}",
+            f"a folder with files that end in {', '.join(PICTURES)}",
+            "check --pictures",
+        )
+    return files
+
+
+def _picture(path: Path, side: int) -> Tensor:
+    """(3, side, side), in [0, 1]: the middle square of the file."""
+    try:
+        with Image.open(path) as file:
+            fitted = ImageOps.fit(file.convert("RGB"), (side, side))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"found {path} unreadable ({error})", "a picture", "remove it") from error
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def masks_of(request: Request, pictures: Tensor) -> Tensor:
+    """One box a picture, drawn from its seed: (batch, 1, side, side), 1 where it is repainted."""
+    side = pictures.shape[-1]
+    masks = torch.zeros(len(pictures), 1, side, side)
+    for mask, seed in zip(masks, request.seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        least = max(1, side // 4)
+        height, width = torch.randint(least, 3 * least + 1, (2,), generator=generator).tolist()
+        top = int(torch.randint(side - height + 1, (), generator=generator))
+        left = int(torch.randint(side - width + 1, (), generator=generator))
+        mask[:, top : top + height, left : left + width] = 1
+    return masks
 
 
 def _read_text(path: Path) -> str:

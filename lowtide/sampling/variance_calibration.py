@@ -61,7 +61,17 @@ def _posterior_variance(alpha: float, previous: float) -> float:
 
 def _ddim(scheduler: _NoiseScheduler, timestep: int, eta: float) -> _Step:
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    alpha, previous = _alpha_bars(scheduler, timestep, timestep - stride)
+    return _ddim_step(scheduler, timestep, timestep - stride, eta)
+
+
+def _quadratic_ddim(scheduler: _NoiseScheduler, timestep: int, eta: float) -> _Step:
+    return _ddim_step(scheduler, timestep, int(scheduler.previous_timestep(timestep)), eta)
+
+
+def _ddim_step(
+    scheduler: _NoiseScheduler, timestep: int, previous_timestep: int, eta: float
+) -> _Step:
+    alpha, previous = _alpha_bars(scheduler, timestep, previous_timestep)
     variance = eta**2 * _posterior_variance(alpha, previous)
     direction = sqrt(max(0.0, 1 - previous - variance)) * sqrt(alpha / (1 - alpha))
     return _Step(alpha, variance, sqrt(previous) - direction)
@@ -80,6 +90,7 @@ def _ddpm(scheduler: _NoiseScheduler, timestep: int, eta: float) -> _Step:
 
 SAMPLERS: dict[str, Callable[[_NoiseScheduler, int, float], _Step]] = {
     "DDIMScheduler": _ddim,
+    "QuadraticDDIMScheduler": _quadratic_ddim,
     "DDPMScheduler": _ddpm,
 }
 # How far x_0 moves with the prediction, as a function of alpha-bar, by what the model predicts.

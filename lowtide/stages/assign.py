@@ -13,41 +13,45 @@ from lowtide.nn.quantizer import input_format
 from lowtide.nn.swap import quantize_modules
 from lowtide.settings import Settings
 from lowtide.stages.base import Job, Stage
+from lowtide.stages.profiles import ENDS, WORDS, Bits, check_parts, parts_of_layers
 
-END_BITS = 8
 # An error in the sample or in the answer stays on the sampling path, and the network cannot correct
 # a value that is clipped there (decision 0008).
-ENDS = "the sample and the answer are not rounded"
-ATTENTION_PARTS = ("q", "k", "v", "softmax")
+ENDS_IN_FLOAT = "the sample and the answer are not rounded"
+OPERANDS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
 class Assign(Stage):
     """Choose the formats and swap in quantized layers.
 
-    Profile `full` quantizes everything; of the first and the last layer it quantizes the weights
-    alone, at 8 bits. Profile `paper` quantizes what the papers' code quantizes.
+    stages/profiles.py says what each profile quantizes. Settings for the first and the last layer,
+    the temporal block and the softmax replace the profile's bits.
 
     per_step: every input gets one range per timestep.
     """
 
     essential: ClassVar[bool] = True
-    reads: ClassVar[frozenset[str]] = frozenset({"weights", "inputs", "group", "profile"})
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"weights", "inputs", "group", "profile", "ends", "end_inputs", "softmax"}
+        | {"temporal", "temporal_inputs"}
+    )
 
     per_step: bool = False
 
+    def check_model(self, adapter: Adapter, settings: Settings) -> None:
+        check_parts(adapter, settings)
+
     def run(self, job: Job) -> None:
-        paper = job.settings.profile == "paper"
-        layers, left = _full_profile(job.adapter, job.settings)
-        if paper:
-            layers, left = _paper_profile(job.adapter, layers)
+        bits = Bits(job.settings, job.role)
+        layers, left = _layer_plans(job.adapter, bits)
         unlike = _other_padding(job.adapter)
         layers |= {name: LayerPlan(None, None) for name in unlike}
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
         job.plan = replace(
             job.plan,
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
-            attentions={} if paper else _attention_plans(job, per_step=self.per_step),
+            attentions=_attention_plans(job.adapter, bits, per_step=self.per_step),
             timesteps=tuple(dict.fromkeys(call.timestep for call in job.calls)),
             times=_exact_times(job),
             ticks=job.adapter.ticks,
@@ -88,48 +92,35 @@ def weight_format(bits: int, group: int | None) -> Affine | None:
     return Affine(bits, signed=signed, axis=0, group=group)
 
 
-def _full_profile(
-    adapter: Adapter, settings: Settings
-) -> tuple[dict[str, LayerPlan], dict[str, str]]:
-    """The plan of each layer, and what stays in float, with the reason."""
-    weight = weight_format(settings.weights, settings.group)
-    inner = LayerPlan(weight, input_format(settings.inputs))
-    end = LayerPlan(weight and weight_format(END_BITS, None), None)
-    ends = adapter.ends()
-    left = {f"input of {name}": ENDS for name in ends if inner.input}
-    return {name: end if name in ends else inner for name in adapter.layers()}, left
-
-
-def _paper_profile(
-    adapter: Adapter, layers: dict[str, LayerPlan]
-) -> tuple[dict[str, LayerPlan], dict[str, str]]:
-    """The choices of the released code.
-
-    In float are: first and last layer, shortcuts, downsampling, the first temporal layer, and the
-    inputs of two more layers.
-    """
-    reasons = dict.fromkeys(adapter.ends(), "first or last layer")
-    resampling = [*adapter.shortcuts(), *adapter.downsamplers()]
-    reasons |= dict.fromkeys(resampling, "shortcut or downsampling")
-    temporal: list[str] = []
-    for unit in adapter.temporal():
-        temporal += unit.layers
-    reasons |= dict.fromkeys(temporal[:1], "first temporal layer")
-    first_inner = adapter.blocks()[0].layers[0]
-    float_inputs = [name for name in (*temporal[1:2], first_inner) if name not in reasons]
-    layers = layers | {name: LayerPlan(None, None) for name in reasons}
-    layers |= {name: replace(layers[name], input=None) for name in float_inputs}
-    left = {name: f"{reason} (paper profile)" for name, reason in reasons.items()}
-    left |= {f"input of {name}": "near the input (paper profile)" for name in float_inputs}
-    left["attention"] = "q, k, v and softmax stay in float in the released code (paper profile)"
+def _layer_plans(adapter: Adapter, bits: Bits) -> tuple[dict[str, LayerPlan], dict[str, str]]:
+    """The plan of each layer, and what the profile leaves in float, with the reason."""
+    layers: dict[str, LayerPlan] = {}
+    left: dict[str, str] = {}
+    settings = bits.settings
+    for name, part in parts_of_layers(adapter).items():
+        group = None if part in ENDS else settings.group
+        plan = LayerPlan(weight_format(bits.weight(part), group), input_format(bits.input(part)))
+        layers[name] = plan
+        reason = f"{WORDS[part]} (profile {settings.profile})"
+        if plan.weight is None and settings.weights <= 8:
+            left[name] = reason
+        elif plan.input is None and settings.inputs <= 8:
+            is_end = part in ENDS and settings.profile == "full"
+            left[f"input of {name}"] = ENDS_IN_FLOAT if is_end else reason
+    if bits.qkv > 8 >= settings.inputs and bits.softmax > 8 and adapter.attentions():
+        left["attention"] = f"q, k, v and softmax stay in float (profile {settings.profile})"
     return layers, left
 
 
-def _attention_plans(job: Job, *, per_step: bool) -> dict[str, dict[str, LayerPlan]]:
-    part = LayerPlan(None, input_format(job.settings.inputs), per_step=per_step)
-    if part.input is None:
+def _attention_plans(
+    adapter: Adapter, bits: Bits, *, per_step: bool
+) -> dict[str, dict[str, LayerPlan]]:
+    operand = LayerPlan(None, input_format(bits.qkv), per_step=per_step)
+    softmax = LayerPlan(None, input_format(bits.softmax), per_step=per_step)
+    if operand.input is None and softmax.input is None:
         return {}
-    return {name: dict.fromkeys(ATTENTION_PARTS, part) for name in job.adapter.attentions()}
+    parts = dict.fromkeys(OPERANDS, operand) | {"softmax": softmax}
+    return {name: dict(parts) for name in adapter.attentions()}
 
 
 def _other_padding(adapter: Adapter) -> dict[str, str]:

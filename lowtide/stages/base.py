@@ -27,6 +27,7 @@ from lowtide.models.trace import mapped
 from lowtide.nn.placement import Placement
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
+from lowtide.sampling.drivers import Role, role_of
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, StageOptions
 from lowtide.validation import as_tuple, check
@@ -109,6 +110,7 @@ class Job:
     placement: which parts of the model are on the device.
     room: how many samples fit there at once.
     terms: losses that stages add to a later distillation.
+    given_role: what the pipeline gives the denoiser, where `pipe` is not that pipeline.
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
     world: the processes that work on it together.
@@ -126,6 +128,7 @@ class Job:
     terms: list[Term] = field(default_factory=list)
     maintained: bool = False
     world: World = field(default_factory=World)
+    given_role: Role | None = None
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
     placement: Placement = field(init=False)
     room: Room = field(init=False)
@@ -151,6 +154,11 @@ class Job:
     def bf16_pays(self) -> bool:
         """Whether products in bf16 are used where they suffice: the first rank decides for all."""
         return self.world.of_first(lambda: bf16.pays(self.device.type))
+
+    @property
+    def role(self) -> Role:
+        """What the pipeline gives the denoiser and takes from it."""
+        return self.given_role or role_of(self.pipe)
 
     def generator(self, *names: str) -> torch.Generator:
         """A generator seeded by (seed, stage, unit), independent of what ran before."""

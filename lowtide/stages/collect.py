@@ -24,7 +24,8 @@ class Collect(Stage):
 
     essential: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset(
-        {"steps", "images", "prompts", "labels", "guidance", "eta", "size"}
+        {"steps", "images", "prompts", "labels", "guidance", "eta", "size", "pictures"}
+        | {"scheduler", "spacing"}
     )
 
     def run(self, job: Job) -> None:
@@ -78,6 +79,7 @@ def calibration_request(job: Job) -> Request:
         guidance=settings.guidance,
         eta=settings.eta,
         size=settings.size,
+        pictures=settings.pictures,
         batch=settings.calibration_batch,
     )
 

@@ -243,7 +243,7 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
     Its processor does not call the function that calls the quantizers.
     """
     for name in list(job.plan.attentions):
-        if f"{name}.processor.q" in uncalled:
+        if any(f"{name}.processor.{part}" in uncalled for part in ("q", "softmax")):
             block = attention_block(job.model, name)
             block.set_processor(cast(QuantAttention, block.processor).inner)
             del job.plan.attentions[name]

@@ -31,7 +31,7 @@ from lowtide.evaluation.path_errors import (
 )
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
-from lowtide.methods import METHODS, recipe_of, relevant_options
+from lowtide.methods import METHODS, recipe_of, relevant_options, with_profile
 from lowtide.models import adapt
 from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report.progress import track
@@ -107,7 +107,8 @@ def quality(
     """Make and measure every cell that is not in the ledger yet. Returns all of them."""
     for cell in cells:
         relevant = relevant_options(cell.method, {**options, **cell.bits()})
-        recipe_of(cell.method, settings_from(relevant), cell.without)
+        settings = with_profile(cell.method, settings_from(relevant))
+        recipe_of(cell.method, settings, cell.without)
     request = sampling.Request(
         steps=options.get("steps", 50),
         seeds=tuple(range(images)),
@@ -179,7 +180,7 @@ def _alike(line: Line, conditions: Mapping[str, object]) -> bool:
 
 def _request_options(options: Options) -> Options:
     """The settings that sampling needs, too."""
-    names = ("prompts", "labels", "guidance", "eta", "size")
+    names = ("prompts", "labels", "guidance", "eta", "size", "pictures", "scheduler", "spacing")
     return {name: options[name] for name in names if name in options}
 
 

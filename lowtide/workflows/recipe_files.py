@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from lowtide.errors import BadInput
-from lowtide.methods import recipe_of
+from lowtide.methods import recipe_of, with_profile
 from lowtide.settings import Options, changed, settings_from
 from lowtide.workflows import to_folder
 
@@ -66,7 +66,8 @@ def read(path: str | Path) -> RecipeFile:
     path = Path(path)
     recipe = _recipe(path, _table(path))
     for row in recipe.rows.values():
-        recipe_of(row.method, settings_from(recipe.options(row)), row.without)
+        settings = with_profile(row.method, settings_from(recipe.options(row)))
+        recipe_of(row.method, settings, row.without)
     return recipe
 
 

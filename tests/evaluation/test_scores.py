@@ -3,10 +3,11 @@
 import pytest
 
 from lowtide.errors import BadInput
+from lowtide.evaluation.gates import evaluation_settings
 from lowtide.evaluation.metrics.metric_definitions import METRICS
 from lowtide.evaluation.metrics.metric_names import INCEPTION_NAMES, extractor_of
 from lowtide.evaluation.scores import LATENT, PAIRS, WITHOUT_REFERENCE, measurement_plan
-from lowtide.settings import DATASET_METRIC_NAMES, METRIC_NAMES, evaluation_settings
+from lowtide.settings import DATASET_METRIC_NAMES, METRIC_NAMES
 
 
 def plan(metrics, dataset, gates):

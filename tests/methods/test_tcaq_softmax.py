@@ -134,8 +134,8 @@ def test_a_log2_softmax_lets_queries_and_keys_learn(monkeypatch):
 
 
 def test_daq_says_that_there_is_nothing_to_choose():
-    job = started(tiny.model("unet2d"), inputs=4, profile="paper")
+    job = started(tiny.model("unet2d"), inputs=4, profile="tfmq")
     job.console = Console(file=io.StringIO(), width=200)
     DAQ().run(job)
     assert job.report["daq"] == {}
-    assert "no attention is quantized (profile full" in job.console.file.getvalue()
+    assert "no softmax is quantized (profile full" in job.console.file.getvalue()

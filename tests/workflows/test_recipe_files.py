@@ -10,7 +10,7 @@ import torch
 from lowtide import sampling
 from lowtide.checkpoint import provenance
 from lowtide.errors import BadInput
-from lowtide.methods import recipe_of
+from lowtide.methods import PAPER_PROFILES, recipe_of, with_profile
 from lowtide.methods.mpq import OMQ, TRD
 from lowtide.methods.tcaq import DAQ, TCR
 from lowtide.models import adapt
@@ -54,17 +54,37 @@ def test_a_row_says_the_papers_number_and_ours_and_is_called_by_bits_and_method(
 
 @pytest.mark.parametrize(("path", "name"), [row for row in ROWS if row.id.endswith("tcaq")])
 def test_where_daq_is_in_the_papers_number_attention_is_quantized(path, name):
-    """Profile paper leaves attention in float, and DAQ with nothing to choose."""
+    """Profile paper is that of Q-Diffusion for TCAQ-DM, whose softmax has 8 bits."""
     recipe = recipe_files.read(path)
     row = recipe.rows[name]
-    settings = settings_from(recipe.options(row))
+    settings = with_profile(row.method, settings_from(recipe.options(row)))
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
     job = Job(pipe, pipe.unet, adapt(pipe.unet), settings, row.method)
     job.calls = [Call(500, {"timestep": torch.tensor([500])}, True)]
     Assign(per_step=True).run(job)
-    parts = [part for plans in job.plan.attentions.values() for part in plans.values()]
-    assert {part.input.bits for part in parts} == {settings.inputs}
+    assert job.plan.attentions
+    for parts in job.plan.attentions.values():
+        assert parts["q"].input.bits == settings.inputs and parts["softmax"].input.bits == 8
     assert DAQ() in recipe_of(row.method, settings, row.without)
+
+
+@pytest.mark.parametrize(("path", "name"), ROWS)
+def test_every_row_takes_the_profile_of_its_own_paper(path, name):
+    recipe = recipe_files.read(path)
+    row = recipe.rows[name]
+    settings = settings_from(recipe.options(row))
+    assert settings.profile == "paper" or row.method == "best"
+    assert with_profile(row.method, settings).profile == PAPER_PROFILES.get(row.method, "full")
+
+
+def test_the_samplers_are_those_of_the_papers():
+    chosen = {path.stem: recipe_files.read(path).settings for path in FILES}
+    samplers = {
+        name: (settings["scheduler"], settings.get("spacing"))
+        for name, settings in chosen.items()
+        if "scheduler" in settings
+    }
+    assert samplers == {"cifar10-ddim": ("ddim", "quadratic"), "sd14": ("pndm", None)}
 
 
 def test_eta_is_that_of_the_row():
