@@ -165,12 +165,7 @@ class Settings:
     pictures: Pictures = None
     seed: Annotated[
         int,
-        _help(
-            "What calibration and learning draw from; the same seed, the same codes.",
-            CALIBRATION,
-            ge=0,
-            le=2**32,
-        ),
+        _help("What draws in calibration and learning start from.", CALIBRATION, ge=0, le=2**32),
     ] = 0
     memory: Annotated[
         int,

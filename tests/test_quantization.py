@@ -181,7 +181,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
 
 
 def test_learnt_ranges_are_recorded_too(tmp_path, monkeypatch):
-    from lowtide.stages.reconstruct import RangeLearner
+    from lowtide.stages.learn_ranges import RangeLearner
 
     options = {"inputs": 4, "range_iters": 3, "folder": tmp_path}
     whole = quantized(sampling.as_pipeline(tiny.model("unet2d")), **options).model.state_dict()

@@ -15,8 +15,7 @@ import typer
 
 from lowtide import __version__
 from lowtide.cli.options import about, names, numbers, options_of, values
-from lowtide.distributed.launch import launched
-from lowtide.errors import BadInput
+from lowtide.cli.places import check_one_process, on_device
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
 from lowtide.settings import Device as DeviceName
@@ -65,20 +64,6 @@ Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
 Device = Annotated[str, about("device", DeviceName)]
-# Commands that write a result and share nothing out.
-_ONE_PROCESS = ("reschedule", "bench", "demo")
-
-
-def _on(device: str) -> str:
-    """The device, once it is known to be there; the first line on stderr says which it is."""
-    from lowtide.distributed.world import join
-    from lowtide.machine import devices
-
-    join()
-    place = devices.chosen(device)
-    others = f", and {launched().size - 1} more like it" if launched().several else ""
-    print(f"device: {devices.describe(place)}{others}", file=sys.stderr)
-    return place.type if launched().several else str(place)
 
 
 def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
@@ -99,12 +84,7 @@ def main(
     ] = False,
 ) -> None:
     """Quantize diffusion models and keep their sense of time."""
-    if launched().several and context.invoked_subcommand in _ONE_PROCESS:
-        raise BadInput(
-            f"found lowtide {context.invoked_subcommand} under torchrun",
-            "quantize, run, sample, evaluate or compare, which share their work out",
-            "call it without torchrun",
-        )
+    check_one_process(context.invoked_subcommand)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -123,7 +103,7 @@ def quantize(
     from lowtide.workflows.to_folder import quantize_to_folder
 
     settings = changed(values(options), change)
-    settings["device"] = _on(settings["device"])
+    settings["device"] = on_device(settings["device"])
     result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
     _show(result, as_json, text.quantized(result))
 
@@ -187,7 +167,7 @@ def reschedule(
     from lowtide.checkpoint.rescheduling import reschedule_to_folder
     from lowtide.report import text
 
-    result = reschedule_to_folder(model, out, steps, _on(device))
+    result = reschedule_to_folder(model, out, steps, on_device(device))
     _show(result, as_json, text.rescheduled(result))
 
 
@@ -220,7 +200,7 @@ def sample(
     from lowtide.workflows.to_folder import sample_to_folder
 
     request = Request(**values(options))
-    result = sample_to_folder(model, out, request, _on(device))
+    result = sample_to_folder(model, out, request, on_device(device))
     line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
     _show(result, as_json, [line])
 
@@ -258,7 +238,7 @@ def evaluate(
     from lowtide.evaluation import comparison
 
     settings = EvaluationSettings(**values(options))
-    settings = replace(settings, device=_on(settings.device))
+    settings = replace(settings, device=on_device(settings.device))
     evaluation = comparison.evaluate_model(run, settings, reference=reference, out=out)
     _verdict(evaluation, as_json)
 
@@ -279,7 +259,7 @@ def compare(
     from lowtide.evaluation import comparison
 
     settings = EvaluationSettings(**values(options))
-    settings = replace(settings, device=_on(settings.device))
+    settings = replace(settings, device=on_device(settings.device))
     evaluation = comparison.compare_models(models, settings, reference=reference, out=out)
     _verdict(evaluation, as_json)
 
@@ -323,7 +303,7 @@ def run_recipe(
     from lowtide.report import text
     from lowtide.workflows.recipe_files import device_of_row, run_row
 
-    place = _on(device_of_row(recipe, row, change) if device == AUTO else device)
+    place = on_device(device_of_row(recipe, row, change) if device == AUTO else device)
     changes = [*change, f"device={place}"]
     result = run_row(recipe, row, out, changes=changes, without=without, model=model)
     _show(result, as_json, text.quantized(result))
@@ -360,7 +340,7 @@ def bench_quality(
 
     cells = method_table.grid(methods, widths, numbers(seeds))
     options = changed({}, change)
-    results = method_table.quality(model, out, cells, options, samples, device=_on(device))
+    results = method_table.quality(model, out, cells, options, samples, device=on_device(device))
     if markdown:
         method_ranks.write_page(markdown, method_table.finished_cells(out, results[0]))
     _show({"cells": results}, as_json, text.table(method_ranks.HEAD, method_ranks.rows(results)))
@@ -407,5 +387,5 @@ def demo(
     from lowtide.report import text
     from lowtide.workflows.demo import demo as run_demo
 
-    result = run_demo(out, iters=iters, device=_on(device))
+    result = run_demo(out, iters=iters, device=on_device(device))
     _show(result, as_json, text.demonstrated(result))

@@ -53,10 +53,11 @@ from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges, input_statistics, ranges, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.learn_ranges import RANGE_ITERS, LearnRanges
 from lowtide.stages.model_edits import correct_answer
 from lowtide.stages.pack import Pack
 from lowtide.stages.quantization_noise import Moments, attached, measure
-from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
+from lowtide.stages.reconstruct import Reconstruct
 from lowtide.validation import Within
 
 

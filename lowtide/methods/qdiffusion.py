@@ -34,10 +34,11 @@ from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.learn_ranges import RANGE_ITERS, LearnRanges
 from lowtide.stages.model_edits import split_layers
 from lowtide.stages.pack import Pack
 from lowtide.stages.profiles import Bits
-from lowtide.stages.reconstruct import RANGE_ITERS, LearnRanges, Reconstruct
+from lowtide.stages.reconstruct import Reconstruct
 
 
 @dataclass(frozen=True)

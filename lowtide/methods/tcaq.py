@@ -13,12 +13,10 @@ model's own path.
     base  temporal features rounded for themselves, one input range per step         stages.tiar
 
 Departs from the paper (not public; independent notes agree): timestep groups only thin the
-statistics, since one weight has one r. The minimum over channels is a low quantile: a dead channel
-would make all ratios explode. The paper sets R by hand; here each layer takes the R of the least
-error, or 1: at few bits a wider weight costs more than a calmer input gains. r folds into a norm in
-front of the convolution if no SiLU is in between, else it is a table of the layer. The likelihood
-ratio is against the exponential on the upper half of the values; `against` adds the log-normal. K
-is 2, iterations halve each round, each starts from the last, and only roundings are learnt there.
+statistics, since one weight has one r. The minimum over channels is a low quantile. The paper sets
+R by hand; here each layer takes the R of the least error, or 1. r folds into a norm if no SiLU is in
+between, else it is a table of the layer. The likelihood ratio is against the exponential on the
+upper half of the values (`against` adds the log-normal). K is 2; iterations halve each round.
 """
 
 from dataclasses import dataclass, replace
@@ -45,10 +43,11 @@ from lowtide.stages.collect import Collect, sampled_calls
 from lowtide.stages.fit_ranges import FitRanges, InputStatistics, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.layer_error import LayerInputs, layer_inputs, output_errors
+from lowtide.stages.learn_ranges import LearnRanges
 from lowtide.stages.model_edits import fold_into_norm, smooth_layer
 from lowtide.stages.pack import Pack
 from lowtide.stages.power_law import ALTERNATIVES, power_law_wins
-from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.reconstruct import Reconstruct
 from lowtide.stages.tiar import TIAR
 from lowtide.validation import Count, Positive, Share
 
@@ -167,7 +166,7 @@ class DAQ(Stage):
         """Every softmax takes log2 at some step."""
         for name, parts in job.plan.attentions.items():
             if form := parts["softmax"].input:
-                softmax = replace(parts["softmax"], input=Adaptive(form.bits))
+                softmax = replace(parts["softmax"], input=Adaptive(_one_number(form.bits)))
                 job.plan.attentions[name] = parts | {"softmax": softmax}
 
 
@@ -229,6 +228,11 @@ def best_cut(layer: QuantConv2d, inputs: LayerInputs, r: Tensor) -> float:
     return best
 
 
+def _one_number(bits: int | tuple[int, ...]) -> int:
+    assert isinstance(bits, int), "DAQ comes before bits by step"
+    return bits
+
+
 class _SoftmaxGrids:
     """The two grids that one softmax may have, at each step or for all steps at once.
 
@@ -239,7 +243,7 @@ class _SoftmaxGrids:
         attention = job.model.get_submodule(name).processor
         assert isinstance(attention, QuantAttention) and attention.softmax.format
         self.attention = attention
-        self.form = Adaptive(attention.softmax.format.bits)
+        self.form = Adaptive(_one_number(attention.softmax.format.bits))
         self.per_step = attention.softmax.per_step
         values = statistics.filled() if self.per_step else statistics.whole()
         self.values = [row.cpu() for row in values.drawn()]

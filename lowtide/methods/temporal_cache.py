@@ -57,6 +57,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.float_block import FloatBlock, plan_float_block
+from lowtide.stages.learn_ranges import LearnRanges
 from lowtide.stages.model_edits import (
     answer_once,
     blank_layer,
@@ -65,7 +66,7 @@ from lowtide.stages.model_edits import (
     request_features,
 )
 from lowtide.stages.pack import Pack
-from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.reconstruct import Reconstruct
 from lowtide.stages.temporal_bytes import checkpoint_bytes
 from lowtide.stages.temporal_features import MOST_ROWS, JobFeatures, maintained
 from lowtide.stages.tiar import TIAR

@@ -40,9 +40,10 @@ from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
+from lowtide.stages.learn_ranges import LearnRanges
 from lowtide.stages.model_edits import range_each_step
 from lowtide.stages.pack import Pack
-from lowtide.stages.reconstruct import LearnRanges, Reconstruct
+from lowtide.stages.reconstruct import Reconstruct
 from lowtide.stages.tiar import TIAR
 
 

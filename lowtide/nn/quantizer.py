@@ -112,7 +112,7 @@ class Quantizer(nn.Module):
         if isinstance(format, Affine):
             return quantize_input(x, scale, zero, format.top)
         if isinstance(format, Stepped):
-            top = per_sample(format.tops(scale)[self._index()], x)
+            top = per_sample(self._of_step(format.tops(scale)), x)
             return quantize_input(x, scale, zero, top)
         grid = Grid(per_sample(scale, x), per_sample(zero, x))
         return format.decode(format.encode(x, grid), grid).to(x.dtype)

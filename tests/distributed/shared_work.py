@@ -108,7 +108,7 @@ def quantized(home: Path, kind: str, method: str, changes: dict) -> dict:
         "losses": result.report.get("losses", {}),
         "alphas": alphas,
         "state": result.model.state_dict(),
-        "batch": result.report["batch"],
+        "batch": result.report["batch"] if "batch" in options else None,
     }
 
 

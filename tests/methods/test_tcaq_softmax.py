@@ -24,7 +24,7 @@ from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges, run_call
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.reconstruct import LearnRanges
+from lowtide.stages.learn_ranges import LearnRanges
 
 
 def test_daq_chooses_by_the_tail_at_each_step(monkeypatch):

@@ -14,7 +14,8 @@ from lowtide.nn.quantizer import QDrop
 from lowtide.nn.rounding import AdaRound, RoundingOptimizer
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
-from lowtide.stages.reconstruct import Learner, RangeLearner, carried, rate, settled, sharpness
+from lowtide.stages.learn_ranges import RangeLearner, carried
+from lowtide.stages.reconstruct import Learner, rate, settled, sharpness
 
 OPTIONS = {"steps": 4, "images": 4, "calibration_steps": 4, "iters": 100, "batch": 8}
 
