@@ -23,7 +23,7 @@ TRIED = ((FLOAT, WHOLE), (HALF, WHOLE), (FLOAT, BLOCKS), (HALF, BLOCKS))
 
 
 @dataclass(frozen=True)
-class Target:
+class PlannedDevice:
     """What a plan is for: an accelerator that is here, or a card that is reckoned.
 
     device: none where the card is reckoned. asked: a card was named.
@@ -65,17 +65,17 @@ class Target:
         return measured_on(network, self.device, time.perf_counter)
 
 
-def target_of(device: str, card: str | None) -> Target | None:
+def target_of(device: str, card: str | None) -> PlannedDevice | None:
     """The accelerator to plan for; None for the CPU."""
     if card is not None:
         if card not in CARDS:
             raise BadInput(f"found card {card!r}", f"one of {', '.join(CARDS)}", "correct --card")
-        return Target(None, CARDS[card])
+        return PlannedDevice(None, CARDS[card])
     kind = device.partition(":")[0]
     if kind == "cuda" and kind in KINDS and not torch.cuda.is_available():
-        return Target(None, CARDS[ASSUMED], asked=False)
+        return PlannedDevice(None, CARDS[ASSUMED], asked=False)
     place = devices.chosen(device)
-    return None if place == devices.CPU else Target(place)
+    return None if place == devices.CPU else PlannedDevice(place)
 
 
 def width_of(settings: Settings) -> int:
@@ -89,7 +89,7 @@ def dtype_of(settings: Settings) -> str:
 
 
 def card_estimate(
-    target: Target, recipe: Recipe, load: Workload, others: dict[str, int]
+    target: PlannedDevice, recipe: Recipe, load: Workload, others: dict[str, int]
 ) -> CardEstimate:
     """The peak on the card for each way to place the model, and the way that a run would choose.
 
@@ -122,7 +122,7 @@ def card_estimate(
 
 
 def _fit(
-    target: Target,
+    target: PlannedDevice,
     recipe: Recipe,
     load: Workload,
     others: dict[str, int],

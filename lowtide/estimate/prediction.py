@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lowtide.costs import FLOAT, Cost, Network, Workload, measured
 from lowtide.errors import BadInput
 from lowtide.estimate.blueprint import Blueprint, read
-from lowtide.estimate.on_card import Target, card_estimate, target_of, width_of
+from lowtide.estimate.on_card import PlannedDevice, card_estimate, target_of, width_of
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 from lowtide.estimate.size import checkpoint_bytes, planned
 from lowtide.methods import recipe_of, with_profile
@@ -133,7 +133,7 @@ class _Subject:
 
 
 def workload(
-    blueprint: Blueprint, network: Network, settings: Settings, target: Target | None
+    blueprint: Blueprint, network: Network, settings: Settings, target: PlannedDevice | None
 ) -> Workload:
     """How much quantizing this pipeline has to do, and the speed of what does it."""
     width = width_of(settings)

@@ -14,14 +14,14 @@ model's own path.
 
 Departs from the paper (not public; independent notes agree): timestep groups only thin the
 statistics, since one weight has one r. The minimum over channels is a low quantile. The paper sets
-R by hand; here each layer takes the R of the least error, or 1. r folds into a norm if no SiLU is in
-between, else it is a table of the layer. The likelihood ratio is against the exponential on the
+R by hand; here each layer takes the R of the least error, or 1. r folds into a norm if no SiLU
+lies between, else it is a table of the layer. The likelihood ratio is against the exponential on the
 upper half of the values (`against` adds the log-normal). K is 2; iterations halve each round.
 """
 
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar, TypeGuard
+from typing import ClassVar, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +166,7 @@ class DAQ(Stage):
         """Every softmax takes log2 at some step."""
         for name, parts in job.plan.attentions.items():
             if form := parts["softmax"].input:
-                softmax = replace(parts["softmax"], input=Adaptive(_one_number(form.bits)))
+                softmax = replace(parts["softmax"], input=Adaptive(cast(int, form.bits)))
                 job.plan.attentions[name] = parts | {"softmax": softmax}
 
 
@@ -228,11 +228,6 @@ def best_cut(layer: QuantConv2d, inputs: LayerInputs, r: Tensor) -> float:
     return best
 
 
-def _one_number(bits: int | tuple[int, ...]) -> int:
-    assert isinstance(bits, int), "DAQ comes before bits by step"
-    return bits
-
-
 class _SoftmaxGrids:
     """The two grids that one softmax may have, at each step or for all steps at once.
 
@@ -243,7 +238,7 @@ class _SoftmaxGrids:
         attention = job.model.get_submodule(name).processor
         assert isinstance(attention, QuantAttention) and attention.softmax.format
         self.attention = attention
-        self.form = Adaptive(_one_number(attention.softmax.format.bits))
+        self.form = Adaptive(cast(int, attention.softmax.format.bits))
         self.per_step = attention.softmax.per_step
         values = statistics.filled() if self.per_step else statistics.whole()
         self.values = [row.cpu() for row in values.drawn()]

@@ -42,7 +42,7 @@ from lowtide.runtime.steps import (
 
 
 @dataclass(frozen=True)
-class Launch:
+class CardLaunch:
     """Some launches of one step."""
 
     run: Callable[[], None]
@@ -77,19 +77,19 @@ class Launches:
         if isinstance(step, TorchStep):
             return torch_call(step, arena)
         if isinstance(step, GemmStep):
-            return Launch(product_launch(step, places))
+            return CardLaunch(product_launch(step, places))
         if isinstance(step, MomentsStep):
             self.moments[step.gain.buffer] = _moments(step, places)
             return self.moments[step.gain.buffer]
         if isinstance(step, StreamStep):
             moments = None if step.gain is None else self.moments[step.gain.buffer]
-            return Launch(stream_launch(step, places, moments))
+            return CardLaunch(stream_launch(step, places, moments))
         if isinstance(step, LayerNormStep):
-            return Launch(normed_launch(step, places))
+            return CardLaunch(normed_launch(step, places))
         if isinstance(step, AttentionStep):
-            return Launch(attention_launch(step, places))
+            return CardLaunch(attention_launch(step, places))
         assert isinstance(step, FeaturesStep), f"{type(step).__name__} has no kernel on a card"
-        return Launch(features_launch(step, places))
+        return CardLaunch(features_launch(step, places))
 
 
 @dataclass(frozen=True)
