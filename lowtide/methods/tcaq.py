@@ -15,8 +15,8 @@ model's own path.
 Departs from the paper (not public; independent notes agree): timestep groups only thin the
 statistics, since one weight has one r. The minimum over channels is a low quantile. The paper sets
 R by hand; here each layer takes the R of the least error, or 1. r folds into a norm if no SiLU
-lies between, else it is a table of the layer. The likelihood ratio is against the exponential on the
-upper half of the values (`against` adds the log-normal). K is 2; iterations halve each round.
+lies between, else it is a table of the layer. The likelihood ratio is against the exponential, on
+the upper half of the values (`against` adds the log-normal). K is 2; iterations halve each round.
 """
 
 from dataclasses import dataclass, replace
