@@ -23,8 +23,9 @@ from lowtide.distributed.launch import launched
 from lowtide.errors import BadInput
 
 Item = TypeVar("Item")
-# How long a rank waits for another one that works alone, such as the first while it writes.
-PATIENCE = timedelta(hours=2)
+# How long a rank waits for another one that works alone, such as the first while it measures. One
+# that has ended is noticed at once.
+PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ WORK = {method: ("unet", method, {}) for method in METHODS} | {
     "few samples, distilled": ("unet", "efficientdm", {"steps": 3, "batch": 16}),
     "layer by layer": ("unet", "tfmq", {"scope": "layer", "early_stop": True}),
     "some inputs rounded": ("unet", "qdiffusion", {"drop": 0.5}),
-    "conditional": ("sd", "best", {"weights": 3, "inputs": 4}),
+    "few bits": ("unet", "best", {"weights": 3, "inputs": 4}),
     "conditional, some inputs rounded": ("sd", "tfmq", {"drop": 0.5}),
     "transformer": ("dit", "tfmq", {}),
     "transformer, distilled": ("dit", "mpq", {}),

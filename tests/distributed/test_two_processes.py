@@ -105,6 +105,18 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp(min=1e-30))
 
 
+def assert_same_integers(ours: torch.Tensor, theirs: torch.Tensor, key: str) -> None:
+    """Codes and zero points are equal. A float32 that lies in an int32 table may differ by 8 units
+    in its last place, which are 1e-6 of it.
+    """
+    if not key.endswith(".grid"):
+        assert torch.equal(ours, theirs), key
+        return
+    differs = ours != theirs
+    assert (ours - theirs).abs().max() <= 8, key
+    assert (theirs[differs] >= 1 << 23).all(), key  # as an integer, no normal float32 is smaller
+
+
 @pytest.mark.parametrize("name", shared_work.WORK)
 def test_two_processes_learn_what_one_learns(name: str, together: list[dict], home: Path) -> None:
     with shared_work.quickly():
@@ -119,7 +131,7 @@ def test_two_processes_learn_what_one_learns(name: str, together: list[dict], ho
             if value.is_floating_point():
                 assert distance(result["state"][key], value) < BOUND, key
             else:
-                assert torch.equal(result["state"][key], value), key
+                assert_same_integers(result["state"][key], value, key)
     # The first process rounds the temporal block of a UNet; of a DiT's, each rounds some units.
     ours = together[0][name]["alphas"]
     assert len(ours) == len(alone["alphas"])

@@ -1,13 +1,12 @@
 """The processes of torchrun: their parts, their cards, and one process that starts no group."""
 
-import subprocess
-import sys
 from dataclasses import asdict
 from itertools import chain
 
 import pytest
 import torch
 
+import lowtide
 from lowtide import cli
 from lowtide.distributed.launch import NAMES, Launch, launched
 from lowtide.distributed.world import World, join
@@ -56,20 +55,15 @@ def test_alone_nothing_happens() -> None:
     world.check_alike("anything")
 
 
-ALONE = """
-import torch.distributed
-import lowtide
-started = []
-torch.distributed.init_process_group = lambda *args, **options: started.append(options)
-torch.distributed.new_group = torch.distributed.init_process_group
-lowtide.quantize("zoo:digits", method="minmax", steps=1, images=1, device="cpu")
-assert not started and not torch.distributed.is_initialized()
-"""
-
-
-def test_one_process_starts_no_group() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-500:]
+def test_one_process_starts_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    for name in ("init_process_group", "new_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *args, **options: started.append(args))
+    join.cache_clear()
+    lowtide.quantize("zoo:digits", method="minmax", steps=1, images=1, device="cpu")
+    assert join() == World()
+    assert started == []
+    assert not torch.distributed.is_initialized()
 
 
 def test_one_process_of_torchrun_is_alone(second_of_two, monkeypatch) -> None:
