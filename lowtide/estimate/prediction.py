@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lowtide.costs import FLOAT, Cost, Network, Workload, measured
+from lowtide.costs import FLOAT, Cost, Network, Speed, Workload, measured
 from lowtide.errors import BadInput
 from lowtide.estimate.blueprint import Blueprint, read
-from lowtide.estimate.on_card import PlannedDevice, card_estimate, target_of, width_of
+from lowtide.estimate.on_card import card_estimate, target_of, width_of
 from lowtide.estimate.result import Estimate, FitChoice, MemoryEstimate, StageEstimate
 from lowtide.estimate.size import checkpoint_bytes, planned
 from lowtide.methods import recipe_of, with_profile
@@ -72,7 +72,8 @@ def plan(
         choice = subject.fit(settings, limit)
         settings = replace(settings, weights=choice.weights)
     size = subject.size(settings)
-    load = workload(blueprint, network, settings, target)
+    speed = target.speed(network, width_of(settings)) if target else measured(network)
+    load = workload(blueprint, network, settings, speed, apart=target is not None)
     recipe = subject.recipe(settings)
     costs = _costs(recipe, load)
     stages = _stage_estimates(costs, load, blueprint.others)
@@ -133,18 +134,22 @@ class _Subject:
 
 
 def workload(
-    blueprint: Blueprint, network: Network, settings: Settings, target: PlannedDevice | None
+    blueprint: Blueprint,
+    network: Network,
+    settings: Settings,
+    speed: Speed,
+    *,
+    apart: bool = False,
 ) -> Workload:
-    """How much quantizing this pipeline has to do, and the speed of what does it."""
-    width = width_of(settings)
+    """How much quantizing this pipeline has to do; `apart`: on an accelerator."""
     return Workload(
         network,
         settings,
-        target.speed(network, width) if target else measured(network),
+        speed,
         steps=len(blueprint.timesteps(settings)),
         branches=blueprint.branches(settings),
-        width=width,
-        apart=target is not None,
+        width=width_of(settings),
+        apart=apart,
     )
 
 

@@ -54,7 +54,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import LayerInputs, layer_inputs, output_errors
+from lowtide.stages.layer_error import LayerInputs, layer_by_layer, layer_inputs, output_errors
 from lowtide.stages.model_edits import smooth_layer
 from lowtide.stages.pack import Pack
 from lowtide.stages.relation_loss import relation_cost, relation_loss
@@ -109,7 +109,7 @@ class OMQ(Stage):
         }
         groups: dict[str, int] = {}
         statistics = layer_inputs(job, layers, PATCHES, mixed)
-        for name, inputs in job.track(statistics.items(), "bits per channel"):
+        for name, inputs in layer_by_layer(job, statistics, "bits per channel"):
             if self.smooth:
                 smooth_layer(job, name, divisors(layers[name], inputs))
             if name in mixed:

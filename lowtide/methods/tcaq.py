@@ -42,7 +42,7 @@ from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect, sampled_calls
 from lowtide.stages.fit_ranges import FitRanges, InputStatistics, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.layer_error import LayerInputs, layer_inputs, output_errors
+from lowtide.stages.layer_error import LayerInputs, layer_by_layer, layer_inputs, output_errors
 from lowtide.stages.learn_ranges import LearnRanges
 from lowtide.stages.model_edits import fold_into_norm, smooth_layer
 from lowtide.stages.pack import Pack
@@ -74,8 +74,8 @@ class TCR(Stage):
         layers = {name: layer for name, layer in quant_layers(job.model) if self.suits(layer)}
         folded: list[str] = []
         cuts: dict[str, float] = {}
-        received = layer_inputs(job, layers, ROWS).items()
-        for name, inputs in job.track(received, "reparameterization"):
+        received = layer_inputs(job, layers, ROWS)
+        for name, inputs in layer_by_layer(job, received, "reparameterization"):
             peaks = grouped(inputs.peaks() / layers[name].divisors, self.groups)
             r = reparameterization(peaks, self.lowest)
             cuts[name] = self.most or best_cut(layers[name], inputs, r)

@@ -86,6 +86,16 @@ def layer_inputs(
     return inputs
 
 
+def layer_by_layer(
+    job: Job, statistics: Mapping[str, LayerInputs], title: str
+) -> Iterator[tuple[str, LayerInputs]]:
+    """The inputs of each layer; meanwhile it and the norm before it are on the device."""
+    for name, inputs in job.track(statistics.items(), title):
+        names = filter(None, (name, job.adapter.norm_before(name)))
+        with job.placement.visit(*map(job.model.get_submodule, names)):
+            yield name, inputs
+
+
 def _channels_first(x: Tensor, layer: QuantLayer) -> Tensor:
     """Channels x everything else."""
     axis = 1 if isinstance(layer, nn.Conv2d) else -1
