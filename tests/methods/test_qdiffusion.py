@@ -101,7 +101,7 @@ def test_both_halves_decide_their_rounding():
             assert ours.weight.dtype == torch.uint8 and not torch.equal(ours.weight, nearest.weight)
 
 
-@pytest.mark.parametrize("options", [{"profile": "paper"}, {"weights": 16, "inputs": 32}])
+@pytest.mark.parametrize("options", [{"profile": "tfmq"}, {"weights": 16, "inputs": 32}])
 def test_nothing_is_split_where_shortcuts_stay_in_float(options):
     original = tiny.model("unet2d")
     result = lowtide.quantize(
