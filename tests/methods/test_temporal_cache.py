@@ -215,7 +215,7 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
     recipe = changed(METHODS[method](Settings()), Maintain, **fields)
     assert isinstance(recipe[-1], Pack)
     recipe = (*recipe[:-1], Simulate(), recipe[-1])
-    result, error = quantized(recipe, monkeypatch, profile="paper", **options)
+    result, error = quantized(recipe, monkeypatch, profile="tfmq", **options)
     summary = result.report["temporal"]
     first = result.model.time_embedding.linear_1
     assert set(result.plan.cached) == set(adapt(tiny.model("unet2d")).temporal()[0].features)
@@ -246,7 +246,7 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
     [
         ({"selection": False}, {"weights": 4, "inputs": 8}, 1),
         ({"bits": 6}, {"weights": 8, "inputs": 6}, -1),
-        ({"bits": 6}, {"weights": 8, "inputs": 6, "profile": "paper"}, -1),
+        ({"bits": 6}, {"weights": 8, "inputs": 6, "profile": "tfmq"}, -1),
         ({"bits": 32}, {"weights": 4, "inputs": 16}, 1),
         ({}, {"weights": 4, "inputs": 8, "keep_temporal": True}, -1),
     ],
