@@ -42,7 +42,7 @@ from lowtide.settings import Settings, settings_from
 from lowtide.stages.base import Call, Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.placing import on_the_device
-from lowtide.workflows.method_table import lined
+from lowtide.workflows.method_ranks import lined
 
 Json = dict[str, Any]
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}

@@ -20,7 +20,7 @@ from torch import nn
 import lowtide
 from lowtide import sampling
 from lowtide.evaluation.metrics.pairs import each_psnr
-from lowtide.workflows.method_table import lined
+from lowtide.workflows.method_ranks import lined
 
 STEPS = 20
 SEEDS = (11, 12, 13, 14)

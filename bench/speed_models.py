@@ -34,7 +34,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lowtide.report.speed_tables import lines
-from lowtide.workflows.method_table import lined
+from lowtide.workflows.method_ranks import lined
 from lowtide.workflows.speed_bench.turns import SpeedOptions, measure_speed
 from lowtide.workflows.to_folder import quantize_to_folder
 

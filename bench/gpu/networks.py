@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
+from lowtide.sampling.drivers import Role
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job
@@ -103,6 +104,8 @@ KINDS: dict[str, tuple[type[nn.Module], Json, Json]] = {
 }
 NAMES = ("sd15", "dit-xl-2", "sdxl")
 
+ROLE = Role(latents=True, prompted=True)  # of networks without a pipeline
+
 
 def network(
     name: str, device: torch.device, dtype: torch.dtype, *, tiny: bool, **changes: object
@@ -140,7 +143,9 @@ def job_of(
     arguments = [inputs_of(model, batch) for _ in range(calls)]
     adapter = adapter or adapt(model, arguments[0])
     pipe: Any = None  # Collect alone draws with it, and has no part in this job
-    job = Job(pipe, model, adapter, settings, "minmax", console=Console(quiet=True))
+    job = Job(
+        pipe, model, adapter, settings, "minmax", given_role=ROLE, console=Console(quiet=True)
+    )
     job.calls = [Call(TIMESTEP, each, kept=True) for each in arguments]
     return job
 

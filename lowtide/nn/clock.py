@@ -135,6 +135,7 @@ class Clock(nn.Module):
         self.timesteps = torch.tensor(timesteps, dtype=torch.int32, device=device)
         self.known = {timestep: index for index, timestep in enumerate(timesteps)}
         self.index = torch.zeros((), dtype=torch.long)
+        self.places = None
         if per_step:
             columns = nearest.to(device)
             self.scale = self.scale[:, columns]

@@ -120,15 +120,16 @@ def _whole_config(own: Scheduler) -> dict[str, Any]:
     """The scheduler's configuration, with all values that differ from its defaults.
 
     A pipeline may change a value after the scheduler was made, such as Stable Diffusion
-    `steps_offset`. diffusers would then still take the value for a default and leave it behind.
+    `steps_offset`; diffusers would still take it for a default and leave it behind. And a file
+    holds defaults too, which diffusers would carry over: a model that was saved would then get
+    other timesteps than before.
     """
     config = dict(own.config)
     parameters = signature(type(own).__init__).parameters
-    untouched = config.get("_use_default_values", ())
     config["_use_default_values"] = [
         name
-        for name in untouched
-        if name not in parameters or config.get(name) == parameters[name].default
+        for name, value in config.items()
+        if name in parameters and value == parameters[name].default
     ]
     return config
 

@@ -55,9 +55,13 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float_inputs(tmp_path_factory):
-    """Inputs in float: only the rounding of the weights and the schedule change these images."""
+    """Inputs and caches in float: only rounded weights and the schedule change these images."""
     return quantized(
-        "temporal_cache", tmp_path_factory.mktemp("float_inputs"), keep_temporal=True, inputs=16
+        "temporal_cache",
+        tmp_path_factory.mktemp("float_inputs"),
+        keep_temporal=True,
+        inputs=16,
+        stages={"maintain": {"bits": 32}},
     )
 
 

@@ -21,6 +21,7 @@ def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
     options = {
         "steps": 50,
         "inputs": inputs,
+        "stages": {"maintain": {"bits": 8 if inputs == 8 else 32}},
         "images": 1,
         "calibration_steps": 1,
         "iters": 2,

