@@ -66,7 +66,7 @@ def mse(
     if isinstance(format, Mixed):
         shrink = _best_shrink(rows.float(), format, norm, candidates)
     else:
-        plain = replace(format, group=None, axis=0) if isinstance(format, Affine) else format
+        plain = replace(format, group=None)
         pieces = rows.split(max(1, PIECE // rows.shape[1]))
         parts = [_best_shrink(piece.float(), plain, norm, candidates) for piece in pieces]
         shrink = torch.cat(parts)
