@@ -29,6 +29,7 @@ SEED = 0
 SECONDS = {"lowtide.formats": 5.0, "lowtide.methods": 20.0, "lowtide.stages": 20.0}
 # Estimates of seconds and bytes, and lines for the terminal: other tests than these see to them.
 NOT_SAMPLED = re.compile(r"cost__|_cost__|summary__|predict_plan__")
+KILLED = ("killed", "timeout", "segfault")
 # Parts of a line. A change of nothing but such a part is sorted by its name.
 PARTS = {
     "words": re.compile(r'"[^"]*"'),
@@ -96,11 +97,16 @@ def mutants(folders: tuple[str, ...]) -> dict[str, dict[str, int | None]]:
 
 def sampled(by_file: Mapping[str, Iterable[str]], size: int) -> list[str]:
     """As many mutants of each file as its share of all, drawn with a seed of the file's own."""
-    total = sum(map(len, by_file.values()))
+    candidates = {
+        path: sorted(name for name in names if not NOT_SAMPLED.search(name))
+        for path, names in by_file.items()
+    }
+    total = sum(map(len, candidates.values()))
     chosen: list[str] = []
-    for path, names in by_file.items():
-        draw = random.Random(f"{SEED} {path}")
-        chosen += draw.sample(sorted(names), round(len(names) * min(1, size / total)))
+    for path, names in candidates.items():
+        # Shuffled, not sampled: a small sample is a part of a larger one.
+        random.Random(f"{SEED} {path}").shuffle(names)
+        chosen += names[: round(len(names) * min(1, size / total))]
     return chosen
 
 
@@ -109,9 +115,10 @@ def results() -> Iterator[tuple[str, str, str, str]]:
     for path, codes in mutants((WHOLE, *SAMPLED)).items():
         for name, code in codes.items():
             status = status_by_exit_code[code]
-            if status != "not checked":
-                lost = status in ("survived", "no tests")
-                yield path, name, status if lost else "killed", change(name) if lost else ""
+            if status in KILLED:
+                yield path, name, "killed", ""
+            elif status != "not checked":
+                yield path, name, status, change(name)
 
 
 def change(name: str) -> str:
