@@ -33,8 +33,9 @@ KILLED = ("killed", "timeout", "segfault")
 # Parts of a line. A change of nothing but such a part is sorted by its name.
 PARTS = {
     "words": re.compile(r'"[^"]*"'),
-    "another device": re.compile(r"(, )?device=[\w.]+|\.to\([\w.]+\)"),
-    "strict zip": re.compile(r", (strict=\w+)?"),
+    "another device": re.compile(r",? ?device=[\w.]+|\.to\([\w.]+\)"),
+    "dtype": re.compile(r",? ?dtype=[\w.]+"),
+    "strict zip": re.compile(r",? ?strict=\w+"),
 }
 
 
@@ -130,7 +131,7 @@ def change(name: str) -> str:
 
 def kind(change: str) -> str:
     """The part of the line that the change is confined to, or "code"."""
-    before, _, after = change.partition("\n+")
+    before, _, after = change.replace(", )", ")").partition("\n+")
     for name, part in PARTS.items():
         if part.sub("", before[1:]) == part.sub("", after):
             return name

@@ -157,6 +157,9 @@ def test_a_digest_is_of_stages_options_settings_and_weights():
         recipe_digest(recipe, Settings(), "others"),
     ]
     assert len({digest, *others}) == 5
+    orders = [{"tiar": {"times": 2}, "omq": {}}, {"omq": {}, "tiar": {"times": 2}}]
+    first, second = (recipe_digest(recipe, Settings(stages=each), "weights") for each in orders)
+    assert first == second
 
 
 def test_arguments_go_to_the_device_of_the_model_whatever_they_are_nested_in():
