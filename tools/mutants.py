@@ -29,11 +29,11 @@ SEED = 0
 SECONDS = {"lowtide.formats": 5.0, "lowtide.methods": 20.0, "lowtide.stages": 20.0}
 # Estimates of seconds and bytes, and lines for the terminal: other tests than these see to them.
 NOT_SAMPLED = re.compile(r"cost__|_cost__|summary__|predict_plan__")
-KILLED = ("killed", "timeout", "segfault")
+STATUSES = ("killed", "survived", "no tests", "timeout")
 # Parts of a line. A change of nothing but such a part is sorted by its name.
 PARTS = {
     "words": re.compile(r'"[^"]*"'),
-    "another device": re.compile(r",? ?device=[\w.]+|\.to\([\w.]+\)"),
+    "another device": re.compile(r",? ?device=[\w.]+|\.to\((None|[\w.]*device)\)"),
     "dtype": re.compile(r",? ?dtype=[\w.]+"),
     "strict zip": re.compile(r",? ?strict=\w+"),
 }
@@ -116,10 +116,8 @@ def results() -> Iterator[tuple[str, str, str, str]]:
     for path, codes in mutants((WHOLE, *SAMPLED)).items():
         for name, code in codes.items():
             status = status_by_exit_code[code]
-            if status in KILLED:
-                yield path, name, "killed", ""
-            elif status != "not checked":
-                yield path, name, status, change(name)
+            if status in STATUSES:
+                yield path, name, status, "" if status == "killed" else change(name)
 
 
 def change(name: str) -> str:
@@ -141,10 +139,10 @@ def kind(change: str) -> str:
 def report(rows: Iterable[tuple[str, str, str, str]]) -> str:
     rows = list(rows)
     counts = Counter((path, status) for path, _, status, _ in rows)
-    statuses = ("killed", "survived", "no tests")
-    lines = ["| file | mutants | killed | survived | without tests |", "|---|--:|--:|--:|--:|"]
+    lines = ["| file | mutants | killed | survived | without tests | timed out |"]
+    lines.append("|---|--:|--:|--:|--:|--:|")
     for path in sorted({path for path, _ in counts}):
-        numbers = [counts[path, status] for status in statuses]
+        numbers = [counts[path, status] for status in STATUSES]
         lines.append(f"| {path} | {sum(numbers)} | {' | '.join(map(str, numbers))} |")
     for name in ("code", *PARTS):
         lost = [row for row in rows if row[3] and kind(row[3]) == name]
