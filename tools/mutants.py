@@ -2,8 +2,9 @@
 
 mutmut makes the changes, called mutants, and runs the tests on them. Of lowtide/formats it runs
 all, of lowtide/methods and lowtide/stages a sample with a fixed seed. A mutant faces the tests that
-reach its function, the quickest first, until they have taken SECONDS together. The table by file
-and every survivor go to mutants/survivors.md; docs/mutants.md sorts them by reason.
+reach its function: those of its own file, such as tests/stages/test_tape.py, and quick ones of
+other files. The table by file and all survivors go to mutants/survivors.md; docs/mutants.md sorts
+them by reason.
 """
 
 import argparse
@@ -26,7 +27,9 @@ STATS = FOLDER / "mutmut-stats.json"
 WHOLE = "lowtide/formats/"
 SAMPLED = ("lowtide/methods/", "lowtide/stages/")
 SEED = 0
-SECONDS = {"lowtide.formats": 5.0, "lowtide.methods": 20.0, "lowtide.stages": 20.0}
+# Of tests that a mutant faces: those of its own file, and those of others by the mutant's room.
+OWN_SECONDS = 60.0
+SECONDS = {"formats": 5.0, "methods": 20.0, "stages": 20.0}
 # Estimates of seconds and bytes, and lines for the terminal: other tests than these see to them.
 NOT_SAMPLED = re.compile(r"cost__|_cost__|summary__|predict_plan__")
 STATUSES = ("killed", "survived", "no tests", "timeout")
@@ -63,19 +66,24 @@ def run_mutmut(names: list[str], children: int) -> None:
 
 
 def bound_tests() -> None:
-    """Keep the quickest tests of each function, as many as fit into the room's SECONDS."""
+    """Keep the quickest tests of each function, as many as fit into the seconds above."""
     stats = json.loads(STATS.read_text())
-    tests = stats["tests_by_mangled_function_name"]
     durations = stats["duration_by_test"]
-    bounded = {
-        name: quickest(reached, durations, SECONDS[".".join(name.split(".")[:2])])
-        for name, reached in tests.items()
-    }
+    tests = stats["tests_by_mangled_function_name"]
+    bounded = {name: near(name, reached, durations) for name, reached in tests.items()}
     STATS.write_text(json.dumps(stats | {"tests_by_mangled_function_name": bounded}))
 
 
+def near(name: str, tests: Iterable[str], durations: Mapping[str, float]) -> list[str]:
+    """The tests of the function's own file, and quick ones of other files."""
+    room, module = name.split(".")[1:3]
+    own = {test for test in tests if test.startswith(f"tests/{room}/test_{module}")}
+    rest = set(tests) - own
+    return [*quickest(own, durations, OWN_SECONDS), *quickest(rest, durations, SECONDS[room])]
+
+
 def quickest(tests: Iterable[str], durations: Mapping[str, float], seconds: float) -> list[str]:
-    """At least one."""
+    """As many as fit; at least one."""
     chosen: list[str] = []
     for test in sorted(tests, key=lambda test: (durations[test], test)):
         seconds -= durations[test]
