@@ -97,7 +97,7 @@ def _best_shrink(rows: Tensor, format: Format, norm: Norm, candidates: int) -> T
         best.compare(share.expand_as(best.share))
     neighbours = [step for step in range(1 - COARSE, COARSE) if step]
     around = 0.01 * torch.tensor(neighbours, device=rows.device)
-    fine = (best.share + around[:, None, None].to(best.share)).clamp(0.01, 1.0)
+    fine = (best.share + around[:, None, None].to(best.share)).clamp(max=1.0)
     for share in fine:
         best.compare(share)
     return best.share
