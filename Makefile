@@ -11,7 +11,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := -m pytest -q -n $(WORKERS) -m "not slow"
 
-.PHONY: demo test slow sanitize lint docs wheel-check compat compat-lowest compat-newest peers table clean
+.PHONY: demo test slow mutants sanitize lint docs wheel-check compat compat-lowest compat-newest peers table clean
 
 # What the native kernels are built from.
 NATIVE := setup.py $(wildcard lowtide/kernels/native/*)
@@ -30,6 +30,11 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# Which changes of one expression no test notices; about three quarters of an hour. docs/mutants.md says what it found.
+mutants: $(READY)
+	$(BIN)/pip install --quiet -e ".[mutants]"
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py --max-children $(WORKERS)
 
 # The tests of the native kernels against a build that stops at undefined behaviour and at memory errors.
 # setup.py says what the flags mean; its own build has Python's -fwrapv, which would hide overflows.
@@ -89,4 +94,4 @@ table: $(READY)
 	TORCH="$(TORCH)" $(BIN)/python bench/table.py $(QUICK)
 
 clean:
-	rm -rf .venv .venv-compat-* demo build *.egg-info lowtide/kernels/_native*.so
+	rm -rf .venv .venv-compat-* demo build mutants *.egg-info lowtide/kernels/_native*.so

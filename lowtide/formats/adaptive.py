@@ -43,7 +43,7 @@ class Adaptive:
     def params(self, lo: Tensor, hi: Tensor, channels: int | None = None) -> Grid:
         """The uniform grid of every step; `choose` makes some of the steps log2."""
         hi = hi.float()
-        scale = torch.where(hi > 0, hi / self.top, torch.ones_like(hi))
+        scale = torch.where(hi > 0, hi / self.top, 1.0)
         return Grid(scale, torch.zeros_like(hi))
 
     def choose(self, uniform: Grid, peak: Tensor, log2: Tensor) -> Grid:

@@ -29,7 +29,8 @@ class Log2:
         return x.reshape(1, -1)
 
     def params(self, lo: Tensor, hi: Tensor, channels: int | None = None) -> Grid:
-        scale = torch.where(hi > 0, hi.float(), torch.ones_like(hi, dtype=torch.float32))
+        hi = hi.float()
+        scale = torch.where(hi > 0, hi, 1.0)
         return Grid(scale, torch.zeros_like(scale))
 
     def encode(self, x: Tensor, grid: Grid) -> Tensor:

@@ -69,7 +69,7 @@ def mse(
     if isinstance(format, Mixed):
         shrink = _best_shrink(rows.float(), format, norm, candidates)
     else:
-        plain = replace(format, group=None, axis=0) if isinstance(format, Affine) else format
+        plain = replace(format, group=None)
         elements = PIECE if rows.device.type == "cpu" else DEVICE_PIECE
         pieces = rows.split(max(1, elements // rows.shape[1]))
         parts = [_best_shrink(piece.float(), plain, norm, candidates) for piece in pieces]
@@ -101,7 +101,7 @@ def _best_shrink(rows: Tensor, format: Format, norm: Norm, candidates: int) -> T
         best.compare(share.expand_as(best.share))
     neighbours = [step for step in range(1 - COARSE, COARSE) if step]
     around = 0.01 * torch.tensor(neighbours, device=rows.device)
-    fine = (best.share + around[:, None, None].to(best.share)).clamp(0.01, 1.0)
+    fine = (best.share + around[:, None, None].to(best.share)).clamp(max=1.0)
     for share in fine:
         best.compare(share)
     return best.share

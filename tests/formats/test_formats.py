@@ -112,6 +112,11 @@ def test_wrong_bits_are_refused(bits):
         check_bits(bits, "weights")
 
 
+@pytest.mark.parametrize("bits", [*range(1, 9), 16, 32])
+def test_other_bits_are_returned(bits):
+    assert check_bits(bits, "weights") == bits
+
+
 @pytest.mark.parametrize(
     "form", [None, Affine(4, signed=True, axis=0, group=64), Mixed((1, 2, 3)), Log2(4)]
 )

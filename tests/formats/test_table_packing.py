@@ -1,5 +1,6 @@
 """Tables that are packed into one tensor are unpacked to the same bits."""
 
+import pytest
 import torch
 
 from lowtide.formats import PackedTable, pack_tables, table_words, unpack_tables
@@ -33,3 +34,15 @@ def test_a_cast_of_the_module_leaves_the_bits():
     module.register_buffer("grid", pack_tables([table], PLACES[:1]))
     (unpacked,) = unpack_tables(module.to(torch.bfloat16).grid, PLACES[:1])
     assert torch.equal(unpacked, table)
+
+
+def test_tables_take_the_dtype_of_their_place():
+    tables = [torch.tensor([[0.5], [1.5], [-2.0]]).double(), torch.tensor([[1], [2], [255]])]
+    unpacked = unpack_tables(pack_tables(tables, PLACES[:2]), PLACES[:2])
+    assert torch.equal(unpacked[0], tables[0].float())
+    assert torch.equal(unpacked[1], tables[1].byte())
+
+
+def test_a_table_without_a_place_is_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        pack_tables([torch.zeros(3, 1)] * 2, PLACES[:1])

@@ -16,7 +16,7 @@ from lowtide.settings import Settings
 from lowtide.stages import distill
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
-from lowtide.stages.batches import CalibrationBatches
+from lowtide.stages.batches import CalibrationBatches, last_features
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill, DistillLoop, Student, answer_of
 from lowtide.stages.fit_ranges import FitRanges, run_call
@@ -176,3 +176,88 @@ def test_guidance_branches_are_held_out_together():
     job.calls = [replace(call, arguments=job.calls[0].arguments | doubled) for call in job.calls]
     batches = CalibrationBatches(job)
     assert {row for _, row in batches.held_out} == {7, 15}
+
+
+@pytest.mark.parametrize(
+    ("iters", "options", "rates"),
+    [
+        (16_000, {}, (1 / 2500, 1e-3, 1e-4)),
+        (1_000, {}, (8 / 2500, 8e-3, 8e-4)),
+        (32_000, {"ranges": False}, (1 / 2500, 0.0, 1e-4)),
+        (1_000, {"scale_rate": 0.01, "range_rate": 0.01}, (8 / 2500, 0.02, 0.02)),
+    ],
+)
+def test_rates_are_the_papers_at_its_iterations_and_larger_with_fewer(iters, options, rates):
+    """Eight is 16 to the power of 3/4; a scale changes by 2 % of itself at most."""
+    job = prepared(iters=iters, steps=1, images=2)
+    student = Student(job, Distill(rank=3, **options))
+    steps = [layer.grid.scale.mean().item() for layer in student.layers.values()]
+    *factors, ranges, scales = student.start()
+    weight_rate, range_rate, scale_rate = rates
+    ours = [group["lr"] for group in factors]
+    assert ours == pytest.approx([weight_rate * step for step in steps])
+    assert ranges["lr"] == pytest.approx(range_rate) and scales["lr"] == pytest.approx(scale_rate)
+    assert len(ranges["params"]) == len(student.inputs)
+    assert len(scales["params"]) == len(student.layers) == len(factors)
+    for group, layer in zip(factors, student.layers.values(), strict=True):
+        rows, columns = layer.weight.flatten(1).shape
+        assert {tuple(each.shape) for each in group["params"]} == {(rows, 3), (3, columns)}
+    student.finish()
+
+
+def test_the_rate_falls_to_zero_in_a_line(monkeypatch):
+    rates: list[list[float]] = []
+    step = torch.optim.Adam.step
+
+    def stepped(self):
+        rates.append([round(group["lr"] / group["first"], 9) for group in self.param_groups])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", stepped)
+    Distill().run(prepared(iters=4, steps=1, images=2))
+    assert [set(each) for each in rates] == [{1.0}, {0.75}, {0.5}, {0.25}]
+
+
+def test_a_judgement_is_the_mean_loss_of_four_batches(monkeypatch):
+    job = prepared(images=16, steps=1)
+    loop = DistillLoop(job, Student(job, Distill()))
+    held_out: list[list] = []
+    losses = iter([1.0, 2.0, 3.0, 6.0] * 2)
+
+    def task_loss(self, batch):
+        held_out.append(batch)
+        return torch.tensor(next(losses))
+
+    monkeypatch.setattr(DistillLoop, "task_loss", task_loss)
+    assert loop.judge() == loop.judge() == 3.0
+    assert held_out[:4] == held_out[4:]
+    assert len({tuple(batch) for batch in held_out}) > 1
+    assert {loop.batches.image(place) for batch in held_out for place in batch} == {14, 15}
+
+
+def test_the_loss_is_summed_over_a_sample_and_terms_are_added():
+    job = prepared(steps=2, images=4)
+    loop = DistillLoop(job, Student(job, Distill()))
+    batch = [(0, 1), (0, 2), (1, 1), (1, 2)]
+    set_precision(job.model, Precision.FULL)
+    with torch.no_grad():
+        ours = run_answers(job, batch)
+        plain = loop.task_loss(batch).item()
+        expected = (ours - loop.batches.targets(batch)).square().sum((1, 2, 3)).mean().item()
+        assert plain == pytest.approx(expected, rel=1e-4)
+        seen: list[tuple] = []
+        job.terms = [lambda *sides: (seen.append(sides), torch.tensor(0.5))[1]] * 2
+        assert loop.paired_loss(batch).item() == pytest.approx(plain + 1.0, rel=1e-4)
+    student, teacher = seen[0]
+    assert student.shape == teacher.shape == (2, 2, 16, 64)
+    set_precision(job.model, Precision.FLOAT)
+    with last_features(job) as features, torch.no_grad():
+        loop.answer(batch)
+    assert torch.equal(teacher, features[0].reshape(2, 2, 16, 64))
+    assert not torch.equal(student, teacher)
+
+
+def run_answers(job: Job, batch: list[tuple[int, int]]) -> torch.Tensor:
+    """The model's answers to these samples, from whole calls."""
+    whole = [run_call(job, call)[0] for call in job.calls]
+    return torch.stack([whole[call][row] for call, row in batch])

@@ -116,3 +116,34 @@ def test_all_steps_as_one() -> None:
         [-3.0],
         [2.0],
     ]
+
+
+def test_rows_hold_both_ends_and_what_each_value_stands_for() -> None:
+    """The ends are in the range of a search, but weigh nothing: a tail is among the sample."""
+    statistics = InputStatistics.empty(2)
+    for first in (0.0, 10.0):
+        statistics.add(first + torch.arange(3.0), 0, torch.Generator())
+    large = torch.arange(4096.0)
+    statistics.add(large, 1, torch.Generator().manual_seed(0))
+    (small, alike), (values, weights) = statistics.rows()
+    assert small.tolist() == [0, 12, 0, 1, 2, 10, 11, 12]
+    assert alike.tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    share = (4096 - 2 * TAILS) / KEPT_VALUES
+    assert weights.tolist() == [0] * 2 + [share] * KEPT_VALUES + [1] * 2 * TAILS
+    assert values[:2].tolist() == [0, 4095]
+    assert values[-2 * TAILS :].tolist() == [*range(TAILS), *range(4096 - TAILS, 4096)]
+    assert [len(drawn) for drawn in statistics.drawn()] == [6, KEPT_VALUES]
+    whole = statistics.whole()
+    assert (whole.lo.tolist(), whole.hi.tolist()) == ([0], [4095])
+    assert whole.samples == [[*statistics.samples[0], *statistics.samples[1]]]
+
+
+def test_only_what_was_called_has_a_range() -> None:
+    statistics = InputStatistics.empty(3)
+    assert not statistics.called
+    statistics.add(torch.tensor([[-1.0, 2.0]]).half(), 1, None)
+    statistics.add(torch.tensor([[-0.5, 3.0]]), 1, None)
+    assert statistics.called
+    assert statistics.lo.tolist() == [float("inf"), -1, float("inf")]
+    assert statistics.filled().lo.tolist() == [-1] * 3
+    assert statistics.filled().hi.tolist() == [3] * 3

@@ -10,10 +10,12 @@ import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.machine import bf16
+from lowtide.models import Unit
 from lowtide.nn.quantizer import QDrop
 from lowtide.nn.rounding import AdaRound, RoundingOptimizer
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
+from lowtide.stages.base import Job
 from lowtide.stages.learn_ranges import RangeLearner, carried
 from lowtide.stages.reconstruct import Learner, rate, settled, sharpness
 
@@ -33,6 +35,29 @@ def test_the_schedule_is_the_papers():
     assert sharpness(0.2) == pytest.approx(20)
     assert sharpness(1.0) == pytest.approx(2)
     assert sharpness(0.6) == pytest.approx(11)
+
+
+def test_a_warm_start_begins_half_way_down():
+    assert [sharpness(progress, warm=True) for progress in (0, 0.5, 1)] == [11, 6.5, 2]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_penalty_comes_after_a_fifth_and_grows_sharper_with_every_iteration(warm, monkeypatch):
+    called: list[tuple[float, float]] = []
+
+    def iterate(self, loss, roundings, penalty, sharpness):
+        called.append((penalty, sharpness))
+        return torch.zeros(())
+
+    monkeypatch.setattr(Learner, "iterate", iterate)
+    model = tiny.model("unet2d")
+    job = Job(None, model, None, Settings(), "test")
+    unit = Unit("mid_block.resnets.0", kind="block", layers=(), reads=())
+    Learner(job, "test", unit, 10, warm=warm).minimise(None, None)
+    assert [penalty for penalty, _ in called] == [0, 0] + [0.01] * 8
+    first, gap = (9.2, 0.9) if warm else (20, 2.25)
+    sharp = [sharp for _, sharp in called][2:]
+    assert sharp == pytest.approx([first - gap * step for step in range(8)])
 
 
 def test_learning_ranges_lowers_the_distance_at_four_bits():
@@ -83,6 +108,11 @@ def test_the_range_of_every_step_is_learnt_though_only_some_are_kept():
     # change at any step.
     learnt = moved[moved.any(1)]
     assert len(learnt) > 20 and learnt.float().mean() > 0.95
+
+
+@pytest.mark.parametrize("iters", [1, 1000, 20_000, 80_000])
+def test_the_rate_grows_with_the_iterations_that_are_left_out(iters):
+    assert rate(iters) == pytest.approx(max(1e-3, 1e-3 * (20_000 / iters) ** 0.75))
 
 
 def test_settled_is_flat_and_decided():

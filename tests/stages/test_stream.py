@@ -1,5 +1,7 @@
 """The stream: one pass gives every unit the inputs and answers of whole forward passes."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import tiny_pipelines
@@ -8,12 +10,13 @@ import torch
 from lowtide import sampling
 from lowtide.models import adapt
 from lowtide.nn.precision import Precision
+from lowtide.nn.quantizer import QDrop
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
-from lowtide.stages.fit_ranges import run_call
+from lowtide.stages.fit_ranges import FitRanges, run_call
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.reconstruct import Learner
 from lowtide.stages.stream import Stream
@@ -95,6 +98,21 @@ def test_a_mixed_batch_answers_like_whole_passes():
             assert len(set(find_clock(job.model).index.tolist())) == 2
     whole = outputs_of(job, "mid_block.resnets.0", quantized=True)[[5, 0, 6, 1]]
     assert far(mixed, whole) < 1e-6
+
+
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_a_dropped_rounding_leaves_the_float_input(chance):
+    """QDrop at chance 1 is the block on float inputs, at 0 on quantized ones."""
+    job = started(inputs=4)
+    FitRanges().run(job)
+    for data in Stream(job, inputs_quantized=True).walk():
+        if data.unit.name == "mid_block.resnets.1":
+            drop = QDrop(chance, torch.Generator().manual_seed(0))
+            ours = data.answer([5, 0], drop)
+            floating = replace(data, inputs=data.floating).answer([5, 0])
+            quantized = data.answer([5, 0])
+    assert far(floating, quantized) > 1e-3
+    assert far(ours, floating if chance else quantized) < 1e-6
 
 
 def test_spilled_values_do_not_count_as_held():
