@@ -31,7 +31,7 @@ test: $(READY)
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
-# Which changes of one expression no test notices; about three quarters of an hour. docs/mutants.md says what it found.
+# Which changes of one expression no test notices; an estimated hour on two cores. docs/mutants.md says what it found.
 mutants: $(READY)
 	$(BIN)/pip install --quiet -e ".[mutants]"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py --max-children $(WORKERS)

@@ -1,4 +1,4 @@
-"""Changes of one expression that no test notices: `make mutants`, within an hour on two cores.
+"""Changes of one expression that no test notices: `make mutants`, an estimated hour on two cores.
 
 mutmut makes the changes, called mutants, and runs the tests on them. Of lowtide/formats it runs
 all, of lowtide/methods and lowtide/stages a sample with a fixed seed. A mutant faces the tests that
