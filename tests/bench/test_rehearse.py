@@ -36,6 +36,6 @@ def test_a_model_is_packed_saved_and_run(out: Path) -> None:
 def test_a_finished_model_is_not_run_again_and_a_failed_one_is_a_row(out: Path) -> None:
     kept = json.loads((out / "sdxl.json").read_text())
     (out / "sdxl.json").write_text(json.dumps(kept | {"minutes": 12.5}))
-    done = rehearse(out, "--models", "sdxl,pixart", "--layers", "-1")
+    done = rehearse(out, "--models", "sdxl,pixart", "--layers", "-1", "--size", "1")
     assert "12.5" in done.stdout and done.returncode == 1
     assert "failed" in json.loads((out / "pixart.json").read_text())

@@ -9,7 +9,6 @@ from lowtide import sampling
 from lowtide.formats import Affine
 from lowtide.methods import tcaq
 from lowtide.methods.tcaq import DAQ
-from lowtide.methods.temporal_cache import input_ranges
 from lowtide.models import adapt
 from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
@@ -18,7 +17,7 @@ from lowtide.stages.base import Job, run_recipe
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
-from lowtide.stages.temporal_features import JobFeatures
+from lowtide.stages.temporal_features import JobFeatures, input_ranges
 
 
 @pytest.mark.parametrize("per_step", [True, False])

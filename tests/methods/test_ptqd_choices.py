@@ -74,17 +74,30 @@ def test_each_step_takes_the_fewest_bits_whose_ratio_is_above_the_schedules(tmp_
     job = started(tmp_path, inputs=8)
     known = find_clock(job.model).known
     forward = {timestep: 1.0 + step for timestep, step in known.items()}  # 1, 2, 3, 4
-    fewer = {4: [1.5, 2.0, 0.0, 9.0], 6: [9.0, 2.5, 3.0, 0.0]}
-    asked: list[tuple] = []
+    ratios = {8: [3.0] * 4, 4: [1.5, 2.0, 0.0, 9.0], 6: [9.0, 2.5, 3.0, 0.0]}
+    asked: list = []
 
-    def at_fewer_bits(part: Job, candidates: list[int]) -> dict[int, torch.Tensor]:
-        asked.append((candidates, [call.timestep for call in part.calls]))
-        return {bits: torch.tensor(fewer[bits]) for bits in candidates}
+    class Tables:
+        """Stands for the tables of ranges, and notes the bits that are asked for."""
+
+        def __init__(self, part: Job):
+            asked.append([call.timestep for call in part.calls])
+            self.bits = 8
+            asked.append(self)
+
+        def use(self, bits: int) -> None:
+            self.bits = bits
+            asked.append(bits)
+
+        def restore(self) -> None:
+            asked.append("restored")
 
     monkeypatch.setattr(ptqd, "_forward_snr", lambda job: forward)
-    monkeypatch.setattr(ptqd, "_snr_at_fewer_bits", at_fewer_bits)
-    monkeypatch.setattr(ptqd, "measure", lambda job: moments([3.0] * 4, [1.0] * 4))
+    monkeypatch.setattr(ptqd, "_StepTables", Tables)
+    monkeypatch.setattr(ptqd, "measure", lambda job: moments(ratios[asked[1].bits], [1.0] * 4))
     StepAware(candidates=(4, 6, 8)).run(job)
     chosen = [job.report["ptqd"]["bits by step"][timestep] for timestep in known]
     assert chosen == [4, 6, 8, 4]  # at the third, no ratio is above 3
-    assert asked == [([4, 6], list(known))]
+    timesteps, _, *uses = asked
+    assert timesteps == list(known)
+    assert uses == [4, 6, "restored"]

@@ -1,7 +1,5 @@
 """Assign: which layers get formats, and why the others stay in float."""
 
-from dataclasses import replace
-
 import pytest
 import tiny
 import torch
@@ -66,29 +64,6 @@ def test_the_full_profile_rounds_all_but_the_inputs_of_the_ends(weights, inputs,
     assert "mid_block.resnets.0.conv1" not in job.plan.left
     assert job.plan.timesteps == tuple(sorted((call.timestep for call in job.calls), reverse=True))
     assert job.plan.times == tuple(map(float, job.plan.timesteps))
-
-
-def test_the_paper_profile_leaves_what_the_released_code_leaves():
-    job = assigned(weights=3, inputs=5, profile="paper")
-    floats = {
-        "conv_in": "first or last layer",
-        "conv_out": "first or last layer",
-        "down_blocks.0.downsamplers.0.conv": "shortcut or downsampling",
-        "time_embedding.linear_1": "first temporal layer",
-    } | {
-        f"{name}.conv_shortcut": "shortcut or downsampling"
-        for name in ("down_blocks.1.resnets.0", *shortcuts_of_the_way_up())
-    }
-    near = ("time_embedding.linear_2", "down_blocks.0.resnets.0.conv1")
-    left = {name: f"{reason} (paper profile)" for name, reason in floats.items()}
-    left |= {f"input of {name}": "near the input (paper profile)" for name in near}
-    said = {name: reason for name, reason in job.plan.left.items() if "(paper" in reason}
-    said.pop("attention")
-    assert said == left
-    inner = LayerPlan(Affine(3, axis=0), Affine(5), per_step=True)
-    layers = dict.fromkeys(job.adapter.layers().keys() - floats.keys(), inner)
-    assert job.plan.layers == layers | {name: replace(inner, input=None) for name in near}
-    assert job.plan.attentions == {}
 
 
 def shortcuts_of_the_way_up() -> list[str]:

@@ -61,7 +61,8 @@ def test_every_stage_says_what_it_did_and_how_long_it_took():
 
 
 def silent_job(**fields) -> Job:
-    job = Job(None, None, None, Settings(), "test", console=Console(file=io.StringIO()))
+    model = torch.nn.Linear(1, 1)
+    job = Job(None, model, None, Settings(), "test", console=Console(file=io.StringIO()))
     return replace(job, **fields)
 
 

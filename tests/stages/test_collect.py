@@ -79,13 +79,17 @@ def test_an_image_is_held_out_at_all_its_steps():
     assert batches.held_out == [(call, row) for call in (3, 4, 5) for row in (7, 8)]
     rest = {(call, row) for call in range(6) for row in range(9)} - set(batches.held_out)
     assert batches.training == sorted(rest)
-    # A pair needs a next step of the same batch.
-    assert batches.starts == sorted(place for place in rest if place[0] in (0, 1, 3, 4))
     assert [batches.image(place) for place in ((0, 4), (2, 4), (3, 4))] == [4, 4, 13]
     generator = torch.Generator().manual_seed(0)
     assert len(batches.draw(batches.training, generator)) == 5
     assert len(batches.draw(batches.held_out[:2], generator)) == 2
-    assert len(batches.pairs(generator)) == 4
+    # A pair needs a next step of the same batch.
+    calls = set()
+    for _ in range(50):
+        first, second, *later = batches.windows(generator)
+        assert later == [(first[0] + 1, first[1]), (second[0] + 1, second[1])]
+        calls |= {first[0], second[0]}
+    assert calls == {0, 1, 3, 4}
 
 
 def test_the_last_layers_inputs_are_recorded_inside_the_context_alone():

@@ -15,7 +15,7 @@ from lowtide.nn.swap import find_clock, quant_layers, set_precision
 from lowtide.settings import Settings
 from lowtide.stages import distill
 from lowtide.stages.assign import Assign
-from lowtide.stages.base import Job, run_recipe
+from lowtide.stages.base import Job, Term, run_recipe
 from lowtide.stages.batches import CalibrationBatches, last_features
 from lowtide.stages.collect import Collect
 from lowtide.stages.distill import Distill, DistillLoop, Student, answer_of
@@ -246,7 +246,7 @@ def test_the_loss_is_summed_over_a_sample_and_terms_are_added():
         expected = (ours - loop.batches.targets(batch)).square().sum((1, 2, 3)).mean().item()
         assert plain == pytest.approx(expected, rel=1e-4)
         seen: list[tuple] = []
-        job.terms = [lambda *sides: (seen.append(sides), torch.tensor(0.5))[1]] * 2
+        job.terms = [Term(lambda *sides: (seen.append(sides), torch.tensor(0.5))[1])] * 2
         assert loop.paired_loss(batch).item() == pytest.approx(plain + 1.0, rel=1e-4)
     student, teacher = seen[0]
     assert student.shape == teacher.shape == (2, 2, 16, 64)
