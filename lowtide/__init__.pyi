@@ -98,6 +98,7 @@ def plan(
     method: MethodName = "best",
     without: Sequence[str] = (),
     fit: str | int | None = None,
+    card: str | None = None,
     weights: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 4,
     inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 8,
     group: int | None = None,

@@ -72,6 +72,7 @@ FUNCTIONS = {
             'method: MethodName = "best"',
             "without: Sequence[str] = ()",
             "fit: str | int | None = None",
+            "card: str | None = None",
         ],
         Settings,
         "Estimate",
