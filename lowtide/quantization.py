@@ -78,11 +78,12 @@ def quantize(
         world.of_first(lambda: _check_folder(Path(folder)))
     named = isinstance(target, str | Path)
     # A model that is named is loaded on the CPU, and goes to the device as it is placed there.
+    asked = devices.chosen(settings.device) if named else None
     loaded_on = devices.CPU.type if named else settings.device
     loaded = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)
     pipe = _sampled_by(loaded, settings)
     model = _float_model(pipe)
-    device = devices.chosen(settings.device) if named else next(model.parameters()).device
+    device = asked or next(model.parameters()).device
     devices.check_own_card(device)
     weights = fingerprint(model)
     digest = recipe_digest(recipe, replace(settings, place=AUTO), weights, world.size)
