@@ -89,7 +89,7 @@ class Fused:
     def steps(self) -> list[Step | TorchStep]:
         fused = runtime.fused_forward(self.model)
         assert fused is not None
-        [program] = fused.prepared().programs.values()
+        [program] = fused.prepared().store.programs.values()
         return program.lowered.steps[program.lowered.conditional :]
 
     @property

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.attention import QuantAttention
@@ -20,16 +20,16 @@ from lowtide.nn.swap import packed_layers, quantizers
 from lowtide.runtime.covers import COVERS
 from lowtide.runtime.float_twin import record_twin
 from lowtide.runtime.graphs import Record
-from lowtide.runtime.guard import Modules, is_setting
+from lowtide.runtime.guard import Modules
 from lowtide.runtime.layers import NativeLayer, card_layer
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.on_gpu import GpuLayers
-from lowtide.runtime.prepared import PROGRAMS, TIMESTEP, conditions_of, timestep_tensor, uncollected
+from lowtide.runtime.prepared import TIMESTEP, conditions_of, timestep_tensor, uncollected
 from lowtide.runtime.program import Program
+from lowtide.runtime.program_store import ProgramStore
 from lowtide.runtime.steps import TorchStep
 from lowtide.runtime.target import card
-from lowtide.runtime.writes import Unfollowed
 
 Owner = PackedLinear | PackedConv2d | QuantAttention
 
@@ -38,7 +38,7 @@ class CardPrograms:
     """A program for each shape of the inputs. `reasons`: why some layers run in torch."""
 
     def __init__(self, root: nn.Module, gpu: GpuLayers, record: Record | None = None):
-        """`record`: how programs become CUDA graphs, if they do."""
+        """`record` captures each program as a CUDA graph; None captures nothing."""
         self.root = root
         self.gpu = gpu
         self.record = record
@@ -46,8 +46,7 @@ class CardPrograms:
         self.device = self.clock.scale.device
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
         self.modules = Modules(root, self.clock)
-        self.programs: dict[tuple, Program] = {}
-        self.unfollowed: dict[tuple, str] = {}
+        self.store = ProgramStore(self._new_program)
         self.lock = Lock()
         self.layers: dict[str, NativeLayer] = {}
         self.reasons = dict(gpu.reasons)
@@ -68,7 +67,7 @@ class CardPrograms:
         inputs = inputs | {TIMESTEP: timestep_tensor(inputs[TIMESTEP])}
         tensors = flat_inputs(inputs)
         with self.lock:
-            program = self._program(inputs, tensors)
+            program = self.store.program(inputs, tensors)
             if self.clock.keyed:
                 self.gpu.take_step()
                 program.numbers.step.copy_(self.gpu.step.now)
@@ -80,22 +79,6 @@ class CardPrograms:
         """What the program calls as a module: layers with kernels of their own, and attentions."""
         steps = [step for step in program.lowered.steps if isinstance(step, TorchStep)]
         return [owner for step in steps if (owner := _owner(step)) is not None]
-
-    def _program(self, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-        shapes = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
-        settings = [(name, value) for name, value in inputs.items() if is_setting(value)]
-        key = (*shapes, *sorted(settings))
-        if key in self.unfollowed:
-            raise Unfollowed(self.unfollowed[key])
-        if key not in self.programs:
-            while len(self.programs) >= PROGRAMS:
-                del self.programs[next(iter(self.programs))]
-            try:
-                self.programs[key] = self._new_program(inputs)
-            except Unfollowed as reason:
-                self.unfollowed[key] = str(reason)
-                raise
-        return self.programs[key]
 
     @torch.inference_mode(mode=False)
     @uncollected()

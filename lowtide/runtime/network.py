@@ -242,9 +242,9 @@ def explain(root: nn.Module) -> dict[str, Any]:
     """
     fused = fused_forward(root)
     state = None if fused is None else fused.programs or fused.state
-    if state is None or not state.programs:
+    if state is None or not state.store.programs:
         return {}
-    program = list(state.programs.values())[-1]
+    program = list(state.store.programs.values())[-1]
     steps = program.lowered.steps
     torch_steps = [step.name for step in steps if isinstance(step, TorchStep)]
     kinds = [type(step).__name__ for step in steps if not isinstance(step, TorchStep)]

@@ -21,15 +21,14 @@ from lowtide.nn.swap import packed_layers, quantizers
 from lowtide.runtime.covers import COVERS
 from lowtide.runtime.engines import Engines
 from lowtide.runtime.float_twin import record_twin
-from lowtide.runtime.guard import Modules, is_setting
+from lowtide.runtime.guard import Modules
 from lowtide.runtime.layers import NativeLayer, native_layer
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.onednn_layer import OneDnnLayer, unsupported
 from lowtide.runtime.program import Program
-from lowtide.runtime.writes import Unfollowed
+from lowtide.runtime.program_store import ProgramStore
 
-PROGRAMS = 4  # shapes whose programs are kept
 TIMESTEP = "timestep"
 VERSION = attrgetter("_version")
 IS_THERE = partial(is_not, None)
@@ -62,8 +61,7 @@ class Prepared:
         self.root = root
         self.engines = Engines(root, engine)
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
-        self.programs: dict[tuple, Program] = {}
-        self.unfollowed: dict[tuple, str] = {}
+        self.store = ProgramStore(self._new_program)
         self.lock = Lock()
         self.clock = find_clock(root)
         self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
@@ -116,27 +114,10 @@ class Prepared:
         step = int(self.clock.index) if self.clock.keyed else 0
         # A program has one set of memory, so two threads take turns.
         with self.lock:
-            program = self._program(inputs, tensors)
+            program = self.store.program(inputs, tensors)
             program.numbers.set_step(step)
             conditions = [_content(tensors[name]) for name in program.conditions]
             return program.run(tensors, (step, *conditions))
-
-    def _program(self, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-        """The program of these shapes and settings; the oldest makes room for a new one."""
-        shapes = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
-        settings = [(name, value) for name, value in inputs.items() if is_setting(value)]
-        key = (*shapes, *sorted(settings))
-        if key in self.unfollowed:
-            raise Unfollowed(self.unfollowed[key])
-        if key not in self.programs:
-            while len(self.programs) >= PROGRAMS:
-                del self.programs[next(iter(self.programs))]
-            try:
-                self.programs[key] = self._new_program(inputs)
-            except Unfollowed as reason:
-                self.unfollowed[key] = str(reason)
-                raise
-        return self.programs[key]
 
     @torch.inference_mode(mode=False)
     @uncollected()

@@ -102,7 +102,7 @@ def _add_seconds(place: list[float], act: Callable[[], object]) -> None:
 def _latest_program(root: nn.Module) -> Program:
     fused = fused_forward(root)
     assert fused is not None and fused.state is not None, "it has not run as a program"
-    return list(fused.state.programs.values())[-1]
+    return list(fused.state.store.programs.values())[-1]
 
 
 def _single_parts(program: Program) -> list[Any]:
@@ -234,7 +234,7 @@ def forget_features(root: nn.Module) -> None:
     """Forget the features that are kept for the conditions of earlier calls."""
     fused = fused_forward(root)
     if fused is not None and fused.state is not None:
-        for program in fused.state.programs.values():
+        for program in fused.state.store.programs.values():
             program.known.clear()
 
 

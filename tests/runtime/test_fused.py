@@ -93,7 +93,7 @@ def test_attention_reads_and_gives_codes(tmp_path):
     calls = Calls("dit", tmp_path)
     fused = runtime.fused_forward(calls.model)
     assert fused is not None
-    program = next(iter(fused.prepared().programs.values()))
+    program = next(iter(fused.prepared().store.programs.values()))
     attentions = [step for step in program.lowered.steps if isinstance(step, AttentionStep)]
     assert len(attentions) == len(calls.model.transformer_blocks)
     for step in attentions:

@@ -72,7 +72,7 @@ class OnCard:
         fused = runtime.fused_forward(self.model)
         assert fused is not None
         assert fused.programs is not None
-        [program] = fused.programs.programs.values()
+        [program] = fused.programs.store.programs.values()
         return program.lowered.steps[program.lowered.conditional :]
 
     @property
@@ -245,7 +245,7 @@ def test_a_kernel_that_does_not_fit_leaves_the_program_to_the_layers(monkeypatch
     def refuse(*_) -> None:
         raise OutOfResources(300_000, 232_448, "shared memory")
 
-    [program] = fused.programs.programs.values()
+    [program] = fused.programs.store.programs.values()
     monkeypatch.setattr(program, "run", refuse)
     with pytest.warns(UserWarning, match="layer by layer: its Triton kernel failed"):
         again = answers(found.model, found.samples)
