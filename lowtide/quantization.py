@@ -77,7 +77,7 @@ def quantize(
     if folder is not None:
         world.of_first(lambda: _check_folder(Path(folder)))
     named = isinstance(target, str | Path)
-    # A model that is named is loaded on the CPU, and goes to the device as it is placed there.
+    # A named model is loaded on the CPU. `on_the_device` moves it, whole or block by block.
     asked = devices.chosen(settings.device) if named else None
     loaded_on = devices.CPU.type if named else settings.device
     loaded = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)

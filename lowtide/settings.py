@@ -165,7 +165,7 @@ class Settings:
     pictures: Pictures = None
     seed: Annotated[
         int,
-        _help("What draws in calibration and learning start from.", CALIBRATION, ge=0, le=2**32),
+        _help("Seed of all random draws in calibration and learning.", CALIBRATION, ge=0, le=2**32),
     ] = 0
     memory: Annotated[
         int,

@@ -20,10 +20,11 @@ T = TypeVar("T")
 
 
 def _nothing() -> None:
-    """Nothing to undo."""
+    """The default of `undo`: do nothing."""
 
 
 def complain(line: str) -> None:
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

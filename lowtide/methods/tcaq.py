@@ -13,10 +13,11 @@ model's own path.
     base  temporal features rounded for themselves, one input range per step         stages.tiar
 
 Departs from the paper (not public; independent notes agree): timestep groups only thin the
-statistics, since one weight has one r. The minimum over channels is a low quantile. The paper sets
-R by hand; here each layer takes the R of the least error, or 1. r folds into a norm if no SiLU
-lies between, else it is a table of the layer. The likelihood ratio is against the exponential, on
-the upper half of the values (`against` adds the log-normal). K is 2; iterations halve each round.
+statistics, since one weight has one r. A low quantile over channels stands for the minimum, since a
+dead channel would make all other ratios explode. Each layer takes the R of the least error, or 1;
+the paper sets R by hand. r folds into a norm if no SiLU lies between, else it is a table. The
+likelihood ratio is against the exponential, on the upper half of the values (`against` adds the
+log-normal). K is 2. Iterations halve each round, which learns roundings alone, from the last ones.
 """
 
 from dataclasses import dataclass, replace

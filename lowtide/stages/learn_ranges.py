@@ -1,4 +1,4 @@
-"""LearnRanges: learn the input ranges of each unit for the float model's answers (LSQ)."""
+"""LearnRanges: learn the input ranges of each unit through straight-through rounding (LSQ)."""
 
 from dataclasses import dataclass
 from functools import partial

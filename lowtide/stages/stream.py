@@ -107,20 +107,20 @@ class UnitData:
 
     @property
     def samples(self) -> int:
-        """Samples of all calls."""
+        """The number of samples in all calls."""
         return sum(len(call.arguments["timestep"]) for call in self.calls)
 
     @property
     def drawn(self) -> int:
-        """Samples of one batch of all ranks together."""
+        """The number of samples in one batch, over all ranks."""
         return min(self.job.batch, self.samples)
 
     def choose(self, generator: torch.Generator) -> list[int]:
-        """A random batch of samples, for all ranks together."""
+        """Draw the numbers of the samples in one batch, which all ranks share out."""
         return torch.randint(self.samples, (self.drawn,), generator=generator).tolist()
 
     def choose_own(self, generator: torch.Generator) -> Sequence[int]:
-        """This rank's part of a random batch."""
+        """Draw a batch; the numbers of the samples that this rank computes."""
         return self.job.world.part(self.choose(generator))
 
     def loss(self, generator: torch.Generator, drop: QDrop | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""PTQD on given moments: what the sampler absorbs, and the bits that are enough, by hand."""
+"""PTQD on invented moments: the noise that a sampler absorbs, and the bits of each step."""
 
 from itertools import pairwise
 

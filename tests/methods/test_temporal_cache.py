@@ -101,7 +101,7 @@ def test_selection_judges_smoothed_layers_as_they_will_run(monkeypatch):
 
 @pytest.mark.parametrize("inputs", [8, 4])
 def test_the_cache_beats_tfmq_at_four_bits(inputs, monkeypatch):
-    """A cache has bits of its own, so with inputs of four bits it gains more."""
+    """Caches keep 8 bits at 4-bit inputs, so they lower the error by a larger factor there."""
     result, ours = quantized(temporal_cache.recipe(Settings()), monkeypatch, inputs=inputs)
     _, theirs = quantized(tfmq.recipe(Settings()), monkeypatch, inputs=inputs)
     assert ours.sum() < theirs.sum() / (5 if inputs == 8 else 100)
