@@ -69,12 +69,10 @@ class ErrorParts:
     """The error of a model's answers on its own path, as shares of the float answers (relative L2).
 
     whole: of all answers.
-    by_step: of it, the mean over images at each step; the same for all images.
-    steady: of that, the mean over all steps; the same for all images and steps.
+    steady: its mean over images and steps, which all of them share.
     """
 
     whole: float
-    by_step: float
     steady: float
 
 
@@ -90,11 +88,9 @@ def error_parts(original: nn.Module, calls: Sequence[sampling.Moment]) -> ErrorP
         squares += float(error.square().sum())
         reference += float(theirs.square().sum())
         means.append(error.mean(0))
-    batch = len(calls[0].eps)
-    by_step = batch * sum(float(mean.square().sum()) for mean in means)
-    steady = batch * len(means) * float(torch.stack(means).mean(0).square().sum())
-    whole, same, always = ((part / reference) ** 0.5 for part in (squares, by_step, steady))
-    return ErrorParts(whole, same, always)
+    answers = len(calls[0].eps) * len(means)
+    steady = answers * float(torch.stack(means).mean(0).square().sum())
+    return ErrorParts(whole=(squares / reference) ** 0.5, steady=(steady / reference) ** 0.5)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ import torch
 from fused_networks import ROUNDED_ALIKE, distance
 from gpu.networks import inputs_of, packed
 from torch import Tensor, nn
-from triton_layers import DEVICE
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from triton_interpreter import interpret
+
 import lowtide
 from lowtide import runtime, sampling
-from lowtide.kernels.triton import tiles
 from lowtide.methods import relevant_options
-from lowtide.runtime import network, on_gpu
 
 QUICK = {"steps": 2, "images": 1, "calibration_steps": 2, "iters": 1, "batch": 1}
 SMALL = {"sample_size": 4, "block_out_channels": (8, 16), "norm_num_groups": 4}
@@ -53,13 +52,7 @@ PIPELINES = {
 
 @pytest.fixture
 def on_card(monkeypatch):
-    """Where there is no card, the interpreter takes its place, on tiles that it likes."""
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(on_gpu, "missing", lambda device: "")
-        monkeypatch.setattr(network, "is_card", lambda device: True)
-        wide = (tiles.Tile(64, 64, 128, 1, 1), tiles.Tile(64, 64, 64, 1, 1))
-        monkeypatch.setitem(tiles.CARDS, tiles.INTERPRETER, tiles.Card(1, 2**20, wide))
-        tiles.choose.cache_clear()
+    interpret(monkeypatch, columns=64)
 
 
 def denoiser(name: str, folder) -> tuple[nn.Module, list[tuple[tuple, dict]]]:

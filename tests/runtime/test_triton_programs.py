@@ -15,6 +15,7 @@ from fused_networks import (
     Fused,
     Network,
     answers,
+    check_alike,
     conv,
     distance,
 )
@@ -24,13 +25,12 @@ from triton_layers import DEVICE
 pytest.importorskip("triton", reason="triton is not installed")
 
 from triton.runtime.errors import OutOfResources
+from triton_interpreter import interpret
 
 from lowtide import runtime
 from lowtide.errors import BadInput
-from lowtide.kernels.triton import tiles
 from lowtide.nn.clock import find_clock
 from lowtide.nn.swap import quantizers
-from lowtide.runtime import network, on_gpu
 from lowtide.runtime.steps import GemmStep, StreamStep, TorchStep
 
 EXACT = 2e-6  # where no value rounds the other way, because a sum ends in another last digit
@@ -39,13 +39,7 @@ HALF = 3e-2  # bfloat16: between two layers, the program rounds less often
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """Where there is no card, the interpreter takes its place, on tiles that it likes."""
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(on_gpu, "missing", lambda device: "")
-        monkeypatch.setattr(network, "is_card", lambda device: True)
-        wide = (tiles.Tile(64, 32, 128, 1, 1), tiles.Tile(64, 32, 64, 1, 1))
-        monkeypatch.setitem(tiles.CARDS, tiles.INTERPRETER, tiles.Card(1, 2**20, wide))
-        tiles.choose.cache_clear()
+    interpret(monkeypatch, columns=32)
 
 
 class OnCard:
@@ -61,10 +55,7 @@ class OnCard:
         assert runtime.explain(self.model), "it ran layer by layer"
         with runtime.plain(self.model):
             expected = answers(self.model, self.samples)
-        assert [each.dtype for each in found] == [each.dtype for each in expected]
-        distances = list(map(distance, found, expected))
-        assert min(distances) < bound, distances
-        assert max(distances) < ONE_ROUNDING_APART, distances
+        check_alike(found, expected, bound)
         return self
 
     @property
