@@ -2,9 +2,6 @@
 
     python bench/rehearse.py --out DIR [--models sdxl,sd15] [--dtype bfloat16] [--device cuda]
     python bench/rehearse.py --out DIR --models dit-xl-2 --layers 2 --size 16
-    python bench/rehearse.py --out DIR --models sd3 --without tiar
-
-TIAR learns SD3's temporal block as one unit of 683 million weights, which takes 30 GB.
 
 Each model goes from float to packed, to disk, and back for one step, in a process of its own. What
 is measured: peak memory (resident, and on the card), minutes by stage, bytes on disk. DIR keeps a

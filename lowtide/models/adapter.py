@@ -181,6 +181,11 @@ class Adapter:
                 meeting.update(*(value.last_leaves for value in free))
         return tuple(name for name in layers if name in meeting)
 
+    def inner_layers(self, unit: Unit) -> tuple[str, ...]:
+        """The layers of a temporal unit whose output its other layers read."""
+        read = frozenset().union(*(self._feeds[name] for name in unit.layers))
+        return tuple(name for name in unit.layers if name in read)
+
     def chunks(self, layer: str) -> int:
         """Into how many parts the network splits a temporal layer's output; scale and shift: 2."""
         followed: set[int] = set()

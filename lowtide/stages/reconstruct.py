@@ -176,7 +176,7 @@ class Learner:
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         """The codes of each layer: learnt ones, or those before where the loss is not lower."""
-        nearest = self._codes()
+        nearest = self.codes()
         before = self.judge(loss)
         layers = self.layers.values()
         self.minimise(loss, self._started())
@@ -184,14 +184,15 @@ class Learner:
             layer.finish_rounding()
         after = self.judge(loss)
         self.job.report.setdefault("losses", {})[f"{self.stage} {self.unit.name}"] = [before, after]
-        return self._codes() if after < before else nearest
+        return self.codes() if after < before else nearest
 
     def _started(self) -> RoundingOptimizer:
         """The roundings of all layers, which nothing else refers to once they have learnt."""
         started = [layer.start_rounding(warm=self.warm) for layer in self.layers.values()]
         return RoundingOptimizer(started, rate(self.iters))
 
-    def _codes(self) -> dict[str, Tensor]:
+    def codes(self) -> dict[str, Tensor]:
+        """The codes of each layer now."""
         codes: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             assert layer.codes is not None

@@ -38,11 +38,13 @@ class TemporalFeatures:
 class JobFeatures:
     """The features of a temporal unit of a job's model, at every calibrated timestep."""
 
-    def __init__(self, job: Job, unit: Unit):
+    def __init__(self, job: Job, unit: Unit, rows: Rows | None = None):
+        """`rows`: those of the whole unit, where this is a part of it."""
         self.model = job.model
         self.placement = job.placement
         self.unit = unit
-        self.features = TemporalFeatures(job.adapter, unit, _rows_of(job, unit))
+        self.rows = rows or _rows_of(job, unit)
+        self.features = TemporalFeatures(job.adapter, unit, self.rows)
 
     def __call__(self) -> list[Tensor]:
         """The features at the unit's precision now, each rows x width."""
