@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,13 @@ from torch import nn
 
 from lowtide import runtime, sampling
 from lowtide.checkpoint import diffusers_hook, file_format, folders
-from lowtide.checkpoint.facts import fingerprint, float_share, kernels, parameter_bytes
+from lowtide.checkpoint.facts import (
+    digest_of_parts,
+    fingerprint,
+    float_share,
+    kernels,
+    parameter_bytes,
+)
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
@@ -31,6 +37,7 @@ from lowtide.settings import Settings, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 from lowtide.stages.collect import Collect
+from lowtide.stages.conditions import applied
 from lowtide.stages.pack import Pack
 from lowtide.stages.placing import on_the_device
 from lowtide.validation import takes_options_of
@@ -86,7 +93,8 @@ def quantize(
     device = asked or next(model.parameters()).device
     devices.check_own_card(device)
     weights = fingerprint(model)
-    digest = recipe_digest(recipe, replace(settings, place=AUTO), weights, world.size)
+    sources = f"{weights} {digest_of_parts(pipe)}"
+    digest = recipe_digest(recipe, replace(settings, place=AUTO), sources, world.size)
     world.check_alike(f"{digest} {folder is None}")
     units = Path(folder) / digest if folder else None
 
@@ -98,7 +106,8 @@ def quantize(
     job.report |= {"options": settings.stages, "device": str(device)}
     job.report |= {"ranks": world.size, "batch": job.batch}
     collect, assign, reconstruct, pack = _four_parts(recipe)
-    with on_the_device(job, recipe, device, named=named):
+    kept_to = applied(job.conditions) if units else nullcontext()
+    with on_the_device(job, recipe, device, named=named), kept_to:
         run_recipe(collect, job)
         run_recipe(assign, job)
         run_recipe(reconstruct, job)

@@ -1,12 +1,15 @@
 """Facts of a model, float or packed: units, layers, bits, bytes, kernels, calibrated steps."""
 
 import hashlib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from lowtide import runtime, sampling
@@ -17,6 +20,7 @@ from lowtide.kernels.hashing import hashes
 from lowtide.models import Adapter, Unit, adapt
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
+from lowtide.sampling.pipelines import Pipeline
 from lowtide.stages.base import Job
 
 _FLOAT32 = 32
@@ -231,3 +235,35 @@ def fingerprint(model: nn.Module) -> str:
     for name, found in zip(state, hashes(list(state.values()), file_format.HASH), strict=True):
         digest.update(f"{name} {found}".encode())
     return digest.hexdigest()
+
+
+def digest_of_parts(pipe: Pipeline) -> str:
+    """A hash of all that calibration calls beside the denoiser, and of every configuration.
+
+    The weights of text encoders and of the decoder, their configurations, the denoiser's, and the
+    scheduler's. Tokenizers count by their class and size of vocabulary.
+    """
+    parts: dict[str, object] = {"scheduler": pipe.scheduler, "denoiser": sampling.denoiser(pipe)}
+    if isinstance(pipe, DiffusionPipeline):
+        parts |= pipe.components
+    digest = hashlib.blake2b(digest_size=8)
+    denoiser = parts["denoiser"]
+    for name in sorted(parts):
+        part = parts[name]
+        config = getattr(part, "config", None)
+        vocabulary = getattr(part, "vocab_size", None)
+        text = f"{name} {type(part).__name__} {_plain_config(config)} {vocabulary}"
+        digest.update(text.encode())
+        if isinstance(part, nn.Module) and part is not denoiser:
+            digest.update(fingerprint(part).encode())
+    return digest.hexdigest()
+
+
+def _plain_config(config: object) -> str:
+    """A configuration as text, without the path that it was read from."""
+    to_dict = getattr(config, "to_dict", None)
+    values = to_dict() if callable(to_dict) else config
+    if not isinstance(values, Mapping):
+        return ""
+    kept = {str(name): value for name, value in values.items() if name != "_name_or_path"}
+    return json.dumps(kept, sort_keys=True, default=str)

@@ -2,10 +2,10 @@
 
 Hardware support for bf16 does not answer the question: of two kinds of processor with avx512_bf16,
 one takes half the time in bf16 and the other takes twice the time (decision 0007). So a small
-convolution is timed once per process, forward and backward, in both precisions by turns.
+convolution is timed once per process, forward and backward, in both precisions by turns. A run that
+is resumed keeps to the answer of its start (stages/conditions.py).
 """
 
-import statistics
 import time
 from functools import cache
 
@@ -33,15 +33,18 @@ def pays(kind: str) -> bool:
     return time_in_bf16(kind) < MAX_TIME_RATIO
 
 
-def describe_products(parameter: torch.Tensor) -> str:
-    """The precision of products for a model with this parameter, and the reason for it."""
+def describe_products(parameter: torch.Tensor, *, low: bool) -> str:
+    """The precision of products for a model with this parameter, and the reason for it.
+
+    low: bf16 is used, as `pays` said when the run began.
+    """
     if parameter.dtype != torch.float32:
         return f"products in {str(parameter.dtype).removeprefix('torch.')}, the model's own"
-    ratio = time_in_bf16(parameter.device.type)
-    if ratio < MAX_TIME_RATIO:
+    if low:
         return "products in bf16"
-    reason = f": bf16 takes {ratio:.1f} x as long here" if ratio < float("inf") else ""
-    return f"products in float32{reason}"
+    ratio = time_in_bf16(parameter.device.type)
+    slower = MAX_TIME_RATIO <= ratio < float("inf")
+    return f"products in float32{f': bf16 takes {ratio:.1f} x as long here' if slower else ''}"
 
 
 @cache
@@ -58,15 +61,18 @@ def time_in_bf16(kind: str) -> float:
 
 
 def measure_time_ratio() -> float:
-    """The median time of a convolution with gradients on the CPU: bf16 divided by float32."""
+    """The time of a convolution with gradients on the CPU: bf16 divided by float32.
+
+    The least processor time of a few: other work on the machine adds to some of them.
+    """
     x = torch.zeros((4, 64, 32, 32), requires_grad=True)
     weight = torch.zeros((64, 64, 3, 3), requires_grad=True)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(1 + REPEATS):
         for low_precision, times in seconds.items():
-            start = time.perf_counter()
+            start = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
                 F.conv2d(x, weight, padding=1).sum().backward()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     # The first run of each precision is a warm-up.
-    return statistics.median(seconds[True][1:]) / statistics.median(seconds[False][1:])
+    return min(seconds[True][1:]) / min(seconds[False][1:])

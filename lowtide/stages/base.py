@@ -8,19 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowtide.costs import Cost, Workload
 from lowtide.distributed.world import World
 from lowtide.errors import BadInput
-from lowtide.machine import bf16
 from lowtide.machine.room import Room
 from lowtide.models import Adapter, Arguments
 from lowtide.models.trace import mapped
@@ -30,6 +28,8 @@ from lowtide.report.progress import track
 from lowtide.sampling.drivers import Role, role_of
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, StageOptions
+from lowtide.stages.conditions import Conditions, keep, kept_to
+from lowtide.stages.records import read_record, write_record
 from lowtide.validation import as_tuple, check
 
 Item = TypeVar("Item")
@@ -136,7 +136,11 @@ class Job:
     def __post_init__(self) -> None:
         self.console.quiet |= not self.world.first
         self.placement = Placement(self.model, self.device)
-        self.room = Room(self.device, partial(self.console.print, soft_wrap=True, markup=False))
+        self.room = Room(self.device, self.say)
+
+    def say(self, line: str) -> None:
+        """Print a line on the terminal."""
+        self.console.print(line, soft_wrap=True, markup=False)
 
     def changed(self, **changes: object) -> "Job":
         """This job with other values of some fields, in the same place."""
@@ -151,9 +155,9 @@ class Job:
         return self.settings.batch * self.world.size
 
     @cached_property
-    def bf16_pays(self) -> bool:
-        """Whether products in bf16 are used where they suffice: the first rank decides for all."""
-        return self.world.of_first(lambda: bf16.pays(self.device.type))
+    def conditions(self) -> Conditions:
+        """What the run began with: the first rank decides for all."""
+        return self.world.of_first(lambda: kept_to(self.folder, self.device))
 
     @property
     def role(self) -> Role:
@@ -170,7 +174,7 @@ class Job:
         path = self._record_path(stage, unit)
         if path is None:
             return None
-        return self.world.of_first(lambda: load_file(path) if path.exists() else None)
+        return self.world.of_first(lambda: read_record(path, self.say))
 
     def agreed(self, stage: str, unit: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Record the result for a finished unit; every rank goes on with that of the first."""
@@ -182,11 +186,9 @@ class Job:
     def record(self, stage: str, unit: str, tensors: dict[str, Tensor]) -> None:
         """Keep the result on the first rank: write a new file, then rename it."""
         path = self._record_path(stage, unit)
-        if path and self.world.first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(".new")
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh)
-            fresh.replace(path)
+        if self.folder and path and self.world.first:
+            keep(self.folder, self.conditions)
+            write_record(path, tensors)
 
     def _record_path(self, stage: str, unit: str) -> Path | None:
         return self.folder and self.folder / "units" / f"{stage}-{unit}.safetensors"
@@ -238,7 +240,7 @@ def run_recipe(recipe: Recipe, job: Job) -> None:
         seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - started, 2)
         summaries[name] = stage.summary(job)
         line = f"{name}: {summaries[name]}, {seconds[name]:.1f} s"
-        job.console.print(line, soft_wrap=True, markup=False)
+        job.say(line)
 
 
 def _run_in_place(stage: Stage, job: Job) -> None:
@@ -246,7 +248,7 @@ def _run_in_place(stage: Stage, job: Job) -> None:
     if stage.whole and job.placement.blocks:
         name = type(stage).__name__
         line = f"{name}: works on the whole network at once, so all of it is on {job.device}"
-        job.console.print(line, soft_wrap=True, markup=False)
+        job.say(line)
         with job.placement.visit(job.model):
             stage.run(job)
     else:

@@ -116,9 +116,9 @@ def _report_products(job: Job) -> None:
     """Say once in which precision the products of the learning run."""
     if "products" not in job.report:
         parameter = next(job.model.parameters())
-        job.report["products"] = job.world.of_first(lambda: describe_products(parameter))
-        line = f"Reconstruct: the rounding is learnt with {job.report['products']}"
-        job.console.print(line, soft_wrap=True)
+        low = job.conditions.bf16
+        job.report["products"] = job.world.of_first(lambda: describe_products(parameter, low=low))
+        job.say(f"Reconstruct: the rounding is learnt with {job.report['products']}")
 
 
 def rate(iters: int) -> float:
@@ -239,7 +239,7 @@ class Learner:
         """One iteration; the loss before it."""
 
         def low_loss() -> Tensor:
-            with products(roundings.device, low=self.low and self.job.bf16_pays):
+            with products(roundings.device, low=self.low and self.job.conditions.bf16):
                 return loss()
 
         learnt = [each.weight for each in roundings.each]

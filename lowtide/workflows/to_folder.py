@@ -4,6 +4,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from lowtide import estimate, sampling
@@ -16,6 +17,7 @@ from lowtide.machine.device_names import AUTO
 from lowtide.quantization import quantize
 from lowtide.report import grids
 from lowtide.settings import Options, settings_from
+from lowtide.stages import conditions
 
 
 def quantize_to_folder(
@@ -84,15 +86,16 @@ def _units_folder(out: Path) -> Path:
 
 
 def _remove_units(folder: Path) -> None:
-    """Remove the units of finished runs, FOLDER/DIGEST/units/*, and no other file."""
-    for units in folder.glob("*/units"):
-        if not re.fullmatch("[0-9a-f]{12}", units.parent.name):
+    """Remove what finished runs kept in FOLDER/DIGEST, and no other file."""
+    for run in folder.glob("*/"):
+        if not re.fullmatch("[0-9a-f]{12}", run.name):
             continue
-        for path in [*units.glob("*.safetensors"), *units.glob("*.new")]:
+        patterns = (conditions.FILE, "*.new", "units/*.safetensors", "units/*.new")
+        for path in chain.from_iterable(map(run.glob, patterns)):
             path.unlink()
-        with suppress(OSError):
-            units.rmdir()
-            units.parent.rmdir()
+        for emptied in (run / "units", run):
+            with suppress(OSError):
+                emptied.rmdir()
     with suppress(OSError):
         folder.rmdir()
 

@@ -124,7 +124,7 @@ def test_options_reach_every_stage_of_a_name():
             {"collect": {"a": 1}},
             "found no stage 'collect' that takes options; expected one of TIAR:",
         ),
-        ({"tiar": {"time": 1}}, "found no option 'time' of TIAR; expected one of times;"),
+        ({"tiar": {"time": 1}}, "found no option 'time' of TIAR; expected one of times, at_once;"),
         ({"tiar": {"times": 0}}, "found TIAR times 0"),
     ],
 )
