@@ -28,6 +28,7 @@ from lowtide.report.progress import track
 from lowtide.sampling.drivers import Role, role_of
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, StageOptions
+from lowtide.stages.call import Call
 from lowtide.stages.conditions import Conditions, keep, kept_to
 from lowtide.stages.records import read_record, write_record
 from lowtide.validation import as_tuple, check
@@ -88,18 +89,6 @@ class Term:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     steps: int = 2
-
-
-@dataclass(frozen=True)
-class Call:
-    """One recorded call of the denoiser: its arguments by name, a batch of samples at one timestep.
-
-    kept: its inputs serve reconstruction.
-    """
-
-    timestep: int
-    arguments: Arguments
-    kept: bool
 
 
 @dataclass

@@ -1,18 +1,21 @@
 """Collect: the calibration set, which is every call of the denoiser on one float trajectory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowtide.costs import Cost, Workload
+from lowtide.distributed.world import World
 from lowtide.errors import BadInput
 from lowtide.models import Arguments, adapt
-from lowtide.sampling import Request, trajectory
+from lowtide.sampling import Moment, Request, trajectory
 from lowtide.stages.base import Call, Job, Stage
+from lowtide.stages.call_records import IndexedCall, calls_of, tensors_of
+
+STAGE = "Collect"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Collect(Stage):
     )
 
     def run(self, job: Job) -> None:
-        job.calls = sampled_calls(job)
+        job.calls = sampled_calls(job, recorded=True)
         job.adapter = adapt(job.model, job.calls[0].arguments)
         job.report["timesteps"] = len({call.timestep for call in job.calls})
 
@@ -44,23 +47,40 @@ class Collect(Stage):
         return f"{len(job.calls)} calls of the denoiser recorded at {timesteps} timesteps"
 
 
-def sampled_calls(job: Job) -> list[Call]:
+def sampled_calls(job: Job, *, recorded: bool = False) -> list[Call]:
     """The calls of one trajectory of the model, at the precision that is set.
 
-    Each rank draws its part of the batches.
+    Each rank draws its part of the batches. `recorded`: a resumed run takes up finished batches.
     """
     request = calibration_request(job)
     batches = job.world.part(list(request.batches()))
-    moments = chain.from_iterable(trajectory(job.pipe, batch, room=job.room) for batch in batches)
-    calls: list[tuple[int, Call]] = []
-    arguments: Arguments = {}
-    for moment in job.track(moments, "collecting inputs", request.steps * len(batches)):
-        timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
-        arguments = _share(moment.arguments, arguments)
-        calls.append((moment.index, Call(timestep, arguments, kept=False)))
+    drawn = _drawn(job, batches, recorded=recorded)
+    calls = list(job.track(drawn, "collecting inputs", request.steps * len(batches)))
     marked = _mark_kept(job.world.gathered(calls), job.settings.calibration_steps)
     _check_finite(marked)
     return marked
+
+
+def _drawn(job: Job, batches: Sequence[Request], *, recorded: bool) -> Iterator[IndexedCall]:
+    """The calls of these batches, with the numbers of their steps."""
+    own = job.changed(world=World())  # each rank keeps the batches that it draws
+    arguments: Arguments = {}
+    for batch in batches:
+        name = f"images-from-{batch.seeds[0]}"
+        known = own.recorded(STAGE, name) if recorded else None
+        if known is not None:
+            yield from calls_of(known)
+            continue
+        calls: list[IndexedCall] = []
+        for moment in trajectory(job.pipe, batch, room=job.room):
+            timestep = round(float(moment.t.flatten()[0]) * job.adapter.ticks)
+            check_answer(moment)
+            arguments = _share(moment.arguments, arguments)
+            calls.append((moment.index, Call(timestep, arguments, kept=False)))
+            yield calls[-1]
+        tensors = tensors_of(calls) if recorded and job.folder else None
+        if tensors is not None:
+            own.record(STAGE, name, tensors)
 
 
 def calibration_request(job: Job) -> Request:
@@ -105,6 +125,21 @@ def _mark_kept(calls: list[tuple[int, Call]], count: int) -> list[Call]:
     places = [round(number * (len(steps) - 1) / gaps) for number in range(min(count, len(steps)))]
     kept = {steps[place] for place in places}
     return [replace(call, kept=step in kept) for step, call in calls]
+
+
+def check_answer(moment: Moment) -> None:
+    """The answer of every step is finite, that of the last one too."""
+    if moment.eps.isfinite().all():
+        return
+    if moment.eps.dtype == torch.float16:
+        way_out = "use --dtype bfloat16, whose range is wider, or float32"
+    else:
+        way_out = "check the model's weights and its scheduler"
+    raise BadInput(
+        f"found NaN or infinity in the model's answer at timestep {float(moment.t.flatten()[0]):g}",
+        "a float model that samples finite images",
+        way_out,
+    )
 
 
 def _check_finite(calls: list[Call]) -> None:
