@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -357,3 +359,17 @@ def test_evaluate_what_cannot_be(lowtide, packed: Path, tmp_path: Path) -> None:
 
 def test_the_version_is_one_line(lowtide) -> None:
     assert lowtide("--version") == Ended(0, f"lowtide {__version__}\n", "")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stopped_command_says_how_to_go_on(name, code):
+    script = (
+        "import os, signal, time, typer; from lowtide import cli; from lowtide.cli import commands\n"
+        "app = commands.app = typer.Typer()\n"
+        "@app.command()\n"
+        f"def wait(): os.kill(os.getpid(), signal.{name}); time.sleep(60)\n"
+        "cli.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr == "interrupted; the same command continues a quantization\n"

@@ -5,7 +5,8 @@ same kind may replace it as long as it holds nothing else. An evidence folder wi
 may stand inside a model's folder. The parent of a place called NAME can hold:
 
     NAME               the result, complete
-    .NAME-XXXXXXXX     a result that is being written; a lock in it is held until it is complete
+    .NAME-XXXXXXXX     a result that is being written; a lock in it is held until it is complete.
+                       Without a lock it is the replaced result, just before it is renamed
     .NAME-old          the replaced result, for as long as its removal takes
     NAME.run           finished units of an unfinished `lowtide quantize` (workflows/to_folder.py)
 
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lowtide.checkpoint.exchange import exchanged
 from lowtide.errors import BadInput
 
 MANIFEST = "lowtide-files.json"
@@ -193,6 +195,8 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
         for fresh in _beside(place, "[0-9a-f]{8}"):
             if _abandoned(fresh):
                 shutil.rmtree(fresh)
+            elif not (fresh / LOCK).exists():
+                _settle(fresh, place, marks)
         for old in _beside(place, r"old\d*"):
             _settle(old, place, marks)
 
@@ -267,16 +271,24 @@ def _replace(fresh: Path, place: Path, marks: tuple[str, ...]) -> None:
     with _alone_in(place.parent):
         _check_contents(place, marks)
         old = _free_name(place)
-        if place.exists():
-            place.rename(old)
-        try:
-            fresh.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
+        if place.exists() and exchanged(fresh, place):
+            fresh.rename(old)
+        else:
+            _rename_twice(fresh, place, old)
         (place / LOCK).unlink(missing_ok=True)
         _remove(old)
+
+
+def _rename_twice(fresh: Path, place: Path, old: Path) -> None:
+    """Where the system cannot exchange: for a moment nothing stands at the place."""
+    if place.exists():
+        place.rename(old)
+    try:
+        fresh.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
 
 
 def _free_name(place: Path) -> Path:

@@ -12,17 +12,31 @@ from lowtide.distributed.launch import launched
 from lowtide.errors import BadInput
 
 INTERRUPTED = 130
+TERMINATED = 143
 WRONG = 2
 
 
 def main() -> None:
     """Run the command that the arguments name."""
-    if launched().several:
-        signal.signal(signal.SIGTERM, _stopped)
-    code = _run()
-    if code == INTERRUPTED and launched().first:
+    before = signal.signal(signal.SIGTERM, _stopped if launched().several else _terminated)
+    try:
+        code = _run()
+    except _Terminated:
+        code = TERMINATED
+    finally:
+        if not launched().several:
+            signal.signal(signal.SIGTERM, before)
+    if code in (INTERRUPTED, TERMINATED) and launched().first:
         print("interrupted; the same command continues a quantization", file=sys.stderr)
     sys.exit(code)
+
+
+class _Terminated(BaseException):
+    """SIGTERM: the system or a scheduler ends the process."""
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise _Terminated
 
 
 def _run() -> int:

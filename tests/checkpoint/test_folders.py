@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from lowtide.checkpoint import folders
+from lowtide.checkpoint.exchange import exchanged
 from lowtide.errors import BadInput
 
 FILES = {"model_index.json": "{}", "unet/config.json": "{}", "unet/weights.safetensors": "codes"}
@@ -237,7 +238,7 @@ from pathlib import Path
 from lowtide.checkpoint import folders
 
 place, moment = Path(sys.argv[1]), sys.argv[2]
-real_rename, real_unlink = Path.rename, os.unlink
+real_rename, real_exchange = Path.rename, folders.exchanged
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -251,14 +252,25 @@ def rename(self, target):
     if moment == "after renaming" and Path(target) == place:
         die()
 
+def exchange(first, second):
+    if "exchange" not in moment:
+        return False  # as on a system that cannot
+    if moment == "before the exchange":
+        die()
+    assert real_exchange(first, second)
+    if moment == "after the exchange":
+        die()
+    return True
+
 Path.rename = rename
+folders.exchanged = exchange
 with folders.written_beside(place) as fresh:
     (fresh / "model_index.json").write_text("{}")
     (fresh / "unet").mkdir()
     (fresh / "unet" / "weights.safetensors").write_text("new")
     if moment == "while writing":
         die()
-    if moment == "while removing":
+    if "while removing" in moment:
         folders.shutil.rmtree = lambda path, **options: die() if path.name == "unet" else None
 """
 
@@ -271,6 +283,9 @@ with folders.written_beside(place) as fresh:
         ("between renames", None),
         ("after renaming", "new"),
         ("while removing", "new"),
+        ("before the exchange", "old"),
+        ("after the exchange", "new"),
+        ("while removing after an exchange", "new"),
     ],
 )
 def test_a_kill_is_mended_at_the_next_use(tmp_path, moment, left):
@@ -284,6 +299,32 @@ def test_a_kill_is_mended_at_the_next_use(tmp_path, moment, left):
     assert weights(place) == (left or "old")
     write(place, "newer")
     assert weights(place) == "newer" and names(tmp_path) == ["x"]
+
+
+def test_a_reader_always_finds_a_result(tmp_path):
+    """A process looks at the place while another replaces it 300 times."""
+    probes = [tmp_path / "one", tmp_path / "two"]
+    for probe in probes:
+        probe.mkdir()
+    if not exchanged(*probes):
+        pytest.skip("this file system cannot exchange two entries")
+    place = write(tmp_path / "x", "0")
+    done = tmp_path / "done"
+    script = (
+        "import sys, pathlib; place, done = map(pathlib.Path, sys.argv[1:]); looks = 0\n"
+        "while not done.exists():\n"
+        "    assert (place / 'model_index.json').exists(), looks; looks += 1\n"
+        "print(looks)"
+    )
+    reader = subprocess.Popen(
+        [sys.executable, "-c", script, place, done], stdout=subprocess.PIPE, text=True
+    )
+    for number in range(300):
+        write(place, str(number))
+    done.touch()
+    looks, _ = reader.communicate()
+    assert reader.returncode == 0 and int(looks) > 100
+    assert weights(place) == "299"
 
 
 def test_an_old_result_that_is_half_removed_is_not_put_back(tmp_path):
