@@ -364,7 +364,9 @@ def test_the_version_is_one_line(lowtide) -> None:
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_stopped_command_says_how_to_go_on(name, code):
     script = (
-        "import os, signal, time, typer; from lowtide import cli; from lowtide.cli import commands\n"
+        "import os, signal, time, typer\n"
+        "from lowtide import cli\n"
+        "from lowtide.cli import commands\n"
         "app = commands.app = typer.Typer()\n"
         "@app.command()\n"
         f"def wait(): os.kill(os.getpid(), signal.{name}); time.sleep(60)\n"
