@@ -16,25 +16,23 @@ abandoned folder is removed, and an old result goes back if nothing stands in it
 
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lowtide.checkpoint.exchange import exchanged
+from lowtide.checkpoint.manifest import MANIFEST, add_listed, listed, write_manifest
 from lowtide.errors import BadInput
 
-MANIFEST = "lowtide-files.json"
 LOCK = ".lowtide-lock"
-VERSION = 1
 # The kinds of results: a folder is of a kind if its list names one of these files.
 MODEL_MARKS = ("model_index.json", "config.json")
 IMAGE_MARKS = ("grid.png",)
@@ -62,7 +60,7 @@ def written_beside(
                 fresh.mkdir()
                 lock.acquire()
             yield fresh
-            _write_manifest(fresh, _files(fresh))
+            write_manifest(fresh, _files(fresh))
             _share(fresh)
             _replace(fresh, place, marks)
         except OSError as error:
@@ -148,7 +146,7 @@ def _check_contents(place: Path, marks: tuple[str, ...]) -> None:
     """Only an older result of the same kind may be replaced."""
     if not place.is_dir() or not any(place.iterdir()):
         return
-    names = _manifest(place)
+    names = listed(place)
     expected = "a new folder, or an older result with nothing else in it"
     if foreign := next(_foreign(place, _paths(place, names)), None):
         raise BadInput(
@@ -254,13 +252,13 @@ def _abandoned(fresh: Path) -> bool:
 
 def _settle(old: Path, place: Path, marks: tuple[str, ...]) -> None:
     """Put an old result back if nothing stands in its place; remove it if a result stands there."""
-    names = _manifest(old)
+    names = listed(old)
     paths = _paths(old, names)
     ours = names.intersection(marks) and next(_foreign(old, paths), None) is None
     vacant = not os.path.lexists(place)
     if ours and vacant and all(path.is_file() for path in paths):
         old.rename(place)
-    elif ours and (vacant or _manifest(place).intersection(marks)):
+    elif ours and (vacant or listed(place).intersection(marks)):
         _remove(old)
     elif not any(old.iterdir()):
         old.rmdir()
@@ -317,37 +315,23 @@ def _files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def _write_manifest(folder: Path, names: Iterable[str]) -> None:
-    text = json.dumps({"version": VERSION, "files": sorted(names)}, indent=1)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _manifest(folder: Path) -> frozenset[str]:
-    """The files that lowtide wrote into a folder; none if there is no readable list."""
-    try:
-        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return frozenset(data["files"]) | {MANIFEST}
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()
-
-
 def _paths(folder: Path, names: frozenset[str]) -> frozenset[Path]:
     return frozenset(folder / name for name in names)
 
 
-def _foreign(folder: Path, listed: frozenset[Path]) -> Iterator[Path]:
+def _foreign(folder: Path, ours: frozenset[Path]) -> Iterator[Path]:
     """Files in a folder that lowtide did not write, in order of their names."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_dir():
-            if path not in listed and path.name != LOCK:
+            if path not in ours and path.name != LOCK:
                 yield path
         elif not _abandoned(path):
-            yield from _foreign(path, listed | _nested(path))
+            yield from _foreign(path, ours | _nested(path))
 
 
 def _nested(folder: Path) -> frozenset[Path]:
     """The files of an evidence folder inside a model's folder."""
-    names = _manifest(folder)
+    names = listed(folder)
     return _paths(folder, names) if names.intersection(EVIDENCE_MARKS) else frozenset()
 
 
@@ -361,7 +345,7 @@ def _share(folder: Path) -> None:
 
 def check_file(path: Path) -> None:
     """A single file may be written in a folder of other files: its name is free or lowtide's."""
-    if os.path.lexists(path) and path.name not in _manifest(path.parent):
+    if os.path.lexists(path) and path.name not in listed(path.parent):
         raise BadInput(
             f"found a file at {path}, which lowtide did not write",
             "a free name",
@@ -376,7 +360,7 @@ def written_file(path: Path) -> Iterator[Path]:
     fresh = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
         yield fresh
-        _write_manifest(path.parent, _manifest(path.parent) | {path.name})
+        add_listed(path.parent, path.name, fresh)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from lowtide.checkpoint import folders
 from lowtide.checkpoint.exchange import exchanged
+from lowtide.checkpoint.manifest import MANIFEST
 from lowtide.errors import BadInput
 
 FILES = {"model_index.json": "{}", "unet/config.json": "{}", "unet/weights.safetensors": "codes"}
@@ -60,9 +61,9 @@ def work(place: Path, marks=folders.MODEL_MARKS, source: Path | None = None) -> 
 
 def test_a_new_folder_and_its_list(tmp_path):
     place = write(tmp_path / "a" / "b")
-    listed = json.loads((place / folders.MANIFEST).read_text())["files"]
-    assert listed == ["model_index.json", "unet/weights.safetensors"]
-    assert names(place) == [folders.MANIFEST, "model_index.json", "unet"]
+    listed = json.loads((place / MANIFEST).read_text())["files"]
+    assert list(listed) == ["model_index.json", "unet/weights.safetensors"]
+    assert names(place) == [MANIFEST, "model_index.json", "unet"]
     assert names(place.parent) == ["b"]
 
 
@@ -86,9 +87,9 @@ def test_an_empty_folder_is_replaced(tmp_path):
         {"model_index.json": "{}"},
         {"grid.png": "", "evidence.json": "{}"},
         {"lowtide.json": "{}", "unet/config.json": '{"quantization_config": {}}'},
-        {folders.MANIFEST: '{"files": ["model_index.json"]', "model_index.json": "{}"},
-        {folders.MANIFEST: '{"files": 3}', "model_index.json": "{}"},
-        {folders.MANIFEST: "[]", "model_index.json": "{}"},
+        {MANIFEST: '{"files": ["model_index.json"]', "model_index.json": "{}"},
+        {MANIFEST: '{"files": 3}', "model_index.json": "{}"},
+        {MANIFEST: "[]", "model_index.json": "{}"},
     ],
 )
 def test_a_folder_that_lowtide_did_not_write(tmp_path, files):

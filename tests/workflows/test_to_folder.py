@@ -9,7 +9,8 @@ import torch
 
 import lowtide
 from lowtide import estimate, sampling
-from lowtide.checkpoint import facts, folders, rescheduling
+from lowtide.checkpoint import facts, rescheduling
+from lowtide.checkpoint.manifest import MANIFEST
 from lowtide.errors import BadInput
 from lowtide.methods import relevant_options
 from lowtide.stages.reconstruct import Learner
@@ -46,8 +47,8 @@ def test_the_whole_folder_is_listed_readable_and_can_be_replaced(home):
     place = home / "x"
     files = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
     assert {"lowtide.json", "model_index.json", "unet/config.json"} < files
-    listed = json.loads((place / folders.MANIFEST).read_text())["files"]
-    assert set(listed) == files - {folders.MANIFEST}
+    listed = json.loads((place / MANIFEST).read_text())["files"]
+    assert set(listed) == files - {MANIFEST}
     (home / "file").touch()
     modes = {path.stat().st_mode for path in place.rglob("*") if path.is_file()}
     assert modes == {(home / "file").stat().st_mode}
@@ -97,7 +98,8 @@ def test_an_interrupted_run_leaves_the_older_model(home, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         quantize(home)
     after = (home / "x" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    assert after == before and names(home) == ["float", "x"]
+    # Calls that were collected wait in x.run for the same command.
+    assert after == before and names(home) == ["float", "x", "x.run"]
 
 
 def test_an_old_model_that_a_kill_moved_aside_loads(home):
@@ -204,7 +206,7 @@ def test_units_need_a_folder(home, monkeypatch):
 def test_images_replace_images_and_nothing_else(home):
     assert sample(home / "float", home / "images")["images"] == 1
     sample(home / "float", home / "images")
-    assert names(home / "images") == ["grid.png", folders.MANIFEST, "seed-000001.png"]
+    assert names(home / "images") == ["grid.png", MANIFEST, "seed-000001.png"]
     quantize(home)
     with pytest.raises(BadInput, match="of another kind in x"):
         sample(home / "float", home / "x")
