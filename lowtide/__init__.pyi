@@ -258,6 +258,7 @@ def load(
     fused: bool = True,
     engine: Literal["native", "onednn", "plain"] | None = None,
     device: str = "auto",
+    verify: Literal["full", "fast", "off"] = "full",
 ) -> DiffusionPipeline:
     """Load a pipeline, float or packed.
 
@@ -269,6 +270,8 @@ def load(
             each shape the faster one. Engines run on the CPU.
         device: where the pipeline computes: "auto" (the accelerator there is), "cpu", "cuda",
             "cuda:1", "mps", "xpu".
+        verify: "full" compares every file and tensor of a packed model with its hash; "fast" leaves
+            the bytes of the tensors out; "off" compares nothing.
 
     Returns:
         The diffusers pipeline.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -214,6 +214,7 @@ def load(
     fused: bool = True,
     engine: Literal["native", "onednn", "plain"] | None = None,
     device: str = AUTO,
+    verify: file_format.Verification = "full",
 ) -> Pipeline:
     """Load a pipeline, float or packed.
 
@@ -225,6 +226,8 @@ def load(
             each shape the faster one. Engines run on the CPU.
         device: where the pipeline computes: "auto" (the accelerator there is), "cpu", "cuda",
             "cuda:1", "mps", "xpu".
+        verify: "full" compares every file and tensor of a packed model with its hash; "fast" leaves
+            the bytes of the tensors out; "off" compares nothing.
 
     Returns:
         The diffusers pipeline.
@@ -247,8 +250,11 @@ def load(
             "the CPU, on which the engines run",
             "leave one of them out",
         )
-    folders.recover_missing(folder)
-    pipe = sampling.load_pipeline(folder, dtype, place)
+    if verify not in (amounts := get_args(file_format.Verification)):
+        raise BadInput(f"found verify {verify!r}", f"one of {', '.join(amounts)}", "leave it out")
+    folders.recover_missing(folder, verify=verify != "off")
+    with file_format.verifying(verify):
+        pipe = sampling.load_pipeline(folder, dtype, place)
     if not fused:
         runtime.unfuse(sampling.denoiser(pipe))
     elif engine is not None and runtime.is_fused(sampling.denoiser(pipe)):

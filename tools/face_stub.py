@@ -96,6 +96,7 @@ FUNCTIONS = {
             "fused: bool = True",
             'engine: Literal["native", "onednn", "plain"] | None = None',
             'device: str = "auto"',
+            'verify: Literal["full", "fast", "off"] = "full"',
         ],
         None,
         "DiffusionPipeline",

@@ -23,7 +23,9 @@ from lowtide.checkpoint.file_format import (
     metadata,
     read_metadata,
     verify,
+    verify_kinds,
     verify_names,
+    verify_plan,
 )
 from lowtide.checkpoint.own_maps import Span, spans, with_own_maps
 from lowtide.errors import BadInput
@@ -82,6 +84,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         self.hashes: dict[str, bytes] = {}
         self.names: list[str] = []
         self.places: dict[str, Span] = {}
+        self.header: dict[str, str] = {}
 
     def validate_environment(self, *args: object, **kwargs: object) -> None:
         check_version(self.quantization_config.format_version)
@@ -91,7 +94,9 @@ class LowtideQuantizer(DiffusersQuantizer):
     ) -> list[str]:
         for path in checkpoint_files:
             header = read_metadata(path)
+            verify_plan(header, path)
             self.plan = Plan.from_json(header[PLAN])
+            self.header = header
             self.hashes = hashes_by_name(loaded_keys, header[HASHES])
         self.names = loaded_keys
         self.places = spans(checkpoint_files)
@@ -106,6 +111,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         with torch.device("meta"):
             skeleton(model, self._known_plan())
         verify_names(model, self.names)
+        verify_kinds(self.header, {place.path for place in self.places.values()})
         _register(model, self.quantization_config)
 
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,18 +22,24 @@
     others        as in the float model
 
     *.safetensors, metadata
-    lowtide_version, lowtide_plan (JSON, see nn/plan.py), lowtide_hashes (base64, by name)
+    lowtide_version, lowtide_plan (JSON, see nn/plan.py), lowtide_hashes (base64, by name),
+    lowtide_seal, lowtide_kinds, lowtide_config (see seal.py)
 
 Loading compares every tensor's hash, and the names must match exactly: an altered, truncated or
 mixed-up checkpoint is an error, never a blurred picture. folders.py writes whole folders.
 """
 
 import base64
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Literal
 
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lowtide.checkpoint.seal import check_kinds, check_plan, seal_of
 from lowtide.errors import BadInput
 from lowtide.kernels.hashing import hashes
 from lowtide.nn.clock import CLOCK
@@ -52,10 +58,12 @@ VERSION = "lowtide_version"
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
     """The header of every safetensors file. Hashes are in the order of the sorted names."""
     in_order = hashes([state[name] for name in sorted(state)], HASH)
+    text = plan.to_json()
     return {
         VERSION: str(FORMAT_VERSION),
-        PLAN: plan.to_json(),
+        PLAN: text,
         HASHES: base64.b64encode(b"".join(in_order)).decode(),
+        **seal_of(text, state),
     }
 
 
@@ -96,8 +104,37 @@ def check_version(version: int) -> None:
         )
 
 
+# How much of a checkpoint is compared with its hashes: all, all but the tensors' bytes, or nothing.
+Verification = Literal["full", "fast", "off"]
+_verification: ContextVar[Verification] = ContextVar("verification", default="full")
+
+
+@contextmanager
+def verifying(much: Verification) -> Iterator[None]:
+    """Within the context, checkpoints are verified this much; elsewhere, in full."""
+    token = _verification.set(much)
+    try:
+        yield
+    finally:
+        _verification.reset(token)
+
+
+def verify_plan(header: Mapping[str, str], path: str | Path) -> None:
+    """The plan of this file, and the configuration beside it, are those that were saved."""
+    if _verification.get() != "off":
+        check_plan(header, header[PLAN], Path(path).parent)
+
+
+def verify_kinds(header: Mapping[str, str], paths: Iterable[str | Path]) -> None:
+    """The tensors in these files have the types and shapes that were saved."""
+    if _verification.get() != "off":
+        check_kinds(header, map(Path, paths))
+
+
 def verify(state: dict[str, Tensor], saved: dict[str, bytes]) -> None:
     """Every tensor has the hash that was saved with it."""
+    if _verification.get() != "full":
+        return
     for name, found in zip(state, hashes(list(state.values()), HASH), strict=True):
         if saved.get(name) != found:
             raise BadInput(

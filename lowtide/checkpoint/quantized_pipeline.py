@@ -8,7 +8,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import folders
+from lowtide.checkpoint import folders, seal
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
@@ -55,6 +55,7 @@ class Quantized:
         self._check_saveable()
         with sampling.quiet_libraries():
             cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
+        seal.finish(folder)
 
     def _check_saveable(self) -> None:
         if isinstance(self.pipe, sampling.ModulePipeline):
