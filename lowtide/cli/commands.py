@@ -16,6 +16,7 @@ import typer
 from lowtide import __version__
 from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.cli.places import check_one_process, on_device
+from lowtide.cli.verifying import verify
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
 from lowtide.settings import Device as DeviceName
@@ -374,6 +375,9 @@ def bench_speed(
     if picture:
         speed_tables.picture(picture, result)
     _show(result, as_json, speed_tables.lines(result))
+
+
+app.command(rich_help_panel=MEASURE)(verify)
 
 
 @app.command(rich_help_panel=USE)
