@@ -17,7 +17,8 @@ from lowtide import __version__
 from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.cli.places import check_one_process, on_device
 from lowtide.machine.device_names import AUTO
-from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
+from lowtide.setting_changes import changed
+from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings
 from lowtide.settings import Device as DeviceName
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import (
     Mixed,
+    OwnRange,
     PackedTable,
     Stepped,
     WeightFormat,
@@ -70,8 +71,9 @@ class Packed(nn.Module):
         self.panels = None
         self.resident = None
         bits = 0 if inputs.format is None else inputs.format.bits
-        # A quantizer whose bits differ between steps rounds by itself, before the operator.
-        self.spec = Spec(columns, format, 0 if isinstance(bits, tuple) else bits).flat()
+        # These quantizers round by themselves, before the operator.
+        own = isinstance(inputs.format, Stepped | OwnRange)
+        self.spec = Spec(columns, format, 0 if own else bits).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)
@@ -163,7 +165,7 @@ class Packed(nn.Module):
         tables = self.tables()
         if self.input.format is None:
             return input, tables, []
-        if not isinstance(self.input.format, Stepped):
+        if not isinstance(self.input.format, Stepped | OwnRange):
             return input, tables, list(self.input.step())
         *others, smooth = tables
         by_channel = smooth.reshape(-1, *[1] * (self.weight_dimensions - 2))

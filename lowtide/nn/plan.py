@@ -10,6 +10,7 @@ from lowtide.formats import (
     FormatJson,
     InputFormat,
     Mixed,
+    OwnRange,
     WeightFormat,
     format_from_json,
     format_to_json,
@@ -32,6 +33,11 @@ class LayerPlan:
     input: InputFormat | None
     per_step: bool = False
     smooth: bool = False
+
+    @property
+    def has_range(self) -> bool:
+        """Whether the range of its input is stored."""
+        return self.input is not None and not isinstance(self.input, OwnRange)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class _Quantizers:
     """Makes quantizers, each with the next row of the clock's table, in the order of the plan."""
 
     def __init__(self, root: nn.Module, plan: Plan):
-        quantized = [each for each in plan.all_plans() if each.input is not None]
+        quantized = [each for each in plan.all_plans() if each.has_range]
         self.clock = Clock(
             plan.timesteps,
             plan.ticks,
@@ -53,7 +53,7 @@ class _Quantizers:
 
     def make(self, plan: LayerPlan) -> Quantizer:
         row = self.rows
-        self.rows += plan.input is not None
+        self.rows += plan.has_range
         return Quantizer(plan.input, self.clock, row, per_step=plan.per_step)
 
 
@@ -152,11 +152,11 @@ def set_precision(root: nn.Module, precision: Precision) -> None:
 
 
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """The quantizers that have a format, by name."""
+    """The quantizers that have a range in the clock's table, by name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Quantizer) and module.format is not None
+        if isinstance(module, Quantizer) and module.has_range
     }
 
 

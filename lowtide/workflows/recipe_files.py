@@ -23,7 +23,8 @@ import msgspec
 
 from lowtide.errors import BadInput
 from lowtide.methods import recipe_of, with_profile
-from lowtide.settings import Options, changed, settings_from
+from lowtide.setting_changes import changed
+from lowtide.settings import Options, settings_from
 from lowtide.workflows import to_folder
 
 
