@@ -171,6 +171,9 @@ def with_summary(plan: Plan, settings: Settings) -> Plan:
     """The plan with the few settings that config.json repeats."""
     names = ("weights", "inputs", "profile", "steps")
     summary = {name: getattr(settings, name) for name in names} | {"layers": len(plan.layers)}
+    for name in ("group", "keep_float"):
+        if value := getattr(settings, name):
+            summary[name] = list(value) if isinstance(value, tuple) else value
     return replace(plan, summary=summary)
 
 

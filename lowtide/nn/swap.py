@@ -1,6 +1,7 @@
 """Replace the layers of a model by quantized or packed ones, as a plan says, and list them."""
 
 from collections.abc import Iterator
+from inspect import signature
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.split import split_modules
 
+TIMESTEP = "timestep"
 QuantLayer = QuantLinear | QuantConv2d
 PackedLayer = PackedLinear | PackedConv2d
 
@@ -48,13 +50,20 @@ class _Quantizers:
         device = next(root.parameters()).device
         if "meta" not in (device.type, self.clock.timesteps.device.type):
             self.clock.to(device)
-        self.clock.attach(root)
+        if plan.keyed or TIMESTEP in signature(root.forward).parameters:
+            self.clock.attach(root)
         root.add_module(CLOCK, self.clock)
 
     def make(self, plan: LayerPlan) -> Quantizer:
         row = self.rows
         self.rows += plan.has_range
         return Quantizer(plan.input, self.clock, row, per_step=plan.per_step)
+
+
+def plan_quantizers(root: nn.Module, plan: Plan) -> dict[str, Quantizer]:
+    """Add the plan's clock to a float model, and make the quantizer of each layer's input."""
+    inputs = _Quantizers(root, plan)
+    return {name: inputs.make(layer) for name, layer in plan.layers.items()}
 
 
 def quantize_modules(root: nn.Module, plan: Plan) -> None:

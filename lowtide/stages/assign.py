@@ -1,6 +1,6 @@
 """Assign: the formats of each layer and attention, by profile, and what stays in float and why."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -48,9 +48,9 @@ class Assign(Stage):
 
     def run(self, job: Job) -> None:
         bits = Bits(job.settings, job.role)
-        layers, left = _layer_plans(job.adapter, bits)
+        layers, left = layer_plans(job.adapter, bits)
         kept = kept_in_float(job.settings.keep_float, _quantizable(job.adapter))
-        unlike = dict.fromkeys(kept, KEPT) | _other_padding(job.adapter)
+        unlike = dict.fromkeys(kept, KEPT) | other_padding(job.adapter.layers())
         layers |= {name: LayerPlan(None, None) for name in unlike if name in layers}
         attentions = _attention_plans(job.adapter, bits, per_step=self.per_step)
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
@@ -62,7 +62,10 @@ class Assign(Stage):
             times=_exact_times(job),
             ticks=job.adapter.ticks,
             method=job.method,
-            left=_without_inputs(left, unlike) | unlike | _uncalled(job.adapter) | _other_parameters(job.model),
+            left=_without_inputs(left, unlike)
+            | unlike
+            | uncalled(job.adapter)
+            | other_parameters(job.model),
         )
         quantize_modules(job.model, job.plan)
 
@@ -103,7 +106,7 @@ def weight_format(bits: int, group: int | None) -> Affine | None:
     return Affine(bits, signed=signed, axis=0, group=group)
 
 
-def _layer_plans(adapter: Adapter, bits: Bits) -> tuple[dict[str, LayerPlan], dict[str, str]]:
+def layer_plans(adapter: Adapter, bits: Bits) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     """The plan of each layer, and what the profile leaves in float, with the reason."""
     layers: dict[str, LayerPlan] = {}
     left: dict[str, str] = {}
@@ -134,10 +137,10 @@ def _attention_plans(
     return {name: dict(parts) for name in adapter.attentions()}
 
 
-def _other_padding(adapter: Adapter) -> dict[str, str]:
+def other_padding(layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Convolutions whose padding is not a number of zeros, which no packed layer has."""
     reasons: dict[str, str] = {}
-    for name, layer in adapter.layers().items():
+    for name, layer in layers.items():
         if not isinstance(layer, nn.Conv2d):
             continue
         if layer.padding_mode != "zeros":
@@ -156,11 +159,11 @@ def _without_inputs(left: dict[str, str], float_layers: Container[str]) -> dict[
     }
 
 
-def _uncalled(adapter: Adapter) -> dict[str, str]:
+def uncalled(adapter: Adapter) -> dict[str, str]:
     return dict.fromkeys(adapter.uncalled(), "never called in a forward pass")
 
 
-def _other_parameters(model: nn.Module) -> dict[str, str]:
+def other_parameters(model: nn.Module) -> dict[str, str]:
     """Modules with parameters that are neither Linear nor Conv2d: norms, embeddings, tables."""
     kinds: dict[str, str] = {}
     for name, module in model.named_modules():

@@ -22,14 +22,16 @@ def named_by(patterns: Sequence[str], name: str) -> list[str]:
     return [each for each in patterns if any(fnmatchcase(span, each) for span in spans)]
 
 
-def kept_in_float(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The modules of these that the patterns name. A pattern that names none is an error."""
+def kept_in_float(
+    patterns: Sequence[str], names: Iterable[str], option: str = "keep_float"
+) -> list[str]:
+    """The modules of these that the patterns of an option name; one that names none is an error."""
     found = {name: named_by(patterns, name) for name in names}
     used = {pattern for matching in found.values() for pattern in matching}
     if unused := [pattern for pattern in patterns if pattern not in used]:
         shown = ", ".join(list(found)[:4])
         raise BadInput(
-            f"found {unused[0]!r} in keep_float, which names no layer",
+            f"found {unused[0]!r} in {option}, which names no layer",
             f"names or parts of names of its layers ({shown}, ...)",
             "see the names with `lowtide inspect`",
         )
