@@ -8,7 +8,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor, nn
@@ -23,10 +23,12 @@ from lowtide.checkpoint.file_format import (
     verify,
     verify_names,
 )
+from lowtide.checkpoint.logical_count import LogicalCount
 from lowtide.checkpoint.own_maps import Span, spans, with_own_maps
 from lowtide.checkpoint.quantization_config import NAME, WORDS, LowtideConfig
 from lowtide.errors import BadInput
 from lowtide.nn.clock import CLOCK
+from lowtide.nn.dequantize import check_layers_alone, dequantize_modules
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import TIMESTEP, skeleton
 
@@ -53,7 +55,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         self.hashes: dict[str, bytes] = {}
         self.names: list[str] = []
         self.places: dict[str, Span] = {}
-        self.packing: "PackedAsLoaded | None" = None
+        self.packing: PackedAsLoaded | None = None
 
     def validate_environment(self, *args: object, **kwargs: object) -> None:
         check_version(self.quantization_config.format_version)
@@ -152,7 +154,27 @@ class LowtideQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = True
     ) -> tuple[dict, dict]:
+        if not safe_serialization:
+            raise BadInput(
+                "found safe_serialization=False",
+                "safetensors, whose header holds the plan of a packed model",
+                "leave safe_serialization out",
+            )
         return state_dict, metadata(self._known_plan(), state_dict)
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        """The float layers with the rounded weights. Inputs are not rounded any more."""
+        from lowtide import runtime
+
+        dtype = cast(torch.dtype, model.dtype)
+        check_layers_alone(self._known_plan())
+        runtime.unfuse(model)
+        dequantize_modules(model, self._known_plan(), dtype)
+        del model.__dict__["num_parameters"]
+        config = cast(dict[str, Any], model._internal_dict)
+        kept = {name: value for name, value in config.items() if name != "quantization_config"}
+        setattr(model, "_internal_dict", FrozenDict(kept))  # noqa: B010 - diffusers declares none
+        return model
 
     def _known_plan(self) -> Plan:
         """The plan, which is known once a header was read or `attach` gave it."""
@@ -190,6 +212,7 @@ def _register(model: nn.Module, plan: Plan) -> LowtideConfig:
     """Let the model's config say how it is quantized."""
     config = LowtideConfig.of(plan)
     cast(ConfigMixin, model).register_to_config(quantization_config=config)
+    model.__dict__["num_parameters"] = LogicalCount(model)
     return config
 
 

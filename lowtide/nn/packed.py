@@ -95,6 +95,10 @@ class Packed(nn.Module):
         self.grid = pack_tables(stored, self.places)
         self.bias = layer.bias
 
+    def rows_and_columns(self) -> torch.Size:
+        """The shape of the weight as a matrix of values."""
+        return torch.Size((self.places[0].shape[0], self.channels * self.taps))
+
     def rows(self) -> Rows:
         """What turns the codes of each output channel into int8 for the native kernels."""
         return rows_of_grid(self.tables(), Spec.of(self.spec))
@@ -132,6 +136,14 @@ class Packed(nn.Module):
             self.weight = nn.Parameter(self.codes(), requires_grad=False)
             self.panels = None
             self.resident = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle hold: the codes in the order of the checkpoint."""
+        state = dict(self.__dict__)
+        if self.panels is not None or self.resident is not None:
+            weight = nn.Parameter(self.codes(), requires_grad=False)
+            state["_parameters"] = self._parameters | {"weight": weight}
+        return state | {"panels": None, "resident": None, "product": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Moves to another device or type; the order of kernels stays on this one."""

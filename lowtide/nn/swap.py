@@ -117,11 +117,11 @@ def pack_modules(root: nn.Module) -> None:
         if layer.format is not None:
             replace_module(root, name, packed_twin(layer))
         elif layer.input.format is None:
-            replace_module(root, name, _plain_layer(layer))
+            replace_module(root, name, plain_layer(layer))
     _enable_inputs(root)
 
 
-def _plain_layer(layer: QuantLayer) -> FloatLayer:
+def plain_layer(layer: QuantLayer) -> FloatLayer:
     """The float layer with the same parameters."""
     plain = (
         nn.Conv2d(**conv_options(layer))

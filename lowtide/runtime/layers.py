@@ -13,7 +13,6 @@ from lowtide.kernels.panels import Panels
 from lowtide.kernels.triton.resident import ResidentWeight
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 
-
 OWN_RANGE = "its inputs have ranges of their own, and our kernels take one for all of them"
 
 

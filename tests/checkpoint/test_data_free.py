@@ -1,4 +1,4 @@
-"""LowtideConfig given to from_pretrained on a float model: quantized while it loads, without data."""
+"""LowtideConfig given to from_pretrained on a float model: it is quantized while it loads."""
 
 import pytest
 import tiny
