@@ -32,6 +32,8 @@ from lowtide.nn.dequantize import check_layers_alone, dequantize_modules
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import TIMESTEP, skeleton
 
+FUSE = "fuse_projections"
+
 if TYPE_CHECKING:
     from lowtide.checkpoint.data_free import PackedAsLoaded
 
@@ -171,6 +173,8 @@ class LowtideQuantizer(DiffusersQuantizer):
         runtime.unfuse(model)
         dequantize_modules(model, self._known_plan(), dtype)
         del model.__dict__["num_parameters"]
+        for module in model.modules():
+            module.__dict__.pop(FUSE, None)
         config = cast(dict[str, Any], model._internal_dict)
         kept = {name: value for name, value in config.items() if name != "quantization_config"}
         setattr(model, "_internal_dict", FrozenDict(kept))  # noqa: B010 - diffusers declares none
@@ -198,6 +202,15 @@ class LowtideQuantizer(DiffusersQuantizer):
         return True
 
 
+def refuse_fused_projections(*args: object, **kwargs: object) -> None:
+    """Takes the place of a method of attention blocks that joins their weights into a new layer."""
+    raise BadInput(
+        "found fuse_qkv_projections on a packed model",
+        "q, k and v as the layers that were quantized",
+        "fuse the float model's before you quantize it, or leave it out",
+    )
+
+
 def attach(model: nn.Module, plan: Plan) -> None:
     """Make diffusers save this packed model as a quantized one."""
     quantizer = LowtideQuantizer(_register(model, plan), pre_quantized=True)
@@ -213,6 +226,9 @@ def _register(model: nn.Module, plan: Plan) -> LowtideConfig:
     config = LowtideConfig.of(plan)
     cast(ConfigMixin, model).register_to_config(quantization_config=config)
     model.__dict__["num_parameters"] = LogicalCount(model)
+    for module in model.modules():
+        if callable(getattr(module, FUSE, None)):
+            module.__dict__[FUSE] = refuse_fused_projections
     return config
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from lowtide.errors import BadInput
 from lowtide.kernels import Spec
 from lowtide.kernels.ops import unpack_weight
-from lowtide.nn.attention import QuantAttention, attention_block
+from lowtide.nn.attention import attention_block, set_unrounded
 from lowtide.nn.clock import CLOCK, SetClock
 from lowtide.nn.float_layers import bias_of, conv_options, linear_options, replace_module
 from lowtide.nn.packed import PackedConv2d, PackedLinear
@@ -43,9 +43,7 @@ def dequantize_modules(root: nn.Module, plan: Plan, dtype: torch.dtype) -> None:
         assert isinstance(split, SplitLayer)
         replace_module(root, name, split.joined())
     for name in plan.attentions:
-        block = attention_block(root, name)
-        if isinstance(block.processor, QuantAttention):
-            block.set_processor(block.processor.inner)
+        set_unrounded(attention_block(root, name))
     hooks = root._forward_pre_hooks
     for number in [number for number, hook in hooks.items() if isinstance(hook, SetClock)]:
         del hooks[number]

@@ -6,7 +6,7 @@ from inspect import signature
 import torch
 from torch import nn
 
-from lowtide.nn.attention import QuantAttention, attention_block
+from lowtide.nn.attention import QuantAttention, attention_block, set_rounded
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import add_correction
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
@@ -79,7 +79,7 @@ def _add_attention(root: nn.Module, plan: Plan, inputs: _Quantizers) -> None:
     for name, parts in plan.attentions.items():
         block = attention_block(root, name)
         quantizers = {part: inputs.make(layer) for part, layer in parts.items()}
-        block.set_processor(QuantAttention(block.processor, quantizers))
+        set_rounded(block, quantizers)
 
 
 def skeleton(root: nn.Module, plan: Plan) -> None:

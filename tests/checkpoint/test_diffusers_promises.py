@@ -16,7 +16,7 @@ from lowtide.nn.attention import QuantAttention
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 
 OPTIONS = {"steps": 2, "images": 2}
-KINDS = {"unet2d": "minmax", "unet-class": "minmax", "dit": "minmax", "per-step": "tfmq"}
+KINDS = {"unet2d": "minmax", "dit": "minmax", "per-step": "tfmq"}
 
 
 def pipeline(kind, folder):
@@ -29,7 +29,7 @@ def pipeline(kind, folder):
 def packed(request, tmp_path_factory):
     kind = request.param
     options = OPTIONS | ({"iters": 1, "calibration_steps": 1} if kind == "per-step" else {})
-    options |= {"labels": (0, 1)} if kind in ("dit", "unet-class") else {}
+    options |= {"labels": (0, 1)} if kind == "dit" else {}
     pipe = pipeline(kind, tmp_path_factory.mktemp(kind))
     return lowtide.quantize(pipe, method=KINDS[kind], **options)
 

@@ -14,7 +14,7 @@ import lowtide
 from lowtide import sampling
 
 OPTIONS = {"steps": 2, "images": 2}
-KINDS = {"unet2d": "minmax", "per-step": "tfmq", "best": "best", "dit": "minmax", "own range": ""}
+KINDS = {"unet2d": "minmax", "best": "best", "dit": "minmax", "own range": ""}
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def quantized(kind, folder):
         tiny.model("unet2d").save_pretrained(folder)
         config = lowtide.LowtideConfig()
         return type(tiny.model("unet2d")).from_pretrained(folder, quantization_config=config)
-    learning = {"iters": 1, "calibration_steps": 1} if kind in ("per-step", "best") else {}
+    learning = {"iters": 1, "calibration_steps": 1} if kind == "best" else {}
     if kind == "dit":
         pipe = tiny_pipelines.dit(folder)
         return lowtide.quantize(pipe, method="minmax", labels=(0, 1), **OPTIONS).model
