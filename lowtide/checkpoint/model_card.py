@@ -138,7 +138,9 @@ def add_evidence(folder: Path, rows: Mapping[str, Mapping[str, str]]) -> bool:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if START not in text or END not in text:
         return False
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    names: dict[str, None] = {}
+    for row in rows.values():
+        names |= dict.fromkeys(row)
     cells = [[model, *(row.get(name, "") for name in names)] for model, row in rows.items()]
     lines = ["## Measured", "", *_markdown(["against", *names], cells), ""]
     before, _, rest = text.partition(START)

@@ -9,7 +9,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from lowtide.errors import BadInput
 from lowtide.nn.plan import FORMAT_VERSION, Plan
-from lowtide.settings import Settings
+from lowtide.settings import Bits, Settings
 
 NAME = "lowtide"
 # diffusers shows the name of the method to who has not imported lowtide.
@@ -77,7 +77,9 @@ class LowtideConfig(QuantizationConfigMixin):
                 "leave quantization_config out for a float model",
             )
         kept = tuple(self.modules_to_not_convert or ())
-        return Settings(self.weights, self.inputs, group=self.group, keep_float=kept)
+        weights = cast(Bits, self.weights)
+        inputs = cast(Bits, self.inputs)
+        return Settings(weights, inputs, group=self.group, keep_float=kept)
 
     @classmethod
     def of(cls, plan: Plan) -> "LowtideConfig":

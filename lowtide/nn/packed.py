@@ -70,10 +70,9 @@ class Packed(nn.Module):
         self.input = inputs
         self.panels = None
         self.resident = None
-        bits = 0 if inputs.format is None else inputs.format.bits
-        # These quantizers round by themselves, before the operator.
-        own = isinstance(inputs.format, Stepped | OwnRange)
-        self.spec = Spec(columns, format, 0 if own else bits).flat()
+        # Quantizers of these formats round by themselves, before the operator.
+        rounded = inputs.format is None or isinstance(inputs.format, Stepped | OwnRange)
+        self.spec = Spec(columns, format, 0 if rounded else inputs.format.bits).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)

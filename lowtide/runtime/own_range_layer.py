@@ -39,11 +39,10 @@ class OwnRangeLayer:
         if codes.sum().isnan():
             return None
         codes = codes.to(torch.uint8)
-        scale, zero = grid.scale, grid.zero
         if self.is_image:
-            codes = self._padded(codes, zero)
+            codes = self._padded(codes, grid.zero)
         sums = self.weight.product(codes, 1.0, 0)
-        output = sums.sub_(zero * self.weight.offsets).mul_(scale)
+        output = sums.sub_(grid.zero * self.weight.offsets).mul_(grid.scale)
         if self.bias is not None:
             output += self.bias
         return output.permute(0, 3, 1, 2) if self.is_image else output

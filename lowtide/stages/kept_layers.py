@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain, combinations
 
 from lowtide.errors import BadInput
 
@@ -14,11 +15,8 @@ def named_by(patterns: Sequence[str], name: str) -> list[str]:
     A pattern is a run of whole parts of the name: conv_out, mid_block, resnets.0, *.to_q.
     """
     parts = name.split(".")
-    spans = [
-        ".".join(parts[start:end])
-        for start in range(len(parts))
-        for end in range(start + 1, len(parts) + 1)
-    ]
+    ends = combinations(range(len(parts) + 1), 2)
+    spans = [".".join(parts[start:end]) for start, end in ends]
     return [each for each in patterns if any(fnmatchcase(span, each) for span in spans)]
 
 
@@ -27,7 +25,7 @@ def kept_in_float(
 ) -> list[str]:
     """The modules of these that the patterns of an option name; one that names none is an error."""
     found = {name: named_by(patterns, name) for name in names}
-    used = {pattern for matching in found.values() for pattern in matching}
+    used = set(chain.from_iterable(found.values()))
     if unused := [pattern for pattern in patterns if pattern not in used]:
         shown = ", ".join(list(found)[:4])
         raise BadInput(
