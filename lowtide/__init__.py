@@ -49,3 +49,6 @@ def __dir__() -> list[str]:
 wrapt.when_imported("diffusers.quantizers.auto")(
     lambda module: import_module("lowtide.checkpoint.diffusers_hook")
 )
+wrapt.when_imported("diffusers.models.controlnets.controlnet")(
+    lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
+)

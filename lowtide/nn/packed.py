@@ -70,9 +70,10 @@ class Packed(nn.Module):
         self.input = inputs
         self.panels = None
         self.resident = None
+        form = inputs.format
         # Quantizers of these formats round by themselves, before the operator.
-        rounded = inputs.format is None or isinstance(inputs.format, Stepped | OwnRange)
-        self.spec = Spec(columns, format, 0 if rounded else inputs.format.bits).flat()
+        bits = 0 if form is None or isinstance(form, Stepped | OwnRange) else form.bits
+        self.spec = Spec(columns, format, bits).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)

@@ -6,12 +6,14 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
+from diffusers import AutoPipelineForText2Image, ControlNetModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
 from lowtide.nn.attention import QuantAttention
+from lowtide.nn.packed import PackedConv2d
 
 OPTIONS = {"method": "minmax", "steps": 2, "images": 2}
 
@@ -93,6 +95,29 @@ def test_slicing_of_a_pipeline(tmp_path):
         pipe.unet.fuse_qkv_projections()
     with pytest.raises(BadInput, match="found fuse_qkv_projections on a packed model"):
         pipe.fuse_qkv_projections(vae=False)
+
+
+def test_a_control_net_starts_from_a_packed_unet(tmp_path):
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    lowtide.quantize(pipe, prompts=["a cat"], **OPTIONS)
+    control = ControlNetModel.from_unet(pipe.unet)
+    plain = copy.deepcopy(pipe.unet).dequantize()
+    assert torch.equal(control.conv_in.weight, plain.conv_in.weight)
+    assert isinstance(pipe.unet.conv_in, PackedConv2d)
+    assert torch.equal(ControlNetModel.from_unet(plain).conv_in.weight, plain.conv_in.weight)
+
+
+def test_perturbed_attention_guidance_where_attention_is_in_float(tmp_path):
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    lowtide.quantize(pipe, prompts=["a cat"], keep_float=["attn1"], **OPTIONS)
+    guided = AutoPipelineForText2Image.from_pipe(pipe, enable_pag=True, pag_applied_layers=["mid"])
+    guided.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "output_type": "np"}
+    images = [
+        guided("a", pag_scale=scale, generator=torch.manual_seed(0), **options).images
+        for scale in (0.0, 3.0)
+    ]
+    assert abs(images[0] - images[1]).max() > 1e-4
 
 
 def test_attention_in_float_takes_what_it_is_given():
