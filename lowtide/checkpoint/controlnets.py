@@ -18,8 +18,9 @@ def _from_packed(wrapped: Callable[..., Any], cls: type, args: tuple, kwargs: di
     # The import comes late: this module is imported while diffusers is still being imported.
     from lowtide.checkpoint.diffusers_hook import LowtideQuantizer
 
-    unet = args[0] if args else kwargs.get("unet")
+    unet: Any = args[0] if args else kwargs.get("unet")
     if not isinstance(getattr(unet, "hf_quantizer", None), LowtideQuantizer):
         return wrapped(*args, **kwargs)
     plain = copy.deepcopy(unet).dequantize()
-    return wrapped(plain, *args[1:], **{k: v for k, v in kwargs.items() if k != "unet"})
+    others = {name: value for name, value in kwargs.items() if name != "unet"}
+    return wrapped(plain, *args[1:], **others)

@@ -160,7 +160,7 @@ def reference_of(
         return load(reference, device)
     if model.record is None or not model.record.source:
         raise BadInput(
-            f"found no record of the float model in {model.source}",
+            f"found no {provenance.NAME} in {model.source} that names the float model",
             "the float model to compare with",
             "give it with --reference MODEL",
         )

@@ -12,7 +12,7 @@ import torch
 import lowtide
 from lowtide import sampling
 from lowtide.errors import BadInput
-from lowtide.nn.attention import QuantAttention
+from lowtide.nn.attention import QuantAttention, set_unrounded
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 
 OPTIONS = {"steps": 2, "images": 2}
@@ -131,12 +131,12 @@ def test_dequantized_layers_have_the_rounded_weights(packed, tmp_path):
 def weights_only_answer(model):
     """The answer of the packed layers with inputs in float."""
     twin = copy.deepcopy(model)
-    for module in twin.modules():
+    for module in list(twin.modules()):
         if isinstance(module, PackedLinear | PackedConv2d):
             module.input.format = None
             module.spec[3] = 0
         if isinstance(getattr(module, "processor", None), QuantAttention):
-            module.set_processor(module.processor.inner)
+            set_unrounded(module)
     with lowtide.unfused(twin):
         return answer(twin)
 
