@@ -17,6 +17,7 @@ _HOMES = {
     "Estimate": "estimate",
     "Evaluation": "evaluation.comparison",
     "EvaluationSettings": "settings",
+    "LowtideConfig": "checkpoint.quantization_config",
     "Quantized": "checkpoint.quantized_pipeline",
     "Request": "settings",
     "Settings": "settings",
@@ -47,4 +48,7 @@ def __dir__() -> list[str]:
 # diffusers learns of packed checkpoints when it imports its table of quantizers.
 wrapt.when_imported("diffusers.quantizers.auto")(
     lambda module: import_module("lowtide.checkpoint.diffusers_hook")
+)
+wrapt.when_imported("diffusers.models.controlnets.controlnet")(
+    lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
 )

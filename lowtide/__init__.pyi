@@ -9,6 +9,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
+from lowtide.checkpoint.quantization_config import LowtideConfig as LowtideConfig
 from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
 from lowtide.errors import BadInput as BadInput
 from lowtide.estimate import Estimate as Estimate
@@ -37,6 +38,7 @@ def quantize(
     profile: Literal["full", "paper", "tfmq", "qdiffusion", "ptq4dm", "ptqd", "efficientdm", "mpq"] = "full",
     ends: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
     end_inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
+    keep_float: Sequence[str] = (),
     softmax: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
     temporal: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
     temporal_inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
@@ -105,6 +107,7 @@ def plan(
     profile: Literal["full", "paper", "tfmq", "qdiffusion", "ptq4dm", "ptqd", "efficientdm", "mpq"] = "full",
     ends: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
     end_inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
+    keep_float: Sequence[str] = (),
     softmax: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
     temporal: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,
     temporal_inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] | None = None,

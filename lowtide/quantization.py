@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import runtime, sampling
-from lowtide.checkpoint import diffusers_hook, file_format, folders
+from lowtide.checkpoint import diffusers_hook, file_format, folders, provenance
 from lowtide.checkpoint.facts import (
     digest_of_parts,
     fingerprint,
@@ -21,7 +21,7 @@ from lowtide.checkpoint.facts import (
     kernels,
     parameter_bytes,
 )
-from lowtide.checkpoint.quantized_pipeline import Quantized
+from lowtide.checkpoint.quantized_pipeline import Quantized, named_by
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.kernels.race import ENGINES
@@ -105,6 +105,8 @@ def quantize(
     job.report |= {"fingerprint": weights, "float_bytes": parameter_bytes(model)}
     job.report |= {"options": settings.stages, "device": str(device)}
     job.report |= {"ranks": world.size, "batch": job.batch}
+    job.report |= {"source": provenance.lasting_source(str(target) if named else named_by(pipe))}
+    job.report |= {"settings": asdict(settings), "without": list(without)}
     collect, assign, reconstruct, pack = _four_parts(recipe)
     kept_to = applied(job.conditions) if units else nullcontext()
     with on_the_device(job, recipe, device, named=named), kept_to:

@@ -4,9 +4,8 @@ The annotations say type, bounds, help text and help panel. Python, the command 
 and the JSON beside a checkpoint all read them from here.
 """
 
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -138,6 +137,10 @@ class Settings:
         Bits | None,
         _help("Bits per input of the first and the last layer; the profile's if not given.", BITS),
     ] = None
+    keep_float: Annotated[
+        Sequence[str],
+        _help("Layers and modules to leave in float, by name: conv_out,mid_block.*", BITS),
+    ] = ()
     softmax: Annotated[
         Bits | None,
         _help("Bits of the softmax of attention; the profile's if not given.", BITS),
@@ -358,42 +361,3 @@ class EvaluationSettings:
 def field_of_gate(gate: str) -> str:
     """The field that holds a gate's limit."""
     return gate.replace("-", "_")
-
-
-def changed(settings: Mapping[str, object], changes: Iterable[str]) -> Options:
-    """Settings with `name=value` or `stage.option=value` changes.
-
-    A value reads as TOML does, or as plain text.
-    """
-    result: Options = dict(settings)
-    for change in changes:
-        name, equals, text = change.partition("=")
-        stage, dot, option = name.partition(".")
-        if not equals or not (dot or name in {each.name for each in fields(Settings)}):
-            raise BadInput(
-                f"found --set {change}",
-                "a setting and its value, such as iters=500, or a stage's option, omq.plus=true",
-                "see `lowtide quantize --help`",
-            )
-        if name == "memory":
-            raise BadInput(f"found --set {change}", "the option --memory, in MiB", "use --memory")
-        if dot:
-            result["stages"] = _with_option(result.get("stages", {}), stage, {option: _value(text)})
-        else:
-            result[name] = _value(text)
-    return result
-
-
-def _with_option(
-    stages: StageOptions, stage: str, option: Mapping[str, object]
-) -> dict[str, Mapping[str, object]]:
-    """One more option of a stage, or another value of it; a stage's name has any case."""
-    name = next((known for known in stages if known.lower() == stage.lower()), stage)
-    return {**stages, name: {**stages.get(name, {}), **option}}
-
-
-def _value(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

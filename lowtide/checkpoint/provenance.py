@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lowtide import sampling
 from lowtide.errors import BadInput
 
 NAME = "lowtide.json"
@@ -65,6 +66,12 @@ def _parsed(text: str) -> Provenance:
             "use the lowtide that wrote it",
         )
     return Provenance(**fields | {"without": tuple(fields["without"])})
+
+
+def lasting_source(source: str) -> str:
+    """The source under a name that is valid in any working directory; empty if it has none."""
+    home = None if source.startswith("zoo:") or not source else sampling.local_folder(source)
+    return str(home.resolve()) if home else source
 
 
 def command() -> str:

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from huggingface_hub import HfApi
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import folders, seal
+from lowtide.checkpoint import facts, folders, model_card, provenance, seal
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
@@ -56,6 +58,63 @@ class Quantized:
         with sampling.quiet_libraries():
             cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
         seal.finish(folder)
+        if record := self._record():
+            record.write(folder)
+        if facts.packed_plan(self.model).summary:
+            model_card.write(folder, self._card(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Save into a temporary folder, with its model card, and upload that.
+
+        Returns:
+            The address of the commit.
+        """
+        hub = HfApi(token=token)
+        repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as place:
+            folder = self.save(Path(place) / repo_id.rpartition("/")[2])
+            message = commit_message or "Upload a model quantized by lowtide"
+            options = {"commit_message": message, "create_pr": create_pr}
+            return str(hub.upload_folder(repo_id=repo, folder_path=folder, **options))
+
+    def run_report(self) -> dict[str, Any]:
+        """The report of the run without what lowtide.json has in fields of its own."""
+        own = ("source", "settings", "without")
+        return {name: value for name, value in self.report.items() if name not in own}
+
+    def _record(self) -> provenance.Provenance | None:
+        """The record of the run that made the model, if this is its result."""
+        if "settings" not in self.report:
+            return None
+        return provenance.Provenance(
+            command=provenance.command(),
+            source=self.report["source"],
+            fingerprint=self.report["fingerprint"],
+            method=self.plan.method,
+            settings=self.report["settings"],
+            without=tuple(self.report["without"]),
+            report=self.plan.summary | self.run_report(),
+        )
+
+    def _card(self, folder: Path) -> model_card.CardFacts:
+        source = self.report.get("source", named_by(self.pipe))
+        title = Path(source.removeprefix("zoo:")).name or type(self.model).__name__
+        return model_card.CardFacts(
+            plan=facts.packed_plan(self.model),
+            source=source,
+            pipeline=type(self.pipe).__name__,
+            weights=cast(Any, self.model).num_parameters(),
+            on_disk=facts.on_disk(folder),
+            title=title,
+        )
 
     def _check_saveable(self) -> None:
         if isinstance(self.pipe, sampling.ModulePipeline):
@@ -64,6 +123,12 @@ class Quantized:
                 "a diffusers model",
                 "keep `.model`, or make it a ModelMixin with a config and quantize that",
             )
+
+
+def named_by(pipe: Pipeline) -> str:
+    """What the pipeline was loaded from, as diffusers remembers it; empty if it was not."""
+    config = getattr(pipe, "config", {})
+    return str(config.get("_name_or_path") or "")
 
 
 def save(model: Quantized | DiffusionPipeline, folder: str | Path) -> Path:

@@ -18,8 +18,9 @@ from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.cli.places import check_one_process, on_device
 from lowtide.cli.verifying import verify
 from lowtide.machine.device_names import AUTO
-from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
+from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings
 from lowtide.settings import Device as DeviceName
+from lowtide.workflows.setting_changes import changed
 
 if TYPE_CHECKING:
     from lowtide.evaluation.comparison import Evaluation

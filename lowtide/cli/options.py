@@ -75,6 +75,7 @@ _TEXTS = {
     "labels": _Text(str, "", numbers),
     "seeds": _Text(str, "0-63", numbers),
     "metrics": _Text(str, "", names),
+    "keep_float": _Text(str, "", lambda text: names(text) or ()),
     "dataset": _Text(Path | None, None, lambda path: None if path is None else str(path)),
     "pictures": _Text(Path | None, None, lambda path: None if path is None else str(path)),
     "memory": _Text(

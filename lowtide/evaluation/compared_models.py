@@ -158,11 +158,17 @@ def reference_of(
     """The float model to compare with: `reference`, or the model that was quantized."""
     if reference is not None:
         return load(reference, device)
-    if model.record is None:
+    if model.record is None or not model.record.source:
         raise BadInput(
-            f"found no {provenance.NAME} in {model.source}",
-            "a record of the float model",
+            f"found no {provenance.NAME} in {model.source} that names the float model",
+            "the float model to compare with",
             "give it with --reference MODEL",
+        )
+    if is_gone(model.record.source):
+        raise BadInput(
+            f"found nothing at {model.record.source}, which {model.source} was made of",
+            "the float model to compare with",
+            "give its new place with --reference MODEL",
         )
     original = load(model.record.source, device)
     if facts.fingerprint(original.denoiser) != model.record.fingerprint:
@@ -172,6 +178,11 @@ def reference_of(
             "give them with --reference MODEL, or quantize again",
         )
     return original
+
+
+def is_gone(source: str) -> bool:
+    """Whether a folder is not there any more; a hub id and zoo:NAME are no folders."""
+    return Path(source).is_absolute() and not Path(source).exists()
 
 
 def sampled_alike(

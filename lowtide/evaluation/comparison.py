@@ -16,11 +16,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from lowtide import sampling
-from lowtide.checkpoint import facts, folders, provenance
+from lowtide.checkpoint import facts, folders, model_card, provenance
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.evaluation import compared_models, layer_drift
-from lowtide.evaluation.compared_models import FLOAT, ComparedModel, ModelSource
+from lowtide.evaluation.compared_models import FLOAT, LOWTIDE, ComparedModel, ModelSource
 from lowtide.evaluation.environment import environment
 from lowtide.evaluation.gates import evaluation_settings, gate_results
 from lowtide.evaluation.layer_bits import with_contents
@@ -40,6 +40,7 @@ from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
 from lowtide.report.verdict import brief_result
+from lowtide.report.wording import figures
 from lowtide.settings import EvaluationSettings
 from lowtide.validation import takes_options_of
 
@@ -230,7 +231,21 @@ def _write_evidence(
         if fresh is not None:
             evidence.write(comparison, fresh)
             page.draw(fresh)
+    if world.first:
+        _tell_in_card(models, comparison)
     return Evaluation(comparison, out)
+
+
+def _tell_in_card(models: Sequence[ComparedModel], comparison: Evidence) -> None:
+    """Write the numbers into the model cards of the packed folders."""
+    for model in models:
+        if model.folder is None or model.kind != LOWTIDE:
+            continue
+        metrics = comparison.models[model.key].metrics
+        values = {name: figures(each.value) for name, each in metrics.items()}
+        images = str(len(comparison.request.seeds))
+        row = {"images": images, "steps": str(comparison.request.steps), **values}
+        model_card.add_evidence(model.folder, {comparison.base.name: row})
 
 
 def _evidence(

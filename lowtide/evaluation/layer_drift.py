@@ -156,9 +156,11 @@ def temporal_drift(
     reads_time_alone = units and all(unit.reads == ("timestep",) for unit in units)
     if not reads_time_alone or (reference.kind, model.kind) != (FLOAT, LOWTIDE):
         return None
+    timesteps = find_clock(model.denoiser).timesteps.tolist()
+    if not timesteps:
+        return None  # a model without calibration has no timesteps of its own
     errors = temporal_errors(adapter, reference.denoiser, model.denoiser, model.plan.times)
     features: list[str] = []
     for unit in units:
         features += unit.features
-    timesteps = find_clock(model.denoiser).timesteps.tolist()
     return TemporalErrors(features, timesteps, errors.T.tolist())

@@ -29,7 +29,8 @@ def sampling_request(
 def _calibrated_steps(models: Sequence[ComparedModel]) -> dict[str, object]:
     """The steps in the plan of the first packed model; it has them without a lowtide.json too."""
     summaries = [model.plan.summary for model in models if model.plan.summary]
-    return {"steps": summaries[0]["steps"]} if summaries else {}
+    steps = next((summary["steps"] for summary in summaries if "steps" in summary), None)
+    return {"steps": steps} if steps else {}
 
 
 def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from lowtide.formats.kinds import (
 )
 from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
+from lowtide.formats.own_range import OwnRange
 from lowtide.formats.packing import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 from lowtide.formats.search import SEARCHES, Search, check_search, minmax, mse, percentile
 from lowtide.formats.stepped import Stepped
@@ -30,6 +31,7 @@ __all__ = [
     "InputFormat",
     "Log2",
     "Mixed",
+    "OwnRange",
     "PackedTable",
     "Search",
     "Stepped",

@@ -8,11 +8,12 @@ from lowtide.formats.adaptive import Adaptive
 from lowtide.formats.affine import Affine
 from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
+from lowtide.formats.own_range import OwnRange
 from lowtide.formats.stepped import Stepped
 
 WeightFormat = Affine | Mixed
-InputFormat = Affine | Log2 | Adaptive | Stepped
-Format = Affine | Mixed | Log2 | Adaptive | Stepped
+InputFormat = Affine | Log2 | Adaptive | Stepped | OwnRange
+Format = Affine | Mixed | Log2 | Adaptive | Stepped | OwnRange
 # The kind of a format and its fields, which differ between the kinds.
 FormatJson = dict[str, Any]
 # "either" is the former name of Adaptive. It stays, because it is part of the file format.
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Format]] = {
     "log2": Log2,
     "either": Adaptive,
     "stepped": Stepped,
+    "own_range": OwnRange,
 }
 FLOAT_BITS = (16, 32)
 

@@ -13,6 +13,7 @@ from lowtide.errors import BadInput
 from lowtide.formats.affine import Affine
 from lowtide.formats.kinds import Format
 from lowtide.formats.mixed import Mixed
+from lowtide.formats.own_range import OwnRange
 from lowtide.formats.stepped import Stepped
 
 # The elements of a piece. A piece stays in cache, and below the size at which torch starts threads,
@@ -131,7 +132,7 @@ def range_error(rows: Tensor, format: Format, ends: tuple[Tensor, Tensor], norm:
     lo, hi = ends
     grid = format.params(lo, hi)
     if not isinstance(format, Affine):
-        assert not isinstance(format, Stepped), "ranges are searched before bits differ by step"
+        assert not isinstance(format, Stepped | OwnRange), "its range is not searched"
         return norm.of(rows - format.decode(format.encode(rows, grid), grid))
     codes = (rows / grid.scale).add_(grid.zero).round_().clamp_(0, format.top)
     return norm.of(codes.sub_(grid.zero).mul_(grid.scale).sub_(rows))

@@ -57,6 +57,7 @@ from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.float_block import FloatBlock, plan_float_block
+from lowtide.stages.kept_layers import named_by
 from lowtide.stages.learn_ranges import LearnRanges
 from lowtide.stages.model_edits import (
     answer_once,
@@ -213,7 +214,7 @@ class Maintain(Stage):
         """The cache of this layer's output, used at every step."""
         width = _width(job.adapter, name)
         kept = job.settings.keep_temporal
-        if self.bits > 8:
+        if self.bits > 8 or named_by(job.settings.keep_float, name):
             return CachePlan(width, None, kept=kept)
         form = Affine(self.bits, signed=False, axis=0)
         return CachePlan(width, form, job.adapter.chunks(name), kept=kept)

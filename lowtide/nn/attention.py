@@ -5,8 +5,10 @@ Our processor runs the original one and replaces the one function that all proce
 of diffusers is imported.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,8 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lowtide.errors import BadInput
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
+
+# Functions that diffusers' processors end in.
+FUNCTIONS = ("scaled_dot_product_attention", "dispatch_attention_fn")
 
 
 class AttentionBlock(Protocol):
@@ -29,6 +35,53 @@ class AttentionBlock(Protocol):
 def attention_block(root: nn.Module, name: str) -> AttentionBlock:
     """The attention block of that name; a plan of attentions names no other modules."""
     return cast(AttentionBlock, root.get_submodule(name))
+
+
+@dataclass(frozen=True, eq=False)
+class KeepRounding:
+    """Takes the place of `block.set_processor`: another processor is rounded like the one before.
+
+    Attention slicing, `set_attn_processor` and adapters of diffusers set processors.
+    """
+
+    block: nn.Module
+
+    def __call__(self, processor: Callable[..., object]) -> None:
+        block = cast(AttentionBlock, self.block)
+        before = block.processor
+        if isinstance(before, QuantAttention) and not isinstance(processor, QuantAttention):
+            check_rounded(processor)
+            active = before.active
+            processor = QuantAttention(processor, before.quantizers())
+            processor.active = active
+        type(self.block).set_processor(self.block, processor)  # pyright: ignore
+
+
+def check_rounded(processor: Callable[..., object]) -> None:
+    """Refuse a processor whose attention is not torch's one function, which we replace."""
+    try:
+        source = inspect.getsource(type(processor).__call__)
+    except (OSError, TypeError):
+        return  # a processor without a source is taken at its word
+    if not any(name in source for name in FUNCTIONS):
+        raise BadInput(
+            f"found {type(processor).__name__}, which multiplies q, k and v by itself",
+            "a processor that calls scaled_dot_product_attention, so that they are rounded",
+            "leave attention slicing off, or quantize with --keep-float NAME for these attentions",
+        )
+
+
+def set_rounded(block: AttentionBlock, quantizers: "dict[str, Quantizer]") -> None:
+    """Round the attention of a block, with every processor that it gets."""
+    block.set_processor(QuantAttention(block.processor, quantizers))
+    cast(nn.Module, block).__dict__["set_processor"] = KeepRounding(cast(nn.Module, block))
+
+
+def set_unrounded(block: AttentionBlock) -> None:
+    """Give a block its own processor back."""
+    cast(nn.Module, block).__dict__.pop("set_processor", None)
+    if isinstance(block.processor, QuantAttention):
+        block.set_processor(block.processor.inner)
 
 
 class QuantAttention(nn.Module):

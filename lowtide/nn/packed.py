@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import (
     Mixed,
+    OwnRange,
     PackedTable,
     Stepped,
     WeightFormat,
@@ -69,9 +70,10 @@ class Packed(nn.Module):
         self.input = inputs
         self.panels = None
         self.resident = None
-        bits = 0 if inputs.format is None else inputs.format.bits
-        # A quantizer whose bits differ between steps rounds by itself, before the operator.
-        self.spec = Spec(columns, format, 0 if isinstance(bits, tuple) else bits).flat()
+        form = inputs.format
+        # Quantizers of these formats round by themselves, before the operator.
+        bits = 0 if form is None or isinstance(form, Stepped | OwnRange) else form.bits
+        self.spec = Spec(columns, format, bits).flat()
         codes = torch.empty(packed_shape(rows, columns, format), dtype=torch.uint8)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.places = grid_places(rows, columns, format, smooth)
@@ -92,6 +94,10 @@ class Packed(nn.Module):
         stored = [table if place.count else empty for table, place in pairs]
         self.grid = pack_tables(stored, self.places)
         self.bias = layer.bias
+
+    def rows_and_columns(self) -> torch.Size:
+        """The shape of the weight as a matrix of values."""
+        return torch.Size((self.places[0].shape[0], self.channels * self.taps))
 
     def rows(self) -> Rows:
         """What turns the codes of each output channel into int8 for the native kernels."""
@@ -131,6 +137,14 @@ class Packed(nn.Module):
             self.panels = None
             self.resident = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle hold: the codes in the order of the checkpoint."""
+        state = dict(self.__dict__)
+        if self.panels is not None or self.resident is not None:
+            weight = nn.Parameter(self.codes(), requires_grad=False)
+            state["_parameters"] = self._parameters | {"weight": weight}
+        return state | {"panels": None, "resident": None, "product": None}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
         """Moves to another device or type; the order of kernels stays on this one."""
         if fn(self.grid) is not self.grid:
@@ -163,7 +177,7 @@ class Packed(nn.Module):
         tables = self.tables()
         if self.input.format is None:
             return input, tables, []
-        if not isinstance(self.input.format, Stepped):
+        if not isinstance(self.input.format, Stepped | OwnRange):
             return input, tables, list(self.input.step())
         *others, smooth = tables
         by_channel = smooth.reshape(-1, *[1] * (self.weight_dimensions - 2))

@@ -10,6 +10,7 @@ from lowtide.formats import (
     FormatJson,
     InputFormat,
     Mixed,
+    OwnRange,
     WeightFormat,
     format_from_json,
     format_to_json,
@@ -32,6 +33,11 @@ class LayerPlan:
     input: InputFormat | None
     per_step: bool = False
     smooth: bool = False
+
+    @property
+    def has_range(self) -> bool:
+        """Whether the range of its input is stored."""
+        return self.input is not None and not isinstance(self.input, OwnRange)
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,9 @@ def with_summary(plan: Plan, settings: Settings) -> Plan:
     """The plan with the few settings that config.json repeats."""
     names = ("weights", "inputs", "profile", "steps")
     summary = {name: getattr(settings, name) for name in names} | {"layers": len(plan.layers)}
+    for name in ("group", "keep_float"):
+        if value := getattr(settings, name):
+            summary[name] = list(value) if isinstance(value, tuple) else value
     return replace(plan, summary=summary)
 
 

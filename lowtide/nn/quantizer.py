@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Affine, Grid, InputFormat, Stepped
+from lowtide.formats import Affine, Grid, InputFormat, OwnRange, Stepped
 from lowtide.kernels import per_sample, quantize_input
 from lowtide.nn.clock import Clock, at_step
 from lowtide.nn.lsq import lsq_round
@@ -80,6 +80,11 @@ class Quantizer(nn.Module):
         object.__setattr__(self, "clock", clock)
 
     @property
+    def has_range(self) -> bool:
+        """Whether the clock's table has a row for it."""
+        return self.format is not None and not isinstance(self.format, OwnRange)
+
+    @property
     def scale(self) -> Tensor:
         """The scales: (steps,), or (1,) for one range for all steps."""
         return self.clock.scale[self.row, : None if self.per_step else 1]
@@ -108,6 +113,8 @@ class Quantizer(nn.Module):
         return rounded
 
     def _round(self, x: Tensor, format: InputFormat) -> Tensor:
+        if isinstance(format, OwnRange):
+            return format.round(x)
         scale, zero = self.step()
         if isinstance(format, Affine):
             return quantize_input(x, scale, zero, format.top)

@@ -1,5 +1,6 @@
 """Split: a layer on two concatenated tensors as the sum of two layers, each with its own ranges."""
 
+import torch
 from torch import Tensor, nn
 
 from lowtide.nn.float_layers import (
@@ -25,6 +26,14 @@ class SplitLayer(nn.Module):
         first, second = layer.weight.detach().split([width, layer.weight.shape[1] - width], 1)
         self.first = _part(layer, first, bias_of(layer))
         self.second = _part(layer, second, None)
+
+    def joined(self) -> FloatLayer:
+        """One float layer again, once both parts are float layers."""
+        weight = torch.cat([self.first.weight, self.second.weight], 1)
+        layer = _empty_part(self.first, weight.shape[1], bias=self.first.bias is not None)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.register_parameter("bias", bias_of(self.first))
+        return layer.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.split([self.width, x.shape[self.axis] - self.width], self.axis)

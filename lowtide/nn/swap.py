@@ -1,11 +1,12 @@
 """Replace the layers of a model by quantized or packed ones, as a plan says, and list them."""
 
 from collections.abc import Iterator
+from inspect import signature
 
 import torch
 from torch import nn
 
-from lowtide.nn.attention import QuantAttention, attention_block
+from lowtide.nn.attention import QuantAttention, attention_block, set_rounded
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import add_correction
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
@@ -26,6 +27,7 @@ from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.split import split_modules
 
+TIMESTEP = "timestep"
 QuantLayer = QuantLinear | QuantConv2d
 PackedLayer = PackedLinear | PackedConv2d
 
@@ -34,7 +36,7 @@ class _Quantizers:
     """Makes quantizers, each with the next row of the clock's table, in the order of the plan."""
 
     def __init__(self, root: nn.Module, plan: Plan):
-        quantized = [each for each in plan.all_plans() if each.input is not None]
+        quantized = [each for each in plan.all_plans() if each.has_range]
         self.clock = Clock(
             plan.timesteps,
             plan.ticks,
@@ -48,13 +50,20 @@ class _Quantizers:
         device = next(root.parameters()).device
         if "meta" not in (device.type, self.clock.timesteps.device.type):
             self.clock.to(device)
-        self.clock.attach(root)
+        if plan.keyed or TIMESTEP in signature(root.forward).parameters:
+            self.clock.attach(root)
         root.add_module(CLOCK, self.clock)
 
     def make(self, plan: LayerPlan) -> Quantizer:
         row = self.rows
-        self.rows += plan.input is not None
+        self.rows += plan.has_range
         return Quantizer(plan.input, self.clock, row, per_step=plan.per_step)
+
+
+def plan_quantizers(root: nn.Module, plan: Plan) -> dict[str, Quantizer]:
+    """Add the plan's clock to a float model, and make the quantizer of each layer's input."""
+    inputs = _Quantizers(root, plan)
+    return {name: inputs.make(layer) for name, layer in plan.layers.items()}
 
 
 def quantize_modules(root: nn.Module, plan: Plan) -> None:
@@ -70,7 +79,7 @@ def _add_attention(root: nn.Module, plan: Plan, inputs: _Quantizers) -> None:
     for name, parts in plan.attentions.items():
         block = attention_block(root, name)
         quantizers = {part: inputs.make(layer) for part, layer in parts.items()}
-        block.set_processor(QuantAttention(block.processor, quantizers))
+        set_rounded(block, quantizers)
 
 
 def skeleton(root: nn.Module, plan: Plan) -> None:
@@ -108,11 +117,11 @@ def pack_modules(root: nn.Module) -> None:
         if layer.format is not None:
             replace_module(root, name, packed_twin(layer))
         elif layer.input.format is None:
-            replace_module(root, name, _plain_layer(layer))
+            replace_module(root, name, plain_layer(layer))
     _enable_inputs(root)
 
 
-def _plain_layer(layer: QuantLayer) -> FloatLayer:
+def plain_layer(layer: QuantLayer) -> FloatLayer:
     """The float layer with the same parameters."""
     plain = (
         nn.Conv2d(**conv_options(layer))
@@ -152,11 +161,11 @@ def set_precision(root: nn.Module, precision: Precision) -> None:
 
 
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """The quantizers that have a format, by name."""
+    """The quantizers that have a range in the clock's table, by name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, Quantizer) and module.format is not None
+        if isinstance(module, Quantizer) and module.has_range
     }
 
 

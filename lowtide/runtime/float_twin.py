@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.models.trace import Graph, mapped, on_meta, record
-from lowtide.nn.attention import QuantAttention
+from lowtide.nn.attention import QuantAttention, set_unrounded
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.float_layers import conv_options, linear_options, replace_module
 from lowtide.nn.packed import PackedConv2d, PackedLinear
@@ -55,7 +55,7 @@ def _unwrap(twin: nn.Module, kind: torch.dtype) -> None:
     for name, module in list(twin.named_modules()):
         if isinstance(module, QuantAttention):
             owner: Any = twin.get_submodule(name.rpartition(".")[0])
-            owner.set_processor(module.inner)
+            set_unrounded(owner)
         elif isinstance(module, Cached):
             replace_module(twin, name, ZeroFeatures(module.plan.width))
         elif isinstance(module, PerRequest):

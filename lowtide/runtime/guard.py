@@ -55,6 +55,14 @@ def _wants_gradients(root: nn.Module, inputs: Mapping[str, Any]) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
 
+def placed_by_hooks(root: nn.Module) -> str:
+    """Why a program would find no weights: offloading replaces the forward pass of modules."""
+    inner = (module for module in root.modules() if module is not root)
+    if any("forward" in module.__dict__ for module in inner):
+        return "a hook in the place of a forward pass moves or casts its weights"
+    return ""
+
+
 class Modules:
     """The modules of a denoiser as they were when its programs were prepared."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowtide.formats import Affine, Mixed
+from lowtide.formats import Affine, Mixed, OwnRange
 from lowtide.kernels import native_library, unpack_codes
 from lowtide.kernels.divisors import Divisors
 from lowtide.kernels.integers import IntegerWeight, integer_weight
@@ -12,6 +12,8 @@ from lowtide.kernels.ops import Spec
 from lowtide.kernels.panels import Panels
 from lowtide.kernels.triton.resident import ResidentWeight
 from lowtide.nn.packed import PackedConv2d, PackedLinear
+
+OWN_RANGE = "its inputs have ranges of their own, and our kernels take one for all of them"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def _no_native_values(layer: PackedLinear | PackedConv2d) -> str:
     format = layer.input.format
     if format is None and smooth.numel():
         return "its inputs are in float and have divisors"
+    if isinstance(format, OwnRange):
+        return OWN_RANGE
     if format is not None and not isinstance(format, Affine):
         return f"its inputs are in the format {type(format).__name__}"
     return _unfit_weight(layer)
@@ -87,7 +91,7 @@ def _no_native_values(layer: PackedLinear | PackedConv2d) -> str:
 
 def no_integers(layer: PackedLinear | PackedConv2d) -> str:
     """Why this layer is no product of integers; empty if it is."""
-    if not isinstance(layer.input.format, Affine):
+    if not isinstance(layer.input.format, Affine | OwnRange):
         return "its inputs are in float"
     return _unfit_weight(layer)
 

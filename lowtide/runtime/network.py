@@ -21,7 +21,7 @@ from lowtide.kernels.race import PLAIN
 from lowtide.nn.swap import packed_layers
 from lowtide.runtime.card_programs import CardPrograms
 from lowtide.runtime.graphs import Record, record_graph
-from lowtide.runtime.guard import unfollowed_inputs, unfollowed_mode
+from lowtide.runtime.guard import placed_by_hooks, unfollowed_inputs, unfollowed_mode
 from lowtide.runtime.on_gpu import GpuLayers, failure_of
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
@@ -59,6 +59,10 @@ class Fused:
         """The forward pass layer by layer."""
         return type(self.root).forward.__get__(self.root)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds no program; the loaded denoiser prepares its own."""
+        return Fused, (self.root, self.engine)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fused":
         copied = Fused(copy.deepcopy(self.root, memo), self.engine)
         copied.record = self.record
@@ -72,6 +76,9 @@ class Fused:
             self.prepare_compiled()
             return self.forward(*args, **kwargs)
         device = next(self.root.parameters()).device
+        if placed := placed_by_hooks(self.root):
+            self._tell(placed)
+            return self.forward(*args, **kwargs)
         if is_card(device):
             return self.on_card(*args, **kwargs)
         if device.type != "cpu":
@@ -188,6 +195,8 @@ def fuse(root: nn.Module, engine: str | None = None) -> None:
         return
     root.requires_grad_(False)
     fused = fused_forward(root)
+    if fused is None and "forward" in root.__dict__:
+        return  # a hook of accelerate or diffusers stands there, and moves what the layers need
     if fused is None or fused.engine != engine:
         root.__dict__["forward"] = Fused(root, engine)
 

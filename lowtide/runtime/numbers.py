@@ -17,6 +17,7 @@ class Numbers:
     """
 
     def __init__(self, quantizers: list[Quantizer], steps: int):
+        steps = max(steps, 1)  # a model without calibrated timesteps has one row
         self.count = len(quantizers)
         self.columns = {quantizer.row: index for index, quantizer in enumerate(quantizers)}
         scales = [quantizer.scale.detach().float().expand(steps) for quantizer in quantizers]

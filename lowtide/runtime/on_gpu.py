@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.formats import Adaptive, Affine
+from lowtide.formats import Adaptive, Affine, OwnRange
 from lowtide.kernels.triton import missing
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import Clock, find_clock
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import packed_layers
+from lowtide.runtime.layers import OWN_RANGE
 
 MOST_K = 2**31 // (255 * 128)  # an int32 holds the sum of so many products
 MOST_TAPS = 16
@@ -65,7 +66,9 @@ def unsupported(layer: AnyPacked) -> list[str]:
     """Why no Triton kernel runs this layer; empty if one does."""
     reasons = [missing(layer.weight.device)]
     form = layer.input.format
-    if form is not None and not isinstance(form, Affine):
+    if isinstance(form, OwnRange):
+        reasons.append(OWN_RANGE)
+    elif form is not None and not isinstance(form, Affine):
         reasons.append(f"its inputs have the format {form}")
     if not layer.rows().fits:
         reasons.append("its weights do not fit in 8 bits")

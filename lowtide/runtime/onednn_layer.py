@@ -1,6 +1,6 @@
 """A packed layer on oneDNN, layer by layer: where no native kernel runs it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -79,7 +79,9 @@ def unsupported(layer: PackedLinear | PackedConv2d) -> str:
 
 
 @contextmanager
-def on_onednn(products: dict[PackedLinear | PackedConv2d, OneDnnLayer]) -> Iterator[None]:
+def on_onednn(
+    products: Mapping[PackedLinear | PackedConv2d, Callable[[Tensor], Tensor | None]],
+) -> Iterator[None]:
     """Within the context, these layers run on oneDNN."""
     for layer, product in products.items():
         layer.product = product

@@ -25,7 +25,8 @@ from lowtide.runtime.guard import Modules
 from lowtide.runtime.layers import NativeLayer, native_layer
 from lowtide.runtime.lowering import Lowering
 from lowtide.runtime.numbers import Numbers
-from lowtide.runtime.onednn_layer import OneDnnLayer, unsupported
+from lowtide.runtime.onednn_layer import unsupported
+from lowtide.runtime.own_range_layer import OneDnnProduct, onednn_product
 from lowtide.runtime.program import Program
 from lowtide.runtime.program_store import ProgramStore
 
@@ -68,7 +69,7 @@ class Prepared:
         self.modules = Modules(root, self.clock)
         self.layers: dict[str, NativeLayer] = {}
         self.reasons: dict[str, str] = {}
-        self.products: dict[PackedLinear | PackedConv2d, OneDnnLayer] = {}
+        self.products: dict[PackedLinear | PackedConv2d, OneDnnProduct] = {}
         for name, layer in packed_layers(root):
             native = native_layer(layer)
             if isinstance(native, NativeLayer):
@@ -76,7 +77,7 @@ class Prepared:
             else:
                 self.reasons[name] = native
                 if engine != NATIVE and not unsupported(layer):
-                    self.products[layer] = OneDnnLayer(layer)
+                    self.products[layer] = onednn_product(layer)
         packed = [layer for _, layer in packed_layers(root)]
         self.weights = [(layer, layer.weight, layer.weight._version) for layer in packed]
         self.holders = [module._parameters for module in root.modules() if module._parameters]

@@ -1,5 +1,6 @@
 """Assign: the formats of each layer and attention, by profile, and what stays in float and why."""
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ from lowtide.nn.quantizer import input_format
 from lowtide.nn.swap import quantize_modules
 from lowtide.settings import Settings
 from lowtide.stages.base import Job, Stage
+from lowtide.stages.kept_layers import REASON as KEPT
+from lowtide.stages.kept_layers import kept_in_float
 from lowtide.stages.profiles import ENDS, WORDS, Bits, check_parts, parts_of_layers
 
 # An error in the sample or in the answer stays on the sampling path, and the network cannot correct
@@ -34,29 +37,35 @@ class Assign(Stage):
     essential: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset(
         {"weights", "inputs", "group", "profile", "ends", "end_inputs", "softmax"}
-        | {"temporal", "temporal_inputs"}
+        | {"temporal", "temporal_inputs", "keep_float"}
     )
 
     per_step: bool = False
 
     def check_model(self, adapter: Adapter, settings: Settings) -> None:
         check_parts(adapter, settings)
+        kept_in_float(settings.keep_float, _quantizable(adapter))
 
     def run(self, job: Job) -> None:
         bits = Bits(job.settings, job.role)
-        layers, left = _layer_plans(job.adapter, bits)
-        unlike = _other_padding(job.adapter)
-        layers |= {name: LayerPlan(None, None) for name in unlike}
+        layers, left = layer_plans(job.adapter, bits)
+        kept = kept_in_float(job.settings.keep_float, _quantizable(job.adapter))
+        unlike = dict.fromkeys(kept, KEPT) | other_padding(job.adapter.layers())
+        layers |= {name: LayerPlan(None, None) for name in unlike if name in layers}
+        attentions = _attention_plans(job.adapter, bits, per_step=self.per_step)
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
         job.plan = replace(
             job.plan,
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
-            attentions=_attention_plans(job.adapter, bits, per_step=self.per_step),
+            attentions={name: parts for name, parts in attentions.items() if name not in kept},
             timesteps=tuple(dict.fromkeys(call.timestep for call in job.calls)),
             times=_exact_times(job),
             ticks=job.adapter.ticks,
             method=job.method,
-            left=left | unlike | _uncalled(job.adapter) | _other_parameters(job.model),
+            left=_without_inputs(left, unlike)
+            | unlike
+            | uncalled(job.adapter)
+            | other_parameters(job.model),
         )
         quantize_modules(job.model, job.plan)
 
@@ -70,6 +79,11 @@ class Assign(Stage):
 
     def summary(self, job: Job) -> str:
         return f"formats chosen for {len(job.plan.layers)} layers"
+
+
+def _quantizable(adapter: Adapter) -> list[str]:
+    """The layers and the attentions by name."""
+    return [*adapter.layers(), *adapter.attentions()]
 
 
 def _exact_times(job: Job) -> tuple[float, ...]:
@@ -92,7 +106,7 @@ def weight_format(bits: int, group: int | None) -> Affine | None:
     return Affine(bits, signed=signed, axis=0, group=group)
 
 
-def _layer_plans(adapter: Adapter, bits: Bits) -> tuple[dict[str, LayerPlan], dict[str, str]]:
+def layer_plans(adapter: Adapter, bits: Bits) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     """The plan of each layer, and what the profile leaves in float, with the reason."""
     layers: dict[str, LayerPlan] = {}
     left: dict[str, str] = {}
@@ -123,10 +137,10 @@ def _attention_plans(
     return {name: dict(parts) for name in adapter.attentions()}
 
 
-def _other_padding(adapter: Adapter) -> dict[str, str]:
+def other_padding(layers: Mapping[str, nn.Module]) -> dict[str, str]:
     """Convolutions whose padding is not a number of zeros, which no packed layer has."""
     reasons: dict[str, str] = {}
-    for name, layer in adapter.layers().items():
+    for name, layer in layers.items():
         if not isinstance(layer, nn.Conv2d):
             continue
         if layer.padding_mode != "zeros":
@@ -136,11 +150,20 @@ def _other_padding(adapter: Adapter) -> dict[str, str]:
     return reasons
 
 
-def _uncalled(adapter: Adapter) -> dict[str, str]:
+def _without_inputs(left: dict[str, str], float_layers: Container[str]) -> dict[str, str]:
+    """The reasons, without those of inputs of layers that are in float as a whole."""
+    return {
+        name: reason
+        for name, reason in left.items()
+        if name.removeprefix("input of ") not in float_layers
+    }
+
+
+def uncalled(adapter: Adapter) -> dict[str, str]:
     return dict.fromkeys(adapter.uncalled(), "never called in a forward pass")
 
 
-def _other_parameters(model: nn.Module) -> dict[str, str]:
+def other_parameters(model: nn.Module) -> dict[str, str]:
     """Modules with parameters that are neither Linear nor Conv2d: norms, embeddings, tables."""
     kinds: dict[str, str] = {}
     for name, module in model.named_modules():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from lowtide.costs import FLOAT, Cost, Work, Workload
 from lowtide.costs.workload import MINMAX_PASSES, SLACK, STATISTICS_COPIES
 from lowtide.formats import SEARCHES, check_search
 from lowtide.models import Answer, answer_of
-from lowtide.nn.attention import QuantAttention, attention_block
+from lowtide.nn.attention import QuantAttention, attention_block, set_unrounded
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
@@ -245,7 +245,7 @@ def _leave_uncalled_attention(job: Job, uncalled: set[str]) -> None:
     for name in list(job.plan.attentions):
         if any(f"{name}.processor.{part}" in uncalled for part in ("q", "softmax")):
             block = attention_block(job.model, name)
-            block.set_processor(cast(QuantAttention, block.processor).inner)
+            set_unrounded(block)
             del job.plan.attentions[name]
             job.plan.left[f"attention of {name}"] = (
                 "its processor does not call scaled_dot_product_attention"

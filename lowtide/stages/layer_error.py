@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowtide.formats import SEARCHES, Affine, Grid, Stepped
+from lowtide.formats import SEARCHES, Affine, Grid, OwnRange, Stepped
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import QuantLayer, find_clock, set_precision
@@ -141,7 +141,7 @@ def rounded_rows(layer: QuantizedLayer, inputs: LayerInputs) -> tuple[Tensor, Te
     form = layer.input.format
     if form is None:
         return exact, exact
-    assert not isinstance(form, Stepped), "bits of steps are chosen after the weights"
+    assert not isinstance(form, Stepped | OwnRange), "bits of steps are chosen after the weights"
     lo = (inputs.lo / smooth).amin(1, keepdim=True)
     hi = (inputs.hi / smooth).amax(1, keepdim=True)
     steps = form.params(lo, hi)

@@ -23,8 +23,9 @@ import msgspec
 
 from lowtide.errors import BadInput
 from lowtide.methods import recipe_of, with_profile
-from lowtide.settings import Options, changed, settings_from
+from lowtide.settings import Options, settings_from
 from lowtide.workflows import to_folder
+from lowtide.workflows.setting_changes import changed
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

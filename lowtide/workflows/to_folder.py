@@ -49,10 +49,10 @@ def quantize_to_folder(
         }
         report |= world.of_first(lambda: _sizes(result, fresh))
         report |= {"peak_bytes": peak.above, "predicted": predicted}
-        report |= result.plan.summary | result.report
+        report |= result.plan.summary | result.run_report()
         record = provenance.Provenance(
             command=provenance.command(),
-            source=_lasting(source),
+            source=provenance.lasting_source(source),
             fingerprint=result.report["fingerprint"],
             method=method,
             settings=asdict(settings),
@@ -98,12 +98,6 @@ def _remove_units(folder: Path) -> None:
                 emptied.rmdir()
     with suppress(OSError):
         folder.rmdir()
-
-
-def _lasting(source: str) -> str:
-    """The source under a name that is valid in any working directory."""
-    home = None if source.startswith("zoo:") else sampling.local_folder(source)
-    return str(home.resolve()) if home else source
 
 
 def sample_to_folder(

@@ -15,10 +15,11 @@ from lowtide.methods.mpq import OMQ, TRD
 from lowtide.methods.tcaq import DAQ, TCR
 from lowtide.models import adapt
 from lowtide.report.text import quantized
-from lowtide.settings import Settings, changed, settings_from
+from lowtide.settings import Settings, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Call, Job, recipe_digest
 from lowtide.workflows import recipe_files, to_folder
+from lowtide.workflows.setting_changes import changed
 
 FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 ROWS = [
