@@ -1,4 +1,4 @@
-"""The float block of a temporal unit, as it stays in the checkpoint to run once a request."""
+"""The float block of a temporal unit, as it stays in the checkpoint to compute features."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -68,13 +68,14 @@ class FloatBlock:
             for name in names:
                 replace_module(self.job.model, name, self.layers[name])
 
-    def keep(self, name: str) -> None:
+    def keep(self, name: str, reason: str = ONCE) -> None:
         """The layer of the float block takes the place of the quantized one."""
         twin = self.twins[name]
         replace_module(self.job.model, name, twin)
         if isinstance(twin, QuantLinear):
             form = self.form if twin.format else None
-            plan_float_block(self.job, name, form, smooth=bool(twin.smooth.numel()))
+            smooth = bool(twin.smooth.numel())
+            plan_float_block(self.job, name, form, reason, smooth=smooth)
 
     def beside(self, name: str) -> tuple[nn.Module | None, LayerPlan | None]:
         """The twin that a quantized layer needs beside it, and its formats; None if it has both."""
@@ -104,15 +105,17 @@ class FloatBlock:
         request_features(self.job, {name: plan})
 
 
-def plan_float_block(job: Job, name: str, form: Affine | None, *, smooth: bool = False) -> None:
+def plan_float_block(
+    job: Job, name: str, form: Affine | None, reason: str = ONCE, *, smooth: bool = False
+) -> None:
     """Plan a layer of the float block; one that was in float stays as it is."""
     if name not in job.plan.layers:
         return
     before = job.plan.layers[name]
     if form is None or before.weight is None:
         forget(job, name)
-        job.plan.left[name] = ONCE
+        job.plan.left[name] = reason
         return
     job.plan.layers[name] = replace(before, weight=form, input=None, smooth=smooth)
     if before.input is not None:
-        job.plan.left[f"input of {name}"] = ONCE
+        job.plan.left[f"input of {name}"] = reason
