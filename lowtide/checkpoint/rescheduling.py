@@ -48,6 +48,7 @@ from lowtide.nn.request_cache import request_caches
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import find_clock
 from lowtide.sampling.pipelines import Pipeline
+from lowtide.settings import SchedulerName, SpacingName
 
 Target = str | Path | DiffusionPipeline | Pipeline | quantized_pipeline.Quantized
 
@@ -232,16 +233,27 @@ def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> di
 
 
 def reschedule_to_folder(
-    source: str | Path, out: str | Path, steps: int, device: str = AUTO
+    source: str | Path,
+    out: str | Path,
+    steps: int,
+    *,
+    scheduler: SchedulerName | None = None,
+    spacing: SpacingName | None = None,
+    device: str = AUTO,
 ) -> dict[str, object]:
-    """Load, reschedule, save. The record is copied, so that the result can be evaluated."""
+    """Load, reschedule, save; `scheduler` and `spacing` are the pipeline's own if not given.
+
+    The record is copied, so that the result can be evaluated.
+    """
     out = Path(out)
     folders.recover_missing(source)
     home = sampling.local_folder(source)
     with folders.written_beside(out, source=home) as fresh:
         record = provenance.read(home)
         size = record.settings.get("size") if record else None
-        result = reschedule(source, steps, size=size, device=device)
+        pipe = sampling.as_pipeline(source, device=device)
+        pipe = sampling.scheduled(pipe, scheduler, spacing)
+        result = reschedule(pipe, steps, size=size)
         result.write(fresh)
         report: dict[str, object] = {
             "model": str(source),
@@ -251,17 +263,19 @@ def reschedule_to_folder(
         }
         report |= result.plan.summary | result.report
         if record:
-            _rescheduled(record, steps, report).write(fresh)
+            changes = {"steps": steps, "scheduler": scheduler, "spacing": spacing}
+            asked = {name: value for name, value in changes.items() if value is not None}
+            _rescheduled(record, asked, report).write(fresh)
     return report
 
 
 def _rescheduled(
-    record: provenance.Provenance, steps: int, report: dict[str, object]
+    record: provenance.Provenance, changes: dict[str, object], report: dict[str, object]
 ) -> provenance.Provenance:
-    """The record of the calibrated model, with the new number of steps and this report."""
+    """The record of the calibrated model, with the new schedule and this report."""
     return replace(
         record,
         command=provenance.command(),
-        settings=record.settings | {"steps": steps},
+        settings=record.settings | changes,
         report=record.report | {"rescheduled": report},
     )

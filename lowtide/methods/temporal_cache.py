@@ -144,7 +144,7 @@ class Maintain(Stage):
     def maintain_for_any_schedule(self, job: Job, unit: Unit) -> float:
         """Cache every feature at every step, and keep the block that computed them."""
         features = JobFeatures(job, unit)
-        block = FloatBlock(job, unit, self.block)
+        block = FloatBlock(job, unit, self.block, alone=True)
         for name in unit.layers:
             block.keep(name, KEPT)
         values = features.at(Precision.WEIGHTS)

@@ -24,13 +24,16 @@ ONCE = "it runs once a request, on inputs in float"
 class FloatBlock:
     """Twins of the unit's layers: weights at `bits` bits or in float, and inputs in float.
 
-    Inputs in float need no divisors. A feature's layer whose weight has 8 bits keeps its codes, so
-    that one weight serves both. Above 8 bits, weights stay in the type of the model.
+    Inputs in float need no divisors. Above 8 bits, weights stay in the type of the model.
+
+    alone: no quantized layer stays beside a twin. Else a feature's layer whose weight has 8 bits
+        keeps its codes, so that one weight serves both.
     """
 
-    def __init__(self, job: Job, unit: Unit, bits: int):
+    def __init__(self, job: Job, unit: Unit, bits: int, *, alone: bool = False):
         self.job = job
         self.unit = unit
+        self.alone = alone
         self.form = weight_format(bits, None)
         self.layers = {name: job.model.get_submodule(name) for name in unit.layers}
         self.twins = {name: self._twin(name, layer) for name, layer in self.layers.items()}
@@ -43,7 +46,8 @@ class FloatBlock:
         twin = QuantLinear(layer, form, Quantizer(None, find_clock(self.job.model)))
         if form is None:
             return twin
-        if name in self.unit.features and self.shares_codes(layer):
+        is_shared = name in self.unit.features and self.shares_codes(layer)
+        if is_shared and not self.alone:
             twin.set_smooth(layer.smooth)
             twin.set_grid(layer.grid)
             twin.set_codes(layer.codes)

@@ -8,6 +8,7 @@ from diffusers import DDPMPipeline, EulerDiscreteScheduler
 import lowtide
 from lowtide import sampling
 from lowtide.models import adapt
+from lowtide.nn.clock import find_clock
 from lowtide.stages.temporal_features import temporal_errors
 
 
@@ -49,3 +50,4 @@ def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
     before = sampling.images(result.pipe, request)
     result.save(tmp_path / "cached")
     assert (sampling.images(lowtide.load(tmp_path / "cached"), request) == before).all()
+    assert not find_clock(pipe.unet).added
