@@ -22,7 +22,7 @@ def test_timesteps_that_round_to_one_key_share_a_row(inputs, tmp_path):
     options = {
         "steps": 50,
         "inputs": inputs,
-        "stages": {"maintain": {"bits": 8 if inputs == 8 else 32}},
+        "stages": {"maintain": {} if inputs == 8 else {"bits": 32, "block": 16}},
         "images": 1,
         "calibration_steps": 1,
         "iters": 2,
