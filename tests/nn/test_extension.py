@@ -94,7 +94,7 @@ def test_other_samplers_and_numbers_of_steps_run_at_once(folders, original, meth
             assert error < 2.5 * own
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["tfmq", "tcaq"])
 def test_input_ranges_lie_between_those_of_their_neighbours(folders, method):
     pipe = lowtide.load(folders / method)
     clock = find_clock(pipe.unet)
@@ -138,7 +138,7 @@ def test_a_fraction_that_rounds_to_a_calibrated_key_has_a_step_of_its_own(folder
         assert find_clock(model).steps == steps
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["best", "tfmq"])
 def test_fused_equals_layer_by_layer_at_new_timesteps(folders, method):
     pipe = lowtide.load(folders / method)
     images(pipe, 3, "euler")
@@ -150,7 +150,7 @@ def test_fused_equals_layer_by_layer_at_new_timesteps(folders, method):
     check_alike(ours, plain, 2e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["best", "tfmq"])
 def test_what_is_saved_is_what_was_loaded(folders, method, tmp_path):
     pipe = lowtide.load(folders / method)
     own = images(pipe, 8)
@@ -191,8 +191,9 @@ def test_without_a_schedule_to_see_steps_are_added_one_by_one(folders):
     assert np.array_equal(images(one_by_one, 5), drawn)
     names = {table.name for table in extension.step_tables(whole.unet)}
     ours, theirs = dict(one_by_one.unet.named_buffers()), dict(whole.unet.named_buffers())
-    for name in names - {"lowtide_clock.timesteps"}:
-        assert torch.allclose(ours[name].float(), theirs[name].float(), atol=1.01, rtol=1e-5)
+    for name in names:
+        if ours[name].is_floating_point():
+            assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_a_model_of_one_schedule_refuses_another_in_one_sentence(folders, tmp_path):
@@ -282,3 +283,14 @@ def test_outside_the_calibrated_timesteps_the_outermost_counts():
     assert near.between(torch.tensor([9.0, 5.0, 1.0])).tolist() == [9.0, 9.0, 6.0, 1.0, 1.0]
     assert near.nearest.tolist() == [0, 0, 1, 2, 2]
     assert all(a >= b for a, b in pairwise(near.between(torch.tensor([3.0, 2.0, 1.0])).tolist()))
+
+
+def test_an_exported_graph_knows_the_steps_that_were_added(folders):
+    model = lowtide.load(folders / "best").unet
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = [call(model, torch.tensor(time)) for time in (875, 700)]
+    with torch.no_grad():
+        graph = torch.export.export(model, (x, torch.tensor(875)), strict=False).module()
+        answers = [graph(x, torch.tensor(time))[0] for time in (875, 700)]
+        assert graph(x, torch.tensor(600))[0].isnan().all()
+    check_alike(answers, expected, 2e-6)
