@@ -189,7 +189,7 @@ def interpolated_correction(
     return near.between(correction.slope), bias, near.between(correction.noise)
 
 
-class StepTable(NamedTuple):
+class KeyedTable(NamedTuple):
     """A buffer that is keyed by step: its name in a state, its axis, the rows of each step."""
 
     name: str
@@ -206,21 +206,21 @@ class StepTable(NamedTuple):
         setattr(self.owner, attribute, self.first(self.owner.get_buffer(attribute), steps))
 
 
-def step_tables(root: nn.Module) -> Iterator[StepTable]:
+def step_tables(root: nn.Module) -> Iterator[KeyedTable]:
     """Every buffer that is keyed by step."""
     for name, module in root.named_modules():
         keys = list(module._buffers)
         if isinstance(module, Clock):
-            yield StepTable(f"{name}.timesteps", module)
+            yield KeyedTable(f"{name}.timesteps", module)
             ranges = ("scale", "zero") if module.per_step else ()
-            yield from (StepTable(f"{name}.{key}", module, axis=1) for key in ranges)
+            yield from (KeyedTable(f"{name}.{key}", module, axis=1) for key in ranges)
         elif isinstance(module, Correction | PerRequest):
-            yield from (StepTable(f"{name}.{key}", module) for key in keys)
+            yield from (KeyedTable(f"{name}.{key}", module) for key in keys)
         elif isinstance(module, Cached):
             chunks = 1 if module.plan.format is None else module.plan.chunks
             rows = {"values": 1, "chosen": 1}
             for key in keys:
-                yield StepTable(f"{name}.{key}", module, rows=rows.get(key, chunks))
+                yield KeyedTable(f"{name}.{key}", module, rows=rows.get(key, chunks))
 
 
 def forget_added_steps(root: nn.Module) -> None:
