@@ -124,9 +124,9 @@ class Extension:
         self.has_told = True
         clock = find_clock(root)
         warnings.warn(
-            f"{type(root).__name__} was calibrated for {len(clock.known)} other timesteps. At new "
-            "ones its input ranges are interpolated, and images may be farther from the float "
-            "model's (docs/guides/schedules.md).",
+            f"{type(root).__name__} was calibrated for {len(clock.known)} timesteps of another "
+            "schedule. At new ones its input ranges are interpolated, and images may be farther from "
+            "the float model's (docs/guides/schedules.md).",
             stacklevel=2,
         )
 

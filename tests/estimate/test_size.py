@@ -36,7 +36,6 @@ def predicted_size(folder: Path, method: str, options: dict) -> dict[str, int]:
         ("ddim", "temporal_cache", {"only_schedule": True}),
         ("ddim", "temporal_cache", {"inputs": 16, "profile": "tfmq"}),
         ("ddim", "temporal_cache", {"inputs": 16, "profile": "tfmq", "only_schedule": True}),
-        ("ddim", "temporal_cache", {"stages": {"maintain": {"block": 16}}}),
         ("ddim", "efficientdm", {"weights": 8}),
         ("ddim", "qdiffusion", {}),
         ("sd", "ptqd", {"range_iters": 2}),

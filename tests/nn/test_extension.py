@@ -294,3 +294,20 @@ def test_an_exported_graph_knows_the_steps_that_were_added(folders):
         answers = [graph(x, torch.tensor(time))[0] for time in (875, 700)]
         assert graph(x, torch.tensor(600))[0].isnan().all()
     check_alike(answers, expected, 2e-6)
+
+
+def test_flow_matching_takes_other_numbers_of_steps(tmp_path):
+    """Flux divides its timesteps by 1000, so a call does not show the schedule."""
+    options = tiny_pipelines.request_fields("flux")
+    pipe = tiny_pipelines.PIPELINES["flux"](tmp_path)
+    original = images(pipe, 5, **options)
+    result = lowtide.quantize(pipe, method="tfmq", **QUICK | {"steps": 3}, **options)
+    own = images(result.pipe, 3, **options)
+    drawn = images(result.pipe, 5, **options)
+    clock = find_clock(result.model)
+    times = sampling.recording.timesteps(result.pipe, sampling.Request(steps=5, **options))
+    assert clock.steps == len(clock.known | dict.fromkeys(round(1000 * time) for time in times))
+    assert difference(drawn, original) < 0.2
+    lowtide.reschedule(result, 5)
+    assert difference(images(result.pipe, 5, **options), drawn) < 1e-3
+    assert not np.array_equal(own, drawn)
