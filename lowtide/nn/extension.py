@@ -125,8 +125,8 @@ class Extension:
         clock = find_clock(root)
         warnings.warn(
             f"{type(root).__name__} was calibrated for {len(clock.known)} timesteps of another "
-            "schedule. At new ones its input ranges are interpolated, and images may be farther from "
-            "the float model's (docs/guides/schedules.md).",
+            "schedule. At new ones its input ranges are interpolated, and images may be farther "
+            "from the float model's (docs/guides/schedules.md).",
             stacklevel=2,
         )
 
