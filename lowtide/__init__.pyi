@@ -61,7 +61,7 @@ def quantize(
     drop: float | None = None,
     range_iters: int = 0,
     early_stop: bool = False,
-    keep_temporal: bool = False,
+    only_schedule: bool = False,
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     place: Literal["auto", "whole", "blocks"] = "auto",
@@ -130,7 +130,7 @@ def plan(
     drop: float | None = None,
     range_iters: int = 0,
     early_stop: bool = False,
-    keep_temporal: bool = False,
+    only_schedule: bool = False,
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     place: Literal["auto", "whole", "blocks"] = "auto",
@@ -329,10 +329,10 @@ def reschedule(
     size: int | None = None,
     device: str = "auto",
 ) -> Quantized:
-    """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
+    """Make `steps` sampling steps of its pipeline's own scheduler a packed model's schedule.
 
-    Cached temporal features are computed again by the float layers that `keep_temporal` left in the
-    checkpoint. Input ranges and corrections are those of the nearest calibrated timestep.
+    Cached temporal features are computed again by the block that the checkpoint keeps. Input ranges
+    and corrections are interpolated between calibrated timesteps.
 
     Args:
         target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned;

@@ -201,8 +201,9 @@ class Settings:
     early_stop: Annotated[
         bool, _help("Stop a block when its loss is flat and its roundings are decided.", LEARNING)
     ] = False
-    keep_temporal: Annotated[
-        bool, _help("Keep the temporal block in float beside its cache.", LEARNING)
+    only_schedule: Annotated[
+        bool,
+        _help("A smaller file that samples with this schedule only, without reschedule.", LEARNING),
     ] = False
     device: Device = AUTO
     dtype: Dtype = AUTO

@@ -19,7 +19,7 @@ from lowtide import cli, sampling
 from lowtide.errors import BadInput
 from lowtide.evaluation.metrics import Extractor, Origin, measure
 from lowtide.machine import bf16
-from lowtide.nn.request_cache import reschedule_requests
+from lowtide.nn.request_cache import request_caches
 from lowtide.sampling.pipelines import ClassConditionalPipeline
 from lowtide.stages.reconstruct import Reconstruct
 
@@ -158,7 +158,8 @@ def test_a_timestep_on_the_cpu_is_answered_there(device) -> None:
     for at in (timestep, timestep.to(device)):
         labels = torch.tensor([1, 2], device=device)
         # Without requests, the features are computed for this call.
-        reschedule_requests(result.model, result.plan)
+        for cache in request_caches(result.model):
+            cache.set_plan(result.plan)
         with torch.no_grad():
             answers.append(result.model(sample, at, class_labels=labels).sample.cpu())
     assert torch.equal(*answers)

@@ -237,7 +237,7 @@ def test_a_size_to_fit(lowtide, size):  # noqa: F811
         ("quantize", "zoo:digits", "--out", "x", "--method", "minmax", "--iters", "5"),
         ("quantize", "zoo:digits", "--out", "x", "--method", "mpq", "--scope", "layer"),
         ("plan", "zoo:digits", "--method", "efficientdm", "--set", "drop=0.5"),
-        ("plan", "zoo:digits", "--method", "tfmq", "--set", "keep_temporal=true"),
+        ("plan", "zoo:digits", "--method", "tfmq", "--set", "only_schedule=true"),
         ("plan", "zoo:digits", "--method", "ptq4dm", "--set", "range_iters=5"),
         ("demo", "--iters", "0"),
         ("reschedule", "zoo:digits", "--steps", "5", "--out", "x"),

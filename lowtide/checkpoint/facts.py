@@ -18,6 +18,7 @@ from lowtide.errors import BadInput
 from lowtide.formats import Format
 from lowtide.kernels.hashing import hashes
 from lowtide.models import Adapter, Unit, adapt
+from lowtide.nn.extension import extends
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
 from lowtide.sampling.pipelines import Pipeline
@@ -115,21 +116,21 @@ def on_disk(folder: Path) -> int:
 
 
 def check_steps(model: nn.Module, steps: int) -> None:
-    """A packed model samples with as many steps as it was calibrated for."""
-    known = known_steps(model)
-    if known and steps != known:
+    """A model of one schedule alone samples with as many steps as it was calibrated for."""
+    plan = packed_plan(model)
+    known = plan.summary.get("steps")
+    if plan.keyed and steps != known and not extends(plan):
         raise BadInput(
             f"found {steps} steps",
             f"the {known} it was calibrated for",
-            f"use --steps {known}, or quantize again with --steps {steps}; a model quantized with "
-            f"--keep-temporal can be made fit by `lowtide reschedule`",
+            f"use --steps {known}, or quantize again without --only-schedule or with "
+            f"--steps {steps}",
         )
 
 
-def known_steps(model: nn.Module) -> int | None:
-    """The number of steps of a packed model's calibration; None if nothing depends on the step."""
-    plan = packed_plan(model)
-    return cast(int, plan.summary["steps"]) if plan.keyed else None
+def calibrated_steps(model: nn.Module) -> int | None:
+    """The number of steps that a packed model was quantized for; None for a float model."""
+    return cast(int | None, packed_plan(model).summary.get("steps"))
 
 
 def packed_plan(model: nn.Module) -> Plan:

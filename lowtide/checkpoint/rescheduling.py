@@ -1,14 +1,12 @@
 """Another schedule for a packed model, without another calibration.
 
-A checkpoint keys two kinds of tables by timestep. Temporal features (nn/feature_cache.py) change
-quickly with t, so those of a neighbour are wrong. They are computed at the new timesteps by the
-float layers that `keep_temporal` left in the checkpoint, and quantized as before, each (t, block,
-chunk) on a range that is searched again. Input ranges and corrections were measured on images and
-change slowly with t. A new timestep uses those of the nearest calibrated one; of two that are
-equally near, those of the earlier in sampling. They are not interpolated, because a row is one
-grid: between two pairs of scale and zero point there may be no grid (zero points are integers, and
-the row of a softmax says uniform or log2), while the neighbour's grid was used at nearly this noise
-level.
+A packed model runs timesteps that it was not calibrated for by adding steps as they come
+(nn/extension.py). This module makes another schedule the model's own: its tables hold the steps of
+the new schedule and no others, and a saved folder has them. Temporal features change quickly with
+t, so they are computed at the new timesteps by the block that the checkpoint keeps, and rounded as
+before, each (t, block, chunk) on a range that is searched again: they are those of a model that was
+quantized for this schedule. Input ranges and corrections were measured on images and change slowly
+with t. They are interpolated between the two nearest calibrated timesteps.
 
 Start from the checkpoint that was calibrated, not from one that was rescheduled: a short schedule
 has lost the rows that it left out.
@@ -19,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -37,47 +34,51 @@ from lowtide.checkpoint import (
 from lowtide.errors import BadInput
 from lowtide.formats import Stepped
 from lowtide.machine.device_names import AUTO
-from lowtide.models import Adapter
-from lowtide.nn.correction import CORRECTION, Correction
+from lowtide.nn.correction import Correction
+from lowtide.nn.extension import (
+    Neighbours,
+    forget_added_steps,
+    interpolated_correction,
+    interpolated_ranges,
+    kept_features,
+)
 from lowtide.nn.feature_cache import Cached
 from lowtide.nn.plan import Plan
-from lowtide.nn.precision import Precision
-from lowtide.nn.request_cache import reschedule_requests
+from lowtide.nn.request_cache import request_caches
+from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import find_clock
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.stages.temporal_features import TemporalFeatures
+from lowtide.settings import SchedulerName, SpacingName
 
 Target = str | Path | DiffusionPipeline | Pipeline | quantized_pipeline.Quantized
 
 
 @dataclass(frozen=True)
 class Change:
-    """The plan before and after, and where the new tables come from.
-
-    visited: the timesteps of the sampler, as the denoiser receives them, in order. nearest: (T,),
-    for each of them the index of the nearest old timestep.
-    """
+    """The plan before and after."""
 
     before: Plan
     after: Plan
-    visited: tuple[Tensor, ...]
-    nearest: Tensor
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """The old steps around each new timestep."""
+        return Neighbours.of(list(self.before.times), list(self.after.times))
 
     @property
     def farthest(self) -> float:
-        """The largest distance of a new timestep from the old one whose ranges it uses."""
-        old = torch.tensor(self.before.timesteps)[self.nearest]
-        new = torch.tensor(self.after.timesteps)
-        return float((old - new).abs().max()) / self.before.ticks
+        """The largest distance of a new timestep from the nearest old one."""
+        old = torch.tensor(self.before.times)[self.neighbours.nearest]
+        return float((old - torch.tensor(self.after.times)).abs().max())
 
 
 def reschedule(
     target: Target, steps: int, *, size: int | None = None, device: str = AUTO
 ) -> quantized_pipeline.Quantized:
-    """Make a packed model fit `steps` sampling steps of its pipeline's own scheduler.
+    """Make `steps` sampling steps of its pipeline's own scheduler a packed model's schedule.
 
-    Cached temporal features are computed again by the float layers that `keep_temporal` left in the
-    checkpoint. Input ranges and corrections are those of the nearest calibrated timestep.
+    Cached temporal features are computed again by the block that the checkpoint keeps. Input ranges
+    and corrections are interpolated between calibrated timesteps.
 
     Args:
         target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned;
@@ -100,9 +101,13 @@ def reschedule(
     request = sampling.Request(steps, labels=labels, size=size)
     model = sampling.denoiser(pipe)
     _check(plan, steps)
+    forget_added_steps(model)
     adapter = facts.float_adapter(model, plan) if plan.cached else None
     change = _change(plan, steps, _visited(pipe, request, plan))
-    features = _float_features(model, adapter, change) if adapter else {}
+    features: dict[str, Tensor] = {}
+    if adapter:
+        times = torch.tensor(change.after.times, dtype=torch.float32)
+        features = kept_features(model, adapter, list(plan.cached), times)
     _update_tables(model, change, features)
     if facts.packed_plan(model).summary:
         diffusers_hook.attach(model, change.after)
@@ -118,7 +123,7 @@ def _packed(target: Target, device: str) -> tuple[Pipeline, Plan]:
 
 
 def _check(plan: Plan, steps: int) -> None:
-    """Something depends on the step, and the float layers that are needed are there."""
+    """Something depends on the step, and the block that is needed is there."""
     if not plan.summary:
         raise BadInput(
             "found no model that lowtide packed",
@@ -139,19 +144,20 @@ def _check(plan: Plan, steps: int) -> None:
         )
     if alone := [name for name, cache in plan.cached.items() if not cache.kept]:
         raise BadInput(
-            f"found {len(alone)} cached temporal features without the float layers "
+            f"found {len(alone)} cached temporal features without the block "
             f"that they came from (first: {alone[0]})",
-            "a checkpoint that kept them",
-            f"quantize again with --keep-temporal, or with --steps {steps}",
+            "a checkpoint that kept it",
+            f"quantize again without --only-schedule, or with --steps {steps}",
         )
 
 
-def _visited(pipe: Pipeline, request: sampling.Request, plan: Plan) -> dict[int, Tensor]:
+def _visited(pipe: Pipeline, request: sampling.Request, plan: Plan) -> dict[int, float]:
     """The timesteps of one image by integer key, as the denoiser receives them, in order."""
-    timesteps: dict[int, Tensor] = {}
+    timesteps: dict[int, float] = {}
     with _answering_at_any_time(sampling.denoiser(pipe), plan):
         for moment in sampling.trajectory(pipe, request):
-            timesteps.setdefault(round(float(moment.t[0]) * plan.ticks), moment.t[0])
+            time = float(moment.t[0])
+            timesteps.setdefault(round(time * plan.ticks), time)
     return timesteps
 
 
@@ -184,52 +190,36 @@ def _answering_at_any_time(model: nn.Module, plan: Plan) -> Iterator[None]:
         if instance_forward is not None:
             model.forward = instance_forward
         # Answers that were computed meanwhile belong to no timestep.
-        reschedule_requests(model, plan)
+        for cache in request_caches(model):
+            cache.set_plan(plan)
 
 
-def _change(plan: Plan, steps: int, visited: dict[int, Tensor]) -> Change:
-    """The plan with the new timesteps, and where their tables come from."""
+def _change(plan: Plan, steps: int, visited: dict[int, float]) -> Change:
+    """The plan with the new timesteps."""
     after = replace(
         plan,
         timesteps=tuple(visited),
-        times=tuple(float(time) for time in visited.values()),
+        times=tuple(visited.values()),
         summary=plan.summary | {"steps": steps},
     )
-    return Change(plan, after, tuple(visited.values()), nearest(plan.timesteps, after.timesteps))
-
-
-def nearest(old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    """For each new timestep the index of the nearest old one: (new,)."""
-    return (torch.tensor(new)[:, None] - torch.tensor(old)[None]).abs().argmin(1)
-
-
-@torch.no_grad()
-def _float_features(model: nn.Module, adapter: Adapter, change: Change) -> dict[str, Tensor]:
-    """Every cached feature at the new timesteps, from the kept float layers: (T, width) each."""
-    rows = [{"timestep": time} for time in change.visited]
-    features: dict[str, Tensor] = {}
-    for unit in adapter.temporal():
-        if not change.before.cached.keys() & set(unit.features):
-            continue
-        caches = [cast(Cached, model.get_submodule(name)) for name in unit.features]
-        for cache in caches:
-            cache.set_precision(Precision.FLOAT)
-        values = TemporalFeatures(adapter, unit, rows)(model)
-        features |= dict(zip(unit.features, values, strict=True))
-        for cache in caches:
-            cache.set_precision(Precision.FULL)
-    return features
+    return Change(plan, after)
 
 
 def _update_tables(model: nn.Module, change: Change, features: dict[str, Tensor]) -> None:
     """Replace every table that is keyed by timestep."""
-    per_step = change.before.per_step
-    find_clock(model).reschedule(change.after.timesteps, change.nearest, per_step=per_step)
-    if change.before.corrected:
-        cast(Correction, model.get_submodule(CORRECTION)).reschedule(change.nearest)
-    for name, feature in features.items():
-        cast(Cached, model.get_submodule(name)).take(feature)
-    reschedule_requests(model, change.after, change.nearest)
+    clock = find_clock(model)
+    if clock.per_step:
+        clock.scale, clock.zero = interpolated_ranges(model, change.neighbours)
+    clock.reschedule(change.after.timesteps, change.after.times)
+    for name, module in model.named_modules():
+        if isinstance(module, Cached):
+            module.take(features[name])
+        elif isinstance(module, Correction):
+            module.take(*interpolated_correction(module, change.neighbours))
+        elif isinstance(module, PerRequest):
+            module.take_steps(change.neighbours.nearest)
+    for cache in request_caches(model):
+        cache.set_plan(change.after)
 
 
 def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> dict[str, object]:
@@ -243,16 +233,27 @@ def _report(model: nn.Module, change: Change, features: dict[str, Tensor]) -> di
 
 
 def reschedule_to_folder(
-    source: str | Path, out: str | Path, steps: int, device: str = AUTO
+    source: str | Path,
+    out: str | Path,
+    steps: int,
+    *,
+    scheduler: SchedulerName | None = None,
+    spacing: SpacingName | None = None,
+    device: str = AUTO,
 ) -> dict[str, object]:
-    """Load, reschedule, save. The record is copied, so that the result can be evaluated."""
+    """Load, reschedule, save; `scheduler` and `spacing` are the pipeline's own if not given.
+
+    The record is copied, so that the result can be evaluated.
+    """
     out = Path(out)
     folders.recover_missing(source)
     home = sampling.local_folder(source)
     with folders.written_beside(out, source=home) as fresh:
         record = provenance.read(home)
         size = record.settings.get("size") if record else None
-        result = reschedule(source, steps, size=size, device=device)
+        pipe = sampling.as_pipeline(source, device=device)
+        pipe = sampling.scheduled(pipe, scheduler, spacing)
+        result = reschedule(pipe, steps, size=size)
         result.write(fresh)
         report: dict[str, object] = {
             "model": str(source),
@@ -262,17 +263,19 @@ def reschedule_to_folder(
         }
         report |= result.plan.summary | result.report
         if record:
-            _rescheduled(record, steps, report).write(fresh)
+            changes = {"steps": steps, "scheduler": scheduler, "spacing": spacing}
+            asked = {name: value for name, value in changes.items() if value is not None}
+            _rescheduled(record, asked, report).write(fresh)
     return report
 
 
 def _rescheduled(
-    record: provenance.Provenance, steps: int, report: dict[str, object]
+    record: provenance.Provenance, changes: dict[str, object], report: dict[str, object]
 ) -> provenance.Provenance:
-    """The record of the calibrated model, with the new number of steps and this report."""
+    """The record of the calibrated model, with the new schedule and this report."""
     return replace(
         record,
         command=provenance.command(),
-        settings=record.settings | {"steps": steps},
+        settings=record.settings | changes,
         report=record.report | {"rescheduled": report},
     )

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowtide import __version__
-from lowtide.cli.options import about, names, numbers, options_of, values
+from lowtide.cli.options import Device, Sampler, Spacing, names, numbers, options_of, values
 from lowtide.cli.places import check_one_process, on_device
 from lowtide.cli.verifying import verify
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings
-from lowtide.settings import Device as DeviceName
 from lowtide.workflows.setting_changes import changed
 
 if TYPE_CHECKING:
@@ -65,7 +64,6 @@ Change = Annotated[
 Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
-Device = Annotated[str, about("device", DeviceName)]
 
 
 def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
@@ -156,20 +154,21 @@ def plan(
 def reschedule(
     model: Annotated[
         Path,
-        typer.Argument(
-            help="A folder that lowtide quantize wrote, with --keep-temporal if it has a cache."
-        ),
+        typer.Argument(help="A folder that lowtide quantize wrote, without --only-schedule."),
     ],
     out: Out,
     steps: Annotated[int, typer.Option("--steps", help="Sampling steps of the new schedule.")],
+    scheduler: Sampler = None,
+    spacing: Spacing = None,
     device: Device = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Make a packed model fit another number of steps, without quantizing again."""
+    """Make another schedule a packed model's own, without quantizing again."""
     from lowtide.checkpoint.rescheduling import reschedule_to_folder
     from lowtide.report import text
 
-    result = reschedule_to_folder(model, out, steps, on_device(device))
+    options = {"scheduler": scheduler, "spacing": spacing, "device": on_device(device)}
+    result = reschedule_to_folder(model, out, steps, **options)
     _show(result, as_json, text.rescheduled(result))
 
 
@@ -194,16 +193,21 @@ def convert(
 
 
 @app.command(rich_help_panel=USE)
-@options_of(Request, seeds="0-15")
+@options_of(Request, seeds="0-15", steps=None)
 def sample(
     model: Model, out: Out, device: Device = AUTO, as_json: Json = False, **options: object
 ) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
     from lowtide.workflows.to_folder import sample_to_folder
 
-    request = Request(**values(options))
-    result = sample_to_folder(model, out, request, on_device(device))
-    line = f"{result['images']} images in {out}, {result['seconds_per_step']} s a step"
+    given = {name: value for name, value in values(options).items() if value is not None}
+    own_steps = "steps" not in given
+    request = Request(**given)
+    result = sample_to_folder(model, out, request, on_device(device), own_steps=own_steps)
+    line = (
+        f"{result['images']} images of {result['steps']} steps in {out}, "
+        f"{result['seconds_per_step']} s a step"
+    )
     _show(result, as_json, [line])
 
 

@@ -16,7 +16,9 @@ import typer
 from msgspec import Meta
 
 from lowtide.errors import BadInput
-from lowtide.settings import Options
+from lowtide.settings import Device as DeviceSetting
+from lowtide.settings import Options, SamplerChoice, SchedulerName, SpacingName
+from lowtide.settings import Spacing as SpacingSetting
 from lowtide.validation import showing
 
 MOST_NUMBERS = 100_000
@@ -109,6 +111,11 @@ def about(name: str, kind: object, help: str | None = None) -> Any:
         flags.insert(0, _SHORT[name])
     panel = (meta.extra or {}).get("panel")
     return typer.Option(*flags, help=help or meta.description, rich_help_panel=panel)
+
+
+Device = Annotated[str, about("device", DeviceSetting)]
+Sampler = Annotated[SchedulerName | None, about("scheduler", SamplerChoice)]
+Spacing = Annotated[SpacingName | None, about("spacing", SpacingSetting)]
 
 
 def _parameter(option: Field[object], kind: object, default: object) -> Parameter:

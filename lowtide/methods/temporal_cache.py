@@ -15,19 +15,20 @@ request: there the float block runs once for all steps of a request.
     L^temporal_{t,i}                 JobFeatures.disturbance: || X^_{t,i} - X_{t,i} ||^2
     Disturbance-aware selection      selected: tau_{t,i} = L(TM) / L(CM); tau < 1: TM, else CM
 
-A block of t alone whose features are all cached leaves the checkpoint, and so do its float layers
-(profile `paper`). A block that computes a feature at any step stays, with its caches beside it. A
-block that reads more stays as the float block, with weights of 8 bits (option `block`) and inputs
-in float. A quantized layer g^_i that is taken at some step stays beside it. The report says how
-many bytes the block takes before and after, and which share of all (t, i) is cached.
+The float block stays in the checkpoint, with weights of 8 bits (option `block`) and inputs in
+float, so that the features of another schedule can be computed (nn/extension.py). A block of t
+alone is then cached at every step, by this block. With `only_schedule` it leaves the checkpoint if
+its features are all cached, and so do its float layers (profile `paper`); a block that computes a
+feature at any step stays, with its caches beside it. A quantized layer g^_i of a block that reads
+more stays beside it where it is taken at some step. The report says how many bytes the block takes
+before and after, and which share of all (t, i) is cached.
 
 Departs from the paper: its text is not public beyond a figure. A feature that the network cuts into
 parts (scale and shift, or six parts) has a grid for each part. The range of a grid is [min, max]
 with both ends shrunk by one share, 0 to 79 %, not each end on its own. TM is judged with quantized
 inputs and without rounding its output, which is how it runs here. Timesteps that round to one key
-of the clock share a row of the cache: the first of them stands for all. With `keep_temporal` every
-step is cached and the float block stays in the checkpoint, so that the cache can be rebuilt for a
-new schedule (checkpoint/rescheduling.py).
+of the clock share a row of the cache: the first of them stands for all. The selection of a block of
+t alone needs `only_schedule`.
 
 Caching by request is our reading; the paper's figure shows features of t alone. L^temporal is then
 a sum over the (t, condition) pairs of the calibration calls. Where both kinds meet in one block,
@@ -43,9 +44,8 @@ from torch import Tensor, nn
 
 from lowtide.costs import FLOAT, Cost, Workload
 from lowtide.errors import BadInput
-from lowtide.formats import Affine, Grid
+from lowtide.formats import Affine
 from lowtide.models import Adapter, Unit
-from lowtide.nn.feature_cache import quantize_features
 from lowtide.nn.plan import CachePlan, RequestPlan
 from lowtide.nn.precision import Precision
 from lowtide.nn.request_features import round_features
@@ -53,6 +53,7 @@ from lowtide.nn.swap import find_clock
 from lowtide.settings import Settings
 from lowtide.stages.assign import Assign, weight_format
 from lowtide.stages.base import Job, Recipe, Stage
+from lowtide.stages.cached_feature import cache_feature, put_feature
 from lowtide.stages.collect import Collect
 from lowtide.stages.fit_ranges import FitRanges
 from lowtide.stages.fit_weights import FitWeights
@@ -63,7 +64,6 @@ from lowtide.stages.model_edits import (
     answer_once,
     blank_layer,
     cache_layer,
-    leave_float,
     request_features,
 )
 from lowtide.stages.pack import Pack
@@ -73,28 +73,30 @@ from lowtide.stages.temporal_features import MOST_ROWS, JobFeatures, maintained
 from lowtide.stages.tiar import TIAR
 from lowtide.validation import Within
 
+KEPT = "kept for other schedules, on inputs in float"
+
 
 @dataclass(frozen=True)
 class Maintain(Stage):
     """Cache every temporal feature; with `selection` only at the steps where that disturbs less.
 
     bits: of a cached value; above 8, it is a float.
-    block: bits of the weights of a float block that runs once a request; above 8, they are floats.
+    block: bits of the weights of a float block that stays; above 8, they are floats.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"keep_temporal"})
+    reads: ClassVar[frozenset[str]] = frozenset({"only_schedule"})
 
     selection: bool = True
     bits: Annotated[int, Within(2, 32)] = 8
     block: Annotated[int, Within(8, 32)] = 8
 
     def check_model(self, adapter: Adapter, settings: Settings) -> None:
-        """Refuse `keep_temporal` for a model in which nothing can be cached in advance."""
-        if settings.keep_temporal and not any(map(_reads_time_alone, adapter.temporal())):
+        """Refuse `only_schedule` for a model in which nothing can be cached in advance."""
+        if settings.only_schedule and not any(map(_reads_time_alone, adapter.temporal())):
             raise BadInput(
-                "found keep_temporal with a model that has no block of the timestep alone",
-                "a block that reads the timestep and nothing else, which can be cached",
-                "leave keep_temporal out",
+                "found only_schedule with a model that has no block of the timestep alone",
+                "a block that reads the timestep and nothing else, which a cache can replace",
+                "leave only_schedule out",
             )
 
     def run(self, job: Job) -> None:
@@ -106,10 +108,12 @@ class Maintain(Stage):
         for unit in _maintained_units(job):
             summary["features"] += len(unit.features)
             summary["bytes_before"] += checkpoint_bytes(job, unit)
-            if _reads_time_alone(unit):
+            if not _reads_time_alone(unit):
+                cached_pairs += self.maintain_by_request(job, unit)
+            elif job.settings.only_schedule:
                 cached_pairs += self.maintain(job, unit)
             else:
-                cached_pairs += self.maintain_by_request(job, unit)
+                cached_pairs += self.maintain_for_any_schedule(job, unit)
             summary["bytes_after"] += checkpoint_bytes(job, unit)
         job.maintained = True
         pairs = summary["features"] * len(find_clock(job.model).known)
@@ -124,19 +128,32 @@ class Maintain(Stage):
         features = JobFeatures(job, unit)
         originals = features.floating()
         ours = maintained(job, unit, features)
-        everywhere = not self.selection or job.settings.keep_temporal
         cached_pairs = 0.0
         computes = False
         for name, original, computed in zip(unit.features, originals, ours, strict=True):
             feature = cache_feature(self.cache_plan(job, name), original)
             cached = selected(features, computed, feature.values, original)
-            if everywhere:
+            if not self.selection:
                 cached = torch.ones_like(cached)
-            _put(job, name, feature, cached)
+            put_feature(job, name, feature, cached)
             computes |= not bool(cached.all())
             cached_pairs += float(cached.sum())
-        _drop_unread(job, unit, computes=computes)
+        if not computes:
+            _drop_unread(job, unit)
         return cached_pairs
+
+    def maintain_for_any_schedule(self, job: Job, unit: Unit) -> float:
+        """Cache every feature at every step, and keep the block that computed them."""
+        features = JobFeatures(job, unit)
+        block = FloatBlock(job, unit, self.block, alone=True)
+        for name in unit.layers:
+            block.keep(name, KEPT)
+        values = features.at(Precision.WEIGHTS)
+        for name, value in zip(unit.features, values, strict=True):
+            plan = replace(self.cache_plan(job, name), kept=True)
+            feature = cache_feature(plan, value)
+            put_feature(job, name, feature, torch.ones(len(value), dtype=torch.bool))
+        return float(len(unit.features) * len(find_clock(job.model).known))
 
     def maintain_by_request(self, job: Job, unit: Unit) -> float:
         """The float block, which runs once a request, takes the quantized one's place.
@@ -196,13 +213,21 @@ class Maintain(Stage):
         self.check_model(job.adapter, job.settings)
         for unit in _maintained_units(job):
             if _reads_time_alone(unit):
-                for name in unit.features:
-                    cache_layer(job, name, self.cache_plan(job, name))
-                _drop_unread(job, unit, computes=False)
+                self._predict_cache(job, unit)
             elif not job.plan.layers:
                 answer_once(job, unit)
             else:
                 self._predict_by_request(job, unit)
+
+    def _predict_cache(self, job: Job, unit: Unit) -> None:
+        kept = not job.settings.only_schedule
+        for name in unit.features:
+            cache_layer(job, name, replace(self.cache_plan(job, name), kept=kept))
+        if not kept:
+            _drop_unread(job, unit)
+            return
+        for name in unit.layers:
+            plan_float_block(job, name, weight_format(self.block, None), KEPT)
 
     def _predict_by_request(self, job: Job, unit: Unit) -> None:
         for name in unit.layers:
@@ -213,29 +238,10 @@ class Maintain(Stage):
     def cache_plan(self, job: Job, name: str) -> CachePlan:
         """The cache of this layer's output, used at every step."""
         width = _width(job.adapter, name)
-        kept = job.settings.keep_temporal
         if self.bits > 8 or named_by(job.settings.keep_float, name):
-            return CachePlan(width, None, kept=kept)
+            return CachePlan(width, None)
         form = Affine(self.bits, signed=False, axis=0)
-        return CachePlan(width, form, job.adapter.chunks(name), kept=kept)
-
-
-@dataclass(frozen=True)
-class CachedFeature:
-    """A float feature as its cache returns it: values (steps, width), and the codes and grid."""
-
-    plan: CachePlan
-    values: Tensor
-    stored: tuple[Tensor, Grid] | None
-
-
-def cache_feature(plan: CachePlan, feature: Tensor) -> CachedFeature:
-    """CM: the float feature, (steps, width), on a grid of its own for each step and part."""
-    if plan.format is None:
-        return CachedFeature(plan, feature, None)
-    codes, grid = quantize_features(feature, plan)
-    values = plan.format.decode(codes, grid).reshape(feature.shape)
-    return CachedFeature(plan, values, (codes, grid))
+        return CachePlan(width, form, job.adapter.chunks(name))
 
 
 def selected(features: JobFeatures, ours: Tensor, cached: Tensor, original: Tensor) -> Tensor:
@@ -271,24 +277,10 @@ def _width(adapter: Adapter, name: str) -> int:
     return layer.out_features
 
 
-def _put(job: Job, name: str, feature: CachedFeature, cached: Tensor) -> None:
-    """The cache replaces the layer at the steps `cached`; its rows have the clock's order."""
-    computed = not bool(cached.all())
-    module = cache_layer(job, name, replace(feature.plan, computed=computed))
-    if feature.stored is None:
-        module.values = feature.values.float().clone()
-    else:
-        module.fill(*feature.stored)
-    if computed:
-        module.chosen = cached
-
-
-def _drop_unread(job: Job, unit: Unit, *, computes: bool) -> None:
-    """Drop layers that nothing reads any more; `keep_temporal` keeps all of them in float."""
+def _drop_unread(job: Job, unit: Unit) -> None:
+    """Drop the layers of a block whose features are all cached."""
     for name in unit.layers:
-        if job.settings.keep_temporal:
-            leave_float(job, name, "kept to rebuild the cache (keep_temporal)")
-        elif not computes and name not in unit.features:
+        if name not in unit.features:
             blank_layer(job, name)
 
 

@@ -53,12 +53,16 @@ class Correction(nn.Module):
         corrected = (noise.float() - bias) / (1 + slope)
         return torch.cat([corrected.to(eps.dtype), rest], axis)
 
-    def reschedule(self, nearest: Tensor) -> None:
-        """Replace the steps: each new one takes the tables of the old step `nearest` names."""
-        nearest = nearest.to(self.slope.device)
-        self.slope = self.slope[nearest]
-        self.bias = self.bias[nearest]
-        self.noise = self.noise[nearest]
+    def take(self, slope: Tensor, bias: Tensor, noise: Tensor) -> None:
+        """Replace the tables. The number of steps may differ from before."""
+        self.slope = slope
+        self.bias = bias
+        self.noise = noise
+
+    def add(self, slope: Tensor, bias: Tensor, noise: Tensor) -> None:
+        """Append the tables of more steps."""
+        parts = zip((self.slope, self.bias, self.noise), (slope, bias, noise), strict=True)
+        self.take(*map(torch.cat, parts))
 
     def remaining(self) -> float:
         """Standard deviation of the noise in the latest output; 0 if its samples mix steps."""

@@ -77,6 +77,18 @@ class Cached(nn.Module):
         else:
             self.fill(*quantize_features(features, self.plan))
 
+    @torch.no_grad()
+    def add(self, features: Tensor) -> None:
+        """Append float features, steps x width, of more steps."""
+        if self.plan.format is None:
+            self.values = torch.cat([self.values, features.float()])
+            return
+        codes, grid = quantize_features(features, self.plan)
+        packed = pack(codes.reshape(-1, self.columns), self.plan.format.bits)
+        self.weight = torch.cat([self.weight, packed])
+        self.scale = torch.cat([self.scale, grid.scale])
+        self.zero = torch.cat([self.zero, grid.zero.to(torch.uint8)])
+
     def cached(self, index: Tensor) -> Tensor:
         """The features of these steps in float32: (width,) for one step, rows for several."""
         if self.plan.format is None:

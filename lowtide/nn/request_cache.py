@@ -4,9 +4,10 @@ It is for temporal layers that read a label or a text as well as the timestep. N
 the request can hold their features, but within a request only the timestep changes. At the first
 call of a request, the layers run on all calibrated timesteps in one batch, and later calls look up
 their step. Features that the plan caches are stored as codes (nn/request_features.py). A call with
-other conditions starts a new request. A timestep that is not exactly a calibrated one is computed,
-so no feature is ever stale. Two requests are stored at a time, for pipelines that call the denoiser
-once for each branch of guidance.
+other conditions starts a new request. The timesteps of another schedule are added when it first
+runs. A timestep that is neither calibrated nor added is computed, so no feature is ever stale. Two
+requests are stored at a time, for pipelines that call the denoiser once for each branch of
+guidance.
 """
 
 import inspect
@@ -23,7 +24,7 @@ from lowtide.nn.packed import packed_layer
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.request_features import PerRequest, StoredFeatures
-from lowtide.nn.split import split_modules
+from lowtide.nn.split import shape_adapter
 
 if TYPE_CHECKING:
     from lowtide.models import Adapter
@@ -57,6 +58,12 @@ class RequestCache:
         self.requests: list[RequestFeatures] = []
         self.step: int | None = None
 
+    def add(self, times: list[float]) -> None:
+        """Use these timesteps too, and forget the running requests, which lack them."""
+        new = [time for time in times if time not in self.steps]
+        self.steps |= {time: len(self.steps) + place for place, time in enumerate(new)}
+        self.requests = []
+
     def before_call(
         self, root: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
@@ -86,21 +93,12 @@ class RequestCache:
         return None
 
     def step_of(self, values: list[float]) -> int | None:
-        """The calibrated step of exactly this timestep, if all samples share it."""
+        """The step of exactly this timestep, if all samples share it."""
         return self.steps.get(values[0]) if len(set(values)) == 1 else None
 
     @cached_property
     def adapter(self) -> "Adapter":
-        """The adapter of the float model, on a copy that has shapes and no data."""
-        # The import comes late: this module is imported while diffusers is still being imported,
-        # and lowtide.models needs the whole of diffusers.
-        from lowtide.models import adapt
-
-        model_class: Any = type(self.root)  # a diffusers ModelMixin, which has from_config
-        with torch.device("meta"):
-            model = model_class.from_config(self.root.config)
-            split_modules(model, self.plan.splits)
-        return adapt(model.to(self.root.dtype))
+        return shape_adapter(self.root, self.plan.splits)
 
     @torch.no_grad()
     def build(self, conditions: dict[str, Tensor], timestep: Tensor) -> RequestFeatures:
@@ -216,14 +214,7 @@ def _empty_linear(like: nn.Module, plan: LayerPlan, inputs: Quantizer) -> nn.Mod
     return packed_layer(like, plan.weight, inputs, smooth=plan.smooth)
 
 
-def reschedule_requests(root: nn.Module, plan: Plan, nearest: Tensor | None = None) -> None:
-    """Use the timesteps of another plan in the request caches of this model.
-
-    nearest: the old step that each new step is nearest to; None where the steps stay.
-    """
-    layers = [module for module in root.modules() if isinstance(module, PerRequest)]
-    for cache in {layer.cache for layer in layers if layer.cache is not None}:
-        cache.set_plan(plan)
-    if nearest is not None:
-        for layer in layers:
-            layer.reschedule(nearest)
+def request_caches(root: nn.Module) -> set[RequestCache]:
+    """The request caches of this model, each once."""
+    layers = (module for module in root.modules() if isinstance(module, PerRequest))
+    return {layer.cache for layer in layers if layer.cache is not None}

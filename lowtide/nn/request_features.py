@@ -92,11 +92,16 @@ class PerRequest(nn.Module):
         """In float, the layer itself runs; a job calls this."""
         self.quantized = precision.weights
 
-    @torch.no_grad()
-    def reschedule(self, nearest: Tensor) -> None:
-        """Each new step does as the old step that `nearest` names."""
+    def take_steps(self, steps: Tensor) -> None:
+        """Replace the steps: each new one does as the old step that `steps` names."""
         if self.plan.cache is not None and self.plan.cache.computed:
-            self.chosen = self.chosen[nearest.to(self.chosen.device)]
+            self.chosen = self.chosen[steps.to(self.chosen.device)]
+
+    def add(self, nearest: Tensor) -> None:
+        """Append steps, each of which does as the step that `nearest` names."""
+        if self.plan.cache is not None and self.plan.cache.computed:
+            old = torch.arange(len(self.chosen))
+            self.take_steps(torch.cat([old, nearest.cpu()]))
 
 
 def _on_float_input(layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Split: a layer on two concatenated tensors as the sum of two layers, each with its own ranges."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ from lowtide.nn.float_layers import (
     linear_options,
     replace_module,
 )
+
+if TYPE_CHECKING:
+    from lowtide.models import Adapter
 
 
 class SplitLayer(nn.Module):
@@ -64,3 +69,16 @@ def split_modules(root: nn.Module, splits: dict[str, int]) -> None:
     """Replace these layers by split ones: `splits` is layer name to width of the first part."""
     for name, width in splits.items():
         replace_module(root, name, SplitLayer(float_layer(root, name), width))
+
+
+def shape_adapter(root: nn.Module, splits: dict[str, int]) -> "Adapter":
+    """The adapter of the float model, on a copy with these splits that has shapes and no data."""
+    # The import comes late: this module is imported while diffusers is still being imported, and
+    # lowtide.models needs the whole of diffusers.
+    from lowtide.models import adapt
+
+    packed: Any = root  # a diffusers ModelMixin, which has a configuration
+    with torch.device("meta"):
+        model = type(packed).from_config(packed.config)
+        split_modules(model, splits)
+    return adapt(model if packed.dtype == model.dtype else model.to(packed.dtype))

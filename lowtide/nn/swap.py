@@ -9,6 +9,7 @@ from torch import nn
 from lowtide.nn.attention import QuantAttention, attention_block, set_rounded
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import add_correction
+from lowtide.nn.extension import accept_new_timesteps
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.float_layers import (
     FloatLayer,
@@ -43,6 +44,7 @@ class _Quantizers:
             rows=len(quantized),
             per_step=any(each.per_step for each in quantized),
             keyed=plan.keyed,
+            times=plan.times,
         )
         self.rows = 0
         # A root on meta, which has shapes alone, still needs the numbers of its clock, and a clock
@@ -98,6 +100,7 @@ def skeleton(root: nn.Module, plan: Plan) -> None:
         add_correction(root, plan.corrected)
     if plan.requests:
         add_request_cache(root, plan)
+    accept_new_timesteps(root, plan)
     _enable_inputs(root)
 
 

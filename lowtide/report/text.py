@@ -131,8 +131,8 @@ def rescheduled(result: Result) -> list[str]:
         f"{size(result['on_disk'])} on disk",
         f"Cached features are computed again at {counted(len(result['timesteps']), 'timestep')}: "
         f"{result['features']}",
-        "Ranges come from the nearest calibrated timestep, "
-        f"which is at most {result['farthest']:g} away.",
+        "Ranges are interpolated; the nearest calibrated timestep is at most "
+        f"{result['farthest']:g} away.",
     ]
 
 

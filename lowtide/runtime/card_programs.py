@@ -87,7 +87,7 @@ class CardPrograms:
         from lowtide.runtime.card_launches import Launches
 
         graph = record_twin(self.root, inputs)
-        numbers = Numbers(list(quantizers(self.root).values()), len(self.clock.known))
+        numbers = Numbers(list(quantizers(self.root).values()), self.clock.steps)
         conditions = conditions_of(graph, self.parameters[0])
         given = (self.root, graph, numbers, self.layers, conditions, COVERS, card(self.device))
         program = Program(Lowering(*given).lower(), numbers, Launches(numbers).of)

@@ -17,7 +17,7 @@ def cached_features(lowering: Lowering, node: Node) -> View | None:
     assert isinstance(module, Cached)
     if module.plan.computed or not module.quantized or len(shape) != 2:
         return None
-    steps = torch.arange(len(module.clock.known), device=lowering.target.device)
+    steps = torch.arange(module.clock.steps, device=lowering.target.device)
     table = module.cached(steps).float().contiguous()
     kind = lowering.result_type(node)
     output = new_view(torch.empty(shape, dtype=kind, device="meta"))

@@ -53,6 +53,7 @@ class Fused:
         # Why no kernel of a program runs, after one did not fit on the card.
         self.failure = ""
         functools.update_wrapper(self, self.forward)
+        self.__code__ = self.forward.__code__  # torch.export reads the parameters from it
 
     @property
     def forward(self) -> Callable[..., Any]:

@@ -228,7 +228,7 @@ class GpuLayers:
     def __init__(self, root: nn.Module):
         self.clock = find_clock(root)
         self.step = RunningStep(self.clock)
-        self.tables = (self.clock.scale, self.clock.zero)
+        self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
         self.reasons: dict[str, str] = {}
         self.layers: dict[AnyPacked, GpuLayer] = {}
         self.attentions: dict[QuantAttention, GpuAttention] = {}
@@ -251,7 +251,7 @@ class GpuLayers:
 
     def is_stale(self) -> bool:
         """Whether a table or a weight has changed since the layers were prepared."""
-        now = (self.clock.scale, self.clock.zero)
+        now = (self.clock.scale, self.clock.zero, self.clock.timesteps)
         if any(new is not old for new, old in zip(now, self.tables, strict=True)):
             return True
         stale = False

@@ -125,7 +125,7 @@ class Prepared:
     def _new_program(self, inputs: Mapping[str, Any]) -> Program:
         graph = record_twin(self.root, inputs)
         rounding = list(quantizers(self.root).values())
-        numbers = Numbers(rounding, len(self.clock.known))
+        numbers = Numbers(rounding, self.clock.steps)
         conditions = conditions_of(graph, self.parameters[0])
         lowering = Lowering(self.root, graph, numbers, self.layers, conditions, COVERS)
         return Program(self.engines.assigned(lowering.lower()), numbers)

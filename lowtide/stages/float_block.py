@@ -1,4 +1,4 @@
-"""The float block of a temporal unit, as it stays in the checkpoint to run once a request."""
+"""The float block of a temporal unit, as it stays in the checkpoint to compute features."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,13 +24,16 @@ ONCE = "it runs once a request, on inputs in float"
 class FloatBlock:
     """Twins of the unit's layers: weights at `bits` bits or in float, and inputs in float.
 
-    Inputs in float need no divisors. A feature's layer whose weight has 8 bits keeps its codes, so
-    that one weight serves both. Above 8 bits, weights stay in the type of the model.
+    Inputs in float need no divisors. Above 8 bits, weights stay in the type of the model.
+
+    alone: no quantized layer stays beside a twin. Else a feature's layer whose weight has 8 bits
+        keeps its codes, so that one weight serves both.
     """
 
-    def __init__(self, job: Job, unit: Unit, bits: int):
+    def __init__(self, job: Job, unit: Unit, bits: int, *, alone: bool = False):
         self.job = job
         self.unit = unit
+        self.alone = alone
         self.form = weight_format(bits, None)
         self.layers = {name: job.model.get_submodule(name) for name in unit.layers}
         self.twins = {name: self._twin(name, layer) for name, layer in self.layers.items()}
@@ -43,7 +46,8 @@ class FloatBlock:
         twin = QuantLinear(layer, form, Quantizer(None, find_clock(self.job.model)))
         if form is None:
             return twin
-        if name in self.unit.features and self.shares_codes(layer):
+        is_shared = name in self.unit.features and self.shares_codes(layer)
+        if is_shared and not self.alone:
             twin.set_smooth(layer.smooth)
             twin.set_grid(layer.grid)
             twin.set_codes(layer.codes)
@@ -68,13 +72,14 @@ class FloatBlock:
             for name in names:
                 replace_module(self.job.model, name, self.layers[name])
 
-    def keep(self, name: str) -> None:
+    def keep(self, name: str, reason: str = ONCE) -> None:
         """The layer of the float block takes the place of the quantized one."""
         twin = self.twins[name]
         replace_module(self.job.model, name, twin)
         if isinstance(twin, QuantLinear):
             form = self.form if twin.format else None
-            plan_float_block(self.job, name, form, smooth=bool(twin.smooth.numel()))
+            smooth = bool(twin.smooth.numel())
+            plan_float_block(self.job, name, form, reason, smooth=smooth)
 
     def beside(self, name: str) -> tuple[nn.Module | None, LayerPlan | None]:
         """The twin that a quantized layer needs beside it, and its formats; None if it has both."""
@@ -104,15 +109,17 @@ class FloatBlock:
         request_features(self.job, {name: plan})
 
 
-def plan_float_block(job: Job, name: str, form: Affine | None, *, smooth: bool = False) -> None:
+def plan_float_block(
+    job: Job, name: str, form: Affine | None, reason: str = ONCE, *, smooth: bool = False
+) -> None:
     """Plan a layer of the float block; one that was in float stays as it is."""
     if name not in job.plan.layers:
         return
     before = job.plan.layers[name]
     if form is None or before.weight is None:
         forget(job, name)
-        job.plan.left[name] = ONCE
+        job.plan.left[name] = reason
         return
     job.plan.layers[name] = replace(before, weight=form, input=None, smooth=smooth)
     if before.input is not None:
-        job.plan.left[f"input of {name}"] = ONCE
+        job.plan.left[f"input of {name}"] = reason

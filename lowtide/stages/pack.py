@@ -5,9 +5,11 @@ from typing import ClassVar
 
 from lowtide.costs import Cost, Workload
 from lowtide.costs.workload import ROUND
+from lowtide.nn.extension import accept_new_timesteps
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
+from lowtide.sampling.pipelines import ModulePipeline
 from lowtide.stages.base import Job, Stage
 from lowtide.stages.model_edits import forget
 
@@ -23,6 +25,8 @@ class Pack(Stage):
         pack_modules(job.model)
         if job.plan.requests:
             add_request_cache(job.model, job.plan)
+        is_bare = isinstance(job.pipe, ModulePipeline)  # no configuration makes its adapter
+        accept_new_timesteps(job.model, job.plan, job.adapter if is_bare else None)
         job.calls = []
 
     def cost(self, load: Workload) -> Cost:

@@ -3,7 +3,7 @@
 import re
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -101,15 +101,26 @@ def _remove_units(folder: Path) -> None:
 
 
 def sample_to_folder(
-    source: str, out: str | Path, request: sampling.Request, device: str = AUTO
+    source: str,
+    out: str | Path,
+    request: sampling.Request,
+    device: str = AUTO,
+    *,
+    own_steps: bool = False,
 ) -> dict[str, object]:
-    """Draw one PNG per seed and a grid of them all."""
+    """Draw one PNG per seed and a grid of them all.
+
+    own_steps: a packed model takes as many steps as it was quantized for.
+    """
     out = Path(out)
     folders.recover_missing(source)
     place = folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source))
     with join().inside(place) as fresh:
         pipe = sampling.as_pipeline(source, device=device)
-        facts.check_steps(sampling.denoiser(pipe), request.steps)
+        model = sampling.denoiser(pipe)
+        if own_steps:
+            request = replace(request, steps=facts.calibrated_steps(model) or request.steps)
+        facts.check_steps(model, request.steps)
         started = time.perf_counter()
         images = sampling.images(pipe, request, show_progress=True)
         seconds = time.perf_counter() - started
@@ -118,5 +129,6 @@ def sample_to_folder(
     return {
         "folder": str(out),
         "images": len(images),
+        "steps": request.steps,
         "seconds_per_step": round(seconds / request.steps, 4),
     }

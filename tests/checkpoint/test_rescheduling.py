@@ -12,7 +12,7 @@ from test_cli import assert_one_sentence, lowtide  # noqa: F401
 
 import lowtide as face
 from lowtide import sampling
-from lowtide.checkpoint import facts, rescheduling
+from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
 from lowtide.methods import relevant_options
 from lowtide.models import adapt
@@ -50,7 +50,14 @@ def quantized(method, home, **options):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    return quantized("temporal_cache", tmp_path_factory.mktemp("kept"), keep_temporal=True)
+    return quantized("temporal_cache", tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture(scope="module")
+def float_block(tmp_path_factory):
+    """The block that computes features has its own weights, not 8 bits."""
+    home = tmp_path_factory.mktemp("float_block")
+    return quantized("temporal_cache", home, stages={"maintain": {"block": 16}})
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +66,8 @@ def float_inputs(tmp_path_factory):
     return quantized(
         "temporal_cache",
         tmp_path_factory.mktemp("float_inputs"),
-        keep_temporal=True,
         inputs=16,
-        stages={"maintain": {"bits": 32}},
+        stages={"maintain": {"bits": 32, "block": 16}},
     )
 
 
@@ -94,12 +100,30 @@ def test_the_same_steps_change_no_bit(name, request):
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20])
-def test_features_are_the_float_blocks_own_at_the_new_timesteps(kept, steps):
-    pipe = face.load(kept)
+def test_features_are_the_float_blocks_own_at_the_new_timesteps(float_block, steps):
+    pipe = face.load(float_block)
     result = face.reschedule(pipe, steps)
     assert list(result.plan.timesteps) == [int(t) for t in pipe.scheduler.timesteps]
     assert len(result.plan.timesteps) == steps
-    assert off_float(kept, pipe).max() < 0.01
+    assert off_float(float_block, pipe).max() < 0.01
+
+
+@pytest.mark.parametrize("block", ["kept", "float_block"])
+def test_features_are_those_of_a_model_quantized_for_the_schedule(block, request, tmp_path):
+    folder = request.getfixturevalue(block)
+    options = {"steps": 5, "stages": {"maintain": {"block": 8 if block == "kept" else 16}}}
+    anew = face.load(quantized("temporal_cache", tmp_path, **options))
+    ours = face.load(folder)
+    face.reschedule(ours, 5)
+    assert facts.packed_plan(ours.unet).times == facts.packed_plan(anew.unet).times
+    compared = 0
+    for name, module in ours.unet.named_modules():
+        if isinstance(module, Cached):
+            compared += 1
+            other = anew.unet.get_submodule(name)
+            assert torch.equal(module.weight, other.weight)
+            assert torch.equal(module.scale, other.scale) and torch.equal(module.zero, other.zero)
+    assert compared > 3
 
 
 def off_float(folder, pipe):
@@ -151,7 +175,7 @@ def borrow(pipe, steps):
         pipe.unet.get_submodule(name).take(feature[nearest])
 
 
-def test_a_method_without_a_cache_takes_the_nearest_rows(tfmq, tmp_path):
+def test_a_method_without_a_cache_interpolates_its_ranges(tfmq, tmp_path):
     pipe = face.load(tfmq)
     clock = find_clock(pipe.unet)
     scale = clock.scale.clone()
@@ -161,9 +185,14 @@ def test_a_method_without_a_cache_takes_the_nearest_rows(tfmq, tmp_path):
     assert result.report["features"] == 0 and 0 < result.report["farthest"] <= 125
     assert clock.scale.shape == (len(scale), 20)
     for place, timestep in enumerate(result.plan.timesteps):
-        near = min(range(8), key=lambda each: (abs(old[each] - timestep), each))
-        assert torch.equal(clock.scale[:, place], scale[:, near])
-        assert torch.equal(clock.zero[:, place], zero[:, near])
+        above = min((each for each in old if each >= timestep), default=max(old))
+        below = max(each for each in old if each <= timestep)
+        share = (timestep - below) / (above - below) if above > below else 0.0
+        columns = [old.index(below), old.index(above)]
+        line = scale[:, columns] @ torch.tensor([1 - share, share])
+        assert torch.allclose(clock.scale[:, place], line, rtol=1e-6)
+        lows, highs = zero[:, columns].aminmax(dim=1)
+        assert (lows <= clock.zero[:, place]).all() and (clock.zero[:, place] <= highs).all()
     again = face.load(result.save(tmp_path / "twenty"))
     assert np.array_equal(images(again, 20), images(pipe, 20))
 
@@ -178,16 +207,12 @@ def test_corrections_go_along(tmp_path):
     correction = result.model.lowtide_correction
     bias = correction.bias.clone()
     changed = face.reschedule(result, 4)
-    near = rescheduling.nearest(result.plan.timesteps, changed.plan.timesteps)
-    assert torch.equal(correction.bias, bias[near])
+    old = list(result.plan.timesteps)
+    assert [old.index(timestep) for timestep in changed.plan.timesteps] == [1, 3, 5, 7]
+    assert torch.equal(correction.bias, bias[1::2])
     assert len(correction.slope) == len(correction.noise) == 4
     folder = changed.save(tmp_path / "four")
     assert np.array_equal(images(face.load(folder), 4), images(changed.pipe, 4))
-
-
-def test_nearest_is_the_earlier_of_two_as_near():
-    places = rescheduling.nearest((900, 600, 300, 0), (990, 750, 740, 310, 1))
-    assert places.tolist() == [0, 0, 1, 2, 3]
 
 
 def test_a_label_is_answered_by_request_on_the_new_schedule(tmp_path):
@@ -206,11 +231,13 @@ def test_a_new_scheduler_is_a_new_schedule(float_inputs):
     pipe = face.load(float_inputs)
     floating = time_sensitive()
     pipe.scheduler = DDIMScheduler(timestep_spacing="trailing")
-    with pytest.raises(BadInput, match=r"found timestep 999.*lowtide reschedule"):
-        images(pipe, 8)
-    face.reschedule(pipe, 8)
+    with pytest.warns(UserWarning, match="input ranges are interpolated"):
+        at_once = images(pipe, 8)
+    result = face.reschedule(pipe, 8)
+    assert result.plan.timesteps[0] == 999
     floating.scheduler = pipe.scheduler
     assert difference(images(pipe, 8), images(floating, 8)) < 0.2
+    assert difference(images(pipe, 8), at_once) < 1e-5
 
 
 def fails(*args, **kwargs):
@@ -233,11 +260,9 @@ def test_a_sampler_that_fails_leaves_the_model_as_it_was(kept, monkeypatch):
     assert np.array_equal(images(pipe, 8), drawn)
 
 
-def test_without_the_float_layers_it_is_an_error(tmp_path):
-    result = face.quantize(time_sensitive(), method="temporal_cache", **QUICK)
-    words = (
-        r"cached temporal features without .*expected .* kept them; .*--keep-temporal.*--steps 5"
-    )
+def test_without_the_block_it_is_an_error():
+    result = face.quantize(time_sensitive(), method="temporal_cache", only_schedule=True, **QUICK)
+    words = r"cached temporal features without .*; .*without --only-schedule, or with --steps 5"
     with pytest.raises(BadInput, match=words):
         face.reschedule(result, 5)
 
@@ -257,11 +282,11 @@ def test_where_nothing_depends_on_the_step_there_is_nothing_to_do():
 
 
 def test_the_command_line_from_error_to_images(lowtide, kept, tmp_path):  # noqa: F811
-    assert_one_sentence(
-        lowtide("sample", kept, "--steps", 5, "--out", tmp_path / "x"),
-        "5 steps",
-        "`lowtide reschedule`",
-    )
+    ended = lowtide("sample", kept, "--seeds", "3", "--out", tmp_path / "x", "--json")
+    assert ended.code == 0 and json.loads(ended.out)["steps"] == 8
+    with pytest.warns(UserWarning, match="input ranges are interpolated"):
+        ended = lowtide("sample", kept, "--steps", 5, "--seeds", "3", "--out", tmp_path / "y")
+    assert ended.code == 0 and "1 images of 5 steps" in ended.out
     ended = lowtide("reschedule", kept, "--steps", 5, "--out", tmp_path / "five", "--json")
     assert ended.code == 0, ended.err
     result = json.loads(ended.out)

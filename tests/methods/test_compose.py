@@ -63,12 +63,12 @@ ALL = (
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("ddim", {"weights": 4, "inputs": 4}),
+        ("ddim", {"weights": 4, "inputs": 4, "only_schedule": True}),
         ("dit", {"weights": 4, "inputs": 4}),
-        ("sd", {"weights": 4, "inputs": 4}),
-        ("ddim", {"weights": 3, "inputs": 8, "keep_temporal": True}),
+        ("sd", {"weights": 4, "inputs": 4, "only_schedule": True}),
+        ("ddim", {"weights": 3, "inputs": 8}),
         ("dit", {"weights": 3, "inputs": 8}),
-        ("sd", {"weights": 3, "inputs": 8, "keep_temporal": True}),
+        ("sd", {"weights": 3, "inputs": 8}),
     ],
 )
 def test_all_papers_at_once(name, more, monkeypatch, tmp_path):

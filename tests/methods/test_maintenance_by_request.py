@@ -11,12 +11,12 @@ import torch
 import lowtide
 from lowtide import sampling
 from lowtide.checkpoint import file_format
-from lowtide.checkpoint.rescheduling import nearest
 from lowtide.errors import BadInput
 from lowtide.formats import Affine
 from lowtide.methods import METHODS, relevant_options, temporal_cache, tfmq
 from lowtide.methods.temporal_cache import Maintain
 from lowtide.models import adapt
+from lowtide.nn.extension import Neighbours
 from lowtide.nn.plan import CachePlan, Plan, RequestPlan
 from lowtide.nn.precision import Precision
 from lowtide.nn.request_features import PerRequest, StoredFeatures, round_features
@@ -229,7 +229,7 @@ def test_a_new_schedule_takes_the_choice_of_the_nearest_step(monkeypatch, tmp_pa
     before = [layer.chosen.clone() for layer in mixed]
     assert len(mixed) > 2 and all(mark.sum() == 2 for mark in before)
     changed = lowtide.reschedule(result, 8)
-    old = nearest(result.plan.timesteps, changed.plan.timesteps)
+    old = Neighbours.of(list(result.plan.times), list(changed.plan.times)).nearest
     for layer, mark in zip(mixed, before, strict=True):
         assert len(old) == 8 and torch.equal(layer.chosen, mark[old])
     assert np.isfinite(sampling.images(result.pipe, sampling.Request(steps=8, **LABELS))).all()

@@ -19,17 +19,17 @@ CHANGES = {
     "drop": 0.5,
     "range_iters": 9,
     "early_stop": True,
-    "keep_temporal": True,
+    "only_schedule": True,
 }
 RECONSTRUCTS = {"calibration_steps", "iters", "batch", "scope", "drop", "early_stop", "range_iters"}
 READ = {
-    "best": RECONSTRUCTS | {"keep_temporal"},
+    "best": RECONSTRUCTS | {"only_schedule"},
     "minmax": set(),
     "ptq4dm": {"calibration_steps"},
     "qdiffusion": RECONSTRUCTS,
     "ptqd": RECONSTRUCTS,
     "tfmq": RECONSTRUCTS,
-    "temporal_cache": RECONSTRUCTS | {"keep_temporal"},
+    "temporal_cache": RECONSTRUCTS | {"only_schedule"},
     "tcaq": RECONSTRUCTS,
     "efficientdm": {"iters", "batch"},
     "mpq": {"calibration_steps", "iters", "batch"},

@@ -46,7 +46,8 @@ def changed(recipe, stage, **fields):
 
 
 def test_selection_is_never_worse_than_cache_or_block_alone(monkeypatch):
-    options = {"weights": 8, "inputs": 6}  # coarse caches and good layers: each wins somewhere
+    # Coarse caches and good layers: each wins somewhere.
+    options = {"weights": 8, "inputs": 6, "only_schedule": True}
     recipe = changed(temporal_cache.recipe(Settings()), Maintain, bits=6)
     selected, error = quantized(recipe, monkeypatch, **options)
     _, cache = quantized(changed(recipe, Maintain, selection=False), monkeypatch, **options)
@@ -109,9 +110,8 @@ def test_the_cache_beats_tfmq_at_four_bits(inputs, monkeypatch):
 
 
 def test_a_block_cached_at_every_step_leaves_the_checkpoint(monkeypatch, tmp_path):
-    result, error = quantized(
-        changed(temporal_cache.recipe(Settings()), Maintain, selection=False), monkeypatch
-    )
+    recipe = changed(temporal_cache.recipe(Settings()), Maintain, selection=False)
+    result, error = quantized(recipe, monkeypatch, only_schedule=True)
     names = set(result.model.state_dict())
     assert not any(
         name.startswith("time_embedding") or ".time_emb_proj.layer" in name for name in names
@@ -139,7 +139,8 @@ def test_scale_and_shift_have_grids_of_their_own(monkeypatch):
 
 
 def test_an_unknown_timestep_is_an_error_even_with_one_range_for_all(monkeypatch):
-    result, _ = quantized(temporal_cache.recipe(Settings()), monkeypatch, inputs=32)
+    recipe = temporal_cache.recipe(Settings())
+    result, _ = quantized(recipe, monkeypatch, inputs=32, only_schedule=True)
     with pytest.raises(BadInput, match="found timestep 1; expected one of the 8"):
         result.model(torch.zeros(1, 3, 8, 8), 1)
 
@@ -152,8 +153,9 @@ def test_sixteen_bits_change_nothing(monkeypatch):
     assert result.plan.left["cache of temporal:time_embedding.linear_1"] == "nothing is quantized"
 
 
-def test_a_kept_block_stays_in_float(monkeypatch, tmp_path):
-    result, error = quantized(temporal_cache.recipe(Settings()), monkeypatch, keep_temporal=True)
+def test_a_block_above_eight_bits_stays_in_float(monkeypatch, tmp_path):
+    recipe = changed(temporal_cache.recipe(Settings()), Maintain, block=16)
+    result, error = quantized(recipe, monkeypatch)
     original = tiny.model("unet2d")
     kept = result.model.mid_block.resnets[0].time_emb_proj.layer
     assert torch.equal(kept.weight, original.mid_block.resnets[0].time_emb_proj.weight)
@@ -170,18 +172,18 @@ def test_a_kept_block_stays_in_float(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dit", "sdxl"])
-def test_nothing_is_kept_for_a_cache_that_cannot_be(name, tmp_path):
+def test_nothing_can_be_left_out_where_no_cache_can_be(name, tmp_path):
     """The command line predicts first, so it refuses before anything runs."""
     adapter = adapt(tiny.model("unet-sdxl" if name == "sdxl" else name))
-    kept = Settings(keep_temporal=True)
-    with pytest.raises(BadInput, match="found keep_temporal with a model that has no block"):
-        Maintain().check_model(adapter, kept)
+    only = Settings(only_schedule=True)
+    with pytest.raises(BadInput, match="found only_schedule with a model that has no block"):
+        Maintain().check_model(adapter, only)
     Maintain().check_model(adapter, Settings())
-    Maintain().check_model(adapt(tiny.model("unet2d")), kept)
+    Maintain().check_model(adapt(tiny.model("unet2d")), only)
     pipe = tiny_pipelines.PIPELINES[name](tmp_path)
     pipe.save_pretrained(tmp_path / "model")
-    with pytest.raises(BadInput, match="found keep_temporal"):
-        estimate.plan(str(tmp_path / "model"), method="temporal_cache", steps=3, keep_temporal=True)
+    with pytest.raises(BadInput, match="found only_schedule"):
+        estimate.plan(str(tmp_path / "model"), method="temporal_cache", steps=3, only_schedule=True)
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,10 @@ def answers(model, timesteps) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("method", "fields", "options"),
     [
-        ("temporal_cache", {"bits": 6}, {"weights": 8, "inputs": 6}),
-        ("temporal_cache", {"selection": False}, {}),
-        ("temporal_cache", {}, {"keep_temporal": True}),
+        ("temporal_cache", {"bits": 6}, {"weights": 8, "inputs": 6, "only_schedule": True}),
+        ("temporal_cache", {"selection": False}, {"only_schedule": True}),
+        ("temporal_cache", {}, {}),
+        ("best", {}, {"only_schedule": True}),
         ("best", {}, {}),
     ],
 )
@@ -228,13 +231,14 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
         )
     else:
         assert summary["cached_share"] == 1
-        kept = result.plan.left.get("time_embedding.linear_1")
-        assert (
-            kept == "kept to rebuild the cache (keep_temporal)"
-            if options
-            else isinstance(first, ZeroFeatures) and kept is None
-        )
-        assert "input of time_embedding.linear_2" not in result.plan.left
+        left = result.plan.left.get("time_embedding.linear_1")
+        if "only_schedule" in options:
+            assert isinstance(first, ZeroFeatures) and left is None
+            assert "input of time_embedding.linear_2" not in result.plan.left
+        else:
+            assert type(first) is torch.nn.Linear and "first temporal layer" in left
+            kept = "kept for other schedules, on inputs in float"
+            assert result.plan.left["input of mid_block.resnets.0.time_emb_proj"] == kept
     assert torch.equal(answers(result.model, result.plan.timesteps), result.report["simulated"])
     result.save(tmp_path / "paper")
     loaded = lowtide.load(tmp_path / "paper").unet
@@ -244,11 +248,16 @@ def test_a_block_whose_first_layer_stays_in_float_is_cached(
 @pytest.mark.parametrize(
     ("fields", "options", "sign"),
     [
-        ({"selection": False}, {"weights": 4, "inputs": 8}, 1),
-        ({"bits": 6}, {"weights": 8, "inputs": 6}, -1),
-        ({"bits": 6}, {"weights": 8, "inputs": 6, "profile": "tfmq"}, -1),
-        ({"bits": 32}, {"weights": 4, "inputs": 16}, 1),
-        ({}, {"weights": 4, "inputs": 8, "keep_temporal": True}, -1),
+        ({"selection": False}, {"weights": 4, "inputs": 8, "only_schedule": True}, 1),
+        ({"bits": 6}, {"weights": 8, "inputs": 6, "only_schedule": True}, -1),
+        (
+            {"bits": 6},
+            {"weights": 8, "inputs": 6, "profile": "tfmq", "only_schedule": True},
+            -1,
+        ),
+        ({"bits": 32}, {"weights": 4, "inputs": 16, "only_schedule": True}, 1),
+        ({}, {"weights": 4, "inputs": 8}, -1),
+        ({"block": 16}, {"weights": 4, "inputs": 8}, -1),
     ],
 )
 def test_bytes_are_those_of_the_checkpoints_tensors(fields, options, sign, monkeypatch):
