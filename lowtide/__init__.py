@@ -48,3 +48,7 @@ def __dir__() -> list[str]:
 wrapt.when_imported("diffusers.quantizers.auto")(
     lambda module: import_module("lowtide.checkpoint.diffusers_hook")
 )
+# peft learns of packed layers when it imports its LoRA.
+wrapt.when_imported("peft.tuners.lora.model")(
+    lambda module: import_module("lowtide.checkpoint.peft_hook")
+)

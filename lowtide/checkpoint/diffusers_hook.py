@@ -25,6 +25,7 @@ from lowtide.checkpoint.file_format import (
     verify,
     verify_names,
 )
+from lowtide.checkpoint.adapters import without_adapters
 from lowtide.checkpoint.own_maps import Span, spans, with_own_maps
 from lowtide.errors import BadInput
 from lowtide.nn.plan import FORMAT_VERSION, Plan
@@ -131,7 +132,8 @@ class LowtideQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = True
     ) -> tuple[dict, dict]:
-        return state_dict, metadata(self._known_plan(), state_dict)
+        state, plan = without_adapters(state_dict, self._known_plan())
+        return state, metadata(plan, state)
 
     def _known_plan(self) -> Plan:
         """The plan, which is known once a header was read or `attach` gave it."""

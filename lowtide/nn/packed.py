@@ -34,6 +34,7 @@ from lowtide.kernels.triton.resident import (
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.side_branch import SideBranch
 
 
 class Packed(nn.Module):
@@ -58,6 +59,17 @@ class Packed(nn.Module):
     # the kernel of the latest run in words.
     product: Callable[[Tensor], Tensor | None] | None = None
     kernel: str = ""
+    side: SideBranch | None  # a fused LoRA
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = self.weighted(input)
+        if self.side is None:
+            return output
+        return (output + self.side(input)).to(output.dtype)
+
+    def weighted(self, input: Tensor) -> Tensor:
+        """The answer of the packed weight, without the side branch."""
+        raise NotImplementedError
 
     def fast_product(self, input: Tensor) -> Tensor | None:
         return None if self.product is None else self.product(input)
@@ -69,6 +81,7 @@ class Packed(nn.Module):
         self.input = inputs
         self.panels = None
         self.resident = None
+        self.register_module("side", None)
         bits = 0 if inputs.format is None else inputs.format.bits
         # A quantizer whose bits differ between steps rounds by itself, before the operator.
         self.spec = Spec(columns, format, 0 if isinstance(bits, tuple) else bits).flat()
@@ -201,7 +214,7 @@ class PackedLinear(Packed, nn.Linear):
         self.weight_dimensions = 2
         self._allocate(columns, format, inputs, columns if smooth else 0)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def weighted(self, input: Tensor) -> Tensor:
         output = self.fast_product(input)
         if output is not None:
             return output
@@ -221,7 +234,7 @@ class PackedConv2d(Packed, nn.Conv2d):
         columns = self.channels * self.taps
         self._allocate(columns, format, inputs, self.in_channels if smooth else 0)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def weighted(self, input: Tensor) -> Tensor:
         output = self.fast_product(input)
         if output is not None:
             return output
