@@ -28,6 +28,7 @@ from lowtide.runtime.numbers import Numbers
 from lowtide.runtime.onednn_layer import OneDnnLayer, unsupported
 from lowtide.runtime.program import Program
 from lowtide.runtime.program_store import ProgramStore
+from lowtide.runtime.side_layers import SideLayers
 
 TIMESTEP = "timestep"
 VERSION = attrgetter("_version")
@@ -66,6 +67,7 @@ class Prepared:
         self.clock = find_clock(root)
         self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
         self.modules = Modules(root, self.clock)
+        self.sides = SideLayers(root)
         self.layers: dict[str, NativeLayer] = {}
         self.reasons: dict[str, str] = {}
         self.products: dict[PackedLinear | PackedConv2d, OneDnnLayer] = {}
@@ -98,6 +100,8 @@ class Prepared:
         clock = self.clock
         current = (clock.scale, clock.zero, clock.timesteps)
         if any(now is not before for now, before in zip(current, self.tables, strict=True)):
+            return True
+        if self.modules.have_other_sides(self.sides):
             return True
         if self._stamps() == self.stamps:
             return False
