@@ -7,6 +7,8 @@ peft puts a layer of its own around each layer that it adapts, and the layer it 
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from lowtide.errors import BadInput
 from lowtide.nn.float_layers import replace_module
 from lowtide.nn.plan import Plan
 from lowtide.nn.side_branch import DOWN, side_plans
+from lowtide.nn.swap import packed_layers
 
 BASE = "base_layer"
 _MATRIX = ".lora_A."
@@ -36,34 +39,83 @@ def loaded_adapters(model: nn.Module) -> list[str]:
     return list(names)
 
 
-def check_adapters(model: nn.Module, *, fuse: bool) -> None:
-    """A model whose adapters are fused, or are to be fused, so that its weights are all there is.
+def settle_adapters(pipe: Any, fuse_lora: bool | str | Path) -> None:
+    """Leave no adapter in a pipeline's models: their weights are all there is.
 
-    peft's layers are taken off; a model without any stays as it is.
+    `fuse_lora`: True fuses those that are loaded; a file, a folder or a hub id is loaded before. An
+    adapter that is loaded and not to be fused is an error. One that was fused before stays so.
     """
-    loaded = loaded_adapters(model)
-    if loaded and not fuse:
-        raise BadInput(
-            f"found the LoRA {', '.join(loaded)} loaded in the {type(model).__name__}",
-            "a model without one, or with one to fuse",
-            "give fuse_lora=True (--fuse-lora), or call unload_lora_weights() before and load the "
-            "LoRA into the packed model",
-        )
+    if not isinstance(fuse_lora, bool):
+        load_lora(pipe, fuse_lora)
+    components = getattr(pipe, "components", {})
+    models = {name: each for name, each in components.items() if isinstance(each, nn.Module)}
+    for name, model in models.items():
+        loaded = loaded_adapters(model)
+        if loaded and not fuse_lora:
+            raise BadInput(
+                f"found the LoRA {', '.join(loaded)} loaded in the {name}",
+                "a model without one, or with one to fuse",
+                "give fuse_lora=True (--fuse-lora FILE), or call unload_lora_weights() before and "
+                "load the LoRA into the packed model",
+            )
+    for model in models.values():
+        fuse_adapters(model)
+
+
+def fuse_adapters(model: nn.Module) -> None:
+    """Add each active adapter to the weights, and take the layers of peft off."""
     layers = dict(adapted_layers(model))
     for layer in layers.values():
-        if loaded and not layer.disable_adapters:
-            layer.merge(safe_merge=True)
-    # Outermost first: taking it off takes off what it stands around, too.
-    for name in sorted(layers, key=len):
-        replace_module(model, name, layers[name].get_base_layer())
-        model.get_submodule(name).requires_grad_(False)
-    _forget_adapters(model)
+        if not layer.disable_adapters and set(layer.active_adapters) - set(layer.merged_adapters):
+            layer.merge()
+    for name, layer in layers.items():
+        if name.rpartition(".")[0] not in layers:
+            replace_module(model, name, layer.get_base_layer())
+    # As diffusers' `unload_lora` leaves a model.
+    if vars(model).pop("peft_config", None) is not None:
+        model.__dict__["_hf_peft_config_loaded"] = False
 
 
-def _forget_adapters(model: nn.Module) -> None:
-    """As diffusers' `unload_lora` leaves a model."""
-    if vars(model).pop("peft_config", None) is not None and "_hf_peft_config_loaded" in vars(model):
-        model.__dict__["_hf_peft_config_loaded"] = None
+def load_lora(pipe: Any, source: str | Path) -> None:
+    """Load a LoRA into a pipeline as diffusers does: from a file, a folder or a hub id."""
+    load = getattr(pipe, "load_lora_weights", None)
+    if load is None:
+        raise BadInput(
+            f"found a LoRA for a {type(pipe).__name__}",
+            "a pipeline into which diffusers loads one",
+            "add it to the model with peft, and give fuse_lora=True",
+        )
+    if find_spec("peft") is None:
+        raise BadInput("found no peft", "the package that runs a LoRA", "pip install peft")
+    path = Path(source)
+    place = {"weight_name": path.name} if path.is_file() else {}
+    try:
+        load(str(path.parent if path.is_file() else source), **place)
+    except BadInput:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise BadInput(
+            f"found {source} unreadable as a LoRA ({reason})",
+            f"a LoRA that diffusers loads into a {type(pipe).__name__}",
+            "check the path and the model that the LoRA was made for",
+        ) from error
+
+
+def check_saveable(pipe: Any) -> None:
+    """No model of the pipeline would be saved as an adapter alone, as transformers does."""
+    for name, model in getattr(pipe, "components", {}).items():
+        is_of_transformers = isinstance(model, nn.Module) and not _is_packed(model)
+        if is_of_transformers and any(adapted_layers(model)):
+            raise BadInput(
+                f"found a LoRA in the {name}, whose folder could not be loaded again",
+                "a LoRA in packed layers alone",
+                "call unload_lora_weights() before; a LoRA that was fused stays fused",
+            )
+
+
+def _is_packed(model: nn.Module) -> bool:
+    return any(packed_layers(model))
 
 
 def without_adapters(

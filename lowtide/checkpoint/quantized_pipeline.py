@@ -8,7 +8,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import folders
+from lowtide.checkpoint import adapters, folders
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
@@ -57,6 +57,7 @@ class Quantized:
             cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
 
     def _check_saveable(self) -> None:
+        adapters.check_saveable(self.pipe)
         if isinstance(self.pipe, sampling.ModulePipeline):
             raise BadInput(
                 f"found a {type(self.model).__name__}, which diffusers cannot load",

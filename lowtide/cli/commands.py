@@ -60,6 +60,10 @@ Change = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+FuseLora = Annotated[
+    str | None,
+    typer.Option(help="A LoRA to add to the weights first: a file, a folder, or a hub id."),
+]
 Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
@@ -95,6 +99,7 @@ def quantize(
     method: Method = "best",
     without: Without = [],  # noqa: B006 - typer copies it
     change: Change = [],  # noqa: B006
+    fuse_lora: FuseLora = None,
     as_json: Json = False,
     **options: object,
 ) -> None:
@@ -104,7 +109,8 @@ def quantize(
 
     settings = changed(values(options), change)
     settings["device"] = on_device(settings["device"])
-    result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
+    settings["without"] = tuple(without)
+    result = quantize_to_folder(model, out, method, settings, fuse_lora)
     _show(result, as_json, text.quantized(result))
 
 

@@ -19,7 +19,7 @@ from lowtide.settings import Options, settings_from
 
 
 def quantize_to_folder(
-    source: str, out: str | Path, method: str, options: Options
+    source: str, out: str | Path, method: str, options: Options, fuse_lora: str | None = None
 ) -> dict[str, object]:
     """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
 
@@ -35,7 +35,8 @@ def quantize_to_folder(
         predicted = world.of_first(lambda: estimate.plan(source, method=method, **options).totals())
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
-            result = quantize(source, method=method, folder=units, **options)
+            lora = fuse_lora or False
+            result = quantize(source, method=method, folder=units, fuse_lora=lora, **options)
             if fresh is not None:
                 result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
@@ -53,7 +54,7 @@ def quantize_to_folder(
             source=_lasting(source),
             fingerprint=result.report["fingerprint"],
             method=method,
-            settings=asdict(settings),
+            settings=asdict(settings) | ({"fuse_lora": _lasting(fuse_lora)} if fuse_lora else {}),
             without=tuple(options.get("without", ())),
             report=report,
         )
@@ -99,8 +100,8 @@ def _remove_units(folder: Path) -> None:
 
 def _lasting(source: str) -> str:
     """The source under a name that is valid in any working directory."""
-    home = None if source.startswith("zoo:") else sampling.local_folder(source)
-    return str(home.resolve()) if home else source
+    is_local = not source.startswith("zoo:") and Path(source).exists()
+    return str(Path(source).resolve()) if is_local else source
 
 
 def sample_to_folder(
