@@ -85,7 +85,7 @@ def quantize(
     loaded_on = devices.CPU.type if named else settings.device
     loaded = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)
     pipe = _sampled_by(loaded, settings)
-    model = _float_model(pipe, fuse_lora)
+    model = _float_model(pipe, fuse_lora=fuse_lora)
     device = asked or next(model.parameters()).device
     devices.check_own_card(device)
     weights = fingerprint(model)
@@ -151,11 +151,11 @@ def _sampled_by(pipe: Pipeline, settings: Settings) -> Pipeline:
     return other
 
 
-def _float_model(pipe: Pipeline, fuse_lora: bool | str | Path) -> nn.Module:
+def _float_model(pipe: Pipeline, *, fuse_lora: bool | str | Path) -> nn.Module:
     """The denoiser, once it is known that it can be quantized; in eval mode, without gradients."""
     model = sampling.denoiser(pipe)
     _check_float(model)
-    adapters.settle_adapters(pipe, fuse_lora)
+    adapters.settle_adapters(pipe, fuse_lora=fuse_lora)
     _check_finite(model)
     model.requires_grad_(False)
     return model.eval()

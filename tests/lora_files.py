@@ -71,4 +71,6 @@ LAYOUTS = {"peft": peft_layout, "old": old_layout, "kohya": kohya_layout}
 
 
 def load(pipe: StableDiffusionPipeline, state: dict[str, Tensor], name: str = "style") -> None:
-    pipe.load_lora_weights({key: tensor.clone() for key, tensor in state.items()}, adapter_name=name)
+    pipe.load_lora_weights(
+        {key: tensor.clone() for key, tensor in state.items()}, adapter_name=name
+    )

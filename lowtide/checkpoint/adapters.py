@@ -39,7 +39,7 @@ def loaded_adapters(model: nn.Module) -> list[str]:
     return list(names)
 
 
-def settle_adapters(pipe: Any, fuse_lora: bool | str | Path) -> None:
+def settle_adapters(pipe: Any, *, fuse_lora: bool | str | Path) -> None:
     """Leave no adapter in a pipeline's models: their weights are all there is.
 
     `fuse_lora`: True fuses those that are loaded; a file, a folder or a hub id is loaded before. An
@@ -118,9 +118,7 @@ def _is_packed(model: nn.Module) -> bool:
     return any(packed_layers(model))
 
 
-def without_adapters(
-    state: dict[str, Tensor], plan: Plan
-) -> tuple[dict[str, Tensor], Plan]:
+def without_adapters(state: dict[str, Tensor], plan: Plan) -> tuple[dict[str, Tensor], Plan]:
     """The state of a packed model alone, under the names of its plan, and the plan of its branches.
 
     A LoRA that was fused is a branch of its layer and stays. One that was not stays out.
@@ -154,8 +152,11 @@ def _tell(left_out: list[str], state: dict[str, Tensor], adapted: set[str]) -> N
         if matrix:
             ranks[holder] += len(state[name])
             names[rest.removesuffix(".weight")] = None
-    fused = [f"{layer}.{BASE}.{DOWN}" for layer in adapted]
-    is_fused = all(name in state and len(state[name]) >= ranks[name.partition(f".{BASE}.")[0]] for name in fused)
+    for name in state:
+        holder, base, rest = name.partition(f".{BASE}.")
+        if base and rest.endswith(DOWN):
+            ranks[holder] -= len(state[name])
+    is_fused = max(ranks.values(), default=0) <= 0
     if left_out and not is_fused:
         warnings.warn(
             f"The saved model is the packed one without the LoRA {', '.join(names)}, which was "

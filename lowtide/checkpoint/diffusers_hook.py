@@ -15,6 +15,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from lowtide.checkpoint.adapters import without_adapters
 from lowtide.checkpoint.file_format import (
     HASHES,
     PLAN,
@@ -25,7 +26,6 @@ from lowtide.checkpoint.file_format import (
     verify,
     verify_names,
 )
-from lowtide.checkpoint.adapters import without_adapters
 from lowtide.checkpoint.own_maps import Span, spans, with_own_maps
 from lowtide.errors import BadInput
 from lowtide.nn.plan import FORMAT_VERSION, Plan

@@ -5,6 +5,9 @@ two methods of its LoRA that put layers around others. `import lowtide` is enoug
 module when peft is imported, and never otherwise.
 """
 
+# peft is not among the packages that lowtide needs.
+# pyright: reportMissingImports=false
+
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ from peft.tuners.lora import layer as lora_layer
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.model import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from torch import Tensor, nn
+from torch import nn
 
 from lowtide.checkpoint.adapters import adapted_layers
 from lowtide.errors import BadInput
@@ -21,7 +24,7 @@ from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options, replace_module
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.request_features import PerRequest
-from lowtide.nn.side_branch import Factors, branch_layers, joined, side_branch
+from lowtide.nn.side_branch import SIDE, Factors, branch_layers, joined, side_branch
 from lowtide.nn.split import SplitLayer
 from lowtide.nn.swap import packed_layers
 
@@ -93,9 +96,15 @@ class PackedLora(lora_layer.Linear):
         self.reset_lora_parameters(adapter_name, config.init_lora_weights)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+    def merge(
+        self,
+        safe_merge: bool = False,  # noqa: FBT001, FBT002 - as peft calls it
+        adapter_names: list[str] | None = None,
+    ) -> None:
         """Make adapters a branch of the packed layer, which computes the same with it."""
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A]
+        names = [
+            name for name in check_adapters_to_merge(self, adapter_names) if name in self.lora_A
+        ]
         parts = _parts(self.get_base_layer())
         if names and not self.merged:
             self.before = [[] if part.side is None else [part.side.factors()] for part in parts]
@@ -126,7 +135,7 @@ class PackedLora(lora_layer.Linear):
             stop = start + _inputs(part)
             factors = [*before, *(each.part(start, stop) for each in self.fused.values())]
             groups = part.groups if isinstance(part, nn.Conv2d) else 1
-            part.side = side_branch(part, joined(factors, groups)) if factors else None
+            part._modules[SIDE] = side_branch(part, joined(factors, groups)) if factors else None
             start = stop
 
 
@@ -142,7 +151,7 @@ def _parts(base: nn.Module) -> list[Any]:
     return [base.first, base.second] if isinstance(base, SplitLayer) else [base]
 
 
-def _inputs(layer: nn.Module) -> int:
+def _inputs(layer: FloatLayer) -> int:
     return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
 
 
@@ -151,8 +160,12 @@ def _shape(base: nn.Module) -> FloatLayer:
     first, *others = _parts(base)
     inputs = sum(map(_inputs, [first, *others]))
     if isinstance(first, nn.Conv2d):
-        return nn.Conv2d(**(conv_options(first) | {"in_channels": inputs}))
-    return nn.Linear(**(linear_options(first) | {"in_features": inputs}))
+        convolution = conv_options(first)
+        convolution["in_channels"] = inputs
+        return nn.Conv2d(**convolution)
+    options = linear_options(first)
+    options["in_features"] = inputs
+    return nn.Linear(**options)
 
 
 def check_config(config: LoraConfig) -> None:
@@ -180,11 +193,11 @@ def _replaced(base: nn.Module, name: str) -> BadInput:
 
 def _install() -> None:
     """Let peft's LoRA make a PackedLora around a packed layer, and undo what fails half-way."""
-    create: Callable[..., nn.Module] = LoraModel._create_new_module
+    create: Callable[..., Any] = LoraModel._create_new_module
     inject: Callable[..., None] = LoraModel.inject_adapter
 
     def create_new_module(
-        lora_config: LoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
+        lora_config: LoraConfig, adapter_name: str, target: Any, **kwargs: Any
     ) -> nn.Module:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if isinstance(base, _REPLACED):

@@ -166,7 +166,7 @@ def reference_of(
             "give it with --reference MODEL",
         )
     original = load(model.record.source, device)
-    settle_adapters(original.pipe, model.record.settings.get("fuse_lora", False))
+    settle_adapters(original.pipe, fuse_lora=model.record.settings.get("fuse_lora", False))
     if facts.fingerprint(original.denoiser) != model.record.fingerprint:
         raise BadInput(
             f"found other weights in {model.record.source} than those that were quantized",

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.plan import SidePlan
 
-DOWN = "side.down.weight"
-BIAS = "side.up.bias"
+SIDE = "side"
+DOWN = f"{SIDE}.down.weight"
+BIAS = f"{SIDE}.up.bias"
 
 
 @dataclass(frozen=True)

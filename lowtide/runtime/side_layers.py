@@ -40,4 +40,9 @@ class SideLayers:
 def _state_of(layer: Any) -> tuple[Any, ...]:
     """What the forward pass of a layer of peft decides by."""
     scales = tuple(getattr(layer, "scaling", {}).items())
-    return layer.disable_adapters, tuple(layer.active_adapters), tuple(layer.merged_adapters), scales
+    return (
+        layer.disable_adapters,
+        tuple(layer.active_adapters),
+        tuple(layer.merged_adapters),
+        scales,
+    )

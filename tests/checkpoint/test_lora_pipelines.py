@@ -5,6 +5,7 @@ What a layer with a LoRA has to answer is computed here from the LoRA's own tens
 
 import copy
 import warnings
+from itertools import pairwise
 
 import lora_files
 import pytest
@@ -81,7 +82,9 @@ def watched(unet: nn.Module, factors) -> list[float]:
 
         return hook
 
-    hooks = [unet.get_submodule(name).register_forward_hook(check(*factors[name])) for name in factors]
+    hooks = [
+        unet.get_submodule(name).register_forward_hook(check(*factors[name])) for name in factors
+    ]
     plain_answer(unet)
     for hook in hooks:
         hook.remove()
@@ -112,27 +115,26 @@ def test_every_layout_runs_beside_packed_layers(layout, pipe, factors):
 
 
 def test_several_at_once_with_scales_switches_and_removal(pipe, factors):
-    before = answer(pipe.unet)
+    before = plain_answer(pipe.unet)
     lora_files.load(pipe, lora_files.peft_layout(factors), "one")
-    one = answer(pipe.unet)
+    one = plain_answer(pipe.unet)
     assert distance(one, before) > 0.05
     other_factors = lora_files.random_lora(tiny.model("unet-text"), lora_files.ATTENTION, seed=1)
     lora_files.load(pipe, lora_files.kohya_layout(other_factors), "two")
     answers = [one]
     for names, scales in [(["one", "two"], [0.5, 1.5]), (["two"], [1.0]), (["one"], [-1.0])]:
         pipe.set_adapters(names, scales)
-        answers.append(answer(pipe.unet))
-        assert distance(answers[-1], plain_answer(pipe.unet)) < ROUNDED_ALIKE
-    assert min(distance(a, b) for a, b in zip(answers, answers[1:], strict=False)) > 0.01
+        answers.append(plain_answer(pipe.unet))
+    assert min(distance(a, b) for a, b in pairwise(answers)) > 0.01
     pipe.set_adapters(["one"], [1.0])
-    assert distance(answer(pipe.unet), one) < ROUNDED_ALIKE
+    assert torch.equal(plain_answer(pipe.unet), one)
     pipe.disable_lora()
-    assert distance(answer(pipe.unet), before) < ROUNDED_ALIKE
+    assert torch.equal(plain_answer(pipe.unet), before)
     pipe.enable_lora()
     pipe.delete_adapters("two")
-    assert distance(answer(pipe.unet), one) < ROUNDED_ALIKE
+    assert torch.equal(plain_answer(pipe.unet), one)
     pipe.unload_lora_weights()
-    assert torch.equal(answer(pipe.unet), before)
+    assert torch.equal(plain_answer(pipe.unet), before)
 
 
 def test_a_program_runs_the_lora_and_follows_its_scale(pipe, factors):
@@ -145,10 +147,12 @@ def test_a_program_runs_the_lora_and_follows_its_scale(pipe, factors):
             found = answer(pipe.unet, **options)
             assert runtime.explain(pipe.unet)["native"] > 30
             assert distance(found, plain_answer(pipe.unet, **options)) < ROUNDED_ALIKE
+        answers = [answer(pipe.unet)]
+        pipe.set_adapters("style", 0.25)
+        answers.append(answer(pipe.unet))
+        assert distance(answers[1], found) < ROUNDED_ALIKE < distance(*answers)
         pipe.fuse_lora()
-        found = answer(pipe.unet)
-    assert runtime.explain(pipe.unet)["native"] > 30
-    assert distance(found, plain_answer(pipe.unet)) < ROUNDED_ALIKE
+        assert distance(answer(pipe.unet), found) < ROUNDED_ALIKE
 
 
 def test_torch_compile_sees_the_lora(pipe, factors):
@@ -200,7 +204,7 @@ def test_a_fused_lora_is_saved_and_loaded(pipe, factors, tmp_path):
     loaded = lowtide.load(tmp_path / "fused")
     for each in (by_diffusers, loaded):
         assert torch.equal(plain_answer(each.unet), expected)
-        assert distance(answer(each.unet), expected) < ROUNDED_ALIKE
+    assert distance(answer(loaded.unet), expected) < ROUNDED_ALIKE
     assert not any("base_layer" in name for name in loaded.unet.state_dict())
     # Another one on top, and off again.
     before = base_state(loaded.unet)
@@ -258,7 +262,7 @@ QUICK = {"method": "minmax", "steps": 1, "images": 1, "size": 8, "prompts": ("a"
 
 def test_quantizing_a_model_with_a_lora_is_one_sentence(factors, tmp_path):
     pipe = float_pipe(tmp_path, factors)
-    with pytest.raises(BadInput, match="found the LoRA style loaded in the unet.*fuse_lora=True"):
+    with pytest.raises(BadInput, match=r"found the LoRA style loaded in the unet.*fuse_lora=True"):
         lowtide.quantize(pipe, **QUICK)
     assert pipe.get_active_adapters() == ["style"]
 
