@@ -27,6 +27,7 @@ _HOMES = {
     "load": "quantization",
     "plan": "estimate",
     "quantize": "quantization",
+    "recalibrate": "checkpoint.recalibration",
     "reschedule": "checkpoint.rescheduling",
     "save": "checkpoint.quantized_pipeline",
     "unfused": "quantization",

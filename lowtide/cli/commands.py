@@ -16,6 +16,7 @@ import typer
 from lowtide import __version__
 from lowtide.cli.options import about, names, numbers, options_of, values
 from lowtide.cli.places import check_one_process, on_device
+from lowtide.cli.recalibrating import recalibrate
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings, changed
 from lowtide.settings import Device as DeviceName
@@ -60,10 +61,7 @@ Change = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-FuseLora = Annotated[
-    str | None,
-    typer.Option(help="A LoRA to add to the weights first: a file, a folder, or a hub id."),
-]
+FuseLora = Annotated[str | None, typer.Option(help="A LoRA to add to the weights first, a file.")]
 Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
@@ -175,6 +173,9 @@ def reschedule(
 
     result = reschedule_to_folder(model, out, steps, on_device(device))
     _show(result, as_json, text.rescheduled(result))
+
+
+app.command(rich_help_panel=MAKE)(recalibrate)
 
 
 @app.command(rich_help_panel=MAKE)

@@ -173,6 +173,7 @@ def reference_of(
             f"weights with the hash {model.record.fingerprint}",
             "give them with --reference MODEL, or quantize again",
         )
+    settle_adapters(original.pipe, fuse_lora=model.record.settings.get("side_lora", False))
     return original
 
 

@@ -174,13 +174,17 @@ class Packed(nn.Module):
         Scale and zero are missing for inputs in float, and for those that are rounded already.
         """
         tables = self.tables()
-        if self.input.format is None:
+        if self.input.format is None or not self.input.enabled:
             return input, tables, []
         if not isinstance(self.input.format, Stepped):
             return input, tables, list(self.input.step())
         *others, smooth = tables
-        by_channel = smooth.reshape(-1, *[1] * (self.weight_dimensions - 2))
-        return self.input(divide(input, by_channel)), [*others, smooth[:0]], []
+        return self.input(self.smoothed(input)), [*others, smooth[:0]], []
+
+    def smoothed(self, input: Tensor) -> Tensor:
+        """What is rounded: the input, each channel of it divided by its value in `smooth`."""
+        smooth = self.tables()[-1]
+        return divide(input, smooth.reshape(-1, *[1] * (self.weight_dimensions - 2)))
 
 
 def grid_places(
