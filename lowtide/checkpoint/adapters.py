@@ -88,6 +88,10 @@ def load_lora(pipe: Any, source: str | Path) -> None:
     if find_spec("peft") is None:
         raise BadInput("found no peft", "the package that runs a LoRA", "pip install peft")
     path = Path(source)
+    if not path.exists() and (str(source).count("/") != 1 or str(source).startswith((".", "~"))):
+        raise BadInput(
+            f"found no file {source}", "a LoRA: a file, a folder or a hub id", "check the path"
+        )
     place = {"weight_name": path.name} if path.is_file() else {}
     try:
         load(str(path.parent if path.is_file() else source), **place)

@@ -7,11 +7,17 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
+from safetensors.torch import save_file
 
 import lowtide
 from lowtide import sampling
+from lowtide.checkpoint.recalibration import recalibrate_to_folder
 from lowtide.errors import BadInput
+from lowtide.evaluation import compared_models
+from lowtide.models import answer_of
 from lowtide.nn.swap import find_clock
+from lowtide.report import text
+from lowtide.workflows import to_folder
 
 pytest.importorskip("peft")
 
@@ -24,7 +30,7 @@ def error(float_pipe, packed_pipe) -> float:
     size = 0.0
     for moment in sampling.trajectory(float_pipe, REQUEST):
         with torch.no_grad():
-            answer = packed_pipe.unet(**moment.arguments).sample
+            answer = answer_of(packed_pipe.unet(**moment.arguments))
         wrong += float((answer - moment.eps).square().sum())
         size += float(moment.eps.square().sum())
     return (wrong / size) ** 0.5
@@ -41,7 +47,11 @@ def pipes(tmp_path_factory):
         weights=8,
         iters=1,
         range_iters=1,
-        steps=2, images=2, size=8, prompts=("a", "b"), calibration_steps=2,
+        steps=2,
+        images=2,
+        size=8,
+        prompts=("a", "b"),
+        calibration_steps=2,
     )
     factors = lora_files.random_lora(tiny.model("unet-text"), lora_files.ATTENTION)
     for pipe in (float_pipe, quantized.pipe):
@@ -80,3 +90,43 @@ def test_what_is_not_packed_is_one_sentence(pipes):
         lowtide.recalibrate(float_pipe, request=REQUEST)
     with pytest.raises(BadInput, match="found a packed model as reference"):
         lowtide.recalibrate(packed_pipe, reference=packed_pipe, request=REQUEST)
+
+
+def test_from_files_to_folders(tmp_path):
+    """The commands: a LoRA fused before, and one fused after with ranges fitted to it."""
+    factors = lora_files.random_lora(tiny.model("unet-text"), lora_files.ATTENTION)
+    file = tmp_path / "style.safetensors"
+    save_file(lora_files.kohya_layout(factors), file)
+    float_pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    float_pipe.save_pretrained(tmp_path / "float")
+    lora_files.load(float_pipe, lora_files.peft_layout(factors))
+    options = {"weights": 8, "steps": 2, "images": 2, "size": 8, "prompts": ("a", "b")}
+    source = str(tmp_path / "float")
+    to_folder.quantize_to_folder(source, tmp_path / "first", "minmax", options, str(file))
+    to_folder.quantize_to_folder(source, tmp_path / "plain", "minmax", options)
+    report = recalibrate_to_folder(tmp_path / "plain", tmp_path / "after", lora=str(file))
+    assert len(text.recalibrated(report)) == 4
+    errors = {}
+    for name in ("first", "after", "plain"):
+        model = compared_models.load(tmp_path / name)
+        errors[name] = error(float_pipe, model.pipe)
+        reference = compared_models.reference_of(model, None)
+        is_the_reference = error(float_pipe, reference.pipe) < 1e-6
+        assert is_the_reference == (name != "plain")
+    assert max(errors["first"], errors["after"]) < 0.2 * errors["plain"]
+    assert any(
+        ".side.down." in name
+        for name in compared_models.load(tmp_path / "after").denoiser.state_dict()
+    )
+
+
+def test_a_lora_that_cannot_be_read_is_one_sentence(pipes, tmp_path):
+    _, packed_pipe = pipes
+    with pytest.raises(BadInput, match="found no file"):
+        lowtide.recalibrate(packed_pipe, lora=tmp_path / "nothing", request=REQUEST)
+    (tmp_path / "damaged.safetensors").write_bytes(b"no LoRA")
+    with pytest.raises(BadInput, match="unreadable as a LoRA"):
+        lowtide.recalibrate(packed_pipe, lora=tmp_path / "damaged.safetensors", request=REQUEST)
+    digits = lowtide.load("zoo:digits")
+    with pytest.raises(BadInput, match="found a LoRA for a DDIMPipeline"):
+        lowtide.quantize(digits, fuse_lora=tmp_path / "nothing")
