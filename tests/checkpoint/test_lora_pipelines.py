@@ -265,6 +265,9 @@ def test_quantizing_a_model_with_a_lora_is_one_sentence(factors, tmp_path):
     with pytest.raises(BadInput, match=r"found the LoRA style loaded in the unet.*fuse_lora=True"):
         lowtide.quantize(pipe, **QUICK)
     assert pipe.get_active_adapters() == ["style"]
+    with pytest.raises(BadInput, match="found a LoRA in the unet, whose folder"):
+        lowtide.save(pipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_quantizing_can_fuse_first(factors, tmp_path):
