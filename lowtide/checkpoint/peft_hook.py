@@ -109,8 +109,8 @@ class PackedLora(lora_layer.Linear):
         if names and not self.merged:
             self.before = [[] if part.side is None else [part.side.factors()] for part in parts]
         for name in names:
-            down, up = self.lora_A[name], self.lora_B[name]
-            factors = Factors.scaled(down, up, self.scaling[name])
+            layers = (self.lora_A[name], self.lora_B[name])
+            factors = Factors.scaled(*layers, self.scaling[name])
             if safe_merge and not (factors.down.isfinite().all() and factors.up.isfinite().all()):
                 raise BadInput(
                     f"found NaN or infinity in the LoRA {name}",
