@@ -28,6 +28,7 @@ _HOMES = {
     "load": "quantization",
     "plan": "estimate",
     "quantize": "quantization",
+    "recalibrate": "checkpoint.recalibration",
     "reschedule": "checkpoint.rescheduling",
     "save": "checkpoint.quantized_pipeline",
     "unfused": "quantization",
@@ -51,4 +52,8 @@ wrapt.when_imported("diffusers.quantizers.auto")(
 )
 wrapt.when_imported("diffusers.models.controlnets.controlnet")(
     lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
+)
+# peft learns of packed layers when it imports its LoRA.
+wrapt.when_imported("peft.tuners.lora.model")(
+    lambda module: import_module("lowtide.checkpoint.peft_hook")
 )

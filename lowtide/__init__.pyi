@@ -32,6 +32,7 @@ def quantize(
     method: MethodName = "best",
     folder: str | Path | None = None,
     without: Sequence[str] = (),
+    fuse_lora: bool | str | Path = False,
     weights: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 4,
     inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 8,
     group: int | None = None,
@@ -77,6 +78,8 @@ def quantize(
         method: one of `lowtide.METHODS`.
         folder: where finished blocks are kept, so that an interrupted run resumes to the same bits.
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
+        fuse_lora: True adds the LoRA that is loaded to the weights before anything else; a file, a
+            folder or a hub id names one to load first.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
     labels, iters, device and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
@@ -320,6 +323,36 @@ def unfused(
         >>> pipe = lowtide.load("zoo:digits")
         >>> with lowtide.unfused(pipe):
         ...     images = pipe(num_inference_steps=1, output_type="np").images
+    """
+
+def recalibrate(
+    target: DiffusionPipeline | Quantized | str | Path,
+    *,
+    lora: str | Path | None = None,
+    reference: DiffusionPipeline | Quantized | str | Path | None = None,
+    request: Request | None = None,
+    device: str = "auto",
+) -> Quantized:
+    """Fit the input ranges of a packed model again, with the LoRA that is loaded or fused in it.
+
+    Args:
+        target: a folder that lowtide wrote, a packed pipeline, or what `lowtide.quantize` returned;
+            the latter two are changed in place.
+        lora: a file, a folder or a hub id to load first.
+        reference: the float pipeline with the same LoRA. With it, the images are the float model's
+            and the mean error of the answer is measured again.
+        request: the images to draw; 16 with the steps of the plan if not given.
+        device: where a model that is named by path computes: "auto", "cpu", "cuda" and more.
+
+    Returns:
+        The pipeline, its plan, and how far the ranges moved.
+
+    Examples:
+        >>> import lowtide
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> request = lowtide.Request(steps=2, seeds=(7, 8))
+        >>> lowtide.recalibrate(quantized, request=request).report["inputs"] > 100
+        True
     """
 
 def reschedule(

@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from lowtide import runtime, sampling
-from lowtide.checkpoint import diffusers_hook, file_format, folders, provenance
+from lowtide.checkpoint import adapters, diffusers_hook, file_format, folders, provenance
 from lowtide.checkpoint.facts import (
     digest_of_parts,
     fingerprint,
@@ -50,6 +50,7 @@ def quantize(
     method: str = "best",
     folder: str | Path | None = None,
     without: Sequence[str] = (),
+    fuse_lora: bool | str | Path = False,
     **options: object,
 ) -> Quantized:
     """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
@@ -62,6 +63,8 @@ def quantize(
         method: one of `lowtide.METHODS`.
         folder: where finished blocks are kept, so that an interrupted run resumes to the same bits.
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
+        fuse_lora: True adds the LoRA that is loaded to the weights before anything else; a file, a
+            folder or a hub id names one to load first.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
     labels, iters, device and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
@@ -89,7 +92,7 @@ def quantize(
     loaded_on = devices.CPU.type if named else settings.device
     loaded = sampling.as_pipeline(target, device=loaded_on, dtype=settings.dtype)
     pipe = _sampled_by(loaded, settings)
-    model = _float_model(pipe)
+    model = _float_model(pipe, fuse_lora=fuse_lora)
     device = asked or next(model.parameters()).device
     devices.check_own_card(device)
     weights = fingerprint(model)
@@ -159,10 +162,12 @@ def _sampled_by(pipe: Pipeline, settings: Settings) -> Pipeline:
     return other
 
 
-def _float_model(pipe: Pipeline) -> nn.Module:
+def _float_model(pipe: Pipeline, *, fuse_lora: bool | str | Path) -> nn.Module:
     """The denoiser, once it is known that it can be quantized; in eval mode, without gradients."""
     model = sampling.denoiser(pipe)
-    _check_model(model)
+    _check_float(model)
+    adapters.settle_adapters(pipe, fuse_lora=fuse_lora)
+    _check_finite(model)
     model.requires_grad_(False)
     return model.eval()
 
@@ -180,8 +185,8 @@ def _finish(job: Job) -> Quantized:
     return Quantized(job.pipe, plan, job.report)
 
 
-def _check_model(model: nn.Module) -> None:
-    """A model that can be quantized: finite weights, and not quantized yet."""
+def _check_float(model: nn.Module) -> None:
+    """A model that is not quantized yet, not even in part."""
     if getattr(model, "is_quantized", False) or any(packed_layers(model)):
         raise BadInput(
             "found a model that is quantized already", "a float model", "load the original"
@@ -192,6 +197,9 @@ def _check_model(model: nn.Module) -> None:
             "a float model",
             "load the original again",
         )
+
+
+def _check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise BadInput(

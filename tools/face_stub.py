@@ -24,6 +24,7 @@ SOURCES = {
     "plan": "estimate/prediction.py",
     "evaluate": "evaluation/comparison.py",
     "compare": "evaluation/comparison.py",
+    "recalibrate": "checkpoint/recalibration.py",
     "reschedule": "checkpoint/rescheduling.py",
     "unfused": "quantization.py",
 }
@@ -63,6 +64,7 @@ FUNCTIONS = {
             'method: MethodName = "best"',
             "folder: str | Path | None = None",
             "without: Sequence[str] = ()",
+            "fuse_lora: bool | str | Path = False",
         ],
         Settings,
         "Quantized",
@@ -108,6 +110,17 @@ FUNCTIONS = {
         [],
         None,
         "AbstractContextManager[None]",
+    ),
+    "recalibrate": (
+        ["target: DiffusionPipeline | Quantized | str | Path"],
+        [
+            "lora: str | Path | None = None",
+            "reference: DiffusionPipeline | Quantized | str | Path | None = None",
+            "request: Request | None = None",
+            'device: str = "auto"',
+        ],
+        None,
+        "Quantized",
     ),
     "reschedule": (
         ["target: DiffusionPipeline | Quantized | str | Path", "steps: int"],

@@ -13,6 +13,7 @@ from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor, nn
 
+from lowtide.checkpoint.adapters import without_adapters
 from lowtide.checkpoint.file_format import (
     HASHES,
     PLAN,
@@ -168,7 +169,8 @@ class LowtideQuantizer(DiffusersQuantizer):
                 "safetensors, whose header holds the plan of a packed model",
                 "leave safe_serialization out",
             )
-        return state_dict, metadata(self._known_plan(), state_dict)
+        state, plan = without_adapters(state_dict, self._known_plan())
+        return state, metadata(plan, state)
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """The float layers with the rounded weights. Inputs are not rounded any more."""

@@ -12,6 +12,9 @@
                       factor  uint8, rows x groups (grouped formats)
                       smooth  float32, one divisor per input channel (where channels are smoothed)
                   value = (code - zero) * factor * scale; formats/table_packing.py says why
+    NAME.side.down.weight, .side.up.weight, .side.up.bias
+                  float, the factors of a fused LoRA beside the layer: see nn/side_branch.py (since
+                  version 4)
     lowtide_clock.scale, .zero
                   float32 and uint8, quantizers x timesteps (x 1 if one range serves all): the
                   inputs of the plan's layers, then of its attentions, in order
@@ -60,7 +63,7 @@ def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
     in_order = hashes([state[name] for name in sorted(state)], HASH)
     text = plan.to_json()
     return {
-        VERSION: str(FORMAT_VERSION),
+        VERSION: str(plan.version),
         PLAN: text,
         HASHES: base64.b64encode(b"".join(in_order)).decode(),
         **seal_of(text, state),

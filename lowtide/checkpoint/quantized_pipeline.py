@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import facts, folders, model_card, provenance, seal
+from lowtide.checkpoint import adapters, facts, folders, model_card, provenance, seal
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
@@ -117,6 +117,7 @@ class Quantized:
         )
 
     def _check_saveable(self) -> None:
+        adapters.check_saveable(self.pipe)
         if isinstance(self.pipe, sampling.ModulePipeline):
             raise BadInput(
                 f"found a {type(self.model).__name__}, which diffusers cannot load",

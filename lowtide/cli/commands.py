@@ -4,9 +4,7 @@ What needs torch or diffusers is imported inside a command: both take seconds, a
 wait for them.
 """
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lowtide import __version__
-from lowtide.cli.options import Device, Sampler, Spacing, names, numbers, options_of, values
+from lowtide.cli.demonstrating import demo
+from lowtide.cli.options import (
+    OUTPUT,
+    Device,
+    Json,
+    Out,
+    Sampler,
+    Spacing,
+    names,
+    numbers,
+    options_of,
+    show,
+    values,
+)
 from lowtide.cli.places import check_one_process, on_device
+from lowtide.cli.recalibrating import recalibrate
 from lowtide.cli.verifying import verify
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings
@@ -37,15 +49,9 @@ MAKE = "Quantize"
 USE = "Use"
 MEASURE = "Measure"
 DEVELOP = "Develop"
-OUTPUT = "Output"
 MODEL = "Model"
 
 Model = Annotated[str, typer.Argument(help="A hub id, a local diffusers folder, or zoo:NAME.")]
-Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", rich_help_panel=OUTPUT)]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT),
-]
 Method = Annotated[MethodName, typer.Option(help="See `lowtide methods`.", rich_help_panel=MODEL)]
 Without = Annotated[
     list[str],
@@ -61,13 +67,10 @@ Change = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+FuseLora = Annotated[str | None, typer.Option(help="A LoRA to add to the weights first, a file.")]
 Reference = Annotated[
     str | None, typer.Option(help="The float model to compare with.", rich_help_panel=MODEL)
 ]
-
-
-def _show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
-    print(json.dumps(result) if as_json else "\n".join(lines))
 
 
 def _version(wanted: bool) -> None:
@@ -95,6 +98,7 @@ def quantize(
     method: Method = "best",
     without: Without = [],  # noqa: B006 - typer copies it
     change: Change = [],  # noqa: B006
+    fuse_lora: FuseLora = None,
     as_json: Json = False,
     **options: object,
 ) -> None:
@@ -104,8 +108,9 @@ def quantize(
 
     settings = changed(values(options), change)
     settings["device"] = on_device(settings["device"])
-    result = quantize_to_folder(model, out, method, settings | {"without": tuple(without)})
-    _show(result, as_json, text.quantized(result))
+    settings["without"] = tuple(without)
+    result = quantize_to_folder(model, out, method, settings, fuse_lora)
+    show(result, as_json, text.quantized(result))
 
 
 @app.command(rich_help_panel=MAKE)
@@ -147,7 +152,7 @@ def plan(
         model, method=method, fit=fit, card=card, without=tuple(without), **settings
     )
     result = prediction.as_json()
-    _show(result, as_json, text.estimated(result))
+    show(result, as_json, text.estimated(result))
 
 
 @app.command(rich_help_panel=MAKE)
@@ -169,7 +174,10 @@ def reschedule(
 
     options = {"scheduler": scheduler, "spacing": spacing, "device": on_device(device)}
     result = reschedule_to_folder(model, out, steps, **options)
-    _show(result, as_json, text.rescheduled(result))
+    show(result, as_json, text.rescheduled(result))
+
+
+app.command(rich_help_panel=MAKE)(recalibrate)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -189,7 +197,7 @@ def convert(
     from lowtide.workflows.compvis import convert_to_folder
 
     result = convert_to_folder(checkpoint, config, out, ema=ema)
-    _show(result, as_json, text.converted(result))
+    show(result, as_json, text.converted(result))
 
 
 @app.command(rich_help_panel=USE)
@@ -208,7 +216,7 @@ def sample(
         f"{result['images']} images of {result['steps']} steps in {out}, "
         f"{result['seconds_per_step']} s a step"
     )
-    _show(result, as_json, [line])
+    show(result, as_json, [line])
 
 
 def _verdict(evaluation: "Evaluation", as_json: bool) -> None:
@@ -216,7 +224,7 @@ def _verdict(evaluation: "Evaluation", as_json: bool) -> None:
     from lowtide.report import verdict
 
     lines = [*verdict.lines(evaluation.evidence), f"report: {evaluation.report}"]
-    _show(evaluation.as_json(), as_json, lines)
+    show(evaluation.as_json(), as_json, lines)
     failures = verdict.failures(evaluation.evidence)
     for line in failures:
         print(line, file=sys.stderr)
@@ -277,7 +285,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
     from lowtide.report import text
 
     result = facts.inspect(model)
-    _show(result, as_json, text.inspected(result))
+    show(result, as_json, text.inspected(result))
 
 
 @app.command(rich_help_panel=MAKE)
@@ -286,7 +294,7 @@ def methods(as_json: Json = False) -> None:
     from lowtide.methods import methods as all_methods
 
     rows = all_methods()
-    _show({"methods": rows}, as_json, [f"{row['name']:<14} {row['what']}" for row in rows])
+    show({"methods": rows}, as_json, [f"{row['name']:<14} {row['what']}" for row in rows])
 
 
 @app.command("run", rich_help_panel=MAKE)
@@ -312,7 +320,7 @@ def run_recipe(
     place = on_device(device_of_row(recipe, row, change) if device == AUTO else device)
     changes = [*change, f"device={place}"]
     result = run_row(recipe, row, out, changes=changes, without=without, model=model)
-    _show(result, as_json, text.quantized(result))
+    show(result, as_json, text.quantized(result))
 
 
 @bench.command("quality")
@@ -349,7 +357,7 @@ def bench_quality(
     results = method_table.quality(model, out, cells, options, samples, device=on_device(device))
     if markdown:
         method_ranks.write_page(markdown, method_table.finished_cells(out, results[0]))
-    _show({"cells": results}, as_json, text.table(method_ranks.HEAD, method_ranks.rows(results)))
+    show({"cells": results}, as_json, text.table(method_ranks.HEAD, method_ranks.rows(results)))
 
 
 @bench.command("speed")
@@ -379,22 +387,8 @@ def bench_speed(
     result = measure_speed(run, SpeedOptions(batch, threads, repeats, peers, floating))
     if picture:
         speed_tables.picture(picture, result)
-    _show(result, as_json, speed_tables.lines(result))
+    show(result, as_json, speed_tables.lines(result))
 
 
 app.command(rich_help_panel=MEASURE)(verify)
-
-
-@app.command(rich_help_panel=USE)
-def demo(
-    out: Out = Path("demo"),
-    iters: Annotated[int, typer.Option(help="Rounding iterations per block.", min=1)] = 100,
-    device: Device = AUTO,
-    as_json: Json = False,
-) -> None:
-    """Quantize the zoo's digits and emoji with minmax, tfmq and best, and draw what was lost."""
-    from lowtide.report import text
-    from lowtide.workflows.demo import demo as run_demo
-
-    result = run_demo(out, iters=iters, device=on_device(device))
-    _show(result, as_json, text.demonstrated(result))
+app.command(rich_help_panel=USE)(demo)

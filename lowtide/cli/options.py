@@ -3,8 +3,9 @@
 What a terminal writes differently from Python stands in `_TEXTS`: lists, files and mebibytes.
 """
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
 from inspect import Parameter
@@ -113,9 +114,20 @@ def about(name: str, kind: object, help: str | None = None) -> Any:
     return typer.Option(*flags, help=help or meta.description, rich_help_panel=panel)
 
 
+OUTPUT = "Output"
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT),
+]
 Device = Annotated[str, about("device", DeviceSetting)]
 Sampler = Annotated[SchedulerName | None, about("scheduler", SamplerChoice)]
 Spacing = Annotated[SpacingName | None, about("spacing", SpacingSetting)]
+
+
+def show(result: Mapping[str, object], as_json: bool, lines: Sequence[str]) -> None:
+    """Print a result as lines of text, or as one JSON object."""
+    print(json.dumps(result) if as_json else "\n".join(lines))
 
 
 def _parameter(option: Field[object], kind: object, default: object) -> Parameter:

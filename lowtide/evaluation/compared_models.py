@@ -10,6 +10,7 @@ from torch import nn
 
 from lowtide import sampling
 from lowtide.checkpoint import facts, folders, provenance, quantized_pipeline
+from lowtide.checkpoint.adapters import settle_adapters
 from lowtide.errors import BadInput
 from lowtide.machine.device_names import AUTO
 from lowtide.machine.devices import chosen
@@ -171,12 +172,14 @@ def reference_of(
             "give its new place with --reference MODEL",
         )
     original = load(model.record.source, device)
+    settle_adapters(original.pipe, fuse_lora=model.record.settings.get("fuse_lora", False))
     if facts.fingerprint(original.denoiser) != model.record.fingerprint:
         raise BadInput(
             f"found other weights in {model.record.source} than those that were quantized",
             f"weights with the hash {model.record.fingerprint}",
             "give them with --reference MODEL, or quantize again",
         )
+    settle_adapters(original.pipe, fuse_lora=model.record.settings.get("side_lora", False))
     return original
 
 

@@ -35,6 +35,7 @@ from lowtide.kernels.triton.resident import (
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.quantizer import Quantizer
+from lowtide.nn.side_branch import SideBranch
 
 
 class Packed(nn.Module):
@@ -59,6 +60,17 @@ class Packed(nn.Module):
     # the kernel of the latest run in words.
     product: Callable[[Tensor], Tensor | None] | None = None
     kernel: str = ""
+    side: SideBranch | None  # a fused LoRA
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = self.weighted(input)
+        if self.side is None:
+            return output
+        return (output + self.side(input)).to(output.dtype)
+
+    def weighted(self, input: Tensor) -> Tensor:
+        """The answer of the packed weight, without the side branch."""
+        raise NotImplementedError
 
     def fast_product(self, input: Tensor) -> Tensor | None:
         return None if self.product is None else self.product(input)
@@ -70,6 +82,7 @@ class Packed(nn.Module):
         self.input = inputs
         self.panels = None
         self.resident = None
+        self.register_module("side", None)
         form = inputs.format
         # Quantizers of these formats round by themselves, before the operator.
         bits = 0 if form is None or isinstance(form, Stepped | OwnRange) else form.bits
@@ -175,13 +188,17 @@ class Packed(nn.Module):
         Scale and zero are missing for inputs in float, and for those that are rounded already.
         """
         tables = self.tables()
-        if self.input.format is None:
+        if self.input.format is None or not self.input.enabled:
             return input, tables, []
         if not isinstance(self.input.format, Stepped | OwnRange):
             return input, tables, list(self.input.step())
         *others, smooth = tables
-        by_channel = smooth.reshape(-1, *[1] * (self.weight_dimensions - 2))
-        return self.input(divide(input, by_channel)), [*others, smooth[:0]], []
+        return self.input(self.smoothed(input)), [*others, smooth[:0]], []
+
+    def smoothed(self, input: Tensor) -> Tensor:
+        """What is rounded: the input, each channel of it divided by its value in `smooth`."""
+        smooth = self.tables()[-1]
+        return divide(input, smooth.reshape(-1, *[1] * (self.weight_dimensions - 2)))
 
 
 def grid_places(
@@ -215,7 +232,7 @@ class PackedLinear(Packed, nn.Linear):
         self.weight_dimensions = 2
         self._allocate(columns, format, inputs, columns if smooth else 0)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def weighted(self, input: Tensor) -> Tensor:
         output = self.fast_product(input)
         if output is not None:
             return output
@@ -235,7 +252,7 @@ class PackedConv2d(Packed, nn.Conv2d):
         columns = self.channels * self.taps
         self._allocate(columns, format, inputs, self.in_channels if smooth else 0)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def weighted(self, input: Tensor) -> Tensor:
         output = self.fast_product(input)
         if output is not None:
             return output

@@ -17,7 +17,8 @@ from lowtide.formats import (
 )
 from lowtide.settings import Settings
 
-FORMAT_VERSION = 3  # of the checkpoint; a file of a later version is refused
+FORMAT_VERSION = 4  # of the checkpoint; a file of a later version is refused
+BEFORE_SIDES = 3  # of a file without side branches, which older versions of lowtide read too
 OLDEST_VERSION = 2  # version 2 has no cached features of requests
 
 
@@ -72,6 +73,14 @@ class RequestPlan:
 
 
 @dataclass(frozen=True)
+class SidePlan:
+    """A low-rank branch in float beside a packed layer: a LoRA that was fused."""
+
+    rank: int
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a skeleton needs.
 
@@ -85,6 +94,7 @@ class Plan:
     blank                temporal layers whose output is no longer used (layer: width)
     corrected            the number of output channels that have a correction
     requests             temporal layers that compute all steps of a request at once
+    sides                low-rank branches beside packed layers
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -100,6 +110,12 @@ class Plan:
     blank: dict[str, int] = field(default_factory=dict)
     corrected: int = 0
     requests: dict[str, RequestPlan] = field(default_factory=dict)
+    sides: dict[str, SidePlan] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """The format version of a file with this plan."""
+        return FORMAT_VERSION if self.sides else BEFORE_SIDES
 
     @property
     def keyed(self) -> bool:
@@ -137,6 +153,9 @@ class Plan:
         data["kinds"] = [_layer_to_json(layer) for layer in numbers]
         data["cached"] = {name: _cache_to_json(cache) for name, cache in self.cached.items()}
         data["requests"] = {name: _request_to_json(each) for name, each in self.requests.items()}
+        del data["sides"]
+        if self.sides:
+            data["sides"] = {name: side.__dict__ for name, side in self.sides.items()}
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
@@ -157,6 +176,8 @@ class Plan:
         data["times"] = tuple(data["times"])
         requests = data["requests"].items()
         data["requests"] = {name: _request_from_json(request) for name, request in requests}
+        sides = data.pop("sides", {}).items()
+        data["sides"] = {name: SidePlan(**side) for name, side in sides}
         return cls(**data)
 
 

@@ -26,6 +26,7 @@ from lowtide.nn.quantized import QuantConv2d, QuantLinear, quantized_layer
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.request_features import PerRequest
+from lowtide.nn.side_branch import add_branches
 from lowtide.nn.split import split_modules
 
 TIMESTEP = "timestep"
@@ -101,6 +102,7 @@ def skeleton(root: nn.Module, plan: Plan) -> None:
     if plan.requests:
         add_request_cache(root, plan)
     accept_new_timesteps(root, plan)
+    add_branches(root, plan.sides)
     _enable_inputs(root)
 
 

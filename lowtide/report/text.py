@@ -136,6 +136,17 @@ def rescheduled(result: Result) -> list[str]:
     ]
 
 
+def recalibrated(result: Result) -> list[str]:
+    """Which LoRA is in the model now, and how far the ranges moved."""
+    return [
+        f"{result['model']} + {result['lora']} -> {result['folder']}",
+        f"{size(result['on_disk'])} on disk",
+        f"The steps of {counted(result['inputs'], 'input')} are {result['narrowest']:.2f} to "
+        f"{result['widest']:.2f} times as wide as before. Weights stay as they are.",
+        f"Mean error of the answer: {result['bias']}",
+    ]
+
+
 def _against(result: Result) -> list[str]:
     """The prediction before the run beside its outcome."""
     if "predicted" not in result:

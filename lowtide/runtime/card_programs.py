@@ -28,6 +28,7 @@ from lowtide.runtime.on_gpu import GpuLayers
 from lowtide.runtime.prepared import TIMESTEP, conditions_of, timestep_tensor, uncollected
 from lowtide.runtime.program import Program
 from lowtide.runtime.program_store import ProgramStore
+from lowtide.runtime.side_layers import SideLayers
 from lowtide.runtime.steps import TorchStep
 from lowtide.runtime.target import card
 
@@ -46,6 +47,7 @@ class CardPrograms:
         self.device = self.clock.scale.device
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
         self.modules = Modules(root, self.clock)
+        self.sides = SideLayers(root)
         self.store = ProgramStore(self._new_program)
         self.lock = Lock()
         self.layers: dict[str, NativeLayer] = {}
@@ -57,6 +59,10 @@ class CardPrograms:
                 self.reasons[name] = "its inputs are in float, so nothing joins its product"
             else:
                 self.layers[name] = card_layer(layer)
+
+    def is_stale(self) -> bool:
+        """Whether the LoRAs beside the layers are others than those of the programs."""
+        return self.modules.have_other_sides(self.sides)
 
     def run(self, inputs: dict[str, Any]) -> Any:
         """The forward pass on these inputs, by the program of their shapes and settings.

@@ -11,7 +11,7 @@ from lowtide.models.trace import Graph, mapped, on_meta, record
 from lowtide.nn.attention import QuantAttention, set_unrounded
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.float_layers import conv_options, linear_options, replace_module
-from lowtide.nn.packed import PackedConv2d, PackedLinear
+from lowtide.nn.packed import Packed, PackedConv2d, PackedLinear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import packed_layers
@@ -21,7 +21,11 @@ def record_twin(root: nn.Module, inputs: Mapping[str, Any]) -> Graph:
     """The calls of the forward pass on inputs of these shapes; each layer is one call."""
     twin = _twin(root)
     kinds = (nn.Linear, nn.Conv2d, ZeroFeatures)
-    leaves = {name: module for name, module in twin.named_modules() if isinstance(module, kinds)}
+    leaves = {
+        name.removesuffix(f".{_LAYER}"): module
+        for name, module in twin.named_modules()
+        if isinstance(module, kinds)
+    }
     return record(twin, mapped(dict(inputs), _on_meta), leaves)
 
 
@@ -40,7 +44,7 @@ def _twin(root: nn.Module) -> nn.Module:
     _unwrap(twin, kind)
     for name, module in list(twin.named_modules()):
         if isinstance(module, PackedLinear | PackedConv2d | QuantLinear | QuantConv2d):
-            replace_module(twin, name, _float_layer(module, kind))
+            replace_module(twin, name, _with_side(module, _float_layer(module, kind)))
     return twin.eval()
 
 
@@ -76,6 +80,29 @@ class TwinConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return self._conv_forward(input, self.weight.to(input.dtype), bias)
+
+
+# The name of a layer beside its side branch. In the graph it has the name of the whole.
+_LAYER = "twin_layer"
+
+
+class TwinWithSide(nn.Module):
+    """A layer and its side branch, each a call of its own."""
+
+    def __init__(self, layer: nn.Module, side: nn.Module):
+        super().__init__()
+        self.twin_layer = layer
+        self.side = side
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = self.twin_layer(input)
+        return (output + self.side(input)).to(output.dtype)
+
+
+def _with_side(module: nn.Module, layer: nn.Module) -> nn.Module:
+    """The layer, together with the branch that the packed module has."""
+    side = module.side if isinstance(module, Packed) else None
+    return layer if side is None else TwinWithSide(layer, on_meta(side))
 
 
 def _float_layer(module: nn.Module, kind: torch.dtype) -> nn.Module:

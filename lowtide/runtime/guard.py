@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.clock import Clock
 from lowtide.runtime.half import HALVES
+from lowtide.runtime.side_layers import SideLayers
 
 FLOATS = HALVES | {torch.float32}
 
@@ -78,6 +79,13 @@ class Modules:
         self.hooks += [module._forward_pre_hooks for module in inner]
         self.kinds = {each.dtype for each in root.parameters() if each.dtype.is_floating_point}
 
+    def are_changed(self) -> bool:
+        return list(chain.from_iterable(map(dict.values, self.holders))) != self.children
+
+    def have_other_sides(self, sides: SideLayers) -> bool:
+        """Whether the LoRAs beside the layers are others than these: programs are made again."""
+        return sides.is_changed() or (self.are_changed() and sides.differ(self.root))
+
     def unfollowed(self) -> str:
         """Why they can no longer be run as a program; empty if they can."""
         if not self.kinds <= FLOATS:
@@ -85,7 +93,7 @@ class Modules:
             return f"a float layer is in {strange.removeprefix('torch.')}"
         if self.clock.keyed and self.clock.index.dim():
             return "its samples are at several timesteps"
-        if list(chain.from_iterable(map(dict.values, self.holders))) != self.children:
+        if self.are_changed():
             return "its modules were changed"
         if not any(self.hooks):
             return ""

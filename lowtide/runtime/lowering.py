@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models.trace import Graph, Node, Param, Ref, leaves_of, mapped
+from lowtide.nn.packed import Packed
 from lowtide.runtime.draft import Draft
 from lowtide.runtime.half import Widening
 from lowtide.runtime.layers import NativeLayer
@@ -146,9 +147,13 @@ class Lowering:
         if result is None:
             function = self.function(node)
             is_module = isinstance(function, nn.Module)
-            self.run_in_torch(node, self.widening.layer(function) if is_module else function)
+            self.run_in_torch(node, self._layer(function) if is_module else function)
         else:
             self.draft.name(node.gives()[0], result)
+
+    def _layer(self, module: nn.Module) -> Callable:
+        """A layer as torch runs it. Its side branch is a call of its own."""
+        return self.widening.layer(module) if not isinstance(module, Packed) else module.weighted
 
     def _kind(self, node: Node) -> Callable | type:
         """What a cover is registered for: the function of torch, or the class of the layer."""

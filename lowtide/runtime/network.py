@@ -141,11 +141,13 @@ class Fused:
 
     @torch.inference_mode(mode=False)
     def card_programs(self, layers: GpuLayers) -> CardPrograms:
-        """The programs on these kernels; new ones after a weight or a table has changed."""
-        if self.programs is None or self.programs.gpu is not layers:
-            self.programs = CardPrograms(self.root, layers, self.record)
+        """The programs on these kernels; new ones after a weight, a table or a LoRA has changed."""
+        programs = self.programs
+        if programs is None or programs.gpu is not layers or programs.is_stale():
+            programs = CardPrograms(self.root, layers, self.record)
+            self.programs = programs
             self.failure = ""
-        return self.programs
+        return programs
 
     @torch.inference_mode(mode=False)
     def gpu_layers(self) -> GpuLayers:

@@ -29,6 +29,7 @@ from lowtide.runtime.onednn_layer import unsupported
 from lowtide.runtime.own_range_layer import OneDnnProduct, onednn_product
 from lowtide.runtime.program import Program
 from lowtide.runtime.program_store import ProgramStore
+from lowtide.runtime.side_layers import SideLayers
 
 TIMESTEP = "timestep"
 VERSION = attrgetter("_version")
@@ -67,6 +68,7 @@ class Prepared:
         self.clock = find_clock(root)
         self.tables = (self.clock.scale, self.clock.zero, self.clock.timesteps)
         self.modules = Modules(root, self.clock)
+        self.sides = SideLayers(root)
         self.layers: dict[str, NativeLayer] = {}
         self.reasons: dict[str, str] = {}
         self.products: dict[PackedLinear | PackedConv2d, OneDnnProduct] = {}
@@ -99,6 +101,8 @@ class Prepared:
         clock = self.clock
         current = (clock.scale, clock.zero, clock.timesteps)
         if any(now is not before for now, before in zip(current, self.tables, strict=True)):
+            return True
+        if self.modules.have_other_sides(self.sides):
             return True
         if self._stamps() == self.stamps:
             return False

@@ -12,6 +12,17 @@ from lowtide.runtime.writes import Unfollowed
 MOST = 4  # programs that are kept
 
 
+def flat_settings(inputs: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Numbers, words and switches by name; one in a nested dict gets a dotted name."""
+    found: list[tuple[str, Any]] = []
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            found += flat_settings(value, f"{prefix}{name}.")
+        elif is_setting(value):
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
 class ProgramStore:
     """Makes a program at the first call with its shapes; the oldest makes room for a new one.
 
@@ -26,8 +37,7 @@ class ProgramStore:
     def program(self, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
         """The program for these inputs, whose tensors are `tensors`."""
         shapes = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
-        settings = [(name, value) for name, value in inputs.items() if is_setting(value)]
-        key = (*shapes, *sorted(settings))
+        key = (*shapes, *sorted(flat_settings(inputs)))
         if key in self.unfollowed:
             raise Unfollowed(self.unfollowed[key])
         if key not in self.programs:

@@ -21,7 +21,7 @@ from lowtide.stages import conditions
 
 
 def quantize_to_folder(
-    source: str, out: str | Path, method: str, options: Options
+    source: str, out: str | Path, method: str, options: Options, fuse_lora: str | None = None
 ) -> dict[str, object]:
     """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
 
@@ -37,7 +37,8 @@ def quantize_to_folder(
         predicted = world.of_first(lambda: estimate.plan(source, method=method, **options).totals())
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
-            result = quantize(source, method=method, folder=units, **options)
+            lora = fuse_lora or False
+            result = quantize(source, method=method, folder=units, fuse_lora=lora, **options)
             if fresh is not None:
                 result.write(fresh)
         minutes = round((time.perf_counter() - started) / 60, 2)
@@ -55,7 +56,7 @@ def quantize_to_folder(
             source=provenance.lasting_source(source),
             fingerprint=result.report["fingerprint"],
             method=method,
-            settings=asdict(settings),
+            settings=asdict(settings) | _lora_setting(fuse_lora),
             without=tuple(options.get("without", ())),
             report=report,
         )
@@ -98,6 +99,13 @@ def _remove_units(folder: Path) -> None:
                 emptied.rmdir()
     with suppress(OSError):
         folder.rmdir()
+
+
+def _lora_setting(lora: str | None) -> dict[str, str]:
+    """The LoRA under a name that is valid in any working directory; nothing if there is none."""
+    if not lora:
+        return {}
+    return {"fuse_lora": str(Path(lora).resolve()) if Path(lora).exists() else lora}
 
 
 def sample_to_folder(
