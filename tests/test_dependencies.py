@@ -84,15 +84,15 @@ def of_the_gpu(path: Path) -> bool:
     return path.parent == ROOT / "lowtide" / "kernels" / "triton"
 
 
-# lowtide imports this module when peft itself was imported, so peft is there.
-PEFT_HOOK = ROOT / "lowtide" / "checkpoint" / "peft_hook.py"
+# lowtide imports the first when peft itself was imported; the second asks whether peft is there.
+OF_PEFT = [ROOT / "lowtide" / "checkpoint" / name for name in ("peft_hook.py", "adapters.py")]
 
 
 def given(path: Path) -> set[str]:
     """What is there whenever this module is imported, beyond what is always installed."""
     if of_the_gpu(path):
         return declared()["gpu"]
-    return {"peft"} if path == PEFT_HOOK else set()
+    return {"peft"} if path in OF_PEFT else set()
 
 
 def test_nothing_undeclared_is_imported_with_a_module():
