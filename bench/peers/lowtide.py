@@ -6,8 +6,10 @@ from pathlib import Path
 from statistics import mean
 
 import lowtide
+from lowtide import sampling
 from lowtide.formats import Affine, Mixed
 from lowtide.methods import relevant_options
+from lowtide.models import adapt
 from lowtide.nn.plan import Plan
 from peers.task import FLOAT, Held, Packed, Recipe, Task
 
@@ -23,6 +25,9 @@ def fit(task: Task, method: str) -> Packed:
         "iters": task.iters,
     }
     options |= {"images": task.images, **task.conditions}
+    # The smaller file, for the schedule that is compared; models without such a block have one file.
+    temporal = adapt(sampling.denoiser(task.pipe)).temporal()
+    options["only_schedule"] = any(unit.reads == ("timestep",) for unit in temporal)
     result = lowtide.quantize(task.pipe, method=method, **relevant_options(method, options))
     replaced = len(gone(result.plan))
     note = f"tables of answers in the place of {replaced} of its layers" if replaced else ""
