@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -33,7 +33,7 @@ from lowtide.nn.clock import CLOCK
 from lowtide.nn.plan import with_summary
 from lowtide.nn.swap import packed_layers
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.settings import Settings, settings_from
+from lowtide.settings import Options, Settings, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
 from lowtide.stages.collect import Collect
@@ -81,11 +81,58 @@ def quantize(
         >>> quantized.pipe(num_inference_steps=2).images[0].size
         (32, 32)
     """
-    settings = with_profile(method, settings_from(options))
-    recipe = recipe_of(method, settings, without)
     world = join()
     if folder is not None:
         world.of_first(lambda: _check_folder(Path(folder)))
+    named = isinstance(target, str | Path)
+    start = _started(target, method, without, options, fuse_lora=fuse_lora, ranks=world.size)
+    pipe, model, settings, recipe, device, weights, digest = start
+    world.check_alike(f"{digest} {folder is None}")
+    units = Path(folder) / digest if folder else None
+
+    adapter = adapt(model, sampling.example_inputs(pipe))
+    for stage in recipe:
+        stage.check_model(adapter, settings)
+    job = Job(pipe, model, adapter, settings, method, units, world=world)
+    job.report |= {"fingerprint": weights, "float_bytes": parameter_bytes(model)}
+    job.report |= {"options": settings.stages, "device": str(device)}
+    job.report |= {"ranks": world.size, "batch": job.batch, "run": digest}
+    job.report |= {"source": provenance.lasting_source(str(target) if named else named_by(pipe))}
+    job.report |= {"settings": asdict(settings), "without": list(without)}
+    collect, assign, reconstruct, pack = _four_parts(recipe)
+    kept_to = applied(job.conditions) if units else nullcontext()
+    with on_the_device(job, recipe, device, named=named), kept_to:
+        run_recipe(collect, job)
+        run_recipe(assign, job)
+        run_recipe(reconstruct, job)
+        run_recipe(pack, job)
+    return _finish(job)
+
+
+class _Start(NamedTuple):
+    """What a run begins with. `digest`: of all that its result depends on."""
+
+    pipe: Pipeline
+    model: nn.Module
+    settings: Settings
+    recipe: Recipe
+    device: torch.device
+    weights: str
+    digest: str
+
+
+def _started(
+    target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
+    method: str,
+    without: Sequence[str],
+    options: Options,
+    *,
+    fuse_lora: bool | str | Path,
+    ranks: int,
+) -> _Start:
+    """Load and check everything."""
+    settings = with_profile(method, settings_from(options))
+    recipe = recipe_of(method, settings, without)
     named = isinstance(target, str | Path)
     # A named model is loaded on the CPU. `on_the_device` moves it, whole or block by block.
     asked = devices.chosen(settings.device) if named else None
@@ -97,27 +144,21 @@ def quantize(
     devices.check_own_card(device)
     weights = fingerprint(model)
     sources = f"{weights} {digest_of_parts(pipe)}"
-    digest = recipe_digest(recipe, replace(settings, place=AUTO), sources, world.size)
-    world.check_alike(f"{digest} {folder is None}")
-    units = Path(folder) / digest if folder else None
+    digest = recipe_digest(recipe, replace(settings, place=AUTO), sources, ranks)
+    return _Start(pipe, model, settings, recipe, device, weights, digest)
 
-    adapter = adapt(model, sampling.example_inputs(pipe))
-    for stage in recipe:
-        stage.check_model(adapter, settings)
-    job = Job(pipe, model, adapter, settings, method, units, world=world)
-    job.report |= {"fingerprint": weights, "float_bytes": parameter_bytes(model)}
-    job.report |= {"options": settings.stages, "device": str(device)}
-    job.report |= {"ranks": world.size, "batch": job.batch}
-    job.report |= {"source": provenance.lasting_source(str(target) if named else named_by(pipe))}
-    job.report |= {"settings": asdict(settings), "without": list(without)}
-    collect, assign, reconstruct, pack = _four_parts(recipe)
-    kept_to = applied(job.conditions) if units else nullcontext()
-    with on_the_device(job, recipe, device, named=named), kept_to:
-        run_recipe(collect, job)
-        run_recipe(assign, job)
-        run_recipe(reconstruct, job)
-        run_recipe(pack, job)
-    return _finish(job)
+
+def run_digest(
+    source: str,
+    method: str,
+    options: Options,
+    *,
+    without: Sequence[str] = (),
+    fuse_lora: bool | str | Path = False,
+) -> str:
+    """The hash of all that the result of `quantize` with these arguments depends on."""
+    ranks = join().size
+    return _started(source, method, without, options, fuse_lora=fuse_lora, ranks=ranks).digest
 
 
 def _four_parts(recipe: Recipe) -> tuple[Recipe, Recipe, Recipe, Recipe]:

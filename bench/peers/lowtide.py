@@ -25,7 +25,7 @@ def fit(task: Task, method: str) -> Packed:
         "iters": task.iters,
     }
     options |= {"images": task.images, **task.conditions}
-    # The smaller file, for the schedule that is compared; models without such a block have one file.
+    # The smaller file, for the schedule that is compared, where the model's block reads t alone.
     temporal = adapt(sampling.denoiser(task.pipe)).temporal()
     options["only_schedule"] = any(unit.reads == ("timestep",) for unit in temporal)
     result = lowtide.quantize(task.pipe, method=method, **relevant_options(method, options))

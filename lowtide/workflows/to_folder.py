@@ -1,20 +1,23 @@
 """Quantize a model into a folder, and draw images into one."""
 
 import re
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from lowtide import estimate, sampling
 from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized
+from lowtide.checkpoint.verification import problems_of
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.machine import peak_memory
 from lowtide.machine.device_names import AUTO
-from lowtide.quantization import quantize
+from lowtide.quantization import quantize, run_digest
 from lowtide.report import grids
 from lowtide.settings import Options, settings_from
 from lowtide.stages import conditions
@@ -25,12 +28,15 @@ def quantize_to_folder(
 ) -> dict[str, object]:
     """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
 
-    Returns the report of the run as plain JSON values. The first process of torchrun writes.
+    Nothing is done where OUT holds this very result. Returns the report of the run as plain JSON
+    values. The first process of torchrun writes.
     """
     out = Path(out)
     world = join()
     folders.recover_missing(source)
     settings = settings_from({name: value for name, value in options.items() if name != "without"})
+    if done := world.of_first(lambda: _finished(source, out, method, options, fuse_lora)):
+        return done
     place = folders.written_beside(out, source=sampling.local_folder(source))
     with world.inside(place) as fresh:
         units = world.of_first(lambda: _units_folder(out))
@@ -65,6 +71,29 @@ def quantize_to_folder(
     if world.first:
         _remove_units(units)
     return report
+
+
+def _finished(
+    source: str, out: Path, method: str, options: Options, fuse_lora: str | None
+) -> dict[str, object] | None:
+    """The report of the run at OUT, if that is whole, and the result of the same run."""
+    place = folders.check_place(out, source=sampling.local_folder(source))
+    if not (place / provenance.NAME).is_file():
+        return None
+    record = provenance.read(out)
+    digest = run_digest(source, method, fuse_lora=fuse_lora or False, **_of_a_run(options))
+    if record is None or record.report.get("run") != digest or problems_of(out):
+        return None
+    line = f"{out} holds this result: the same model, settings and code. Nothing is done."
+    print(line, file=sys.stderr)
+    _remove_units(_units_folder(out))
+    return record.report
+
+
+def _of_a_run(options: Options) -> dict[str, Any]:
+    """The settings, and the stages that are left out, as `run_digest` takes them."""
+    settings = {name: value for name, value in options.items() if name != "without"}
+    return {"options": settings, "without": tuple(options.get("without", ()))}
 
 
 def _sizes(result: Quantized, folder: Path | None) -> dict[str, int]:

@@ -32,10 +32,9 @@ def home(tmp_path):
     return tmp_path
 
 
-def quantize(home, method="minmax", out="x"):
-    return to_folder.quantize_to_folder(
-        str(home / "float"), home / out, method, relevant_options(method, QUICK)
-    )
+def quantize(home, method="minmax", out="x", **changes):
+    options = relevant_options(method, QUICK | changes)
+    return to_folder.quantize_to_folder(str(home / "float"), home / out, method, options)
 
 
 def sample(source, out):
@@ -56,6 +55,40 @@ def test_the_whole_folder_is_listed_readable_and_can_be_replaced(home):
     quantize(home)
     assert names(home) == ["file", "float", "x"]
     assert np.array_equal(sampling.images(lowtide.load(place), REQUEST), first)
+
+
+def test_a_finished_command_does_nothing(home, monkeypatch, capsys):
+    first = quantize(home)
+    weights = home / "x" / "unet" / "diffusion_pytorch_model.safetensors"
+    written = weights.stat()
+    capsys.readouterr()
+    again = quantize(home)
+    assert capsys.readouterr().err == (
+        f"{home / 'x'} holds this result: the same model, settings and code. Nothing is done.\n"
+    )
+    assert again == json.loads(json.dumps(first, default=str))
+    assert weights.stat() == written
+
+
+def test_what_makes_another_result_is_done(home):
+    weights = home / "x" / "unet" / "diffusion_pytorch_model.safetensors"
+
+    def made_anew(**changes):
+        before = weights.stat().st_ino
+        quantize(home, **changes)
+        return weights.stat().st_ino != before
+
+    quantize(home)
+    assert made_anew(weights=5)
+    assert made_anew(weights=5, seed=1)
+    assert not made_anew(weights=5, seed=1)
+    scheduler = home / "float" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.02", "0.03"))
+    assert made_anew(weights=5, seed=1)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert made_anew(weights=5, seed=1)
 
 
 def test_finished_units_stay_until_the_model_stands(home, monkeypatch):
@@ -96,7 +129,7 @@ def test_an_interrupted_run_leaves_the_older_model(home, monkeypatch):
     before = (home / "x" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     monkeypatch.setattr("lowtide.stages.fit_weights.FitWeights.run", lambda self, job: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        quantize(home)
+        quantize(home, seed=1)
     after = (home / "x" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     # Calls that were collected wait in x.run for the same command.
     assert after == before and names(home) == ["float", "x", "x.run"]
