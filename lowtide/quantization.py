@@ -81,6 +81,12 @@ def quantize(
         >>> quantized.pipe(num_inference_steps=2).images[0].size
         (32, 32)
     """
+    if torch.is_inference_mode_enabled():
+        raise BadInput(
+            "found torch.inference_mode around quantize",
+            "tensors that can have gradients",
+            "call it outside, or within torch.no_grad()",
+        )
     world = join()
     if folder is not None:
         world.of_first(lambda: _check_folder(Path(folder)))
@@ -101,7 +107,8 @@ def quantize(
     job.report |= {"settings": asdict(settings), "without": list(without)}
     collect, assign, reconstruct, pack = _four_parts(recipe)
     kept_to = applied(job.conditions) if units else nullcontext()
-    with on_the_device(job, recipe, device, named=named), kept_to:
+    # A caller may have switched gradients off; learning needs them.
+    with on_the_device(job, recipe, device, named=named), kept_to, torch.enable_grad():
         run_recipe(collect, job)
         run_recipe(assign, job)
         run_recipe(reconstruct, job)
