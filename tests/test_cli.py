@@ -330,7 +330,8 @@ def test_a_result_that_is_replaced_is_announced_once(
     sources = {"evaluate": [packed], "compare": [model, packed]}.get(command, [model])
     line = (command, *sources, *options, "--out", tmp_path / "x")
     assert "replaces" not in lowtide(*line).err
-    again = lowtide(*line)
+    # quantize does nothing where the very result stands, so another seed is asked for.
+    again = lowtide(*line, *(("--seed", 1) if command == "quantize" else ()))
     sentence = f"{tmp_path / 'x'} holds an earlier result; the new one replaces all of it.\n"
     assert again.code == 0 and again.err.count(sentence) == again.err.count("replaces") == 1
 
@@ -338,9 +339,6 @@ def test_a_result_that_is_replaced_is_announced_once(
 def test_evaluate_what_cannot_be(lowtide, packed: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_one_sentence(lowtide("evaluate", tmp_path / "empty"), "no model in empty")
-    assert_one_sentence(
-        lowtide("evaluate", packed, "--steps", 3), "3 steps", "the 2 it was calibrated for"
-    )
     assert_one_sentence(lowtide("evaluate", packed, "--metrics", "beauty"), "'beauty'", "psnr")
     assert_one_sentence(lowtide("evaluate", packed, "--metrics", "fd"), "fd", "--dataset")
     assert_one_sentence(lowtide("evaluate", packed.parent / "model"), "float model", "compare")
@@ -365,6 +363,8 @@ def test_the_version_is_one_line(lowtide) -> None:
 def test_a_stopped_command_says_how_to_go_on(name, code):
     script = (
         "import os, signal, time, typer\n"
+        # A background job of a shell starts with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from lowtide import cli\n"
         "from lowtide.cli import commands\n"
         "app = commands.app = typer.Typer()\n"

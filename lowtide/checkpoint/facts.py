@@ -261,10 +261,13 @@ def digest_of_parts(pipe: Pipeline) -> str:
 
 
 def _plain_config(config: object) -> str:
-    """A configuration as text, without the path that it was read from."""
+    """A configuration as text, without what diffusers notes beside it in names such as _paths.
+
+    These notes hold paths, and lists of names whose order differs between processes.
+    """
     to_dict = getattr(config, "to_dict", None)
     values = to_dict() if callable(to_dict) else config
     if not isinstance(values, Mapping):
         return ""
-    kept = {str(name): value for name, value in values.items() if name != "_name_or_path"}
+    kept = {str(name): value for name, value in values.items() if not str(name).startswith("_")}
     return json.dumps(kept, sort_keys=True, default=str)

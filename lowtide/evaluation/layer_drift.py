@@ -156,7 +156,7 @@ def temporal_drift(
     reads_time_alone = units and all(unit.reads == ("timestep",) for unit in units)
     if not reads_time_alone or (reference.kind, model.kind) != (FLOAT, LOWTIDE):
         return None
-    timesteps = find_clock(model.denoiser).timesteps.tolist()
+    timesteps = list(find_clock(model.denoiser).known)
     if not timesteps:
         return None  # a model without calibration has no timesteps of its own
     errors = temporal_errors(adapter, reference.denoiser, model.denoiser, model.plan.times)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.formats import Affine, Stepped
-from lowtide.nn.clock import Clock, find_clock
+from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import Correction
 from lowtide.nn.feature_cache import Cached
 from lowtide.nn.plan import Plan
@@ -239,6 +239,8 @@ def _write_calibrated(
     root: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
 ) -> None:
     """A state has the tables without the steps that were added."""
+    if CLOCK not in root._modules:
+        return  # the model has been dequantized
     clock = find_clock(root)
     if not clock.added:
         return

@@ -175,7 +175,7 @@ def temporal_errors(
     not for their rounded keys. `conditions`: what the block reads besides, of one sample.
     """
     clock = find_clock(packed)
-    timesteps = torch.tensor(times) if times else clock.timesteps.cpu() / clock.ticks
+    timesteps = torch.tensor(times or list(clock.known)) / (1 if times else clock.ticks)
     rows = [{"timestep": timestep, **conditions} for timestep in timesteps]
     columns: list[Tensor] = []
     with computing_features(packed):

@@ -173,7 +173,8 @@ def test_a_unet_and_its_embedder_must_fit(name, table):
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])
 def test_image_pipelines_are_built_around_a_packed_unet(kind, tmp_path):
     pipe = tiny_pipelines.stable_diffusion(tmp_path)
-    packed = lowtide.quantize(pipe, method="best", weights=8, **OPTIONS | TEXT)
+    # With inputs in float no rounding can turn to the other side, as a last digit may make it do.
+    packed = lowtide.quantize(pipe, method="best", **OPTIONS | TEXT | {"weights": 8, "inputs": 16})
     other = kind(**packed.pipe.components, requires_safety_checker=False)
     call = {"image": torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
     if kind is StableDiffusionInpaintPipeline:
@@ -185,8 +186,7 @@ def test_image_pipelines_are_built_around_a_packed_unet(kind, tmp_path):
         with lowtide.unfused(packed):
             plain = other(**options | {"generator": generators(1)}).images
         assert np.isfinite(fast).all()
-        # A last digit may turn a rounding to the other side, which moves an image a little.
-        assert psnr(fast, plain) > 45
+        assert psnr(fast, plain) > 80
 
 
 def test_pictures_and_masks_belong_to_seeds(tmp_path, pictures):

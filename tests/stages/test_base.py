@@ -83,7 +83,8 @@ def test_results_of_units_are_kept_by_stage_and_unit(tmp_path):
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
     assert job.recorded("Stage", "block.1") is job.recorded("Other", "block.0") is None
-    assert [path.suffix for path in job.folder.rglob("*.*")] == [".safetensors"]
+    found = {path.name for path in job.folder.rglob("*.*")}
+    assert found == {"conditions.json", "Stage-block.0.safetensors"}
     loose = silent_job()
     loose.record("Stage", "block.0", tensors)
     assert loose.recorded("Stage", "block.0") is None
