@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_part_passes_and_keeps_its_rows(name: str, folder: Path) -> None:
     content = json.loads((folder / f"{name}.json").read_text())
@@ -49,6 +50,7 @@ def test_a_part_passes_and_keeps_its_rows(name: str, folder: Path) -> None:
     assert status.split()[:2] == [name, "0"]
 
 
+@pytest.mark.slow
 def test_the_folder_has_one_table_and_few_files(folder: Path) -> None:
     """At most eight files, which is what a machine may send back."""
     text = (folder / "table.md").read_text()

@@ -134,7 +134,7 @@ print(json.dumps({name: result[name] for name in ("predicted", "peak_bytes", "on
 """
 
 
-@pytest.mark.parametrize("method", ["tfmq", "minmax"])
+@pytest.mark.parametrize("method", [pytest.param("tfmq", marks=pytest.mark.slow), "minmax"])
 def test_predicted_peak_is_near_the_real_one(method: str, tmp_path: Path) -> None:
     model = tiny.unet2d(sample_size=32, block_out_channels=(128, 256), attention_head_dim=32)
     model.save_pretrained(tmp_path / "model")
