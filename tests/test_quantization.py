@@ -1,6 +1,5 @@
 """The main path: every pipeline quantized, saved, loaded; resumed to the same bits; bad input."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -393,17 +392,3 @@ def test_a_request_takes_lists_and_ranges():
     assert lowtide.Request(seeds=range(3), labels=[1, 2]) == lowtide.Request(
         seeds=(0, 1, 2), labels=(1, 2)
     )
-
-
-def test_gradients_that_the_caller_switched_off_are_no_obstacle():
-    options = {"method": "tfmq", "steps": 2, "images": 1, "calibration_steps": 1}
-    options |= {"iters": 2, "batch": 1}
-    results = []
-    for switched in (nullcontext, torch.no_grad):
-        with switched():
-            result = lowtide.quantize(sampling.as_pipeline(tiny.model("unet2d")), **options)
-            results.append(result.model.state_dict())
-    first, second = results
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    with torch.inference_mode(), pytest.raises(BadInput, match=r"found torch.inference_mode"):
-        lowtide.quantize(sampling.as_pipeline(tiny.model("unet2d")), **options)
