@@ -76,6 +76,8 @@ def _metadata(source: str) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
+        if not text.startswith("---"):
+            return {}  # of a card without metadata the library warns
         return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError):
         return {}
