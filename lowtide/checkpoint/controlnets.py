@@ -9,7 +9,7 @@ import wrapt
 
 
 def wrap(module: ModuleType) -> None:
-    """Let diffusers' ControlNetModel take packed UNets."""
+    """Make `from_unet` of diffusers' ControlNetModel accept a packed UNet."""
     wrapt.wrap_function_wrapper(module, "ControlNetModel.from_unet", _from_packed)
 
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +30,18 @@ class Span:
     count: int
 
 
+def header_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """The length of a safetensors file's header, and what it says."""
+    with path.open("rb") as file:
+        [length] = struct.unpack("<Q", file.read(8))
+        return length, json.loads(file.read(length))
+
+
 def spans(paths: Iterable[str | Path]) -> dict[str, Span]:
     """Where the tensors of safetensors files are, by name."""
     found: dict[str, Span] = {}
     for path in map(Path, paths):
-        with path.open("rb") as file:
-            [length] = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+        length, header = header_of(path)
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             start, end = tensor["data_offsets"]

@@ -74,6 +74,11 @@ def lasting_source(source: str) -> str:
     return str(home.resolve()) if home else source
 
 
+def lasting_file(name: str) -> str:
+    """A file or folder under a name that is valid in any working directory; a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
 def command() -> str:
     """The command line of this process."""
     program, *arguments = sys.argv or [""]

@@ -24,6 +24,7 @@ from lowtide import runtime, sampling
 from lowtide.checkpoint import adapters, facts, file_format, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.errors import BadInput
+from lowtide.formats import most_bits
 from lowtide.machine.device_names import AUTO
 from lowtide.models import answer_of
 from lowtide.nn.attention import QuantAttention
@@ -139,16 +140,13 @@ def _fit(pipe: Pipeline, request: Request, reference: Pipeline | None) -> int:
                 model(**moment.arguments)
     for name, quantizer in known.items():
         if statistics[name].called:
-            search = "mse" if _bits(quantizer.format) <= COARSE_BITS else "minmax"
+            assert quantizer.format is not None
+            search = "mse" if most_bits(quantizer.format) <= COARSE_BITS else "minmax"
             quantizer.fit(*ranges(statistics[name], quantizer, search))
     # Other tensors tell the programs of the runtime that the ranges are others.
     clock.scale = clock.scale.clone()
     clock.zero = clock.zero.clone()
     return len(known)
-
-
-def _bits(format: Any) -> int:
-    return max(format.bits) if isinstance(format.bits, tuple) else format.bits
 
 
 def _moments(pipe: Pipeline, request: Request) -> Iterator[Any]:
@@ -221,11 +219,6 @@ def _correct(reference: Pipeline, model: nn.Module, request: Request) -> None:
         correction.bias[step] = mean * (1 + correction.slope[step])
 
 
-def _lasting(name: str) -> str:
-    """The LoRA under a name that is valid in any working directory."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
 def recalibrate_to_folder(
     source: str | Path,
     out: str | Path,
@@ -250,7 +243,8 @@ def recalibrate_to_folder(
         report |= {"method": result.plan.method, "on_disk": facts.on_disk(fresh)}
         report |= result.plan.summary | result.report
         if record := provenance.read(home):
-            settings = record.settings | ({"side_lora": _lasting(lora)} if lora else {})
+            added = {"side_lora": provenance.lasting_file(lora)} if lora else {}
+            settings = record.settings | added
             again = replace(
                 record,
                 command=provenance.command(),

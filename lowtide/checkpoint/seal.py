@@ -12,14 +12,13 @@ meaning, so that an altered plan, type, shape or configuration is an error too.
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowtide.checkpoint.own_maps import header_of
 from lowtide.errors import BadInput
 
 SEAL = "lowtide_seal"
@@ -61,7 +60,7 @@ def _kinds_of_state(state: Mapping[str, Tensor]) -> Kinds:
 def _kinds_of_files(paths: Iterable[Path]) -> Kinds:
     kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in paths:
-        tensors = _header(path)[1]
+        tensors = header_of(path)[1]
         tensors.pop("__metadata__", None)
         kinds |= {name: (each["dtype"], tuple(each["shape"])) for name, each in tensors.items()}
     return kinds
@@ -90,7 +89,7 @@ def check_plan(header: Mapping[str, str], plan: str, folder: Path) -> None:
 
 
 def check_kinds(header: Mapping[str, str], paths: Iterable[Path]) -> None:
-    """The tensors in these files, all of the checkpoint, have the types and shapes of old."""
+    """All tensors of the checkpoint, in these files, have the types and shapes that were saved."""
     if KINDS in header and header[KINDS] != _hash(_sorted(_kinds_of_files(paths))):
         raise BadInput(
             "found the type or the shape of a tensor altered since it was saved",
@@ -106,7 +105,7 @@ def finish(folder: Path) -> None:
     gives the same bytes.
     """
     for path in folder.rglob("*.safetensors"):
-        length, header = _header(path)
+        length, header = header_of(path)
         entries: dict[str, str] = header.get("__metadata__", {})
         if SEAL not in entries:
             continue
@@ -121,13 +120,6 @@ def finish(folder: Path) -> None:
         with path.open("r+b") as file:
             file.seek(8)
             file.write(text.ljust(length))
-
-
-def _header(path: Path) -> tuple[int, dict[str, Any]]:
-    """The length of a file's header, and what it says."""
-    with path.open("rb") as file:
-        [length] = struct.unpack("<Q", file.read(8))
-        return length, json.loads(file.read(length))
 
 
 def _sorted(kinds: Kinds) -> str:

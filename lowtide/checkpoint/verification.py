@@ -10,11 +10,10 @@ from lowtide import runtime, sampling
 from lowtide.checkpoint import folders
 from lowtide.checkpoint.manifest import MANIFEST, altered
 from lowtide.errors import BadInput
-from lowtide.formats import Mixed
+from lowtide.formats import most_bits
 from lowtide.nn.clock import CLOCK, find_clock
 from lowtide.nn.packed import Packed
 from lowtide.nn.plan import Plan
-from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import packed_layers, quantizers
 
 
@@ -62,10 +61,9 @@ def _layer_problems(layer: Packed) -> Iterator[str]:
     yield from _scale_problems("a scale of its weights", scale)
     if smooth.numel():
         yield from _scale_problems("a divisor of its channels", smooth)
-    bits = layer.format.bits
-    most = max(bits) if isinstance(layer.format, Mixed) and not isinstance(bits, int) else bits
-    if zero.numel() and isinstance(most, int) and int(zero.max()) >= 2**most:
-        yield f"a zero point of its weights is beyond {most} bits"
+    bits = most_bits(layer.format)
+    if zero.numel() and int(zero.max()) >= 2**bits:
+        yield f"a zero point of its weights is beyond {bits} bits"
 
 
 def _clock_problems(model: nn.Module) -> Iterator[str]:
@@ -77,14 +75,9 @@ def _clock_problems(model: nn.Module) -> Iterator[str]:
         owner = name.removesuffix(".input")
         ranges = _scale_problems("a scale of its input", clock.scale[quantizer.row])
         yield from (f"{owner}: {problem}" for problem in ranges)
-        if int(clock.zero[quantizer.row].max()) >= 2 ** _bits_of(quantizer):
+        assert quantizer.format is not None
+        if int(clock.zero[quantizer.row].max()) >= 2 ** most_bits(quantizer.format):
             yield f"{owner}: a zero point of its input is beyond its bits"
-
-
-def _bits_of(quantizer: Quantizer) -> int:
-    assert quantizer.format is not None
-    bits = quantizer.format.bits
-    return bits if isinstance(bits, int) else max(bits)
 
 
 def _scale_problems(what: str, scale: Tensor) -> Iterator[str]:

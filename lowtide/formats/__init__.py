@@ -11,6 +11,7 @@ from lowtide.formats.kinds import (
     check_bits,
     format_from_json,
     format_to_json,
+    most_bits,
 )
 from lowtide.formats.log2 import Log2
 from lowtide.formats.mixed import Mixed
@@ -41,6 +42,7 @@ __all__ = [
     "format_from_json",
     "format_to_json",
     "minmax",
+    "most_bits",
     "mse",
     "pack",
     "pack_mixed",

@@ -28,6 +28,11 @@ KINDS: dict[str, type[Format]] = {
 FLOAT_BITS = (16, 32)
 
 
+def most_bits(format: Format) -> int:
+    """The bits of a format; the most, where channels or steps differ."""
+    return format.bits if isinstance(format.bits, int) else max(format.bits)
+
+
 def check_bits(bits: int, what: str) -> int:
     """Refuse other bit-widths than 1 to 8, and 16 and 32, which leave the values in float."""
     is_integer = isinstance(bits, int) and not isinstance(bits, bool)

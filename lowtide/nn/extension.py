@@ -9,7 +9,7 @@ programs and compiled graphs read the tables as before.
     features         of the block that the checkpoint keeps, at exactly this timestep
     request caches   build the features of the new timesteps with those of the next request
 
-A saved model has the tables that it was loaded with, without the added rows.
+Saving writes the tables that were loaded, and leaves the added rows out.
 """
 
 import warnings
@@ -33,7 +33,7 @@ from lowtide.nn.split import shape_adapter
 if TYPE_CHECKING:
     from lowtide.models import Adapter
 
-MOST = 2000  # steps that are added, before those of earlier schedules are forgotten
+MOST = 2000  # added steps; with more, those of earlier schedules are removed
 
 
 class Neighbours(NamedTuple):

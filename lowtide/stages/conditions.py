@@ -23,7 +23,7 @@ FILE = "conditions.json"
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a run began with. `kernels`: the instruction set, or the name of the card."""
+    """The conditions of a run. `kernels` is the instruction set, or the name of the card."""
 
     bf16: bool
     threads: int
@@ -34,29 +34,28 @@ class Conditions:
 
 def present(device: torch.device) -> Conditions:
     """Those of this process."""
+    pays = bf16.pays(device.type)
+    return Conditions(bf16=pays, threads=torch.get_num_threads(), **_of_this_machine(device))
+
+
+def _of_this_machine(device: torch.device) -> dict[str, str]:
+    """The conditions that a resumed run cannot take from its folder."""
     if device.type == "cuda":
         kernels = torch.cuda.get_device_name(device)
     else:
         kernels = torch.backends.cpu.get_cpu_capability()
-    return Conditions(
-        bf16=bf16.pays(device.type),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        device=device.type,
-        kernels=kernels,
-    )
+    return {"torch": torch.__version__, "device": device.type, "kernels": kernels}
 
 
 def kept_to(folder: Path | None, device: torch.device) -> Conditions:
     """The conditions of an interrupted run in this folder; those of this process without one."""
-    now = present(device)
     begun = _read(folder / FILE) if folder else None
     if begun is None:
-        return now
-    names = {"torch": "torch", "device": "the device", "kernels": "the processor"}
-    for name, title in names.items():
+        return present(device)
+    titles = {"torch": "torch", "device": "the device", "kernels": "the processor"}
+    for name, here in _of_this_machine(device).items():
+        title = titles[name]
         before = getattr(begun, name)
-        here = getattr(now, name)
         if before != here:
             raise BadInput(
                 f"found an interrupted run that began with {before} ({title}); here it is {here}",

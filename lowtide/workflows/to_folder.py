@@ -57,12 +57,13 @@ def quantize_to_folder(
         report |= world.of_first(lambda: _sizes(result, fresh))
         report |= {"peak_bytes": peak.above, "predicted": predicted}
         report |= result.plan.summary | result.run_report()
+        added = {"fuse_lora": provenance.lasting_file(fuse_lora)} if fuse_lora else {}
         record = provenance.Provenance(
             command=provenance.command(),
             source=provenance.lasting_source(source),
             fingerprint=result.report["fingerprint"],
             method=method,
-            settings=asdict(settings) | _lora_setting(fuse_lora),
+            settings=asdict(settings) | added,
             without=tuple(options.get("without", ())),
             report=report,
         )
@@ -128,13 +129,6 @@ def _remove_units(folder: Path) -> None:
                 emptied.rmdir()
     with suppress(OSError):
         folder.rmdir()
-
-
-def _lora_setting(lora: str | None) -> dict[str, str]:
-    """The LoRA under a name that is valid in any working directory; nothing if there is none."""
-    if not lora:
-        return {}
-    return {"fuse_lora": str(Path(lora).resolve()) if Path(lora).exists() else lora}
 
 
 def sample_to_folder(

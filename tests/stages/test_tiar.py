@@ -1,4 +1,4 @@
-"""TIAR in parts: a large temporal block learns h first, then its g_i."""
+"""TIAR in parts: of a large block, the shared layers learn first, then the layers behind them."""
 
 from functools import cache
 
