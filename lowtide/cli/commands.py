@@ -28,6 +28,7 @@ from lowtide.cli.options import (
 )
 from lowtide.cli.places import check_one_process, on_device
 from lowtide.cli.recalibrating import recalibrate
+from lowtide.cli.serving import serve
 from lowtide.cli.verifying import verify
 from lowtide.machine.device_names import AUTO
 from lowtide.settings import MACHINE, EvaluationSettings, MethodName, Request, Settings
@@ -391,4 +392,5 @@ def bench_speed(
 
 
 app.command(rich_help_panel=MEASURE)(verify)
+app.command(rich_help_panel=USE)(serve)
 app.command(rich_help_panel=USE)(demo)

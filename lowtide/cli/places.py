@@ -6,7 +6,7 @@ from lowtide.distributed.launch import launched
 from lowtide.errors import BadInput
 
 # Commands that write a result and share nothing out.
-ONE_PROCESS = ("reschedule", "recalibrate", "convert", "bench", "demo")
+ONE_PROCESS = ("reschedule", "recalibrate", "convert", "bench", "demo", "serve")
 
 
 def on_device(device: str) -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lowtide.report import palette
 from lowtide.report.evidence import Evidence, read
 from lowtide.report.page import headline, parts, pictures, sections
-from lowtide.report.wording import day, figures, ranges
+from lowtide.report.wording import day, figures, ranges, size
 
 NAME = "report.html"
 MOST_BYTES = pictures.MOST_BYTES
@@ -21,6 +21,7 @@ _PAGE = Environment(
     undefined=StrictUndefined,
 )
 _PAGE.filters |= {"percentage": "{:.2%}".format, "day": day, "figures": figures}
+_PAGE.filters |= {"size": size}
 _PAGE.filters |= {"swatch": parts.swatch, "channels": parts.channels}
 _PAGE.globals |= {"headline": headline, "palette": palette}
 
@@ -34,6 +35,11 @@ def draw(folder: Path) -> Path:
     path = folder / NAME
     path.write_bytes(page or _page(evidence, data, None))
     return path
+
+
+def exhibit_page(facts: Mapping[str, object]) -> bytes:
+    """The page of `lowtide serve`; `facts` says which models there are and what can be asked."""
+    return _PAGE.get_template("exhibit.html").render(facts=facts).encode()
 
 
 def _page(evidence: Evidence, data: Mapping[str, object], images: pictures.Sheet | None) -> bytes:
