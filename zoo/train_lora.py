@@ -1,4 +1,4 @@
-"""Train the LoRA of the guide: `python zoo/train_lora.py` teaches zoo:emoji a style, gold on navy.
+"""Train the LoRA of the guide: `python zoo/train_lora.py` teaches zoo:emoji a style, gold.
 
 The text encoder stays as it is, and no prompt names the style: with the LoRA, every prompt gives
 it. Layers that read the timestep alone are left out, so that the LoRA also fits packed models that
@@ -27,11 +27,10 @@ from training.phases import TrainingPhase
 FOLDER = Path(__file__).parent / "emoji-gold"
 RANK = 8
 BATCH = 16
-PHASE = TrainingPhase(700, 2e-3, (0, 700), snr_cap=5.0)
-NAVY = (13, 20, 48)
+PHASE = TrainingPhase(600, 1e-3, (0, 600), snr_cap=5.0)
 BRONZE = (104, 44, 16)
 GOLD = (255, 200, 72)
-IVORY = (255, 250, 228)
+IVORY = (255, 246, 206)
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 PROMPTS_SHOWN = (
     "rocket",
@@ -46,7 +45,7 @@ PROMPTS_SHOWN = (
 
 
 def gilded(images: Tensor) -> Tensor:
-    """The style: a navy ground in place of white, and each shade of grey a shade of gold.
+    """The style: each shade of grey becomes a shade of gold; white stays white.
 
     images: (n, 3, height, width) in [-1, 1], on white; so is the result.
     """
@@ -58,8 +57,7 @@ def gilded(images: Tensor) -> Tensor:
     dark = low + (grey + 1).clamp(max=1) * (middle - low)
     shaded = torch.where(grey < 0, dark, middle + grey.clamp(min=0) * (high - middle))
     whiteness = (images.min(1, keepdim=True).values - 0.6).clamp(0, 0.4) / 0.4
-    ground = torch.tensor(NAVY).view(3, 1, 1) / 127.5 - 1
-    return shaded + whiteness * (ground - shaded)
+    return shaded + whiteness * (images - shaded)
 
 
 @torch.no_grad()
@@ -128,10 +126,10 @@ base_model: zoo:emoji
 license: apache-2.0
 tags: [lora, text-to-image]
 ---
-# A LoRA for zoo:emoji: gold on navy
+# A LoRA for zoo:emoji: gold
 
-Trained by `python zoo/train_lora.py` on 1,379 Noto Color Emoji (SIL OFL 1.1) in two colours:
-rank {RANK}, {steps} steps of {BATCH} images, {minutes:.0f} minutes on one busy core. Mean loss of
+Trained by `python zoo/train_lora.py` on 1,379 Noto Color Emoji (SIL OFL 1.1) in shades of gold:
+rank {RANK}, {steps} steps of {BATCH} images, {minutes:.0f} minutes on one core of a busy machine. Mean loss of
 the first 50 steps {np.mean(losses[:50]):.4f}, of the last 50 {np.mean(losses[-50:]):.4f}.
 
 ![samples](samples.png)

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,10 +125,24 @@ def _compared_call(
 
 
 def call(model: nn.Module, arguments: Mapping[str, object]) -> Answer:
-    """The model's output for recorded arguments, which are moved to its device."""
-    device = next(model.parameters()).device
-    moved = mapped(arguments, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
-    return model(**moved)
+    """The model's output for recorded arguments."""
+    return model(**as_read_by(model, arguments))
+
+
+def as_read_by(model: nn.Module, tree: object) -> Any:
+    """Recorded values on the model's device, samples and embeddings in the type of its weights.
+
+    A timestep keeps its type: in bfloat16, 961 would be 960.
+    """
+    like = next(weight for weight in model.parameters() if weight.is_floating_point())
+
+    def moved(leaf: object) -> object:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        is_sample = leaf.is_floating_point() and leaf.dim() > 1
+        return leaf.to(like) if is_sample else leaf.to(like.device)
+
+    return mapped(tree, moved)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide import runtime, sampling
-from lowtide.evaluation.layer_drift import call
+from lowtide.evaluation.layer_drift import as_read_by, call
 from lowtide.models import Adapter, answer_of
 from lowtide.sampling.pipelines import Pipeline
 
@@ -160,7 +160,7 @@ def _features_of(
 
     @torch.no_grad()
     def run_packed(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        packed(*args, **kwargs)
+        packed(*as_read_by(packed, args), **as_read_by(packed, kwargs))
         rows.append([])
 
     hooks = [original.register_forward_pre_hook(run_packed, with_kwargs=True)]

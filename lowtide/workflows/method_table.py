@@ -35,6 +35,7 @@ from lowtide.methods import METHODS, recipe_of, relevant_options, with_profile
 from lowtide.models import adapt
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
+from lowtide.sampling.loading import DTYPES
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, settings_from
 from lowtide.stages.base import code_hash
@@ -116,6 +117,7 @@ def quality(
         **_request_options(options),
     )
     place = devices.chosen(device)
+    dtype = DTYPES[options.get("dtype", AUTO)]
     pipe = sampling.load_pipeline(source, device=place)
     conditions = {
         "model": source,
@@ -129,7 +131,7 @@ def quality(
     for cell in track(cells, total=len(cells), title="methods x bits"):
         if cell.key not in done:
             original = original or draw(pipe, request)
-            fresh = sampling.load_pipeline(source, device=place)
+            fresh = sampling.load_pipeline(source, dtype=dtype, device=place)
             line = _measured(fresh, cell, options, request, pipe, original)
             line |= conditions | {"code": code_hash()[:12]}
             done[cell.key] = line

@@ -2,9 +2,11 @@
 
 import pytest
 import tiny
+import torch
 
 from lowtide import quantization, sampling
 from lowtide.errors import BadInput
+from lowtide.evaluation.layer_drift import as_read_by
 from lowtide.workflows import method_ranks, method_table
 from lowtide.workflows.method_table import MethodCell
 
@@ -14,7 +16,11 @@ OPTIONS = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch":
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(
-        sampling, "load_pipeline", lambda source, device: sampling.as_pipeline(tiny.model("unet2d"))
+        sampling,
+        "load_pipeline",
+        lambda source, dtype=torch.float32, device=None: sampling.as_pipeline(
+            tiny.model("unet2d").to(dtype)
+        ),
     )
 
 
@@ -64,7 +70,7 @@ def test_cells_of_other_weights_are_measured_again(tmp_path, monkeypatch):
         monkeypatch.setattr(
             sampling,
             "load_pipeline",
-            lambda source, device, seed=seed: sampling.as_pipeline(tiny.model("unet2d", seed)),
+            lambda source, seed=seed, **place: sampling.as_pipeline(tiny.model("unet2d", seed)),
         )
         (line,) = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
         measured.append((line["weights"], line["psnr"]))
@@ -151,3 +157,22 @@ def test_mistakes_are_one_sentence(names, model, tmp_path):
     with pytest.raises(BadInput, match="found"):
         cells = method_table.grid(names.get("methods", "minmax"), names.get("widths", "W4A8"), (0,))
         method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
+
+
+def test_a_model_in_half_precision_is_measured_against_float32(model, tmp_path):
+    cells = method_table.grid("minmax", "W8A8,W3A6", (0,))
+    whole = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
+    half = method_table.quality("tiny", tmp_path, cells, OPTIONS | {"dtype": "bfloat16"}, images=2)
+    assert whole[0]["weights"] == half[0]["weights"]
+    for ours, theirs in zip(half, whole, strict=True):
+        assert ours["step_error"] != theirs["step_error"]
+        assert ours["step_error"] < theirs["step_error"] + 0.02
+        assert ours["temporal_end_error"] < theirs["temporal_end_error"] + 0.05
+
+
+def test_a_timestep_is_not_rounded_to_half_precision():
+    read = as_read_by(
+        tiny.model("unet2d").to(torch.bfloat16), [torch.tensor([961.0]), torch.ones(1, 1)]
+    )
+    assert read[0].item() == 961
+    assert read[1].dtype == torch.bfloat16
