@@ -56,8 +56,12 @@ def error_of(*command: object, cwd: Path) -> str:
 
 
 def build(python: Path, folder: Path) -> Path:
-    """The wheel. setuptools would pack files that an earlier build left, so they go first."""
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    """The wheel. setuptools would pack files that an earlier build left, so they go first.
+
+    The rest of build/ stays: `make docs` may be writing there.
+    """
+    for leftover in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(leftover)
     run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", ROOT, "-w", folder, cwd=folder)
     [wheel] = folder.glob("*.whl")
     return wheel

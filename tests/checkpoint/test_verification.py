@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +9,7 @@ import tiny_pipelines
 import torch
 
 import lowtide
+from lowtide import cli
 from lowtide.checkpoint.verification import problems_of, value_problems
 from lowtide.errors import BadInput
 from lowtide.nn.swap import find_clock, packed_layers, quantizers
@@ -80,14 +79,19 @@ def test_values_that_no_quantization_gives_are_named(folder):
     assert len(problems) == 7
 
 
-def test_the_command(folder):
-    command = [sys.executable, "-m", "lowtide", "verify", str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0 and " is whole: " in ended.stdout
+def test_the_command(folder, monkeypatch, capsys):
+    def exit_code(*options):
+        monkeypatch.setattr("sys.argv", ["lowtide", "verify", str(folder), *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0
+
+    assert exit_code() == 0
+    assert " is whole: " in capsys.readouterr().out
     (folder / "model_index.json").write_text("{")
-    ended = subprocess.run([*command, "--json"], capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert json.loads(ended.stdout)["problems"][0] == "model_index.json was altered"
+    assert exit_code("--json") == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems[0] == "model_index.json was altered"
 
 
 def test_what_is_no_folder_of_ours(tmp_path):
