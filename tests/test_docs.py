@@ -27,3 +27,10 @@ def test_every_number_in_the_table_of_the_readme_is_measured():
     assert len(rows) == 3
     measured = set(re.findall(r"\d+\.\d+", (DOCS / "measured.md").read_text()))
     assert set(re.findall(r"\d+\.\d+", "".join(rows))) <= measured
+
+
+def test_every_test_that_the_audit_names_exists():
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (DOCS / "audit.md").read_text())
+    assert len(named) > 20
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
