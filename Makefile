@@ -11,7 +11,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := -m pytest -q -n $(WORKERS) -m "not slow"
 
-.PHONY: demo test slow mutants sanitize lint docs wheel-check compat compat-lowest compat-newest peers table clean
+.PHONY: demo test slow mutants sanitize lint docs wheel-check compat compat-lowest compat-newest diffusers-tests peers table clean
 
 # What the native kernels are built from.
 NATIVE := setup.py $(wildcard lowtide/kernels/native/*)
@@ -83,6 +83,16 @@ compat-lowest compat-newest:
 	.venv-$@/bin/pip install --quiet --upgrade $(COMPAT_PACKAGES) -e ".[dev]"
 	.venv-$@/bin/pip list | grep -E "^(torch|diffusers|transformers|numpy) "
 	OMP_NUM_THREADS=1 .venv-$@/bin/python $(PYTEST) $(COMPAT_TESTS)
+
+# diffusers' own tests of quantizers, from a checkout of the version that is installed.
+DIFFUSERS_SOURCE ?= build/diffusers
+build/diffusers:
+	git clone --quiet --depth 1 https://github.com/huggingface/diffusers $@ \
+		--branch "v$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)')"
+
+diffusers-tests: $(READY) $(DIFFUSERS_SOURCE)
+	DIFFUSERS_SOURCE="$(abspath $(DIFFUSERS_SOURCE))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts= \
+		-n $(WORKERS) tools/diffusers_tests.py
 
 # Other quantizers at the same bits, in an environment of their own (bench/.venv-peers); hours on a slow machine, goes on when interrupted.
 # Minutes instead: make QUICK=--quick peers

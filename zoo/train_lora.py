@@ -129,7 +129,7 @@ tags: [lora, text-to-image]
 # A LoRA for zoo:emoji: gold
 
 Trained by `python zoo/train_lora.py` on 1,379 Noto Color Emoji (SIL OFL 1.1) in shades of gold:
-rank {RANK}, {steps} steps of {BATCH} images, {minutes:.0f} minutes on one core of a busy machine. Mean loss of
+rank {RANK}, {steps} steps of {BATCH} images, {minutes:.0f} minutes on one busy core. Mean loss of
 the first 50 steps {np.mean(losses[:50]):.4f}, of the last 50 {np.mean(losses[-50:]):.4f}.
 
 ![samples](samples.png)
