@@ -49,7 +49,9 @@ def drawn() -> dict[Path, str]:
     results = ""
     for path in sorted(LEDGERS.glob("*.jsonl"), key=lambda path: path.stem):
         newest = json.loads(path.read_text().splitlines()[-1])
-        cells[newest["model"]] = method_table.finished_cells(LEDGERS, newest)
+        # Older formats of files hold the same models: their rows stay until they are made anew.
+        alike = {name: value for name, value in newest.items() if name != "format"}
+        cells[newest["model"]] = method_table.finished_cells(LEDGERS, alike)
         results = method_ranks.page(cells[newest["model"]], results)
     pages = {path: filled(path.read_text(), cells) for path in sorted(PAGES.glob("*.md"))}
     return {RESULTS: results} | pages

@@ -154,8 +154,8 @@ def append_line(out: str | Path, line: Line) -> None:
 
 
 def finished_cells(out: str | Path, like: Line) -> list[Line]:
-    """The newest line of every cell that was made under the conditions of `like`, by width."""
-    conditions = {name: like[name] for name in CONDITIONS}
+    """The newest line of every cell made under the conditions that `like` has, by width."""
+    conditions = {name: like[name] for name in CONDITIONS if name in like}
     path = _ledger(out, like["model"])
     lines = [_parsed(line) for line in path.read_text().splitlines()] if path.exists() else []
     newest = {_key(line): line for line in lines if _alike(line, conditions)}
