@@ -28,7 +28,6 @@ from lowtide.kernels.race import ENGINES
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import recipe_of, with_profile
-from lowtide.models import adapt
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.plan import with_summary
 from lowtide.nn.swap import packed_layers
@@ -36,7 +35,7 @@ from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, Settings, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
-from lowtide.stages.collect import Collect
+from lowtide.stages.collect import Collect, request_of
 from lowtide.stages.conditions import applied
 from lowtide.stages.pack import Pack
 from lowtide.stages.placing import on_the_device
@@ -96,7 +95,7 @@ def quantize(
     world.check_alike(f"{digest} {folder is None}")
     units = Path(folder) / digest if folder else None
 
-    adapter = adapt(model, sampling.example_inputs(pipe))
+    adapter = sampling.pipeline_adapter(pipe, request_of(settings))
     for stage in recipe:
         stage.check_model(adapter, settings)
     job = Job(pipe, model, adapter, settings, method, units, world=world)

@@ -42,7 +42,7 @@ Target = str | Path | DiffusionPipeline | Pipeline | Quantized
 # Far from the seeds that a user draws with, and from those of the first calibration.
 SEEDS = tuple(range(3_000_000_007, 3_000_000_007 + 16))
 COARSE_BITS = 4
-_RECORDED = ("prompts", "labels", "guidance", "eta", "size", "pictures")
+_RECORDED = ("prompts", "labels", "guidance", "eta", "size", "pictures", "call")
 
 
 def recalibrate(
@@ -109,7 +109,7 @@ def _recorded_request(source: str | Path | None, steps: int) -> Request:
     """The images of the calibration, with other seeds."""
     record = None if source is None else provenance.read(sampling.local_folder(source))
     settings = record.settings if record else {}
-    names = [name for name in _RECORDED if settings.get(name) not in (None, [])]
+    names = [name for name in _RECORDED if settings.get(name) not in (None, [], {})]
     fields: dict[str, Any] = {name: as_tuple(settings[name]) for name in names}
     return Request(steps=steps, seeds=SEEDS, **fields)
 

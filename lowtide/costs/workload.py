@@ -85,10 +85,9 @@ class Workload:
         """Bytes of one sample's inputs: of the input that changes with the step, and of all."""
         adapter = self.network.adapter
         inputs = flat_inputs(adapter.architecture.example(adapter.meta, 2))
-        shared = adapter.architecture.shared
         sizes: dict[str, float] = {}
         for name, value in inputs.items():
-            samples = 1 if name in shared else 2
+            samples = 2 if adapter.architecture.rows(name, value, 2) else 1
             sizes[name] = value.numel() * FLOAT / samples
         return sizes[adapter.parameters[0]], sum(sizes.values())
 

@@ -9,6 +9,7 @@ from lowtide.sampling.drivers import (
     denoiser_name,
     supported_fields,
 )
+from lowtide.sampling.example_calls import example_inputs, pipeline_adapter
 from lowtide.sampling.loading import (
     as_pipeline,
     class_name,
@@ -19,7 +20,6 @@ from lowtide.sampling.loading import (
 )
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
 from lowtide.sampling.recording import (
-    example_inputs,
     images,
     record_calls,
     run_pipeline,
@@ -49,6 +49,7 @@ __all__ = [
     "local_folder",
     "other_parts",
     "parts_apart",
+    "pipeline_adapter",
     "pipeline_class",
     "quiet_libraries",
     "read_prompts",

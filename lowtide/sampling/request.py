@@ -45,6 +45,9 @@ def joined_moments(parts: Sequence[Moment], images: Sequence[int]) -> Moment:
 
     def joined(values: Sequence[Any]) -> Any:
         first = values[0]
+        if isinstance(first, list | tuple):
+            items = zip(*values, strict=True)
+            return type(first)(joined(each) for each in items)
         if isinstance(first, dict):
             return {name: joined([value[name] for value in values]) for name in first}
         batched = isinstance(first, Tensor) and first.dim()

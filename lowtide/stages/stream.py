@@ -48,7 +48,8 @@ class UnitRows:
         def moved(id: int, value: object) -> object:
             if not isinstance(value, Tensor):
                 return value
-            rows = value[span] if id in self.batched else value
+            each = len(value) // len(self.chosen)
+            rows = value[each * span.start : each * span.stop] if id in self.batched else value
             return rows.to(device, non_blocking=True)
 
         values = (self.inputs, self.floating, self.targets)
@@ -204,9 +205,13 @@ class UnitData:
 
     def select(self, value: Value, chosen: Sequence[int]) -> Tensor:
         """These samples of a value with a batch axis; pinned on the way to a CUDA card."""
-        size = len(value[0])
-        samples = [value[number // size][number % size] for number in chosen]
-        joined = torch.stack(samples)
+        # Several rows of a value can belong to one sample, such as the frames of a video.
+        each = len(value[0]) // self.batch
+        samples: list[Tensor] = []
+        for number in chosen:
+            first = number % self.batch * each
+            samples.append(value[number // self.batch][first : first + each])
+        joined = torch.cat(samples)
         return joined.pin_memory() if self.job.device.type == "cuda" else joined
 
 

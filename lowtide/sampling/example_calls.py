@@ -1,0 +1,88 @@
+"""Example calls of a denoiser, to record its architecture from: its pipeline starts, and stops.
+
+Where no Architecture describes the denoiser, its pipeline is called for one image and for two. Each
+call ends before the denoiser computes anything.
+"""
+
+from dataclasses import replace
+from inspect import signature
+
+import torch
+from torch import nn
+
+from lowtide.errors import BadInput
+from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
+from lowtide.models.generic import recorded_architecture
+from lowtide.sampling.drivers import denoiser
+from lowtide.sampling.pipelines import ModulePipeline, Pipeline
+from lowtide.sampling.recording import draw, whole_arguments
+from lowtide.settings import Request
+
+FLOW = 1000  # ticks of a timestep between 0 and 1
+
+
+class _Stop(Exception):
+    """The denoiser has been called."""
+
+
+def pipeline_adapter(pipe: Pipeline, request: Request) -> Adapter:
+    """The adapter of the pipeline's denoiser, from its class or from example calls."""
+    model = denoiser(pipe)
+    check_forward(model)
+    if isinstance(pipe, ModulePipeline):
+        return adapt(model, pipe.example(2))
+    if any(kind in ARCHITECTURES for kind in type(model).__mro__):
+        return adapt(model)
+    one = first_call(pipe, replace(request, seeds=request.seeds[:1]))
+    two = first_call(pipe, replace(request, seeds=_two(request.seeds)))
+    found = recorded_architecture(model, one, two)
+    # Models of flow matching may read their timestep between 0 and 1.
+    ticks = FLOW if float(two["timestep"].max()) <= 1 else 1
+    return adapt(model, two, replace(found, ticks=ticks))
+
+
+def _two(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    return seeds[:2] if len(seeds) > 1 else (seeds[0], seeds[0] + 1)
+
+
+def check_forward(model: nn.Module) -> None:
+    """A denoiser reads its timestep under this name."""
+    parameters = list(signature(model.forward).parameters)
+    if "timestep" not in parameters:
+        raise BadInput(
+            f"found {type(model).__name__}, whose forward takes {', '.join(parameters[:3])}",
+            "a denoiser called (sample, timestep, ...)",
+            "quantize it without data: see LowtideConfig in docs/guides/diffusers.md",
+        )
+
+
+def first_call(pipe: Pipeline, request: Request) -> Arguments:
+    """The arguments of the denoiser's first call."""
+    model = denoiser(pipe)
+    names = tuple(signature(model.forward).parameters)
+    found: list[Arguments] = []
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.append(whole_arguments(dict(zip(names, args, strict=False)) | kwargs))
+        raise _Stop
+
+    hook = model.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            draw(pipe, request, "latent")
+    except _Stop:
+        pass
+    finally:
+        hook.remove()
+    if not found:
+        raise BadInput(
+            f"found that a {type(pipe).__name__} never calls its {type(model).__name__}",
+            "a pipeline that calls it at each step",
+            "check the arguments of its call",
+        )
+    return found[0]
+
+
+def example_inputs(pipe: Pipeline) -> Arguments | None:
+    """One call's inputs, for a bare module, which no Architecture describes."""
+    return pipe.example(2) if isinstance(pipe, ModulePipeline) else None
