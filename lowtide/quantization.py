@@ -28,8 +28,9 @@ from lowtide.kernels.race import ENGINES
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import recipe_of, with_profile
+from lowtide.models.described import described
 from lowtide.nn.clock import CLOCK
-from lowtide.nn.plan import with_summary
+from lowtide.nn.plan import Plan, with_summary
 from lowtide.nn.swap import packed_layers
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, Settings, settings_from
@@ -98,7 +99,8 @@ def quantize(
     adapter = sampling.pipeline_adapter(pipe, request_of(settings))
     for stage in recipe:
         stage.check_model(adapter, settings)
-    job = Job(pipe, model, adapter, settings, method, units, world=world)
+    plan = Plan(example=described(adapter.architecture))
+    job = Job(pipe, model, adapter, settings, method, units, plan, world=world)
     job.report |= {"fingerprint": weights, "float_bytes": parameter_bytes(model)}
     job.report |= {"options": settings.stages, "device": str(device)}
     job.report |= {"ranks": world.size, "batch": job.batch, "run": digest}

@@ -309,7 +309,7 @@ def qwen_image(folder: Path):
         latents_std=[1.0] * 4,
     )
     return diffusers.QwenImagePipeline(
-        diffusers.FlowMatchEulerDiscreteScheduler(), decoder, None, None, transformer
+        diffusers.FlowMatchEulerDiscreteScheduler(), decoder, t5(), t5_tokenizer(), transformer
     )
 
 
@@ -327,7 +327,11 @@ def z_image(folder: Path):
         axes_lens=[256, 32, 32],
     )
     return diffusers.ZImagePipeline(
-        diffusers.FlowMatchEulerDiscreteScheduler(), vae(shift_factor=0.0), None, None, transformer
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae(shift_factor=0.0),
+        t5(),
+        t5_tokenizer(),
+        transformer,
     )
 
 
@@ -367,7 +371,7 @@ def hunyuan_dit(folder: Path):
         cross_attention_dim_t5=32,
         pooled_projection_dim=16,
         hidden_size=32,
-        text_len=16,
+        text_len=77,
         text_len_t5=256,
     )
     torch.manual_seed(0)

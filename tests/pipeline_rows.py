@@ -57,7 +57,7 @@ def kandinsky3(folder: Path):
         time_embedding_dim=32,
         groups=8,
         attention_head_dim=8,
-        layers_per_block=1,
+        layers_per_block=3,
         block_out_channels=(16, 32),
         cross_attention_dim=32,
         encoder_hid_dim=32,
@@ -127,7 +127,9 @@ ROWS: dict[str, Row] = {
         SMALL,
     ),
     "img2img": Row(
-        "StableDiffusionImg2ImgPipeline", more.img2img, {"image": picture(), "strength": 0.8},
+        "StableDiffusionImg2ImgPipeline",
+        more.img2img,
+        {"image": picture(), "strength": 0.8},
         PROMPTS,
     ),
     "inpaint4": Row(
@@ -164,8 +166,11 @@ ROWS: dict[str, Row] = {
     "sana": Row(
         "SanaPipeline",
         more.sana,
-        {"max_sequence_length": 16, "use_resolution_binning": False,
-         "complex_human_instruction": None},
+        {
+            "max_sequence_length": 16,
+            "use_resolution_binning": False,
+            "complex_human_instruction": None,
+        },
         PROMPTS | {"size": 32},
     ),
     "auraflow": Row("AuraFlowPipeline", more.aura_flow, {"max_sequence_length": 16}, SMALL),
@@ -178,5 +183,10 @@ ROWS: dict[str, Row] = {
     ),
     "kandinsky22": Row("KandinskyV22Pipeline", kandinsky22, TWO, {"size": 64}),
     "kandinsky3": Row("Kandinsky3Pipeline", kandinsky3, fields=SMALL),
-    "cascade": Row("StableCascadeDecoderPipeline", cascade, {"image_embeddings": embeddings(2, 4, 8, 8)}, PROMPTS),
+    "cascade": Row(
+        "StableCascadeDecoderPipeline",
+        cascade,
+        {"image_embeddings": embeddings(2, 4, 8, 8)},
+        PROMPTS,
+    ),
 }

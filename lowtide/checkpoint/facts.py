@@ -18,6 +18,7 @@ from lowtide.errors import BadInput
 from lowtide.formats import Format
 from lowtide.kernels.hashing import hashes
 from lowtide.models import Adapter, Unit, adapt
+from lowtide.models.described import described_adapter
 from lowtide.nn.extension import extends
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
@@ -175,7 +176,7 @@ def float_adapter(model: nn.Module, plan: Plan) -> Adapter:
     with torch.device("meta"):
         floating = kind.from_config(model.config)
         split_modules(floating, plan.splits)
-        return adapt(floating)
+        return described_adapter(floating, plan.example) if plan.example else adapt(floating)
 
 
 def _unit_facts(adapter: Adapter, unit: Unit) -> UnitFacts:

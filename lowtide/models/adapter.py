@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models.trace import Graph, Node, Param, Value, flat_inputs, leaves_of, on_meta, record
+from lowtide.models.trace import Graph, Node, Param, Value, leaves_of, on_meta, record
 
 # Calls that a temporal feature passes before it is chunked: an axis added, a table added.
 PASSED_ON = (
@@ -210,6 +210,13 @@ class Adapter:
                 if node.target in PASSED_ON:
                     followed.update(node.gives())
         return 1
+
+    def answers_rows(self, layer: str) -> bool:
+        """Whether a layer answers with one vector for each sample, or for each of its frames."""
+        answers = (
+            node.gives()[0] for name, node in self._layer_graph.leaf_nodes() if name == layer
+        )
+        return all(len(self._layer_graph.values[id].shape) == 2 for id in answers)
 
     def norm_before(self, layer: str) -> str | None:
         """The group norm whose output this layer reads directly, if no other call reads it."""

@@ -21,6 +21,11 @@ def quantize_features(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
     return plan.format.encode(rows, grid), grid
 
 
+def one_row_each(answer: Tensor, rows: int) -> Tensor:
+    """A layer's answers to so many timesteps; the equal rows of a video's frames count as one."""
+    return answer if len(answer) == rows else answer.unflatten(0, (rows, -1))[:, 0]
+
+
 class Cached(nn.Module):
     """Replaces a temporal layer.
 
@@ -103,6 +108,9 @@ class Cached(nn.Module):
         if not self.quantized:
             return self._run_layer(x)
         index = self.clock.index.to(self.clock.timesteps.device)
+        if index.dim() and len(index) != len(x):
+            # Several rows belong to one sample, such as the frames of a video.
+            index = index.repeat_interleave(len(x) // len(index))
         features = self.cached(index).to(x.dtype).expand(len(x), -1)
         if not self.plan.computed:
             return features

@@ -68,7 +68,10 @@ class PerRequest(nn.Module):
         if self.cache.collecting and self.codes_plan:
             return self._exact_answer(x)
         feature = self.cache.feature(self.name)
-        return self.computed(x) if feature is None else feature.to(x.dtype)
+        if feature is None:
+            return self.computed(x)
+        # Several rows belong to one sample, such as the frames of a video.
+        return feature.to(x.dtype).repeat_interleave(len(x) // len(feature), 0)
 
     def computed(self, x: Tensor) -> Tensor:
         """The features of these rows as the cache returns them, rows x width."""

@@ -142,9 +142,9 @@ def _with_pictures(pipe: Pipeline, request: Request) -> dict[str, object]:
         given["strength"] = 1.0
     if "image" in request.call:
         return given
-    if request.pictures is None and known["image"].default is not known["image"].empty:
-        if "strength" not in known:
-            return given
+    is_needed = "strength" in known or known["image"].default is known["image"].empty
+    if request.pictures is None and not is_needed:
+        return given
     pictures = pictures_of(request, _side(pipe, request))
     given["image"] = pictures
     if "mask_image" in known:
@@ -303,7 +303,9 @@ def _check_labels(pipe: Pipeline, request: Request) -> None:
             f"0 to {classes - 1}",
             "choose labels the model was trained on",
         )
-    if config.get("num_class_embeds") and driver_of(pipe) is not LABELLED:
+    # Upscalers give the level of their noise as the label.
+    is_upscaler = "noise_level" in signature(pipe.__call__).parameters
+    if config.get("num_class_embeds") and driver_of(pipe) is not LABELLED and not is_upscaler:
         raise BadInput(
             f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels",
             "a pipeline that passes labels",

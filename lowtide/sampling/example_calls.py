@@ -13,7 +13,7 @@ from torch import nn
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
 from lowtide.models.generic import recorded_architecture
-from lowtide.sampling.drivers import denoiser
+from lowtide.sampling.drivers import DRIVERS, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline
 from lowtide.sampling.recording import draw, whole_arguments
 from lowtide.settings import Request
@@ -29,16 +29,32 @@ def pipeline_adapter(pipe: Pipeline, request: Request) -> Adapter:
     """The adapter of the pipeline's denoiser, from its class or from example calls."""
     model = denoiser(pipe)
     check_forward(model)
+    check_no_image_adapter(model)
     if isinstance(pipe, ModulePipeline):
         return adapt(model, pipe.example(2))
-    if any(kind in ARCHITECTURES for kind in type(model).__mro__):
+    listed = next((kind for kind in type(model).__mro__ if kind in ARCHITECTURES), None)
+    if listed is not None and type(pipe).__name__ in DRIVERS and not request.call:
         return adapt(model)
     one = first_call(pipe, replace(request, seeds=request.seeds[:1]))
     two = first_call(pipe, replace(request, seeds=_two(request.seeds)))
     found = recorded_architecture(model, one, two)
+    if listed is not None:
+        written = ARCHITECTURES[listed]
+        return adapt(model, two, replace(found, blocks=written.blocks, ticks=written.ticks))
     # Models of flow matching may read their timestep between 0 and 1.
     ticks = FLOW if float(two["timestep"].max()) <= 1 else 1
     return adapt(model, two, replace(found, ticks=ticks))
+
+
+def check_no_image_adapter(model: nn.Module) -> None:
+    """An IP-Adapter is loaded into a packed model, because its weights are in no saved folder."""
+    kinds = {type(each).__name__ for each in getattr(model, "attn_processors", {}).values()}
+    if any(kind.startswith("IPAdapter") for kind in kinds):
+        raise BadInput(
+            f"found a {type(model).__name__} with an IP-Adapter",
+            "a model without one",
+            "call unload_ip_adapter(), quantize, and load it into the packed pipeline",
+        )
 
 
 def _two(seeds: tuple[int, ...]) -> tuple[int, ...]:

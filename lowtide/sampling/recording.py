@@ -256,5 +256,3 @@ def whole_arguments(arguments: Arguments) -> Arguments:
 
 def _on_cpu(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-

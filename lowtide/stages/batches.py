@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowtide.errors import BadInput
 from lowtide.models import Arguments, answer_of
 from lowtide.models.trace import flat_inputs, mapped_inputs
+from lowtide.nn.layer_call import on_input
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
 from lowtide.stages.base import Job
@@ -112,12 +113,11 @@ def last_features(job: Job) -> Iterator[list[Tensor]]:
     last = job.model.get_submodule(job.adapter.ends()[1])
     inputs: list[Tensor] = []
 
-    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def record(module: nn.Module, x: Tensor) -> None:
         channels_second = x.movedim(-1, 1) if isinstance(module, nn.Linear) else x
         inputs.append(channels_second.flatten(2))
 
-    hook = last.register_forward_pre_hook(record)
+    hook = on_input(last, record)
     try:
         yield inputs
     finally:

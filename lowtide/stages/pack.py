@@ -23,10 +23,11 @@ class Pack(Stage):
     def run(self, job: Job) -> None:
         _drop_unused_layers(job)
         pack_modules(job.model)
-        if job.plan.requests:
-            add_request_cache(job.model, job.plan)
         is_bare = isinstance(job.pipe, ModulePipeline)  # no configuration makes its adapter
-        accept_new_timesteps(job.model, job.plan, job.adapter if is_bare else None)
+        adapter = job.adapter if is_bare else None
+        if job.plan.requests:
+            add_request_cache(job.model, job.plan, adapter)
+        accept_new_timesteps(job.model, job.plan, adapter)
         job.calls = []
 
     def cost(self, load: Workload) -> Cost:
