@@ -149,4 +149,5 @@ def timestep_tensor(timestep: Any) -> Tensor:
 
 
 def _content(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    whole = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return whole.reshape(-1).view(torch.uint8).numpy().tobytes()

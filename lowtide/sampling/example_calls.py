@@ -15,7 +15,7 @@ from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
 from lowtide.models.generic import recorded_architecture
 from lowtide.sampling.drivers import DRIVERS, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline
-from lowtide.sampling.recording import draw, whole_arguments
+from lowtide.sampling.recording import bound_arguments, draw, whole_arguments
 from lowtide.settings import Request
 
 FLOW = 1000  # ticks of a timestep between 0 and 1
@@ -75,11 +75,10 @@ def check_forward(model: nn.Module) -> None:
 def first_call(pipe: Pipeline, request: Request) -> Arguments:
     """The arguments of the denoiser's first call."""
     model = denoiser(pipe)
-    names = tuple(signature(model.forward).parameters)
     found: list[Arguments] = []
 
     def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found.append(whole_arguments(dict(zip(names, args, strict=False)) | kwargs))
+        found.append(whole_arguments(bound_arguments(module, args, kwargs)))
         raise _Stop
 
     hook = model.register_forward_pre_hook(stop, with_kwargs=True)

@@ -208,13 +208,12 @@ def record_calls(
     model: nn.Module, moments: list[Moment], keep: Collection[int] | None
 ) -> Iterator[None]:
     """Append the denoiser's calls to `moments`: all, or those whose index is in `keep`."""
-    names = tuple(signature(model.forward).parameters)
     indices = count()
 
     def record(module: nn.Module, args: tuple, kwargs: dict, result: Answer) -> None:
         index = next(indices)
         if keep is None or index in keep:
-            moments.append(_moment(index, dict(zip(names, args, strict=False)) | kwargs, result))
+            moments.append(_moment(index, bound_arguments(model, args, kwargs), result))
 
     hook = model.register_forward_hook(record, with_kwargs=True)
     try:
@@ -239,10 +238,17 @@ def _moment(index: int, arguments: Arguments, result: Answer) -> Moment:
     return Moment(index, copies["timestep"], copies, _on_cpu("", answer_of(result)))
 
 
+def bound_arguments(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Arguments:
+    """The arguments of a call by name, without those that are None and can be left out."""
+    parameters = signature(model.forward).parameters
+    named = dict(zip(parameters, args, strict=False)) | kwargs
+    needed = {name for name, each in parameters.items() if each.default is each.empty}
+    return {name: value for name, value in named.items() if value is not None or name in needed}
+
+
 def whole_arguments(arguments: Arguments) -> Arguments:
     """A copy of a call's arguments on the CPU, with one timestep for each sample."""
-    given = {name: value for name, value in arguments.items() if value is not None}
-    copies = mapped_inputs(given, _on_cpu)
+    copies = mapped_inputs(arguments, _on_cpu)
     first = next(iter(copies.values()))
     timestep = torch.as_tensor(copies.get("timestep", ())).reshape(-1)
     if not isinstance(first, Tensor) or len(timestep) not in (1, len(first)):
