@@ -12,7 +12,7 @@ from torch import nn
 
 from lowtide.costs.speed import Speed
 from lowtide.costs.work import FLOAT, Network, Part, Work, layer_weight
-from lowtide.models.trace import flat_inputs
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.settings import Settings
 
 DECODE = 3  # passes over a weight to decode it

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models.adapter import Architecture, Arguments, Example
-from lowtide.models.trace import flat_inputs, mapped_inputs
+from lowtide.models.named_inputs import flat_inputs, mapped_inputs
 
 
 def block_classes(model: nn.Module) -> tuple[str, ...]:

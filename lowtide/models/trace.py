@@ -11,6 +11,7 @@ recording.
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from lowtide.errors import BadInput
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.models.tensor_state import TensorState, memory_of
 
 
@@ -195,37 +197,6 @@ def _numbered(pattern: object, result: object) -> Iterable[tuple[int, Any]]:
     return ((leaf.id, value) for leaf, value in pairs if isinstance(leaf, Ref))
 
 
-def flat_inputs(inputs: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:
-    """Tensors by name; a tensor in a nested dict or list gets a dotted name."""
-    flat: dict[str, Tensor] = {}
-    for name, value in inputs.items():
-        if isinstance(value, tuple | list):
-            value = {str(place): item for place, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            flat |= flat_inputs(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor):
-            flat[prefix + name] = value
-    return flat
-
-
-def mapped_inputs(
-    inputs: Mapping[str, object], change: Callable[[str, Tensor], object], prefix: str = ""
-) -> dict[str, Any]:
-    """The same inputs with `change` applied to every tensor and its name in `flat_inputs`."""
-    return {name: _mapped_input(prefix + name, each, change) for name, each in inputs.items()}
-
-
-def _mapped_input(name: str, value: object, change: Callable[[str, Tensor], object]) -> object:
-    if isinstance(value, Tensor):
-        return change(name, value)
-    if isinstance(value, Mapping):
-        return mapped_inputs(value, change, f"{name}.")
-    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
-        items = [_mapped_input(f"{name}.{place}", each, change) for place, each in enumerate(value)]
-        return type(value)(items)
-    return value
-
-
 def _with_frees(
     nodes: list[Node], inputs: dict[str, int], output: object, values: dict[int, Value]
 ) -> Graph:
@@ -328,6 +299,9 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.depth:
             return func(*args, **kwargs)
+        if func is Tensor.type_as:
+            # The result depends on the type of the other tensor, not on its values.
+            func, args = Tensor.to, (args[0], args[1].dtype)
         before = {leaf: TensorState.of(leaf) for leaf in _tensors_of((args, kwargs))}
         result = func(*args, **kwargs)
         is_written = any(TensorState.of(leaf) != state for leaf, state in before.items())
@@ -371,6 +345,7 @@ def record(
     model: nn.Module, inputs: Mapping[str, object], leaves: Mapping[str, nn.Module]
 ) -> Graph:
     """Run the model once on these inputs and record what happens between the leaves."""
+    _forget_answers(model)
     recorder = _Recorder(model, leaves)
     numbers = {
         name: recorder.number(tensor, frozenset([name]), frozenset()).id
@@ -385,13 +360,23 @@ def record(
         raise BadInput(
             f"found {type(model).__name__} that fails on inputs {names} of shapes alone ({error})",
             "a forward pass that takes these inputs and decides nothing by their values",
-            "correct the example input, or write an Architecture, see docs/architecture.md",
+            "correct the example input, quantize without data (LowtideConfig, see "
+            "docs/guides/diffusers.md), or write an Architecture",
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
+        _forget_answers(model)
     output = mapped(result, recorder.symbol)
     return _with_frees(recorder.nodes, numbers, output, recorder.values)
+
+
+def _forget_answers(model: nn.Module) -> None:
+    """Clear the caches of methods with `lru_cache`: their tensors are of another recording."""
+    for kind in {type(module) for module in model.modules()}:
+        for method in vars(kind).values():
+            if isinstance(method, _lru_cache_wrapper):
+                method.cache_clear()
 
 
 def on_meta(model: nn.Module, shared: Iterable[object] = ()) -> nn.Module:

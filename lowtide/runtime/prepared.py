@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.kernels.race import NATIVE
-from lowtide.models.trace import Graph, flat_inputs
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.trace import Graph
 from lowtide.nn.clock import find_clock
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.swap import packed_layers, quantizers

@@ -39,6 +39,17 @@ def denoiser(pipe: Pipeline) -> nn.Module:
     return getattr(pipe, denoiser_name(pipe))
 
 
+def check_forward(model: nn.Module) -> None:
+    """A denoiser reads its timestep under this name."""
+    parameters = list(signature(model.forward).parameters)
+    if "timestep" not in parameters:
+        raise BadInput(
+            f"found {type(model).__name__}, whose forward takes {', '.join(parameters[:3])}",
+            "a denoiser called (sample, timestep, ...)",
+            "quantize it without data: see LowtideConfig in docs/guides/diffusers.md",
+        )
+
+
 @dataclass(frozen=True)
 class Role:
     """What a pipeline gives its denoiser and takes from it.

@@ -5,7 +5,6 @@ call ends before the denoiser computes anything.
 """
 
 from dataclasses import replace
-from inspect import signature
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from torch import nn
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
 from lowtide.models.generic import recorded_architecture
-from lowtide.sampling.drivers import DRIVERS, denoiser
+from lowtide.sampling.drivers import DRIVERS, check_forward, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline
 from lowtide.sampling.recording import bound_arguments, draw, whole_arguments
 from lowtide.settings import Request
@@ -59,17 +58,6 @@ def check_no_image_adapter(model: nn.Module) -> None:
 
 def _two(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds[:2] if len(seeds) > 1 else (seeds[0], seeds[0] + 1)
-
-
-def check_forward(model: nn.Module) -> None:
-    """A denoiser reads its timestep under this name."""
-    parameters = list(signature(model.forward).parameters)
-    if "timestep" not in parameters:
-        raise BadInput(
-            f"found {type(model).__name__}, whose forward takes {', '.join(parameters[:3])}",
-            "a denoiser called (sample, timestep, ...)",
-            "quantize it without data: see LowtideConfig in docs/guides/diffusers.md",
-        )
 
 
 def first_call(pipe: Pipeline, request: Request) -> Arguments:

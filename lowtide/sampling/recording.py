@@ -27,7 +27,7 @@ from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.machine.room import Room
 from lowtide.models import Answer, Arguments, answer_of
-from lowtide.models.trace import mapped_inputs
+from lowtide.models.named_inputs import mapped_inputs
 from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser, gives_latents
 from lowtide.sampling.pipelines import Pipeline, Scheduler, takes_generator

@@ -21,7 +21,8 @@ from lowtide.distributed.world import World
 from lowtide.errors import BadInput
 from lowtide.machine.room import Room
 from lowtide.models import Adapter, Arguments
-from lowtide.models.trace import mapped, mapped_inputs
+from lowtide.models.named_inputs import mapped_inputs
+from lowtide.models.trace import mapped
 from lowtide.nn.placement import Placement
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track

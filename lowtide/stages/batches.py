@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 from lowtide.models import Arguments, answer_of
-from lowtide.models.trace import flat_inputs, mapped_inputs
+from lowtide.models.named_inputs import flat_inputs, mapped_inputs
 from lowtide.nn.layer_call import on_input
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision

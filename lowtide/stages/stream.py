@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lowtide.machine.devices import CPU
 from lowtide.machine.peak_memory import release_free_memory
 from lowtide.models import Unit
-from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.trace import Graph, Node, Ref, leaves_of, mapped, run_node
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import QDrop, SamplePart, dropping
 from lowtide.nn.swap import find_clock, set_precision

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models import Adapter, Unit
-from lowtide.models.trace import flat_inputs
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.nn.clock import Clock
 from lowtide.nn.feature_cache import one_row_each
 from lowtide.nn.precision import Precision
