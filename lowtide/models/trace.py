@@ -11,7 +11,6 @@ recording.
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import _lru_cache_wrapper
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lowtide.errors import BadInput
 from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.plain_state import constants, forget_answers
 from lowtide.models.tensor_state import TensorState, memory_of
 
 
@@ -218,7 +218,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, leaves: Mapping[str, nn.Module]):
         super().__init__()
-        named_tensors = [*model.named_parameters(), *model.named_buffers()]
+        named_tensors = [*model.named_parameters(), *model.named_buffers(), *constants(model)]
         self.names = {id(tensor): name for name, tensor in named_tensors}
         self.owners = {memory_of(tensor): Param(name) for name, tensor in named_tensors}
         self.leaves = leaves
@@ -345,7 +345,7 @@ def record(
     model: nn.Module, inputs: Mapping[str, object], leaves: Mapping[str, nn.Module]
 ) -> Graph:
     """Run the model once on these inputs and record what happens between the leaves."""
-    _forget_answers(model)
+    forget_answers(model)
     recorder = _Recorder(model, leaves)
     numbers = {
         name: recorder.number(tensor, frozenset([name]), frozenset()).id
@@ -366,17 +366,9 @@ def record(
     finally:
         for hook in hooks:
             hook.remove()
-        _forget_answers(model)
+        forget_answers(model)
     output = mapped(result, recorder.symbol)
     return _with_frees(recorder.nodes, numbers, output, recorder.values)
-
-
-def _forget_answers(model: nn.Module) -> None:
-    """Clear the caches of methods with `lru_cache`: their tensors are of another recording."""
-    for kind in {type(module) for module in model.modules()}:
-        for method in vars(kind).values():
-            if isinstance(method, _lru_cache_wrapper):
-                method.cache_clear()
 
 
 def on_meta(model: nn.Module, shared: Iterable[object] = ()) -> nn.Module:
