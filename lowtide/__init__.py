@@ -53,6 +53,9 @@ wrapt.when_imported("diffusers.quantizers.auto")(
 wrapt.when_imported("diffusers.models.controlnets.controlnet")(
     lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
 )
+wrapt.when_imported("diffusers.pipelines.pag.pag_utils")(
+    lambda module: import_module("lowtide.checkpoint.perturbed_attention").wrap(module)
+)
 # peft learns of packed layers when it imports its LoRA.
 wrapt.when_imported("peft.tuners.lora.model")(
     lambda module: import_module("lowtide.checkpoint.peft_hook")

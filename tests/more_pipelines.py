@@ -4,8 +4,6 @@ Each builder gets a folder for its tokenizer. `MORE` says how each is called. Ra
 take the place of text encoders that cannot be made tiny.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 

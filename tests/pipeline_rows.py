@@ -7,11 +7,10 @@ from typing import Any
 
 import diffusers
 import more_pipelines as more
-import tiny
 import tiny_pipelines
 import torch
 from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
-from more_pipelines import embeddings, lively, mask, picture, seeded
+from more_pipelines import embeddings, mask, picture, seeded
 from tiny_pipelines import clip, clip_tokenizer, t5, t5_tokenizer
 
 
@@ -57,7 +56,7 @@ def kandinsky3(folder: Path):
         time_embedding_dim=32,
         groups=8,
         attention_head_dim=8,
-        layers_per_block=3,
+        layers_per_block=2,
         block_out_channels=(16, 32),
         cross_attention_dim=32,
         encoder_hid_dim=32,

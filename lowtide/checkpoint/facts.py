@@ -111,7 +111,7 @@ def parameter_bytes(model: nn.Module) -> int:
 
 def on_disk(folder: Path) -> int:
     """Bytes of the denoiser's weight files."""
-    homes = [folder / name for name in ("unet", "transformer") if (folder / name).is_dir()]
+    homes = [folder / name for name in sampling.DENOISERS if (folder / name).is_dir()]
     home = homes[0] if homes else folder
     return sum(path.stat().st_size for path in home.glob("*.safetensors"))
 

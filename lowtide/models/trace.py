@@ -355,7 +355,9 @@ def record(
     try:
         with recorder:
             result = model(**inputs)
-    except (RuntimeError, TypeError) as error:
+    except BadInput:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         names = ", ".join(numbers)
         raise BadInput(
             f"found {type(model).__name__} that fails on inputs {names} of shapes alone ({error})",

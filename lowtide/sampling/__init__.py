@@ -1,7 +1,9 @@
 """Sampling: requests, pipelines and their drivers, loading, and the recorded trajectory."""
 
 from lowtide.sampling.apart import other_parts, parts_apart
+from lowtide.sampling.call_files import read_call
 from lowtide.sampling.drivers import (
+    DENOISERS,
     DRIVERS,
     call_arguments,
     check_steps,
@@ -31,6 +33,7 @@ from lowtide.sampling.schedulers import scheduled, scheduler_like
 from lowtide.settings import Request
 
 __all__ = [
+    "DENOISERS",
     "DRIVERS",
     "ModulePipeline",
     "Moment",
@@ -52,6 +55,7 @@ __all__ = [
     "pipeline_adapter",
     "pipeline_class",
     "quiet_libraries",
+    "read_call",
     "read_prompts",
     "record_calls",
     "run_pipeline",

@@ -20,16 +20,17 @@ from lowtide.sampling.pipelines import (
 from lowtide.sampling.request import masks_of, pictures_of, read_prompts
 from lowtide.settings import Request
 
-DECODERS = ("vae", "vqvae")
+DENOISERS = ("unet", "transformer", "decoder", "prior")
+DECODERS = ("vae", "vqvae", "movq", "vqgan")
 
 
 def denoiser_name(pipe: Pipeline) -> str:
     """The name of the pipeline's component that is called at every step."""
-    for name in ("unet", "transformer"):
+    for name in DENOISERS:
         if isinstance(getattr(pipe, name, None), nn.Module):
             return name
     raise BadInput(
-        f"found {type(pipe).__name__} without unet or transformer",
+        f"found {type(pipe).__name__} without {' or '.join(DENOISERS)}",
         "a diffusion pipeline",
         "load another model",
     )
