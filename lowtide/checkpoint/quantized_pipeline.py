@@ -123,6 +123,7 @@ class Quantized:
 
     def _check_saveable(self) -> None:
         adapters.check_saveable(self.pipe)
+        sampling.check_no_image_adapter(self.model, "save")
         if isinstance(self.pipe, sampling.ModulePipeline):
             bare_modules.check_bare(self.pipe)
             if not facts.packed_plan(self.model).layers:

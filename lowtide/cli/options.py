@@ -94,8 +94,8 @@ _TEXTS = {
         Path | None,
         None,
         call,
-        "A JSON or YAML file with more arguments of the pipeline's call, such as a negative prompt; "
-        "paths of pictures become pictures.",
+        "A JSON or YAML file with more arguments of the pipeline's call, such as a negative "
+        "prompt; paths of pictures become pictures.",
     ),
     "memory": _Text(
         int, 128, mebibytes, "MiB of calibration data to hold in memory; the rest goes to disk."

@@ -11,7 +11,7 @@ from lowtide.sampling.drivers import (
     denoiser_name,
     supported_fields,
 )
-from lowtide.sampling.example_calls import example_inputs, pipeline_adapter
+from lowtide.sampling.example_calls import check_no_image_adapter, example_inputs, pipeline_adapter
 from lowtide.sampling.loading import (
     as_pipeline,
     class_name,
@@ -42,6 +42,7 @@ __all__ = [
     "Scheduler",
     "as_pipeline",
     "call_arguments",
+    "check_no_image_adapter",
     "check_steps",
     "class_name",
     "denoiser",

@@ -28,7 +28,7 @@ def pipeline_adapter(pipe: Pipeline, request: Request) -> Adapter:
     """The adapter of the pipeline's denoiser, from its class or from example calls."""
     model = denoiser(pipe)
     check_forward(model)
-    check_no_image_adapter(model)
+    check_no_image_adapter(model, "quantize")
     if isinstance(pipe, ModulePipeline):
         return adapt(model, pipe.example(2))
     listed = next((kind for kind in type(model).__mro__ if kind in ARCHITECTURES), None)
@@ -45,14 +45,14 @@ def pipeline_adapter(pipe: Pipeline, request: Request) -> Adapter:
     return adapt(model, two, replace(found, ticks=ticks))
 
 
-def check_no_image_adapter(model: nn.Module) -> None:
+def check_no_image_adapter(model: nn.Module, doing: str) -> None:
     """An IP-Adapter is loaded into a packed model, because its weights are in no saved folder."""
     kinds = {type(each).__name__ for each in getattr(model, "attn_processors", {}).values()}
     if any(kind.startswith("IPAdapter") for kind in kinds):
         raise BadInput(
             f"found a {type(model).__name__} with an IP-Adapter",
             "a model without one",
-            "call unload_ip_adapter(), quantize, and load it into the packed pipeline",
+            f"call unload_ip_adapter(), {doing}, and load it into the packed pipeline",
         )
 
 
