@@ -94,13 +94,15 @@ def cascade(folder: Path):
 class Row:
     """A kind of pipeline: its name in the table, how it is built, how it is called.
 
-    call: what `call={...}` gets. fields: of a request, besides the seeds.
+    call: what `call={...}` gets. fields: of a request, besides the seeds. alone: diffusers cannot
+    load the whole pipeline, but its denoiser.
     """
 
     title: str
     build: Callable[[Path], Any]
     call: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 PROMPTS = {"prompts": ("a b c", "x y z")}
@@ -150,12 +152,6 @@ ROWS: dict[str, Row] = {
         "StableDiffusionUpscalePipeline", more.upscale, {"image": picture(side=8)}, PROMPTS
     ),
     "lcm": Row("LatentConsistencyModelPipeline", more.lcm, fields=SMALL),
-    "ip-adapter": Row(
-        "StableDiffusionPipeline, with an IP-Adapter",
-        more.ip_adapter,
-        {"ip_adapter_image_embeds": [embeddings(2, 1, 32)]},
-        SMALL,
-    ),
     "animatediff": Row("AnimateDiffPipeline", more.animate_diff, {"num_frames": 3}, VIDEO),
     "unet3d": Row("TextToVideoSDPipeline", more.text_to_video, {"num_frames": 3}, VIDEO),
     "wan": Row("WanPipeline", more.wan, {"num_frames": 9, "max_sequence_length": 16}, VIDEO),
@@ -187,5 +183,6 @@ ROWS: dict[str, Row] = {
         cascade,
         {"image_embeddings": embeddings(2, 4, 8, 8)},
         PROMPTS,
+        alone=True,
     ),
 }
