@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -116,6 +117,19 @@ def load_bare(folder: Path, factory: Factory, dtype: torch.dtype) -> ModulePipel
     diffusers_hook.attach_bare(module, plan)
     runtime.fuse(module)
     return pipe
+
+
+def bare_problems(folder: Path) -> list[str]:
+    """What is wrong with the tensors of a bare module, without its code: a sentence, or nothing."""
+    try:
+        header = read_metadata(folder / WEIGHTS)
+        verify_plan(header, folder / WEIGHTS)
+        verify_kinds(header, [folder / WEIGHTS])
+        state = load_file(folder / WEIGHTS)
+        verify(state, hashes_by_name(list(state), header[HASHES]))
+    except (BadInput, OSError, ValueError, KeyError, SafetensorError) as error:
+        return [str(error).partition("\n")[0]]
+    return []
 
 
 def _made(factory: Factory, title: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""IP-Adapters on a packed UNet: loaded, scaled, removed; refused where no folder would hold them."""
+"""IP-Adapters on a packed UNet: loaded, scaled, removed; not saved and not quantized."""
 
 import numpy as np
 import pytest

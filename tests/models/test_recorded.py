@@ -1,4 +1,4 @@
-"""Architectures recorded from two calls: batch axes, rows of frames, JSON, casts, cached methods."""
+"""Architectures recorded from two calls: batch axes, frames, JSON, casts, cached methods."""
 
 from functools import lru_cache
 

@@ -114,6 +114,7 @@ def test_altered_bytes_are_found(packed, tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match="altered since it was saved"):
         lowtide.load(copy, factory=Tokens)
+    assert any("altered since it was saved" in problem for problem in problems_of(copy))
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,16 @@ def test_what_a_record_does_not_hold_is_asked_for_again(from_picture, tmp_path):
     assert result.evidence.models["minmax-w4a8"].psnr > 10
 
 
+def test_a_video_is_drawn_and_not_evaluated(tmp_path):
+    pipe = more.text_to_video(tmp_path)
+    pipe.save_pretrained(tmp_path / "float")
+    call = {"num_frames": 3}
+    images = sampling.images(pipe, request(seeds=(1, 2), call=call))
+    assert images.shape == (2, 3, 16, 16, 3)
+    with pytest.raises(BadInput, match=r"which draws no images .3 x 16 x 16 x 3"):
+        lowtide.compare(pipe, str(tmp_path / "float"), out=tmp_path / "out", call=call, **SMALL)
+
+
 def test_a_class_embedding_of_a_timestep_is_one_sentence():
     torch.manual_seed(0)
     model = tiny.unet2d(class_embed_type="timestep")
