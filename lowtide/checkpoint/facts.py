@@ -22,6 +22,7 @@ from lowtide.models.described import described_adapter
 from lowtide.nn.extension import extends
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
+from lowtide.sampling.call_values import recorded
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.stages.base import Job
 
@@ -246,9 +247,12 @@ def digest_of_parts(pipe: Pipeline) -> str:
     scheduler's. Tokenizers count by their class and size of vocabulary.
     """
     parts: dict[str, object] = {"scheduler": pipe.scheduler, "denoiser": sampling.denoiser(pipe)}
+    digest = hashlib.blake2b(digest_size=8)
     if isinstance(pipe, DiffusionPipeline):
         parts |= pipe.components
-    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(pipe, sampling.ModulePipeline):
+        example = {"shape": pipe.shape, **pipe.conditions}
+        digest.update(json.dumps(example, default=recorded).encode())
     denoiser = parts["denoiser"]
     for name in sorted(parts):
         part = parts[name]

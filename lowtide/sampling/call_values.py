@@ -32,6 +32,17 @@ OWN = {
     "num_images_per_prompt": "images",
     "num_videos_per_prompt": "images",
 }
+# Arguments that fields of a request set too.
+SAME_AS = {
+    "prompt": "prompts",
+    "prompt_embeds": "prompts",
+    "image": "pictures",
+    "mask_image": "pictures",
+    "guidance_scale": "guidance",
+    "height": "size",
+    "width": "size",
+    "class_labels": "labels",
+}
 # Arguments of which each image has one.
 _OF_AN_IMAGE = re.compile(
     r"((negative_)?prompt(_\d)?|(mask_|control_|masked_)?image|class_labels|image_embeddings"
@@ -45,11 +56,21 @@ UNKEPT = "not kept by lowtide"
 def call_values(pipe: Any, request: Request) -> dict[str, Any]:
     """The arguments that `request.call` adds, for one batch."""
     known = signature(pipe.__call__).parameters
+    device = getattr(pipe, "_execution_device", None)
     values: dict[str, Any] = {}
     for name, value in request.call.items():
         _check_name(type(pipe).__name__, name, known)
-        values[name] = _by_seed(name, _real(name, value), request)
+        _check_once(name, request)
+        each = _by_seed(name, _real(name, value), request)
+        values[name] = each.to(device) if isinstance(each, Tensor) else each
     return values
+
+
+def _check_once(name: str, request: Request) -> None:
+    """What a field of the request says, `call` does not say again."""
+    twin = SAME_AS.get(name)
+    if twin is not None and getattr(request, twin) not in (None, ()):
+        raise BadInput(f"found {twin}, and {name} in call", "one of them", "leave one out")
 
 
 def _check_name(kind: str, name: str, known: Mapping[str, Parameter]) -> None:

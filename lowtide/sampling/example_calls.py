@@ -12,6 +12,7 @@ from torch import nn
 from lowtide.errors import BadInput
 from lowtide.models import ARCHITECTURES, Adapter, Arguments, adapt
 from lowtide.models.generic import recorded_architecture
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.sampling.drivers import DRIVERS, check_forward, denoiser
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline
 from lowtide.sampling.recording import bound_arguments, draw, whole_arguments
@@ -39,6 +40,8 @@ def pipeline_adapter(pipe: Pipeline, request: Request) -> Adapter:
     found = recorded_architecture(model, one, two)
     if listed is not None:
         written = ARCHITECTURES[listed]
+        if flat_inputs(written.example(model, 2)).keys() == flat_inputs(two).keys():
+            return adapt(model, two)
         return adapt(model, two, replace(found, blocks=written.blocks, ticks=written.ticks))
     # Models of flow matching may read their timestep between 0 and 1.
     ticks = FLOW if float(two["timestep"].max()) <= 1 else 1

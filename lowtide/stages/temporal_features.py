@@ -115,8 +115,9 @@ def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
 
 
 def _step_of_rows(rows: Tensor, clock: Clock) -> Tensor:
-    """The step of each row that ran last: (rows,)."""
-    return clock.index.to(rows.device).expand(len(rows))
+    """The step of each row that ran last: (rows,); the frames of a video are rows of their own."""
+    index = clock.index.to(rows.device).reshape(-1)
+    return index.repeat_interleave(len(rows) // len(index))
 
 
 def _rows_of(job: Job, unit: Unit) -> Rows:

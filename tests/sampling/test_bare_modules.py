@@ -12,6 +12,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 import lowtide
 from lowtide import runtime, sampling
+from lowtide.checkpoint.facts import digest_of_parts
 from lowtide.checkpoint.verification import problems_of
 from lowtide.errors import BadInput
 from lowtide.sampling.pipelines import ModulePipeline, UnconditionalPipeline
@@ -150,6 +151,17 @@ def test_a_unet_takes_any_scheduler():
     scheduler = DPMSolverMultistepScheduler()
     assert isinstance(sampling.as_pipeline(model, scheduler), UnconditionalPipeline)
     assert isinstance(sampling.as_pipeline(model, DDIMScheduler()), DDIMPipeline)
+
+
+def test_another_condition_is_another_run():
+    rows = example(4, labels=True)
+    digests = [
+        digest_of_parts(
+            sampling.as_pipeline(Labelled(), DDIMScheduler(), example=rows | {"label": label})
+        )
+        for label in (rows["label"], rows["label"] + 1)
+    ]
+    assert digests[0] != digests[1]
 
 
 class Renamed(Tokens):

@@ -36,7 +36,7 @@ def request(**fields):
 
 def test_what_an_image_has_is_assigned_by_seed(pipe):
     call = {"negative_prompt": ["p", "q"], "prompt_embeds": torch.arange(4).reshape(2, 2)}
-    values = call_values(pipe, request(call=call))
+    values = call_values(pipe, request(prompts=(), call=call))
     assert values["negative_prompt"] == ["q", "p", "p"]
     assert values["prompt_embeds"].tolist() == [[2, 3], [0, 1], [0, 1]]
     one = call_values(pipe, request(call={"negative_prompt": "p", "timesteps": [9, 5]}))
@@ -74,6 +74,8 @@ def test_paths_of_pictures_become_pictures(from_picture, tmp_path):
         ({"output_type": "pil"}, "leave it out"),
         ({"negative_prompt": []}, "found no negative_prompt in call"),
         ({"ip_adapter_image": "nowhere.png"}, "nowhere.png in call unreadable"),
+        ({"prompt": "p"}, "found prompts, and prompt in call; expected one of them"),
+        ({"height": 16}, "found size, and height in call"),
         ({"callback_on_step_end": print}, "arguments that lowtide does not set"),
         ({"clip_skip": "many"}, "found that a StableDiffusionPipeline fails on its arguments"),
     ],
