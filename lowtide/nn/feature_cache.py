@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, mse, pack, packed_bytes, unpack
-from lowtide.nn.clock import Clock, at_step
+from lowtide.nn.clock import Clock, at_step, step_of_rows
 from lowtide.nn.plan import CachePlan
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
@@ -108,9 +108,7 @@ class Cached(nn.Module):
         if not self.quantized:
             return self._run_layer(x)
         index = self.clock.index.to(self.clock.timesteps.device)
-        if index.dim() and len(index) != len(x):
-            # Several rows belong to one sample, such as the frames of a video.
-            index = index.repeat_interleave(len(x) // len(index))
+        index = step_of_rows(index, len(x))
         features = self.cached(index).to(x.dtype).expand(len(x), -1)
         if not self.plan.computed:
             return features

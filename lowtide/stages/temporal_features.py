@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lowtide.models import Adapter, Unit
 from lowtide.models.named_inputs import flat_inputs
-from lowtide.nn.clock import Clock
+from lowtide.nn.clock import Clock, step_of_rows
 from lowtide.nn.feature_cache import one_row_each
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
@@ -115,9 +115,8 @@ def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
 
 
 def _step_of_rows(rows: Tensor, clock: Clock) -> Tensor:
-    """The step of each row that ran last: (rows,); the frames of a video are rows of their own."""
-    index = clock.index.to(rows.device).reshape(-1)
-    return index.repeat_interleave(len(rows) // len(index))
+    """The step of each row that ran last: (rows,)."""
+    return step_of_rows(clock.index.to(rows.device), len(rows)).expand(len(rows))
 
 
 def _rows_of(job: Job, unit: Unit) -> Rows:
