@@ -104,17 +104,15 @@ def _layer_plans(
 
 def read_by_others(model: nn.Module) -> dict[str, str]:
     """Layers whose weights another module multiplies by itself, as poolings by attention do."""
-    owners = [
-        name
-        for name, module in model.named_modules()
-        if "multi_head_attention_forward" in _source(type(module))
-    ]
-    return {
-        f"{owner}.{name}".removeprefix("."): "another module reads its weight"
-        for owner in owners
-        for name, layer in model.get_submodule(owner).named_modules()
-        if isinstance(layer, FloatLayer)
-    }
+    reason = "another module reads its weight"
+    read: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if "multi_head_attention_forward" in _source(type(module)):
+            layers = (
+                each for each, layer in module.named_modules() if isinstance(layer, FloatLayer)
+            )
+            read |= {f"{name}.{each}".removeprefix("."): reason for each in layers}
+    return read
 
 
 def _source(kind: type[nn.Module]) -> str:

@@ -95,7 +95,8 @@ class Blueprint:
         if "guidance_scale" not in parameters or self.pipeline == "FluxPipeline" or distilled:
             return 1
         default = parameters["guidance_scale"].default
-        given = settings.call.get("guidance_scale", default)
+        called = settings.call.get("guidance_scale", default)
+        given = called if isinstance(called, int | float) else default
         guidance = given if settings.guidance is None else settings.guidance
         return 2 if guidance > 1 else 1
 

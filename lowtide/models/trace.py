@@ -301,7 +301,8 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is Tensor.type_as:
             # The result depends on the type of the other tensor, not on its values.
-            func, args = Tensor.to, (args[0], args[1].dtype)
+            func = Tensor.to
+            args = (args[0], args[1].dtype)
         before = {leaf: TensorState.of(leaf) for leaf in _tensors_of((args, kwargs))}
         result = func(*args, **kwargs)
         is_written = any(TensorState.of(leaf) != state for leaf, state in before.items())

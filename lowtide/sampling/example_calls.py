@@ -4,6 +4,7 @@ Where no Architecture describes the denoiser, its pipeline is called for one ima
 call ends before the denoiser computes anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -59,8 +60,11 @@ def check_no_image_adapter(model: nn.Module, doing: str) -> None:
         )
 
 
-def _two(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    return seeds[:2] if len(seeds) > 1 else (seeds[0], seeds[0] + 1)
+def _two(seeds: Sequence[int]) -> Sequence[int]:
+    if len(seeds) > 1:
+        return seeds[:2]
+    first = seeds[0]
+    return (first, first + 1)
 
 
 def first_call(pipe: Pipeline, request: Request) -> Arguments:
