@@ -46,11 +46,13 @@ class UnitRows:
     def part(self, span: slice, device: torch.device) -> "UnitRows":
         """Some of the samples, on the device."""
 
+        start, stop, _ = span.indices(len(self.chosen))
+
         def moved(id: int, value: object) -> object:
             if not isinstance(value, Tensor):
                 return value
             each = len(value) // len(self.chosen)
-            rows = value[each * span.start : each * span.stop] if id in self.batched else value
+            rows = value[each * start : each * stop] if id in self.batched else value
             return rows.to(device, non_blocking=True)
 
         values = (self.inputs, self.floating, self.targets)
