@@ -53,6 +53,12 @@ wrapt.when_imported("diffusers.quantizers.auto")(
 wrapt.when_imported("diffusers.models.controlnets.controlnet")(
     lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
 )
+wrapt.when_imported("diffusers.pipelines.pag.pag_utils")(
+    lambda module: import_module("lowtide.checkpoint.perturbed_attention").wrap(module)
+)
+wrapt.when_imported("diffusers.loaders.unet")(
+    lambda module: import_module("lowtide.checkpoint.image_adapters").wrap(module)
+)
 # peft learns of packed layers when it imports its LoRA.
 wrapt.when_imported("peft.tuners.lora.model")(
     lambda module: import_module("lowtide.checkpoint.peft_hook")

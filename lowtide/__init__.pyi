@@ -1,12 +1,13 @@
 """The typed face of lowtide. Written by tools/face_stub.py; not by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from lowtide.checkpoint.quantization_config import LowtideConfig as LowtideConfig
@@ -33,6 +34,7 @@ def quantize(
     folder: str | Path | None = None,
     without: Sequence[str] = (),
     fuse_lora: bool | str | Path = False,
+    example: Mapping[str, torch.Tensor] | None = None,
     weights: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 4,
     inputs: Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32] = 8,
     group: int | None = None,
@@ -50,10 +52,11 @@ def quantize(
     labels: Sequence[int] = (),
     guidance: float | None = None,
     eta: float | None = None,
-    scheduler: Literal["ddim", "ddpm", "pndm", "dpmsolver++", "unipc", "euler", "euler_a", "heun", "lms", "deis", "lcm"] | None = None,
+    scheduler: Literal["ddim", "ddpm", "pndm", "dpmsolver++", "unipc", "euler", "euler_a", "heun", "lms", "deis", "lcm"] | SchedulerMixin | None = None,
     spacing: Literal["leading", "trailing", "linspace", "quadratic"] | None = None,
     size: int | None = None,
     pictures: str | None = None,
+    call: Mapping[str, object] = ...,
     seed: int = 0,
     memory: int = 134217728,
     iters: int = 1000,
@@ -68,7 +71,7 @@ def quantize(
     place: Literal["auto", "whole", "blocks"] = "auto",
     stages: Mapping[str, Mapping[str, object]] = ...,
 ) -> Quantized:
-    """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
+    """Quantize a diffusers pipeline, or a bare module, and return it packed.
 
     A pipeline or model that is passed is changed in place, on the device where it is. Under
     torchrun all processes call this alike, share the work out, and get the same result.
@@ -80,6 +83,8 @@ def quantize(
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
         fuse_lora: True adds the LoRA that is loaded to the weights before anything else; a file, a
             folder or a hub id names one to load first.
+        example: the arguments of one call of a bare module, by name; `scheduler` is then a
+            scheduler of diffusers. A UNet2DModel needs neither.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
     labels, iters, device and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
@@ -125,6 +130,7 @@ def plan(
     spacing: Literal["leading", "trailing", "linspace", "quadratic"] | None = None,
     size: int | None = None,
     pictures: str | None = None,
+    call: Mapping[str, object] = ...,
     seed: int = 0,
     memory: int = 134217728,
     iters: int = 1000,
@@ -179,6 +185,7 @@ def evaluate(
     spacing: Literal["leading", "trailing", "linspace", "quadratic"] | None = None,
     size: int | None = None,
     pictures: str | None = None,
+    call: Mapping[str, object] | None = None,
     metrics: Sequence[str] | None = None,
     dataset: str | None = None,
     min_psnr: float | None = None,
@@ -227,6 +234,7 @@ def compare(
     spacing: Literal["leading", "trailing", "linspace", "quadratic"] | None = None,
     size: int | None = None,
     pictures: str | None = None,
+    call: Mapping[str, object] | None = None,
     metrics: Sequence[str] | None = None,
     dataset: str | None = None,
     min_psnr: float | None = None,
@@ -265,6 +273,7 @@ def load(
     engine: Literal["native", "onednn", "plain"] | None = None,
     device: str = "auto",
     verify: Literal["full", "fast", "off"] = "full",
+    factory: Callable[[], nn.Module] | None = None,
 ) -> DiffusionPipeline:
     """Load a pipeline, float or packed.
 
@@ -278,9 +287,10 @@ def load(
             "cuda:1", "mps", "xpu".
         verify: "full" compares every file and tensor of a packed model with its hash; "fast" leaves
             the bytes of the tensors out; "off" compares nothing.
+        factory: makes the float module of a bare module that was saved, such as its class.
 
     Returns:
-        The diffusers pipeline.
+        The diffusers pipeline; for a bare module, a pipeline around it (`.unet`).
 
     Examples:
         >>> import lowtide
@@ -360,6 +370,7 @@ def reschedule(
     steps: int,
     *,
     size: int | None = None,
+    call: Mapping[str, object] | None = None,
     device: str = "auto",
 ) -> Quantized:
     """Make `steps` sampling steps of its pipeline's own scheduler a packed model's schedule.
@@ -372,6 +383,7 @@ def reschedule(
             the latter two are changed in place.
         steps: sampling steps of the new schedule.
         size: height and width of the images, for schedulers whose timesteps depend on it.
+        call: more arguments of the pipeline's call, where it needs them, such as a picture.
         device: where a model that is named by path computes: "auto", "cpu", "cuda" and more.
 
     Returns:

@@ -2,18 +2,25 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from lowtide import runtime, sampling
-from lowtide.checkpoint import adapters, diffusers_hook, file_format, folders, provenance
+from lowtide.checkpoint import (
+    adapters,
+    bare_modules,
+    diffusers_hook,
+    file_format,
+    folders,
+    provenance,
+)
 from lowtide.checkpoint.facts import (
     digest_of_parts,
     fingerprint,
@@ -28,15 +35,15 @@ from lowtide.kernels.race import ENGINES
 from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import recipe_of, with_profile
-from lowtide.models import adapt
+from lowtide.models.described import described
 from lowtide.nn.clock import CLOCK
-from lowtide.nn.plan import with_summary
+from lowtide.nn.plan import Plan, with_summary
 from lowtide.nn.swap import packed_layers
-from lowtide.sampling.pipelines import Pipeline
+from lowtide.sampling.pipelines import Pipeline, Scheduler
 from lowtide.settings import Options, Settings, settings_from
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, recipe_digest, run_recipe
-from lowtide.stages.collect import Collect
+from lowtide.stages.collect import Collect, request_of
 from lowtide.stages.conditions import applied
 from lowtide.stages.pack import Pack
 from lowtide.stages.placing import on_the_device
@@ -51,9 +58,10 @@ def quantize(
     folder: str | Path | None = None,
     without: Sequence[str] = (),
     fuse_lora: bool | str | Path = False,
+    example: Mapping[str, Tensor] | None = None,
     **options: object,
 ) -> Quantized:
-    """Quantize a diffusers pipeline, or a bare UNet2DModel, and return it packed.
+    """Quantize a diffusers pipeline, or a bare module, and return it packed.
 
     A pipeline or model that is passed is changed in place, on the device where it is. Under
     torchrun all processes call this alike, share the work out, and get the same result.
@@ -65,6 +73,8 @@ def quantize(
         without: stages of the method's recipe to leave out, by name, to see what each is worth.
         fuse_lora: True adds the LoRA that is loaded to the weights before anything else; a file, a
             folder or a hub id names one to load first.
+        example: the arguments of one call of a bare module, by name; `scheduler` is then a
+            scheduler of diffusers. A UNet2DModel needs neither.
 
     The other keywords are the fields of `lowtide.Settings`: weights, inputs, steps, prompts,
     labels, iters, device and more. `stages` sets options of single stages, {"omq": {"plus": True}}.
@@ -91,15 +101,17 @@ def quantize(
     if folder is not None:
         world.of_first(lambda: _check_folder(Path(folder)))
     named = isinstance(target, str | Path)
+    target = _whole(target, example, options)
     start = _started(target, method, without, options, fuse_lora=fuse_lora, ranks=world.size)
     pipe, model, settings, recipe, device, weights, digest = start
     world.check_alike(f"{digest} {folder is None}")
     units = Path(folder) / digest if folder else None
 
-    adapter = adapt(model, sampling.example_inputs(pipe))
+    adapter = sampling.pipeline_adapter(pipe, request_of(settings))
     for stage in recipe:
         stage.check_model(adapter, settings)
-    job = Job(pipe, model, adapter, settings, method, units, world=world)
+    plan = Plan(example=described(adapter.architecture))
+    job = Job(pipe, model, adapter, settings, method, units, plan, world=world)
     job.report |= {"fingerprint": weights, "float_bytes": parameter_bytes(model)}
     job.report |= {"options": settings.stages, "device": str(device)}
     job.report |= {"ranks": world.size, "batch": job.batch, "run": digest}
@@ -114,6 +126,20 @@ def quantize(
         run_recipe(reconstruct, job)
         run_recipe(pack, job)
     return _finish(job)
+
+
+def _whole(
+    target: DiffusionPipeline | Pipeline | nn.Module | str | Path,
+    example: Mapping[str, Tensor] | None,
+    options: Options,
+) -> DiffusionPipeline | Pipeline | nn.Module | str | Path:
+    """A bare module in a pipeline, with the scheduler that leaves the options."""
+    scheduler = options.get("scheduler")
+    is_object = scheduler is not None and not isinstance(scheduler, str)
+    if not is_object and example is None:
+        return target
+    own = cast(Scheduler, options.pop("scheduler")) if is_object else None
+    return sampling.as_pipeline(target, own, example=None if example is None else dict(example))
 
 
 class _Start(NamedTuple):
@@ -225,6 +251,8 @@ def _finish(job: Job) -> Quantized:
     plan = with_summary(job.plan, job.settings)
     if hasattr(job.model, "register_to_config"):
         diffusers_hook.attach(job.model, plan)
+    else:
+        diffusers_hook.attach_bare(job.model, plan)
     runtime.fuse(job.model)
     job.report["account"] = file_format.account(job.model)
     job.report["float"] = plan.left
@@ -273,6 +301,7 @@ def load(
     engine: Literal["native", "onednn", "plain"] | None = None,
     device: str = AUTO,
     verify: file_format.Verification = "full",
+    factory: Callable[[], nn.Module] | None = None,
 ) -> Pipeline:
     """Load a pipeline, float or packed.
 
@@ -286,9 +315,10 @@ def load(
             "cuda:1", "mps", "xpu".
         verify: "full" compares every file and tensor of a packed model with its hash; "fast" leaves
             the bytes of the tensors out; "off" compares nothing.
+        factory: makes the float module of a bare module that was saved, such as its class.
 
     Returns:
-        The diffusers pipeline.
+        The diffusers pipeline; for a bare module, a pipeline around it (`.unet`).
 
     Examples:
         >>> import lowtide
@@ -312,7 +342,11 @@ def load(
         raise BadInput(f"found verify {verify!r}", f"one of {', '.join(amounts)}", "leave it out")
     folders.recover_missing(folder, verify=verify != "off")
     with file_format.verifying(verify):
-        pipe = sampling.load_pipeline(folder, dtype, place)
+        if factory is None:
+            pipe = sampling.load_pipeline(folder, dtype, place)
+        else:
+            pipe = bare_modules.load_bare(Path(folder), factory, dtype)
+            pipe.unet.to(place)
     if not fused:
         runtime.unfuse(sampling.denoiser(pipe))
     elif engine is not None and runtime.is_fused(sampling.denoiser(pipe)):

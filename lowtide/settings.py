@@ -81,6 +81,16 @@ Pictures = Annotated[
     str | None,
     _help("A folder of pictures, for pipelines that start from one.", CALIBRATION),
 ]
+# Arguments of a pipeline's call by name.
+CallValues = Mapping[str, object]
+Call = Annotated[
+    CallValues,
+    _help(
+        "More arguments of the pipeline's call, such as a negative prompt. A path of a picture "
+        "stands for the picture.",
+        CALIBRATION,
+    ),
+]
 Device = Annotated[
     str,
     _help(
@@ -166,6 +176,7 @@ class Settings:
     spacing: Spacing = None
     size: Size = None
     pictures: Pictures = None
+    call: Call = field(default_factory=dict)
     seed: Annotated[
         int,
         _help("Seed of all random draws in calibration and learning.", CALIBRATION, ge=0, le=2**32),
@@ -267,6 +278,7 @@ class Request:
     scheduler: SamplerChoice = None
     spacing: Spacing = None
     pictures: Pictures = None
+    call: Call = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _hold_tuples(self)
@@ -321,6 +333,10 @@ class EvaluationSettings:
     spacing: Annotated[SpacingName | None, _optional("How the timesteps are spread")] = None
     size: Annotated[Count | None, _optional("Height and width of the images")] = None
     pictures: Annotated[str | None, _optional("A folder of pictures to start from")] = None
+    call: Annotated[
+        CallValues | None,
+        _optional("More arguments of the pipeline's call, with paths of pictures"),
+    ] = None
     metrics: Annotated[
         Sequence[str] | None,
         _help(
@@ -356,7 +372,7 @@ class EvaluationSettings:
     def request_fields(self) -> dict[str, object]:
         """The fields of Request that are set."""
         values = {each.name: getattr(self, each.name) for each in fields(Request)}
-        return {name: value for name, value in values.items() if value not in (None, ())}
+        return {name: value for name, value in values.items() if value not in (None, (), {})}
 
 
 def field_of_gate(gate: str) -> str:

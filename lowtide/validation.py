@@ -84,6 +84,8 @@ def words(kind: object) -> str:
         return " or ".join(map(str, get_args(kind)))
     if origin in (tuple, Sequence):
         return f"a list, each {words(get_args(kind)[0])}"
+    if kind == Mapping[str, object]:
+        return "arguments by name, such as {'negative_prompt': 'blurry'}"
     plain_words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return plain_words.get(kind, "options by name, such as {'omq': {'plus': True}}")
 

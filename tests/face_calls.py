@@ -1,6 +1,9 @@
 """Right and wrong calls of the face, for a type checker. A line that ends in `# wrong` is an error."""
 
+import torch
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import nn
 
 import lowtide
 
@@ -23,6 +26,11 @@ for gate in evaluation.evidence.gates:
 lowtide.reschedule("packed", 25)
 lowtide.recalibrate("packed", lora="style.safetensors", reference=pipe)
 lowtide.quantize(pipe, fuse_lora=True)
+lowtide.quantize(pipe, call={"negative_prompt": "blurry", "image": "cat.png"})
+example = {"sample": torch.zeros(1, 3, 8, 8), "timestep": torch.zeros(1)}
+lowtide.quantize(nn.Linear(2, 2), example=example, scheduler=DDIMScheduler())
+lowtide.load("packed", factory=lambda: nn.Linear(2, 2))
+lowtide.reschedule("packed", 25, call={"image": "cat.png"})
 images = lowtide.images(loaded, lowtide.Request(steps=50, seeds=(0, 1)))
 print(images.shape)
 images = lowtide.images(loaded, lowtide.Request(seeds=range(4), prompts=["a cat"], labels=[1]))
@@ -40,6 +48,8 @@ lowtide.quantize(pipe, method="magic")  # wrong
 lowtide.quantize(pipe, profile="half")  # wrong
 lowtide.quantize(pipe, "tfmq")  # wrong
 lowtide.quantize(3)  # wrong
+lowtide.quantize(pipe, call=["blurry"])  # wrong
+lowtide.load("packed", factory=3)  # wrong
 lowtide.quantize()  # wrong
 lowtide.plan("zoo:digits", fits="1MB")  # wrong
 lowtide.plan("zoo:digits").second  # wrong

@@ -25,6 +25,7 @@ WRONG = {
     "--scheduler": ("", "DDIM", "plms", "ddim,pndm"),
     "--spacing": ("", "cubic"),
     "--pictures": ("nowhere", "/"),
+    "--call": ("nowhere.json", "/", "."),
     "--steps": (*NO_NUMBERS, "0", "-3", "1001", "1.5"),
     "--images": (*NO_NUMBERS, "0", "-1", str(10**18)),
     "--calibration-steps": ("0", "x", "-2"),

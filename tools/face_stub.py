@@ -30,13 +30,14 @@ SOURCES = {
 }
 HEAD = '''"""The typed face of lowtide. Written by tools/face_stub.py; not by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from lowtide.checkpoint.quantization_config import LowtideConfig as LowtideConfig
@@ -65,6 +66,7 @@ FUNCTIONS = {
             "folder: str | Path | None = None",
             "without: Sequence[str] = ()",
             "fuse_lora: bool | str | Path = False",
+            "example: Mapping[str, torch.Tensor] | None = None",
         ],
         Settings,
         "Quantized",
@@ -100,6 +102,7 @@ FUNCTIONS = {
             'engine: Literal["native", "onednn", "plain"] | None = None',
             'device: str = "auto"',
             'verify: Literal["full", "fast", "off"] = "full"',
+            "factory: Callable[[], nn.Module] | None = None",
         ],
         None,
         "DiffusionPipeline",
@@ -124,7 +127,11 @@ FUNCTIONS = {
     ),
     "reschedule": (
         ["target: DiffusionPipeline | Quantized | str | Path", "steps: int"],
-        ["size: int | None = None", 'device: str = "auto"'],
+        [
+            "size: int | None = None",
+            "call: Mapping[str, object] | None = None",
+            'device: str = "auto"',
+        ],
         None,
         "Quantized",
     ),
@@ -170,9 +177,17 @@ def default(field: Field[Any]) -> str:
 def function(name: str) -> str:
     positional, keywords, model, result = FUNCTIONS[name]
     keywords = [*keywords, *(options(model) if model else [])]
+    if name == "quantize":
+        keywords = [with_scheduler(line) for line in keywords]
     star = [] if positional[0].startswith("*") or not keywords else ["*"]
     lines = "".join(f"    {line},\n" for line in [*positional, *star, *keywords])
     return f'\ndef {name}(\n{lines}) -> {result}:\n    """{docstring(name)}"""\n'
+
+
+def with_scheduler(keyword: str) -> str:
+    """The keyword `scheduler`, which for a bare module takes the scheduler itself."""
+    is_name = keyword.startswith("scheduler:")
+    return keyword.replace("] | None", "] | SchedulerMixin | None") if is_name else keyword
 
 
 def docstring(name: str) -> str:

@@ -9,6 +9,7 @@ is the analytic bias correction of DFQ (Nagel et al., ICCV 2019, arXiv 1906.0472
 and SiLU in the place of batch norms and ReLU.
 """
 
+import inspect
 import warnings
 from dataclasses import replace
 from typing import cast
@@ -50,9 +51,13 @@ ATTENTION = "q, k, v and softmax stay in float (data-free)"
 
 
 def known_adapter(model: nn.Module) -> Adapter | None:
-    """The adapter of a model, which may be without data; None if its class is unknown."""
-    is_known = any(kind in ARCHITECTURES for kind in type(model).__mro__)
-    return adapt(model) if is_known else None
+    """The adapter of a model, which may be without data; None if its class does not tell it."""
+    if not any(kind in ARCHITECTURES for kind in type(model).__mro__):
+        return None
+    try:
+        return adapt(model)
+    except BadInput:
+        return None  # a variant with other inputs; `_layer_plans` says what that costs
 
 
 def data_free_plan(model: nn.Module, adapter: Adapter | None, settings: Settings) -> Plan:
@@ -87,7 +92,7 @@ def _layer_plans(
         plan = LayerPlan(weight_format(settings.weights, settings.group), _inputs(settings))
         layers = dict.fromkeys(found, plan)
         left: dict[str, str] = {}
-        unlike = other_padding(found)
+        unlike = other_padding(found) | read_by_others(model)
         warnings.warn(
             f"lowtide does not know {type(model).__name__}: its first and its last layer are "
             "quantized like the others. Name layers in modules_to_not_convert to keep them in "
@@ -95,6 +100,26 @@ def _layer_plans(
             stacklevel=2,
         )
     return {name: each for name, each in layers.items() if name not in unlike}, left | unlike
+
+
+def read_by_others(model: nn.Module) -> dict[str, str]:
+    """Layers whose weights another module multiplies by itself, as poolings by attention do."""
+    reason = "another module reads its weight"
+    read: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if "multi_head_attention_forward" in _source(type(module)):
+            layers = (
+                each for each, layer in module.named_modules() if isinstance(layer, FloatLayer)
+            )
+            read |= {f"{name}.{each}".removeprefix("."): reason for each in layers}
+    return read
+
+
+def _source(kind: type[nn.Module]) -> str:
+    try:
+        return inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return ""
 
 
 def _inputs(settings: Settings) -> OwnRange | None:

@@ -229,6 +229,13 @@ def attach(model: nn.Module, plan: Plan) -> None:
         setattr(model, name, value)
 
 
+def attach_bare(module: nn.Module, plan: Plan) -> None:
+    """Let a packed module that is no model of diffusers know its plan."""
+    quantizer = LowtideQuantizer(LowtideConfig.of(plan), pre_quantized=True)
+    quantizer.plan = plan
+    object.__setattr__(module, "hf_quantizer", quantizer)
+
+
 def _register(model: nn.Module, plan: Plan) -> LowtideConfig:
     """Let the model's config say how it is quantized."""
     config = LowtideConfig.of(plan)

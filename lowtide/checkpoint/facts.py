@@ -18,9 +18,11 @@ from lowtide.errors import BadInput
 from lowtide.formats import Format
 from lowtide.kernels.hashing import hashes
 from lowtide.models import Adapter, Unit, adapt
+from lowtide.models.described import described_adapter
 from lowtide.nn.extension import extends
 from lowtide.nn.plan import LayerPlan, Plan
 from lowtide.nn.split import split_modules
+from lowtide.sampling.call_values import recorded
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.stages.base import Job
 
@@ -110,7 +112,7 @@ def parameter_bytes(model: nn.Module) -> int:
 
 def on_disk(folder: Path) -> int:
     """Bytes of the denoiser's weight files."""
-    homes = [folder / name for name in ("unet", "transformer") if (folder / name).is_dir()]
+    homes = [folder / name for name in sampling.DENOISERS if (folder / name).is_dir()]
     home = homes[0] if homes else folder
     return sum(path.stat().st_size for path in home.glob("*.safetensors"))
 
@@ -175,7 +177,7 @@ def float_adapter(model: nn.Module, plan: Plan) -> Adapter:
     with torch.device("meta"):
         floating = kind.from_config(model.config)
         split_modules(floating, plan.splits)
-        return adapt(floating)
+        return described_adapter(floating, plan.example) if plan.example else adapt(floating)
 
 
 def _unit_facts(adapter: Adapter, unit: Unit) -> UnitFacts:
@@ -245,9 +247,12 @@ def digest_of_parts(pipe: Pipeline) -> str:
     scheduler's. Tokenizers count by their class and size of vocabulary.
     """
     parts: dict[str, object] = {"scheduler": pipe.scheduler, "denoiser": sampling.denoiser(pipe)}
+    digest = hashlib.blake2b(digest_size=8)
     if isinstance(pipe, DiffusionPipeline):
         parts |= pipe.components
-    digest = hashlib.blake2b(digest_size=8)
+    if isinstance(pipe, sampling.ModulePipeline):
+        example = {"shape": pipe.shape, **pipe.conditions}
+        digest.update(json.dumps(example, default=recorded).encode())
     denoiser = parts["denoiser"]
     for name in sorted(parts):
         part = parts[name]

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowtide import sampling
 from lowtide.errors import BadInput
+from lowtide.sampling.call_values import recorded
 
 NAME = "lowtide.json"
 VERSION = 1
@@ -33,7 +34,7 @@ class Provenance:
 
     def write(self, folder: Path) -> None:
         """Write lowtide.json beside the weights, whole or not at all."""
-        text = json.dumps({"version": VERSION} | asdict(self), indent=1, default=str)
+        text = json.dumps({"version": VERSION} | asdict(self), indent=1, default=recorded)
         fresh = folder / f".{NAME}.new"
         fresh.write_text(text + "\n")
         fresh.replace(folder / NAME)

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import adapters, facts, folders, model_card, provenance, seal
+from lowtide.checkpoint import adapters, bare_modules, facts, folders, model_card, provenance, seal
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.nn.plan import Plan
@@ -56,10 +56,15 @@ class Quantized:
         """Write the files of the diffusers folder into a folder that exists."""
         self._check_saveable()
         with sampling.quiet_libraries():
-            cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
+            if isinstance(self.pipe, sampling.ModulePipeline):
+                bare_modules.write_bare(self.pipe, facts.packed_plan(self.model), folder)
+            else:
+                cast(DiffusionPipeline, self.pipe).save_pretrained(folder)
         seal.finish(folder)
         if record := self._record():
             record.write(folder)
+        if isinstance(self.pipe, sampling.ModulePipeline):
+            return
         if facts.packed_plan(self.model).summary:
             model_card.write(folder, self._card(folder))
 
@@ -118,12 +123,15 @@ class Quantized:
 
     def _check_saveable(self) -> None:
         adapters.check_saveable(self.pipe)
+        sampling.check_no_image_adapter(self.model, "save")
         if isinstance(self.pipe, sampling.ModulePipeline):
-            raise BadInput(
-                f"found a {type(self.model).__name__}, which diffusers cannot load",
-                "a diffusers model",
-                "keep `.model`, or make it a ModelMixin with a config and quantize that",
-            )
+            bare_modules.check_bare(self.pipe)
+            if not facts.packed_plan(self.model).layers:
+                raise BadInput(
+                    f"found a {type(self.model).__name__} in float, which is no diffusers model",
+                    "a packed one",
+                    "save its state with torch.save",
+                )
 
 
 def named_by(pipe: Pipeline) -> str:

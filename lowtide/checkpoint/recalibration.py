@@ -30,6 +30,7 @@ from lowtide.models import answer_of
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.clock import Clock, find_clock
 from lowtide.nn.correction import CORRECTION, Correction, channel_axis
+from lowtide.nn.layer_call import on_input
 from lowtide.nn.packed import Packed
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import quantizers, set_precision
@@ -42,7 +43,7 @@ Target = str | Path | DiffusionPipeline | Pipeline | Quantized
 # Far from the seeds that a user draws with, and from those of the first calibration.
 SEEDS = tuple(range(3_000_000_007, 3_000_000_007 + 16))
 COARSE_BITS = 4
-_RECORDED = ("prompts", "labels", "guidance", "eta", "size", "pictures")
+_RECORDED = ("prompts", "labels", "guidance", "eta", "size", "pictures", "call")
 
 
 def recalibrate(
@@ -109,7 +110,7 @@ def _recorded_request(source: str | Path | None, steps: int) -> Request:
     """The images of the calibration, with other seeds."""
     record = None if source is None else provenance.read(sampling.local_folder(source))
     settings = record.settings if record else {}
-    names = [name for name in _RECORDED if settings.get(name) not in (None, [])]
+    names = [name for name in _RECORDED if settings.get(name) not in (None, [], {})]
     fields: dict[str, Any] = {name: as_tuple(settings[name]) for name in names}
     return Request(steps=steps, seeds=SEEDS, **fields)
 
@@ -183,9 +184,9 @@ def _watching(
     """Within the context, the statistics see what each quantizer would round."""
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in statistics}
 
-    def adding(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = module.smoothed(args[0]) if isinstance(module, Packed) else args[0]
+    def adding(name: str) -> Callable[[nn.Module, Tensor], None]:
+        def add(module: nn.Module, given: Tensor) -> None:
+            x = module.smoothed(given) if isinstance(module, Packed) else given
             step = int(clock.index) if clock.keyed else 0
             statistics[name].add(x, step, generator)
 
@@ -194,7 +195,7 @@ def _watching(
     hooks = []
     for name, owner in owners.items():
         watched = owner if isinstance(owner, Packed) else model.get_submodule(name)
-        hooks.append(watched.register_forward_pre_hook(adding(name)))
+        hooks.append(on_input(watched, adding(name)))
     try:
         yield
     finally:

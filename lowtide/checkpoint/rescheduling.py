@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -48,7 +49,7 @@ from lowtide.nn.request_cache import request_caches
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import find_clock
 from lowtide.sampling.pipelines import Pipeline
-from lowtide.settings import SchedulerName, SpacingName
+from lowtide.settings import CallValues, SchedulerName, SpacingName
 
 Target = str | Path | DiffusionPipeline | Pipeline | quantized_pipeline.Quantized
 
@@ -73,7 +74,12 @@ class Change:
 
 
 def reschedule(
-    target: Target, steps: int, *, size: int | None = None, device: str = AUTO
+    target: Target,
+    steps: int,
+    *,
+    size: int | None = None,
+    call: CallValues | None = None,
+    device: str = AUTO,
 ) -> quantized_pipeline.Quantized:
     """Make `steps` sampling steps of its pipeline's own scheduler a packed model's schedule.
 
@@ -85,6 +91,7 @@ def reschedule(
             the latter two are changed in place.
         steps: sampling steps of the new schedule.
         size: height and width of the images, for schedulers whose timesteps depend on it.
+        call: more arguments of the pipeline's call, where it needs them, such as a picture.
         device: where a model that is named by path computes: "auto", "cpu", "cuda" and more.
 
     Returns:
@@ -98,7 +105,15 @@ def reschedule(
     """
     pipe, plan = _packed(target, device)
     labels = (0,) if "labels" in sampling.supported_fields(pipe) else ()
-    request = sampling.Request(steps, labels=labels, size=size)
+    request = sampling.Request(steps, labels=labels, size=size, call=call or {})
+    return _rescheduled_to(pipe, plan, request)
+
+
+def _rescheduled_to(
+    pipe: Pipeline, plan: Plan, request: sampling.Request
+) -> quantized_pipeline.Quantized:
+    """The packed pipeline with the schedule of this request."""
+    steps = request.steps
     model = sampling.denoiser(pipe)
     _check(plan, steps)
     forget_added_steps(model)
@@ -250,10 +265,12 @@ def reschedule_to_folder(
     home = sampling.local_folder(source)
     with folders.written_beside(out, source=home) as fresh:
         record = provenance.read(home)
-        size = record.settings.get("size") if record else None
         pipe = sampling.as_pipeline(source, device=device)
         pipe = sampling.scheduled(pipe, scheduler, spacing)
-        result = reschedule(pipe, steps, size=size)
+        plan = facts.packed_plan(sampling.denoiser(pipe))
+        labels = (0,) if "labels" in sampling.supported_fields(pipe) else ()
+        request = sampling.Request(steps, labels=labels, **_recorded(record))
+        result = _rescheduled_to(pipe, plan, request)
         result.write(fresh)
         report: dict[str, object] = {
             "model": str(source),
@@ -267,6 +284,13 @@ def reschedule_to_folder(
             asked = {name: value for name, value in changes.items() if value is not None}
             _rescheduled(record, asked, report).write(fresh)
     return report
+
+
+def _recorded(record: provenance.Provenance | None) -> dict[str, Any]:
+    """What the timesteps of the calibration may depend on, and what its pipeline needs."""
+    settings = record.settings if record else {}
+    names = [name for name in ("size", "pictures", "call") if settings.get(name)]
+    return {name: settings[name] for name in names}
 
 
 def _rescheduled(

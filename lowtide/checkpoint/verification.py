@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lowtide import runtime, sampling
 from lowtide.checkpoint import folders
+from lowtide.checkpoint.bare_modules import bare_problems
 from lowtide.checkpoint.manifest import MANIFEST, altered
 from lowtide.errors import BadInput
 from lowtide.formats import most_bits
@@ -15,6 +16,7 @@ from lowtide.nn.clock import CLOCK, find_clock
 from lowtide.nn.packed import Packed
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import packed_layers, quantizers
+from lowtide.sampling.loading import module_facts
 
 
 def problems_of(folder: Path) -> list[str]:
@@ -30,6 +32,8 @@ def problems_of(folder: Path) -> list[str]:
         f"{name} {'was altered' if (folder / name).exists() else 'is missing'}"
         for name in altered(folder)
     ]
+    if module_facts(folder) is not None:
+        return [*found, *bare_problems(folder)]
     try:
         with sampling.quiet_libraries():
             pipe = sampling.load_pipeline(folder, torch.float32, torch.device("cpu"))

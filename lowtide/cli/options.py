@@ -56,6 +56,15 @@ def prompts(path: Path | None) -> tuple[str, ...]:
     return read_prompts(path)
 
 
+def call(path: Path | None) -> Mapping[str, object]:
+    """The arguments of the pipeline's call in a file."""
+    if path is None:
+        return {}
+    from lowtide.sampling import read_call  # torch comes with it
+
+    return read_call(path)
+
+
 def mebibytes(count: int) -> int:
     """MiB as bytes."""
     return count << 20
@@ -81,6 +90,13 @@ _TEXTS = {
     "keep_float": _Text(str, "", lambda text: names(text) or ()),
     "dataset": _Text(Path | None, None, lambda path: None if path is None else str(path)),
     "pictures": _Text(Path | None, None, lambda path: None if path is None else str(path)),
+    "call": _Text(
+        Path | None,
+        None,
+        call,
+        "A JSON or YAML file with more arguments of the pipeline's call, such as a negative "
+        "prompt; paths of pictures become pictures.",
+    ),
     "memory": _Text(
         int, 128, mebibytes, "MiB of calibration data to hold in memory; the rest goes to disk."
     ),

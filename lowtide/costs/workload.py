@@ -12,7 +12,7 @@ from torch import nn
 
 from lowtide.costs.speed import Speed
 from lowtide.costs.work import FLOAT, Network, Part, Work, layer_weight
-from lowtide.models.trace import flat_inputs
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.settings import Settings
 
 DECODE = 3  # passes over a weight to decode it
@@ -85,10 +85,9 @@ class Workload:
         """Bytes of one sample's inputs: of the input that changes with the step, and of all."""
         adapter = self.network.adapter
         inputs = flat_inputs(adapter.architecture.example(adapter.meta, 2))
-        shared = adapter.architecture.shared
         sizes: dict[str, float] = {}
         for name, value in inputs.items():
-            samples = 1 if name in shared else 2
+            samples = 2 if adapter.architecture.rows(name, value, 2) else 1
             sizes[name] = value.numel() * FLOAT / samples
         return sizes[adapter.parameters[0]], sum(sizes.values())
 

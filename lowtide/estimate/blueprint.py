@@ -95,7 +95,9 @@ class Blueprint:
         if "guidance_scale" not in parameters or self.pipeline == "FluxPipeline" or distilled:
             return 1
         default = parameters["guidance_scale"].default
-        guidance = default if settings.guidance is None else settings.guidance
+        called = settings.call.get("guidance_scale", default)
+        given = called if isinstance(called, int | float) else default
+        guidance = given if settings.guidance is None else settings.guidance
         return 2 if guidance > 1 else 1
 
     def timesteps(self, settings: Settings) -> list[float]:

@@ -295,7 +295,7 @@ def _with_drift(
 ) -> dict[str, Model]:
     """The entries with the drift of the sample, the layers and the temporal features."""
     reference, *others = models
-    adapter = layer_drift.reference_adapter(reference)
+    adapter = layer_drift.reference_adapter(reference, request)
     calls = layer_drift.reference_calls(reference, request, samples[reference.key].calls)
     drifting = dict(entries)
     for model in track(others, total=len(others), title="comparing layers"):

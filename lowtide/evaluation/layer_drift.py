@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowtide import runtime, sampling
 from lowtide.checkpoint import facts
 from lowtide.evaluation.compared_models import FLOAT, LOWTIDE, ComparedModel
-from lowtide.models import Adapter, Answer, adapt
+from lowtide.models import Adapter, Answer
 from lowtide.models.trace import mapped
 from lowtide.nn.plan import Plan
 from lowtide.nn.swap import find_clock
@@ -53,11 +53,11 @@ def reference_calls(
     return list(sampling.trajectory(model.pipe, few, keep=indices))
 
 
-def reference_adapter(model: ComparedModel) -> Adapter:
+def reference_adapter(model: ComparedModel, request: sampling.Request) -> Adapter:
     """The architecture of the float model, even if this model is quantized."""
     if model.kind == FLOAT:
-        return adapt(model.denoiser, sampling.example_inputs(model.pipe))
-    return facts.float_adapter(model.denoiser, Plan())
+        return sampling.pipeline_adapter(model.pipe, request)
+    return facts.float_adapter(model.denoiser, Plan(example=model.plan.example))
 
 
 @torch.no_grad()

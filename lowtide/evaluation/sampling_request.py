@@ -14,7 +14,8 @@ from lowtide.validation import as_tuple, check
 SEEDS = tuple(range(64))
 # The fields of a request that the record of a quantized model contains.
 _RECORDED = (
-    "steps", "prompts", "labels", "guidance", "eta", "size", "pictures", "scheduler", "spacing"
+    "steps", "prompts", "labels", "guidance", "eta", "size", "pictures", "scheduler", "spacing",
+    "call",
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def _calibrated_steps(models: Sequence[ComparedModel]) -> dict[str, object]:
 
 def _recorded_fields(models: Sequence[ComparedModel]) -> dict[str, object]:
     recorded = next((model.record.settings for model in models if model.record), {})
-    names = [name for name in _RECORDED if recorded.get(name) not in (None, [])]
+    names = [name for name in _RECORDED if recorded.get(name) not in (None, [], {})]
     fields = {name: as_tuple(recorded[name]) for name in names}
     check(EvaluationSettings, fields, title=f"in {provenance.NAME} ")
     return fields

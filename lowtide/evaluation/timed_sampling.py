@@ -133,6 +133,13 @@ def sample_batch(pipe: Pipeline, request: sampling.Request) -> SampledBatch:
     steps: list[tuple[int, Tensor]] = []
     with _timed_calls(sampling.denoiser(pipe), seconds), _recorded_steps(pipe.scheduler, steps):
         images = sampling.run_pipeline(pipe, request)
+    if images.ndim != 4:
+        raise BadInput(
+            f"found a {type(pipe).__name__}, which draws no images "
+            f"({' x '.join(map(str, images.shape[1:]))})",
+            "images, which metrics compare",
+            "draw with lowtide.images and compare the frames",
+        )
     # DiT steps both halves of a guided batch and keeps the first.
     samples = [x[: len(request.seeds)] for _, x in steps]
     return SampledBatch(images, samples, [timestep for timestep, _ in steps], seconds)

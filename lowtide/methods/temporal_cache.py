@@ -260,7 +260,9 @@ def _maintained_units(job: Job) -> list[Unit]:
     """
     units: list[Unit] = []
     for unit in job.adapter.temporal():
-        if unit.features and (job.plan.layers or not _reads_time_alone(unit)):
+        if any(not job.adapter.answers_rows(name) for name in unit.features):
+            job.plan.left[f"cache of {unit.name}"] = "its answers are no single vectors"
+        elif unit.features and (job.plan.layers or not _reads_time_alone(unit)):
             units.append(unit)
         elif _reads_time_alone(unit):
             why = "the rest of the network reads none of its outputs"

@@ -31,18 +31,23 @@ __all__ = [
 ARCHITECTURES: dict[type[nn.Module], Architecture] = unet.ARCHITECTURES | transformer.ARCHITECTURES
 
 
-def adapt(model: nn.Module, example: Arguments | None = None) -> Adapter:
+def adapt(
+    model: nn.Module, example: Arguments | None = None, known: Architecture | None = None
+) -> Adapter:
     """The adapter of a model.
 
-    `example` holds one call's inputs by name. It gives the real shapes, and it describes a model
-    whose class is not in ARCHITECTURES.
+    Args:
+        model: the denoiser.
+        example: one call's inputs by name. It gives the real shapes, and it describes a model whose
+            class is not in ARCHITECTURES.
+        known: the architecture, where it was recorded before.
     """
-    known = (ARCHITECTURES[kind] for kind in type(model).__mro__ if kind in ARCHITECTURES)
-    architecture = next(known, None)
+    listed = (ARCHITECTURES[kind] for kind in type(model).__mro__ if kind in ARCHITECTURES)
+    architecture = known or next(listed, None)
     if example is not None:
         check_example(model, example)
         architecture = architecture or generic_architecture(model, example)
-        architecture = replace(architecture, example=like(example, architecture.shared))
+        architecture = replace(architecture, example=like(example, architecture))
     if architecture is None:
         names = ", ".join(kind.__name__ for kind in ARCHITECTURES)
         raise BadInput(

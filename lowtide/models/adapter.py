@@ -1,7 +1,7 @@
 """Adapter and Unit: what must be known of an architecture, mostly from one recorded pass."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from inspect import signature
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.models.trace import Graph, Node, Param, Value, flat_inputs, leaves_of, on_meta, record
+from lowtide.models.trace import Graph, Node, Param, Value, leaves_of, on_meta, record
 
 # Calls that a temporal feature passes before it is chunked: an axis added, a table added.
 PASSED_ON = (
@@ -49,12 +49,23 @@ class Architecture:
     example: makes the inputs of one call, by name, for a model and a batch size.
     ticks: the factor that turns the timestep that the model reads into an integer.
     shared: the inputs that have no batch axis.
+    repeated: the inputs that have several rows of their first axis for each sample, and how many.
+    recorded: it was found by recording calls of a pipeline; None where it is written down.
     """
 
     blocks: tuple[str, ...]
     example: Example
     ticks: int = 1
     shared: tuple[str, ...] = ()
+    repeated: Mapping[str, int] = field(default_factory=dict)
+    recorded: Arguments | None = None
+
+    def rows(self, name: str, tensor: Tensor, samples: int) -> int:
+        """How many rows of its first axis an input has for each sample; 0 without a batch axis."""
+        if name in self.shared or not tensor.dim():
+            return 0
+        rows = self.repeated.get(name, 1)
+        return rows if len(tensor) == rows * samples else 0
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,13 @@ class Adapter:
                     followed.update(node.gives())
         return 1
 
+    def answers_rows(self, layer: str) -> bool:
+        """Whether a layer answers with one vector for each sample, or for each of its frames."""
+        answers = (
+            node.gives()[0] for name, node in self._layer_graph.leaf_nodes() if name == layer
+        )
+        return all(len(self._layer_graph.values[id].shape) == 2 for id in answers)
+
     def norm_before(self, layer: str) -> str | None:
         """The group norm whose output this layer reads directly, if no other call reads it."""
         nodes = self._layer_graph.nodes
@@ -336,9 +354,8 @@ class Adapter:
 
 
 def check_example(model: nn.Module, example: Mapping[str, object]) -> None:
-    """An example must name the timestep and hold only tensors."""
-    tensors_only = all(isinstance(value, Tensor) for value in flat_inputs(example).values())
-    if "timestep" not in example or not tensors_only:
+    """An example must name the timestep, which is a tensor."""
+    if not isinstance(example.get("timestep"), Tensor):
         raise BadInput(
             f"found {type(model).__name__} with inputs {', '.join(example)}",
             "a denoiser called (sample, timestep, ...)",

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from lowtide.errors import BadInput
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.plain_state import constants, forget_answers
 from lowtide.models.tensor_state import TensorState, memory_of
 
 
@@ -195,17 +197,6 @@ def _numbered(pattern: object, result: object) -> Iterable[tuple[int, Any]]:
     return ((leaf.id, value) for leaf, value in pairs if isinstance(leaf, Ref))
 
 
-def flat_inputs(inputs: Mapping[str, object], prefix: str = "") -> dict[str, Tensor]:
-    """Tensors by name; a tensor in a nested dict gets a dotted name."""
-    flat: dict[str, Tensor] = {}
-    for name, value in inputs.items():
-        if isinstance(value, Mapping):
-            flat |= flat_inputs(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor):
-            flat[prefix + name] = value
-    return flat
-
-
 def _with_frees(
     nodes: list[Node], inputs: dict[str, int], output: object, values: dict[int, Value]
 ) -> Graph:
@@ -227,7 +218,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, leaves: Mapping[str, nn.Module]):
         super().__init__()
-        named_tensors = [*model.named_parameters(), *model.named_buffers()]
+        named_tensors = [*model.named_parameters(), *model.named_buffers(), *constants(model)]
         self.names = {id(tensor): name for name, tensor in named_tensors}
         self.owners = {memory_of(tensor): Param(name) for name, tensor in named_tensors}
         self.leaves = leaves
@@ -308,6 +299,10 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.depth:
             return func(*args, **kwargs)
+        if func is Tensor.type_as:
+            # The result depends on the type of the other tensor, not on its values.
+            func = Tensor.to
+            args = (args[0], args[1].dtype)
         before = {leaf: TensorState.of(leaf) for leaf in _tensors_of((args, kwargs))}
         result = func(*args, **kwargs)
         is_written = any(TensorState.of(leaf) != state for leaf, state in before.items())
@@ -351,6 +346,7 @@ def record(
     model: nn.Module, inputs: Mapping[str, object], leaves: Mapping[str, nn.Module]
 ) -> Graph:
     """Run the model once on these inputs and record what happens between the leaves."""
+    forget_answers(model)
     recorder = _Recorder(model, leaves)
     numbers = {
         name: recorder.number(tensor, frozenset([name]), frozenset()).id
@@ -360,16 +356,20 @@ def record(
     try:
         with recorder:
             result = model(**inputs)
-    except (RuntimeError, TypeError) as error:
+    except BadInput:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         names = ", ".join(numbers)
         raise BadInput(
             f"found {type(model).__name__} that fails on inputs {names} of shapes alone ({error})",
             "a forward pass that takes these inputs and decides nothing by their values",
-            "correct the example input, or write an Architecture, see docs/architecture.md",
+            "correct the example input, quantize without data (LowtideConfig, see "
+            "docs/guides/diffusers.md), or write an Architecture",
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
+        forget_answers(model)
     output = mapped(result, recorder.symbol)
     return _with_frees(recorder.nodes, numbers, output, recorder.values)
 

@@ -50,11 +50,22 @@ class KeepRounding:
         block = cast(AttentionBlock, self.block)
         before = block.processor
         if isinstance(before, QuantAttention) and not isinstance(processor, QuantAttention):
-            check_rounded(processor)
-            active = before.active
-            processor = QuantAttention(processor, before.quantizers())
-            processor.active = active
+            processor = before.around(processor)
         type(self.block).set_processor(self.block, processor)  # pyright: ignore
+
+
+@dataclass(frozen=True, eq=False)
+class PlainProcessor:
+    """Takes the place of `block.get_processor`: diffusers sees the processor inside.
+
+    IP-Adapters look for processors of their classes, to scale and to remove them.
+    """
+
+    block: nn.Module
+
+    def __call__(self, return_deprecated_lora: bool = False) -> object:  # noqa: FBT001, FBT002
+        processor = cast(AttentionBlock, self.block).processor
+        return processor.inner if isinstance(processor, QuantAttention) else processor
 
 
 def check_rounded(processor: Callable[..., object]) -> None:
@@ -74,12 +85,15 @@ def check_rounded(processor: Callable[..., object]) -> None:
 def set_rounded(block: AttentionBlock, quantizers: "dict[str, Quantizer]") -> None:
     """Round the attention of a block, with every processor that it gets."""
     block.set_processor(QuantAttention(block.processor, quantizers))
-    cast(nn.Module, block).__dict__["set_processor"] = KeepRounding(cast(nn.Module, block))
+    module = cast(nn.Module, block)
+    module.__dict__["set_processor"] = KeepRounding(module)
+    module.__dict__["get_processor"] = PlainProcessor(module)
 
 
 def set_unrounded(block: AttentionBlock) -> None:
     """Give a block its own processor back."""
-    cast(nn.Module, block).__dict__.pop("set_processor", None)
+    for name in ("set_processor", "get_processor"):
+        cast(nn.Module, block).__dict__.pop(name, None)
     if isinstance(block.processor, QuantAttention):
         block.set_processor(block.processor.inner)
 
@@ -103,12 +117,28 @@ class QuantAttention(nn.Module):
         self.k = quantizers["k"]
         self.v = quantizers["v"]
         self.softmax = quantizers["softmax"]
+        # The attention as it was quantized; a plain attribute keeps it out of the modules.
+        self.__dict__["first"] = self
 
     def __call__(self, attn: nn.Module, *args: object, **kwargs: object) -> object:
         if not self.active and not torch.is_autocast_enabled("cpu"):
             return self.inner(attn, *args, **kwargs)
         with _ReplacedAttention(self.attend if self.active else _attend_in_float32):
             return self.inner(attn, *args, **kwargs)
+
+    def around(self, processor: Callable[..., object]) -> "QuantAttention":
+        """The same rounding around another processor; the first one comes back as it was."""
+        first: QuantAttention = self.__dict__["first"]
+        if processor is self.inner:
+            return self
+        if processor is not first.inner:
+            check_rounded(processor)
+            other = QuantAttention(processor, self.quantizers())
+            other.__dict__["first"] = first
+            other.active = self.active
+            return other
+        first.active = self.active
+        return first
 
     def quantizers(self) -> dict[str, Quantizer]:
         return {"q": self.q, "k": self.k, "v": self.v, "softmax": self.softmax}

@@ -290,6 +290,11 @@ def at_step(table: Tensor, index: Tensor) -> Tensor:
     return chosen.reshape((*index.shape, *table.shape[1:]))
 
 
+def step_of_rows(index: Tensor, rows: int) -> Tensor:
+    """The step of each row: the frames of a video are several rows of one sample."""
+    return index.repeat_interleave(rows // len(index)) if index.dim() else index
+
+
 def find_clock(root: nn.Module) -> Clock:
     """The clock of a quantized denoiser."""
     clock = root.get_submodule(CLOCK)

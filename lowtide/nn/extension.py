@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lowtide.formats import Affine, Stepped
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.correction import Correction
-from lowtide.nn.feature_cache import Cached
+from lowtide.nn.feature_cache import Cached, one_row_each
 from lowtide.nn.plan import Plan
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
@@ -73,12 +73,12 @@ class Neighbours(NamedTuple):
 class Extension:
     """Adds steps to a denoiser whose caches, if there are any, have their layers beside them.
 
-    splits: those of the plan. adapter: of the float model, where it has no configuration that the
-    adapter could be made from.
+    adapter: of the float model, where it has no configuration that the adapter could be made from.
     """
 
-    def __init__(self, splits: dict[str, int], adapter: "Adapter | None" = None):
-        self.splits = splits
+    def __init__(self, plan: Plan, adapter: "Adapter | None" = None):
+        self.splits = plan.splits
+        self.example = plan.example
         self.adapter = adapter
         self.has_told = False
 
@@ -115,7 +115,7 @@ class Extension:
         if not names:
             return {}
         if self.adapter is None:
-            self.adapter = shape_adapter(root, self.splits)
+            self.adapter = shape_adapter(root, self.splits, self.example)
         return kept_features(root, self.adapter, names, torch.tensor(times, dtype=torch.float32))
 
     def _tell(self, root: nn.Module) -> None:
@@ -147,7 +147,9 @@ def kept_features(
         for cache in caches:
             cache.set_precision(Precision.FLOAT)
         graph = adapter.temporal_graph(unit, len(times))
-        features |= zip(unit.features, graph.replay(root, {"timestep": timestep}), strict=True)
+        answers = graph.replay(root, {"timestep": timestep})
+        rows = [one_row_each(answer, len(times)) for answer in answers]
+        features |= zip(unit.features, rows, strict=True)
         for cache in caches:
             cache.set_precision(Precision.FULL)
     return features
@@ -254,7 +256,7 @@ def accept_new_timesteps(root: nn.Module, plan: Plan, adapter: "Adapter | None" 
     if not plan.keyed or not extends(plan):
         return
     clock = find_clock(root)
-    clock.extension = Extension(plan.splits, adapter)
+    clock.extension = Extension(plan, adapter)
     clock.exact = bool(plan.cached)
     root.register_state_dict_post_hook(_write_calibrated)
 

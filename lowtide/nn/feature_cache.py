@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid, mse, pack, packed_bytes, unpack
-from lowtide.nn.clock import Clock, at_step
+from lowtide.nn.clock import Clock, at_step, step_of_rows
 from lowtide.nn.plan import CachePlan
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
@@ -19,6 +19,11 @@ def quantize_features(features: Tensor, plan: CachePlan) -> tuple[Tensor, Grid]:
     rows = features.float().reshape(len(features) * plan.chunks, -1)
     grid = plan.format.params(*mse(rows, plan.format, power=2.0), len(rows))
     return plan.format.encode(rows, grid), grid
+
+
+def one_row_each(answer: Tensor, rows: int) -> Tensor:
+    """A layer's answers to so many timesteps; the equal rows of a video's frames count as one."""
+    return answer if len(answer) == rows else answer.unflatten(0, (rows, -1))[:, 0]
 
 
 class Cached(nn.Module):
@@ -103,6 +108,7 @@ class Cached(nn.Module):
         if not self.quantized:
             return self._run_layer(x)
         index = self.clock.index.to(self.clock.timesteps.device)
+        index = step_of_rows(index, len(x))
         features = self.cached(index).to(x.dtype).expand(len(x), -1)
         if not self.plan.computed:
             return features

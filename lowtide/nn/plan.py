@@ -17,7 +17,8 @@ from lowtide.formats import (
 )
 from lowtide.settings import Settings
 
-FORMAT_VERSION = 4  # of the checkpoint; a file of a later version is refused
+FORMAT_VERSION = 5  # of the checkpoint; a file of a later version is refused
+BEFORE_EXAMPLES = 4  # of a file without a recorded architecture
 BEFORE_SIDES = 3  # of a file without side branches, which older versions of lowtide read too
 OLDEST_VERSION = 2  # version 2 has no cached features of requests
 
@@ -95,6 +96,7 @@ class Plan:
     corrected            the number of output channels that have a correction
     requests             temporal layers that compute all steps of a request at once
     sides                low-rank branches beside packed layers
+    example              a recorded architecture (models/described.py), of a class that is unknown
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -111,11 +113,14 @@ class Plan:
     corrected: int = 0
     requests: dict[str, RequestPlan] = field(default_factory=dict)
     sides: dict[str, SidePlan] = field(default_factory=dict)
+    example: dict[str, Any] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
         """The format version of a file with this plan."""
-        return FORMAT_VERSION if self.sides else BEFORE_SIDES
+        if self.example:
+            return FORMAT_VERSION
+        return BEFORE_EXAMPLES if self.sides else BEFORE_SIDES
 
     @property
     def keyed(self) -> bool:
@@ -154,6 +159,8 @@ class Plan:
         data["cached"] = {name: _cache_to_json(cache) for name, cache in self.cached.items()}
         data["requests"] = {name: _request_to_json(each) for name, each in self.requests.items()}
         del data["sides"]
+        if not self.example:
+            del data["example"]
         if self.sides:
             data["sides"] = {name: side.__dict__ for name, side in self.sides.items()}
         return json.dumps(data, separators=(",", ":"))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.nn.clock import find_clock
+from lowtide.nn.feature_cache import one_row_each
 from lowtide.nn.float_layers import linear_options, replace_module
 from lowtide.nn.packed import packed_layer
 from lowtide.nn.plan import LayerPlan, Plan
@@ -98,7 +99,7 @@ class RequestCache:
 
     @cached_property
     def adapter(self) -> "Adapter":
-        return shape_adapter(self.root, self.plan.splits)
+        return shape_adapter(self.root, self.plan.splits, self.plan.example)
 
     @torch.no_grad()
     def build(self, conditions: dict[str, Tensor], timestep: Tensor) -> RequestFeatures:
@@ -132,7 +133,8 @@ class RequestCache:
                 continue
             graph = self.adapter.temporal_graph(unit, len(rows["timestep"]))
             outputs = graph.replay(self.root, {name: rows[name] for name in unit.reads})
-            for name, output in zip(unit.features, outputs, strict=True):
+            for name, answer in zip(unit.features, outputs, strict=True):
+                output = one_row_each(answer, len(rows["timestep"]))
                 features[name] = self._stored(name, output, steps)
         return features
 
@@ -180,12 +182,15 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def add_request_cache(root: nn.Module, plan: Plan) -> None:
+def add_request_cache(root: nn.Module, plan: Plan, adapter: "Adapter | None" = None) -> None:
     """Put a cache before the layers that the plan names, and update it before each denoiser call.
 
-    The clock's own hook has to be registered before, because hooks run in that order.
+    The clock's own hook has to be registered before, because hooks run in that order. `adapter`: of
+    the float model, where it has no configuration that the adapter could be made from.
     """
     cache = RequestCache(root, plan)
+    if adapter is not None:
+        cache.adapter = adapter
     for name in plan.requests:
         layer = root.get_submodule(name)
         if not isinstance(layer, PerRequest):

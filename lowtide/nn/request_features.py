@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowtide.formats import Affine, Grid
 from lowtide.kernels import Spec, divide, linear
-from lowtide.nn.clock import Clock
+from lowtide.nn.clock import Clock, step_of_rows
 from lowtide.nn.feature_cache import quantize_features
 from lowtide.nn.packed import PackedLinear
 from lowtide.nn.plan import CachePlan, RequestPlan
@@ -68,7 +68,10 @@ class PerRequest(nn.Module):
         if self.cache.collecting and self.codes_plan:
             return self._exact_answer(x)
         feature = self.cache.feature(self.name)
-        return self.computed(x) if feature is None else feature.to(x.dtype)
+        if feature is None:
+            return self.computed(x)
+        # Several rows belong to one sample, such as the frames of a video.
+        return feature.to(x.dtype).repeat_interleave(len(x) // len(feature), 0)
 
     def computed(self, x: Tensor) -> Tensor:
         """The features of these rows as the cache returns them, rows x width."""
@@ -78,7 +81,7 @@ class PerRequest(nn.Module):
         maintained = round_features(self._exact_answer(x), cache)
         if not cache.computed:
             return maintained
-        index = self.clock.index.to(self.chosen.device)
+        index = step_of_rows(self.clock.index.to(self.chosen.device), len(x))
         return torch.where(self.chosen[index].reshape(-1, 1), maintained, self.layer(x))
 
     def _exact_answer(self, x: Tensor) -> Tensor:

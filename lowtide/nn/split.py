@@ -1,5 +1,6 @@
 """Split: a layer on two concatenated tensors as the sum of two layers, each with its own ranges."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,14 +72,21 @@ def split_modules(root: nn.Module, splits: dict[str, int]) -> None:
         replace_module(root, name, SplitLayer(float_layer(root, name), width))
 
 
-def shape_adapter(root: nn.Module, splits: dict[str, int]) -> "Adapter":
-    """The adapter of the float model, on a copy with these splits that has shapes and no data."""
+def shape_adapter(
+    root: nn.Module, splits: dict[str, int], example: Mapping[str, Any] = {}
+) -> "Adapter":
+    """The adapter of the float model, on a copy with these splits that has shapes and no data.
+
+    `example`: its recorded architecture, if its class is unknown.
+    """
     # The import comes late: this module is imported while diffusers is still being imported, and
     # lowtide.models needs the whole of diffusers.
     from lowtide.models import adapt
+    from lowtide.models.described import described_adapter
 
     packed: Any = root  # a diffusers ModelMixin, which has a configuration
     with torch.device("meta"):
         model = type(packed).from_config(packed.config)
         split_modules(model, splits)
-    return adapt(model if packed.dtype == model.dtype else model.to(packed.dtype))
+    cast = model if packed.dtype == model.dtype else model.to(packed.dtype)
+    return described_adapter(cast, example) if example else adapt(cast)

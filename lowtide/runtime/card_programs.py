@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowtide.models.trace import flat_inputs
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.nn.attention import QuantAttention
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.swap import packed_layers, quantizers

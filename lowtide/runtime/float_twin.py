@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowtide.errors import BadInput
 from lowtide.models.trace import Graph, mapped, on_meta, record
 from lowtide.nn.attention import QuantAttention, set_unrounded
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
@@ -15,6 +16,7 @@ from lowtide.nn.packed import Packed, PackedConv2d, PackedLinear
 from lowtide.nn.quantized import QuantConv2d, QuantLinear
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import packed_layers
+from lowtide.runtime.writes import Unfollowed
 
 
 def record_twin(root: nn.Module, inputs: Mapping[str, Any]) -> Graph:
@@ -26,7 +28,10 @@ def record_twin(root: nn.Module, inputs: Mapping[str, Any]) -> Graph:
         for name, module in twin.named_modules()
         if isinstance(module, kinds)
     }
-    return record(twin, mapped(dict(inputs), _on_meta), leaves)
+    try:
+        return record(twin, mapped(dict(inputs), _on_meta), leaves)
+    except BadInput as error:
+        raise Unfollowed("its forward pass needs the values of its inputs") from error
 
 
 def _twin(root: nn.Module) -> nn.Module:

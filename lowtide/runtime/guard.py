@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowtide.models.trace import flat_inputs
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.nn.clock import Clock
 from lowtide.runtime.half import HALVES
 from lowtide.runtime.side_layers import SideLayers

@@ -1,5 +1,8 @@
 """Norms and activations: they wait for their readers, who may want codes alone."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -22,6 +25,8 @@ def group_norm(lowering: Lowering, node: Node) -> View | None:
     views, layouts = sources
     if any(layout.as_line() is None for layout in layouts):
         return None
+    if _are_computed(lowering, arguments):
+        return None
     weight = lowering.float32(arguments.get("weight"))
     bias = lowering.float32(arguments.get("bias"))
     norm = GroupNorm(arguments["num_groups"], arguments.get("eps", 1e-5), weight, bias)
@@ -36,11 +41,19 @@ def layer_norm(lowering: Lowering, node: Node) -> View | None:
     is_last_axis = len(arguments["normalized_shape"]) == 1
     if layout is None or not is_last_axis or not lowering.are_floats(view):
         return None
+    if _are_computed(lowering, arguments):
+        return None
     weight = lowering.float32(arguments.get("weight"))
     bias = lowering.float32(arguments.get("bias"))
     rows = NormedRows(view, layout, arguments.get("eps", 1e-5), weight, bias)
     meta = torch.empty(view.shape, dtype=view.meta.dtype, device="meta")
     return lowering.draft.wait(meta, rows)
+
+
+def _are_computed(lowering: Lowering, arguments: Mapping[str, Any]) -> bool:
+    """Whether weight or bias is the result of a call, such as a cast, and no parameter."""
+    leaves = (arguments.get(name) for name in ("weight", "bias"))
+    return any(isinstance(lowering.given(leaf), View) for leaf in leaves)
 
 
 def activation(lowering: Lowering, node: Node) -> View | None:

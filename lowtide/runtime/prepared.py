@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.kernels.race import NATIVE
-from lowtide.models.trace import Graph, flat_inputs
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.trace import Graph
 from lowtide.nn.clock import find_clock
 from lowtide.nn.packed import PackedConv2d, PackedLinear
 from lowtide.nn.swap import packed_layers, quantizers
@@ -149,4 +150,5 @@ def timestep_tensor(timestep: Any) -> Tensor:
 
 
 def _content(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    whole = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return whole.reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,7 +1,9 @@
 """Sampling: requests, pipelines and their drivers, loading, and the recorded trajectory."""
 
 from lowtide.sampling.apart import other_parts, parts_apart
+from lowtide.sampling.call_files import read_call
 from lowtide.sampling.drivers import (
+    DENOISERS,
     DRIVERS,
     call_arguments,
     check_steps,
@@ -9,6 +11,7 @@ from lowtide.sampling.drivers import (
     denoiser_name,
     supported_fields,
 )
+from lowtide.sampling.example_calls import check_no_image_adapter, example_inputs, pipeline_adapter
 from lowtide.sampling.loading import (
     as_pipeline,
     class_name,
@@ -19,7 +22,6 @@ from lowtide.sampling.loading import (
 )
 from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler
 from lowtide.sampling.recording import (
-    example_inputs,
     images,
     record_calls,
     run_pipeline,
@@ -31,6 +33,7 @@ from lowtide.sampling.schedulers import scheduled, scheduler_like
 from lowtide.settings import Request
 
 __all__ = [
+    "DENOISERS",
     "DRIVERS",
     "ModulePipeline",
     "Moment",
@@ -39,6 +42,7 @@ __all__ = [
     "Scheduler",
     "as_pipeline",
     "call_arguments",
+    "check_no_image_adapter",
     "check_steps",
     "class_name",
     "denoiser",
@@ -49,8 +53,10 @@ __all__ = [
     "local_folder",
     "other_parts",
     "parts_apart",
+    "pipeline_adapter",
     "pipeline_class",
     "quiet_libraries",
+    "read_call",
     "read_prompts",
     "record_calls",
     "run_pipeline",

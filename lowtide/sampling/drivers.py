@@ -1,8 +1,8 @@
 """Drivers: how each kind of pipeline is called for a request, and which fields it supports."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from inspect import signature
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from lowtide.errors import BadInput
 from lowtide.models.unet import config_of, height_width
+from lowtide.sampling.call_values import call_values
 from lowtide.sampling.pipelines import (
     ClassConditionalPipeline,
     ModulePipeline,
@@ -19,16 +20,17 @@ from lowtide.sampling.pipelines import (
 from lowtide.sampling.request import masks_of, pictures_of, read_prompts
 from lowtide.settings import Request
 
-DECODERS = ("vae", "vqvae")
+DENOISERS = ("unet", "transformer", "decoder", "prior")
+DECODERS = ("vae", "vqvae", "movq", "vqgan")
 
 
 def denoiser_name(pipe: Pipeline) -> str:
     """The name of the pipeline's component that is called at every step."""
-    for name in ("unet", "transformer"):
+    for name in DENOISERS:
         if isinstance(getattr(pipe, name, None), nn.Module):
             return name
     raise BadInput(
-        f"found {type(pipe).__name__} without unet or transformer",
+        f"found {type(pipe).__name__} without {' or '.join(DENOISERS)}",
         "a diffusion pipeline",
         "load another model",
     )
@@ -36,6 +38,17 @@ def denoiser_name(pipe: Pipeline) -> str:
 
 def denoiser(pipe: Pipeline) -> nn.Module:
     return getattr(pipe, denoiser_name(pipe))
+
+
+def check_forward(model: nn.Module) -> None:
+    """A denoiser reads its timestep under this name."""
+    parameters = list(signature(model.forward).parameters)
+    if "timestep" not in parameters:
+        raise BadInput(
+            f"found {type(model).__name__}, whose forward takes {', '.join(parameters[:3])}",
+            "a denoiser called (sample, timestep, ...)",
+            "quantize it without data: see LowtideConfig in docs/guides/diffusers.md",
+        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,26 @@ def _unconditional(pipe: Pipeline, request: Request) -> dict[str, object]:
     return {"batch_size": len(request.seeds)}
 
 
-def _guidance(request: Request) -> dict[str, object]:
-    return {} if request.guidance is None else {"guidance_scale": request.guidance}
+def _known(pipe: Pipeline, name: str, value: object, option: str) -> dict[str, object]:
+    """An argument of the pipeline's call; a pipeline that does not take it has no such option."""
+    if value is None:
+        return {}
+    if name not in signature(pipe.__call__).parameters:
+        raise BadInput(
+            f"found {option} {value} for a {type(pipe).__name__}, whose call takes no {name}",
+            "what the pipeline takes",
+            f"leave --{option} away",
+        )
+    return {name: value}
+
+
+def _guidance(pipe: Pipeline, request: Request) -> dict[str, object]:
+    return _known(pipe, "guidance_scale", request.guidance, "guidance")
+
+
+def _size(pipe: Pipeline, request: Request) -> dict[str, object]:
+    height = _known(pipe, "height", request.size, "size")
+    return height | _known(pipe, "width", request.size, "size")
 
 
 def _labelled(pipe: Pipeline, request: Request) -> dict[str, object]:
@@ -88,30 +119,49 @@ def _labelled(pipe: Pipeline, request: Request) -> dict[str, object]:
             "the classes to draw",
             "give --labels, such as --labels 0-9",
         )
-    return {"class_labels": request.by_seed(request.labels)} | _guidance(request)
+    return {"class_labels": request.by_seed(request.labels)} | _guidance(pipe, request)
 
 
 def _prompted(pipe: Pipeline, request: Request) -> dict[str, object]:
-    size = {} if request.size is None else {"height": request.size, "width": request.size}
+    options = _guidance(pipe, request) | _size(pipe, request)
+    if request.call.keys() & {"prompt", "prompt_embeds"}:
+        return options
     prompts = request.prompts or read_prompts(None)
-    return {"prompt": request.by_seed(prompts)} | _guidance(request) | size
+    return {"prompt": request.by_seed(prompts)} | options
+
+
+def _embedded(pipe: Pipeline, request: Request) -> dict[str, object]:
+    """Pipelines that read no text, but embeddings, which `call` holds."""
+    return _guidance(pipe, request) | _size(pipe, request)
 
 
 def _unbinned(pipe: Pipeline, request: Request) -> dict[str, object]:
-    """PixArt rounds a size to one of its own list; here it keeps the request's size."""
-    binning = {} if request.size is None else {"use_resolution_binning": False}
+    """Keep the request's size: some pipelines round a size to one of their own list."""
+    known = signature(pipe.__call__).parameters
+    binned = request.size is not None and "use_resolution_binning" in known
+    binning = {"use_resolution_binning": False} if binned else {}
     return _prompted(pipe, request) | binning
 
 
 def _with_pictures(pipe: Pipeline, request: Request) -> dict[str, object]:
     """Pipelines that start from a picture; strength 1, so that every step runs."""
-    pictures = pictures_of(request, _side(pipe, request))
-    given = {"image": pictures, "strength": 1.0}
-    if "mask_image" in signature(pipe.__call__).parameters:
-        given["mask_image"] = masks_of(request, pictures)
-    prompted = _prompted(pipe, request)
     known = signature(pipe.__call__).parameters
-    return given | {name: value for name, value in prompted.items() if name in known}
+    # The pictures of inpainting give the size; other pictures have it.
+    drawn = "height" not in known and "image" not in request.call
+    sized = replace(request, size=None) if drawn else request
+    given = _prompted(pipe, sized) if "prompt" in known else _embedded(pipe, sized)
+    if "strength" in known:
+        given["strength"] = 1.0
+    if "image" in request.call:
+        return given
+    is_needed = "strength" in known or known["image"].default is known["image"].empty
+    if request.pictures is None and not is_needed:
+        return given
+    pictures = pictures_of(request, _side(pipe, request))
+    given["image"] = pictures
+    if "mask_image" in known:
+        given["mask_image"] = masks_of(request, pictures)
+    return given
 
 
 def _side(pipe: Pipeline, request: Request) -> int:
@@ -124,6 +174,7 @@ UNCONDITIONAL = Driver(_unconditional)
 LABELLED = Driver(_labelled, ("labels", "guidance"))
 PROMPTED = Driver(_prompted, ("prompts", "guidance", "size"))
 UNBINNED = Driver(_unbinned, PROMPTED.fields)
+EMBEDDED = Driver(_embedded, ("guidance", "size"))
 PICTURED = Driver(_with_pictures, (*PROMPTED.fields, "pictures"))
 
 DRIVERS: dict[str, Driver] = {
@@ -151,7 +202,8 @@ DRIVERS: dict[str, Driver] = {
 # A pipeline of one's own is called by the first of these names that its `__call__` has.
 _BY_PARAMETER = {
     "image": PICTURED,
-    "prompt": PROMPTED,
+    "prompt": UNBINNED,
+    "image_embeds": EMBEDDED,
     "class_labels": LABELLED,
     "batch_size": UNCONDITIONAL,
 }
@@ -188,7 +240,28 @@ def call_arguments(pipe: Pipeline, request: Request) -> dict[str, Any]:
         "generator": [torch.Generator().manual_seed(seed) for seed in request.seeds],
         "output_type": "np",
     }
-    return common | driver.arguments(pipe, request) | _eta(pipe, request)
+    given = common | driver.arguments(pipe, request) | _eta(pipe, request)
+    given |= call_values(pipe, request)
+    _check_complete(pipe, given)
+    return given
+
+
+def _check_complete(pipe: Pipeline, given: Mapping[str, object]) -> None:
+    """Every argument without a default has a value."""
+    parameters = signature(pipe.__call__).parameters.values()
+    needed = (each.name for each in parameters if each.default is each.empty)
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    missing = [
+        name
+        for name in needed
+        if name not in given and signature(pipe.__call__).parameters[name].kind not in kinds
+    ]
+    if missing:
+        raise BadInput(
+            f"found no {missing[0]} for a {type(pipe).__name__}",
+            "each argument that its call needs",
+            f"give call={{{missing[0]!r}: ...}}, or --call FILE",
+        )
 
 
 def _eta(pipe: Pipeline, request: Request) -> dict[str, float]:
@@ -242,7 +315,9 @@ def _check_labels(pipe: Pipeline, request: Request) -> None:
             f"0 to {classes - 1}",
             "choose labels the model was trained on",
         )
-    if config.get("num_class_embeds") and driver_of(pipe) is not LABELLED:
+    # Upscalers give the level of their noise as the label.
+    is_upscaler = "noise_level" in signature(pipe.__call__).parameters
+    if config.get("num_class_embeds") and driver_of(pipe) is not LABELLED and not is_upscaler:
         raise BadInput(
             f"found a class-conditional model in a {type(pipe).__name__}, which gives it no labels",
             "a pipeline that passes labels",

@@ -7,24 +7,25 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from lowtide import zoo
 from lowtide.errors import BadInput
 from lowtide.machine.device_names import AUTO
 from lowtide.machine.devices import CPU, chosen
-from lowtide.models import ARCHITECTURES
+from lowtide.models import ARCHITECTURES, Arguments
 from lowtide.models.unet import config_of
-from lowtide.sampling.drivers import denoiser
+from lowtide.sampling.drivers import check_forward, denoiser
 from lowtide.sampling.pipelines import (
     OWN,
     ClassConditionalPipeline,
@@ -32,8 +33,11 @@ from lowtide.sampling.pipelines import (
     Pipeline,
     Scheduler,
 )
+from lowtide.sampling.schedulers import around_unet
 
 INDEX = "model_index.json"
+# The entry of config.json that says which bare module a folder holds.
+MODULE = "lowtide_module"
 # The types of float weights by the name that a user gives.
 DTYPES = {
     AUTO: torch.float32,
@@ -49,16 +53,20 @@ def as_pipeline(
     shape: tuple[int, ...] | None = None,
     device: str = AUTO,
     dtype: str = AUTO,
+    example: Arguments | None = None,
 ) -> Pipeline:
     """The pipeline that a user means: a name is loaded, a bare denoiser is wrapped.
 
-    `scheduler` and `shape` (of one sample) are for a bare denoiser, `device` and `dtype` are for a
-    name: a pipeline or a denoiser stays as its owner made it.
+    `scheduler`, and `shape` (of one sample) or `example` (the arguments of one call), are for a
+    bare denoiser. `device` and `dtype` are for a name: a pipeline or a denoiser stays as its owner
+    made it.
     """
+    if not isinstance(target, nn.Module):
+        _check_whole(target, scheduler, example)
     if isinstance(target, str | Path):
         return load_pipeline(target, DTYPES[dtype], chosen(device))
     pipe = (
-        _wrapped(target, scheduler, shape)
+        _wrapped(target, scheduler, shape, example)
         if isinstance(target, nn.Module)
         else cast(Pipeline, target)
     )
@@ -91,21 +99,71 @@ def _check_dtype(pipe: Pipeline, asked: str) -> None:
         )
 
 
+def _check_whole(target: object, scheduler: Scheduler | None, example: Arguments | None) -> None:
+    """A pipeline has its own scheduler and arguments."""
+    given = "example" if example is not None else "a scheduler" if scheduler is not None else None
+    if given:
+        raise BadInput(
+            f"found {given} with {target if isinstance(target, str) else type(target).__name__}",
+            "a bare module, which has no pipeline",
+            "leave it out, or set pipe.scheduler",
+        )
+
+
 def _wrapped(
-    model: nn.Module, scheduler: Scheduler | None, shape: tuple[int, ...] | None
+    model: nn.Module,
+    scheduler: Scheduler | None,
+    shape: tuple[int, ...] | None,
+    example: Arguments | None,
 ) -> Pipeline:
     """A pipeline around a bare denoiser."""
-    if isinstance(model, UNet2DModel):
-        conditional = config_of(model).num_class_embeds
-        kind = ClassConditionalPipeline if conditional else DDIMPipeline
-        return cast(Pipeline, kind(model, cast(Any, scheduler) or DDIMScheduler()))
-    if type(model) in ARCHITECTURES or scheduler is None or shape is None:
+    if isinstance(model, UNet2DModel) and example is None and shape is None:
+        if config_of(model).num_class_embeds:
+            own = cast(Any, scheduler) or DDIMScheduler()
+            return cast(Pipeline, ClassConditionalPipeline(model, own))
+        return around_unet(model, scheduler or cast(Scheduler, DDIMScheduler()))
+    is_listed = type(model) in ARCHITECTURES and example is None
+    if is_listed or scheduler is None or (shape is None and example is None):
         raise BadInput(
             f"found a bare {type(model).__name__}",
-            "the pipeline it belongs to",
-            "pass the pipeline (or scheduler and shape)",
+            "the pipeline it belongs to, or a scheduler and an example",
+            "pass the pipeline, or scheduler=DDIMScheduler() and "
+            "example={'sample': ..., 'timestep': ...}",
         )
-    return ModulePipeline(model, scheduler, shape)
+    check_forward(model)
+    if shape is not None:
+        return ModulePipeline(model, scheduler, shape)
+    return _from_example(model, scheduler, cast(Arguments, example))
+
+
+def _from_example(model: nn.Module, scheduler: Scheduler, example: Arguments) -> Pipeline:
+    """The pipeline of a module that is called as in this example."""
+    first, *_ = signature(model.forward).parameters
+    tensors = {name: value for name, value in example.items() if isinstance(value, Tensor)}
+    if len(tensors) < len(example) or first not in tensors or "timestep" not in tensors:
+        raise BadInput(
+            f"found an example with {', '.join(example) or 'nothing'} for a {type(model).__name__}",
+            f"tensors by name: {first}, timestep, and what else its forward needs",
+            f"give example={{{first!r}: ..., 'timestep': ...}}",
+        )
+    names = signature(model.forward).parameters
+    if unknown := [name for name in tensors if name not in names]:
+        raise BadInput(
+            f"found {unknown[0]} in the example",
+            f"some of {', '.join(names)}, which the forward takes",
+            "check the spelling",
+        )
+    conditions = {name: tensors[name] for name in tensors if name not in (first, "timestep")}
+    return ModulePipeline(model, scheduler, tuple(tensors[first].shape[1:]), conditions)
+
+
+def module_facts(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of the bare module in it; None if it holds none."""
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return fields.get(MODULE) if isinstance(fields, dict) else None
 
 
 def load_pipeline(
@@ -181,6 +239,12 @@ def _hub_pipeline(name: str, dtype: torch.dtype) -> Pipeline:
 def _bare_model(folder: Path, dtype: torch.dtype) -> Pipeline:
     """A folder that holds one model and no pipeline."""
     kind = class_name(folder / "config.json")
+    if module_facts(folder) is not None:
+        raise BadInput(
+            f"found a bare {kind}, which lowtide packed",
+            "the code that makes it",
+            f"load it with lowtide.load({str(folder)!r}, factory={kind})",
+        )
     if kind is None:
         raise BadInput(
             f"found no model in {folder.name}",

@@ -8,7 +8,8 @@ draws from any module.
 # diffusers imports its classes lazily and does not declare them as exports.
 # pyright: reportPrivateImportUsage=false
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Protocol, cast
 
@@ -250,14 +251,29 @@ def finished(pipe: OwnPipeline, x: Tensor, output_type: str) -> ImagePipelineOut
 
 @dataclass(eq=False)
 class ModulePipeline:
-    """The smallest pipeline: any module called (sample, timestep), and a scheduler.
+    """The smallest pipeline: any module called (sample, timestep, ...), and a scheduler.
 
-    `shape`: of one sample, without the batch axis.
+    `shape`: of one sample, without the batch axis. `conditions`: the other arguments by name; each
+    image has the row of its seed.
     """
 
     unet: nn.Module
     scheduler: Scheduler
     shape: tuple[int, ...]
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def example(self, batch: int) -> dict[str, Tensor]:
+        """The inputs of a call for so many images."""
+        first, *_ = signature(self.unet.forward).parameters
+        sample = torch.zeros(batch, *self.shape)
+        return {first: sample, "timestep": torch.zeros(batch)} | self._rows(range(batch))
+
+    def _rows(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """The conditions of these images."""
+        return {
+            name: value[[seed % len(value) for seed in seeds]]
+            for name, value in self.conditions.items()
+        }
 
     @torch.no_grad()
     def __call__(
@@ -275,16 +291,21 @@ class ModulePipeline:
         x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
         scaled = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
         options = {"generator": generator} if takes_generator(self.scheduler) else {}
+        rows = self._rows([each.initial_seed() for each in generator])
+        conditions = {name: value.to(x.device) for name, value in rows.items()}
         for t in self.scheduler.timesteps:
-            result = self.unet(scaled(x, t), t)
+            result = self.unet(scaled(x, t), timestep=t, **conditions)
             eps = result if isinstance(result, Tensor) else result[0]
             x = self.scheduler.step(eps, t, x, **options).prev_sample
-        return Images(_as_images(x))
+        return Images(_as_images(x) if x.dim() == 4 else x.cpu().float().numpy())
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a ModulePipeline returns: (batch, height, width, channels), in [0, 1]."""
+    """What a ModulePipeline returns: (batch, height, width, channels), in [0, 1].
+
+    Samples that are no pictures, with more or fewer axes, are returned as they are.
+    """
 
     images: np.ndarray
 

@@ -27,9 +27,10 @@ from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.machine.room import Room
 from lowtide.models import Answer, Arguments, answer_of
+from lowtide.models.named_inputs import mapped_inputs
 from lowtide.report.progress import track
 from lowtide.sampling.drivers import call_arguments, denoiser, gives_latents
-from lowtide.sampling.pipelines import ModulePipeline, Pipeline, Scheduler, takes_generator
+from lowtide.sampling.pipelines import Pipeline, Scheduler, takes_generator
 from lowtide.sampling.request import Moment, joined_moments
 from lowtide.sampling.schedulers import scheduled
 from lowtide.sampling.variance_calibration import calibrated_variance, stepping
@@ -84,7 +85,7 @@ def run_pipeline(pipe: Pipeline, request: Request, room: Room | None = None) -> 
     are the same. `room` remembers the part that fits.
     """
     parts = _room_for(pipe, room).each(
-        len(request.seeds), lambda span: _draw(pipe, _part(request, span), output="np")
+        len(request.seeds), lambda span: draw(pipe, _part(request, span), output="np")
     )
     return np.concatenate(parts)
 
@@ -97,7 +98,7 @@ def _part(request: Request, span: slice) -> Request:
     return replace(request, seeds=request.seeds[span])
 
 
-def _draw(pipe: Pipeline, request: Request, output: str) -> np.ndarray:
+def draw(pipe: Pipeline, request: Request, output: str) -> np.ndarray:
     """One part of a batch; `output` "latent" leaves out the decoder."""
     pipe = scheduled(pipe, request.scheduler, request.spacing)
     arguments = call_arguments(pipe, request)
@@ -108,10 +109,44 @@ def _draw(pipe: Pipeline, request: Request, output: str) -> np.ndarray:
         calibrated_variance(pipe.scheduler, denoiser(pipe)),
         _own_noise(pipe.scheduler, arguments["generator"]),
     ):
-        images = pipe(**arguments).images
+        images = pictures_in(answer_to(pipe, arguments))
     if isinstance(images, Tensor):
         images = images.float().cpu()
     return np.asarray(images, dtype=np.float32)
+
+
+@contextmanager
+def one_sentence(pipe: Pipeline) -> Iterator[None]:
+    """What a pipeline says against its arguments, as a BadInput."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(
+            f"found that a {type(pipe).__name__} fails on its arguments ({lines[0][:300]})",
+            "those that it needs",
+            "give or correct them with call={...} or --call FILE",
+        ) from error
+
+
+def answer_to(pipe: Pipeline, arguments: Arguments) -> Any:
+    with one_sentence(pipe):
+        return pipe(**arguments)
+
+
+def pictures_in(answer: Any) -> Any:
+    """The images of a pipeline's answer; the frames of a video."""
+    names = ("images", "frames")
+    found = next((name for name in names if getattr(answer, name, None) is not None), None)
+    if found is None:
+        raise BadInput(
+            f"found a {type(answer).__name__} as the pipeline's answer",
+            "one with images or frames",
+            "choose another pipeline",
+        )
+    return getattr(answer, found)
 
 
 def images(
@@ -159,7 +194,7 @@ def trajectory(
     def record(batch: Request, span: slice) -> list[Moment]:
         moments: list[Moment] = []
         with record_calls(denoiser(pipe), moments, keep):
-            _draw(pipe, _part(batch, span), output)
+            draw(pipe, _part(batch, span), output)
         return moments
 
     for batch in request.batches():
@@ -173,13 +208,12 @@ def record_calls(
     model: nn.Module, moments: list[Moment], keep: Collection[int] | None
 ) -> Iterator[None]:
     """Append the denoiser's calls to `moments`: all, or those whose index is in `keep`."""
-    names = tuple(signature(model.forward).parameters)
     indices = count()
 
     def record(module: nn.Module, args: tuple, kwargs: dict, result: Answer) -> None:
         index = next(indices)
         if keep is None or index in keep:
-            moments.append(_moment(index, dict(zip(names, args, strict=False)) | kwargs, result))
+            moments.append(_moment(index, bound_arguments(model, args, kwargs), result))
 
     hook = model.register_forward_hook(record, with_kwargs=True)
     try:
@@ -200,24 +234,31 @@ def timesteps(pipe: Pipeline, request: Request) -> list[float]:
 
 def _moment(index: int, arguments: Arguments, result: Answer) -> Moment:
     """The call on the CPU, with one timestep for each sample."""
-    copies = {name: _on_cpu(value) for name, value in arguments.items() if value is not None}
-    samples = len(next(iter(copies.values())))
-    timestep = torch.as_tensor(copies["timestep"]).reshape(-1).expand(samples).clone()
-    copies["timestep"] = timestep
-    return Moment(index, timestep, copies, _on_cpu(answer_of(result)))
+    copies = whole_arguments(arguments)
+    return Moment(index, copies["timestep"], copies, _on_cpu("", answer_of(result)))
 
 
-def _on_cpu(value: Any) -> Any:
-    """A copy of a tensor, or of a dict of tensors, on the CPU; other values as they are."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {name: _on_cpu(part) for name, part in value.items()}
-    return value
+def bound_arguments(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Arguments:
+    """The arguments of a call by name, without those that are None and can be left out."""
+    parameters = signature(model.forward).parameters
+    named = dict(zip(parameters, args, strict=False)) | kwargs
+    needed = {name for name, each in parameters.items() if each.default is each.empty}
+    return {name: value for name, value in named.items() if value is not None or name in needed}
 
 
-def example_inputs(pipe: Pipeline) -> dict[str, Tensor] | None:
-    """One call's inputs, for a denoiser that no Architecture describes."""
-    if not isinstance(pipe, ModulePipeline):
-        return None
-    return {"sample": torch.zeros(2, *pipe.shape), "timestep": torch.zeros(2)}
+def whole_arguments(arguments: Arguments) -> Arguments:
+    """A copy of a call's arguments on the CPU, with one timestep for each sample."""
+    copies = mapped_inputs(arguments, _on_cpu)
+    first = next(iter(copies.values()))
+    timestep = torch.as_tensor(copies.get("timestep", ())).reshape(-1)
+    if not isinstance(first, Tensor) or len(timestep) not in (1, len(first)):
+        raise BadInput(
+            f"found a denoiser that is called with {', '.join(copies)}",
+            "one tensor of samples, and one timestep for each",
+            "quantize without data: see LowtideConfig in docs/guides/diffusers.md",
+        )
+    return copies | {"timestep": timestep.expand(len(first)).clone()}
+
+
+def _on_cpu(name: str, tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

@@ -45,6 +45,9 @@ def joined_moments(parts: Sequence[Moment], images: Sequence[int]) -> Moment:
 
     def joined(values: Sequence[Any]) -> Any:
         first = values[0]
+        if isinstance(first, list | tuple):
+            items = zip(*values, strict=True)
+            return type(first)(joined(each) for each in items)
         if isinstance(first, dict):
             return {name: joined([value[name] for value in values]) for name in first}
         batched = isinstance(first, Tensor) and first.dim()
@@ -66,7 +69,8 @@ def joined_moments(parts: Sequence[Moment], images: Sequence[int]) -> Moment:
 def read_prompts(path: str | Path | None) -> tuple[str, ...]:
     """The prompts in a text file, one a line; without a file, the built-in list."""
     path = Path(path) if path else Path(__file__).with_name("prompts.txt")
-    lines = tuple(line.strip() for line in _read_text(path).splitlines() if line.strip())
+    text = read_text(path, "a UTF-8 text file with one prompt a line")
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
         raise BadInput(
             f"found no prompt in {path}", "one prompt a line", "write some, or leave --prompts away"
@@ -123,8 +127,8 @@ def masks_of(request: Request, pictures: Tensor) -> Tensor:
     return masks
 
 
-def _read_text(path: Path) -> str:
-    expected = "a UTF-8 text file with one prompt a line"
+def read_text(path: Path, expected: str) -> str:
+    """The text of a file that a user named."""
     if not path.exists():
         raise BadInput(f"found no file {path}", expected, "check the path")
     if path.is_dir():

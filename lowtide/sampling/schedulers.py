@@ -73,13 +73,13 @@ def scheduled(
             "choose another scheduler",
         )
     if title in (*BARE, "UnconditionalPipeline") and getattr(pipe, "vae", None) is None:
-        return _around_unet(cast(Any, pipe).unet, scheduler)
+        return around_unet(cast(Any, pipe).unet, scheduler)
     other = copy(pipe)
     other.scheduler = scheduler
     return other
 
 
-def _around_unet(unet: nn.Module, scheduler: Scheduler) -> Pipeline:
+def around_unet(unet: nn.Module, scheduler: Scheduler) -> Pipeline:
     """A pipeline of diffusers where one calls this scheduler rightly, else lowtide's own."""
     found = next((title for title, kind in BARE.items() if kind == type(scheduler).__name__), None)
     kind: Any = getattr(diffusers, found) if found else UnconditionalPipeline

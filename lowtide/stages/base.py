@@ -21,10 +21,12 @@ from lowtide.distributed.world import World
 from lowtide.errors import BadInput
 from lowtide.machine.room import Room
 from lowtide.models import Adapter, Arguments
+from lowtide.models.named_inputs import mapped_inputs
 from lowtide.models.trace import mapped
 from lowtide.nn.placement import Placement
 from lowtide.nn.plan import Plan
 from lowtide.report.progress import track
+from lowtide.sampling.call_values import recorded
 from lowtide.sampling.drivers import Role, role_of
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, StageOptions
@@ -207,15 +209,11 @@ def part_of(arguments: Arguments, span: slice, adapter: Adapter) -> Arguments:
     """Some samples of a call; a value without a batch axis is the same for all."""
     samples = len(arguments["timestep"])
 
-    def cut(leaf: object) -> object:
-        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == samples:
-            return leaf[span]
-        return leaf
+    def cut(name: str, leaf: Tensor) -> Tensor:
+        rows = adapter.architecture.rows(name, leaf, samples)
+        return leaf[rows * span.start : rows * span.stop] if rows else leaf
 
-    shared = adapter.architecture.shared
-    return {
-        name: value if name in shared else mapped(value, cut) for name, value in arguments.items()
-    }
+    return mapped_inputs(arguments, cut)
 
 
 def run_recipe(recipe: Recipe, job: Job) -> None:
@@ -322,7 +320,7 @@ def recipe_digest(recipe: Recipe, settings: Settings, fingerprint: str, ranks: i
     """
     stages = [(type(stage).__name__, asdict(stage)) for stage in recipe]
     values = asdict(settings) | {"batch": settings.batch * ranks}
-    text = json.dumps([stages, values, fingerprint, code_hash()], sort_keys=True, default=str)
+    text = json.dumps([stages, values, fingerprint, code_hash()], sort_keys=True, default=recorded)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

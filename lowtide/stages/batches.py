@@ -3,15 +3,16 @@
 Targets are the float model's answers. Some images are held out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 from lowtide.models import Arguments, answer_of
+from lowtide.models.named_inputs import flat_inputs, mapped_inputs
+from lowtide.nn.layer_call import on_input
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
 from lowtide.stages.base import Job
@@ -77,19 +78,21 @@ class CalibrationBatches:
         """These samples as one call of the denoiser."""
         whole = [self.calls[call].arguments for call, _ in batch]
         rows = [row for _, row in batch]
-        joined = dict(whole[0])
-        for name in joined.keys() - set(self.job.adapter.architecture.shared):
-            joined[name] = self._joined([arguments[name] for arguments in whole], rows)
-        return self.job.on_device(joined)
+        architecture = self.job.adapter.architecture
+        values = [flat_inputs(arguments) for arguments in whole]
 
-    def _joined(self, values: list[Any], rows: list[int]) -> Any:
-        """One row of each value; a value without a batch axis is the same for all."""
-        first = values[0]
-        if isinstance(first, Mapping):
-            return {name: self._joined([value[name] for value in values], rows) for name in first}
-        if isinstance(first, Tensor) and first.dim() and len(first) == self.rows:
-            return torch.stack([value[row] for value, row in zip(values, rows, strict=True)])
-        return first
+        def joined(name: str, first: Tensor) -> Tensor:
+            """The rows of each sample; a value without a batch axis is the same for all."""
+            each = architecture.rows(name, first, self.rows)
+            if not each:
+                return first
+            parts = [
+                value[name][row * each : (row + 1) * each]
+                for value, row in zip(values, rows, strict=True)
+            ]
+            return torch.cat(parts)
+
+        return self.job.on_device(mapped_inputs(whole[0], joined))
 
     def targets(self, batch: Sequence[Place]) -> Tensor:
         """The float model's answers to these samples."""
@@ -110,12 +113,11 @@ def last_features(job: Job) -> Iterator[list[Tensor]]:
     last = job.model.get_submodule(job.adapter.ends()[1])
     inputs: list[Tensor] = []
 
-    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def record(module: nn.Module, x: Tensor) -> None:
         channels_second = x.movedim(-1, 1) if isinstance(module, nn.Linear) else x
         inputs.append(channels_second.flatten(2))
 
-    hook = last.register_forward_pre_hook(record)
+    hook = on_input(last, record)
     try:
         yield inputs
     finally:

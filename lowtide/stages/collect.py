@@ -12,6 +12,7 @@ from lowtide.distributed.world import World
 from lowtide.errors import BadInput
 from lowtide.models import Arguments, adapt
 from lowtide.sampling import Moment, Request, trajectory
+from lowtide.settings import Settings
 from lowtide.stages.base import Call, Job, Stage
 from lowtide.stages.call_records import IndexedCall, calls_of, tensors_of
 
@@ -28,12 +29,12 @@ class Collect(Stage):
     essential: ClassVar[bool] = True
     reads: ClassVar[frozenset[str]] = frozenset(
         {"steps", "images", "prompts", "labels", "guidance", "eta", "size", "pictures"}
-        | {"scheduler", "spacing"}
+        | {"scheduler", "spacing", "call"}
     )
 
     def run(self, job: Job) -> None:
         job.calls = sampled_calls(job, recorded=True)
-        job.adapter = adapt(job.model, job.calls[0].arguments)
+        job.adapter = adapt(job.model, job.calls[0].arguments, job.adapter.architecture)
         job.report["timesteps"] = len({call.timestep for call in job.calls})
 
     def cost(self, load: Workload) -> Cost:
@@ -84,12 +85,16 @@ def _drawn(job: Job, batches: Sequence[Request], *, recorded: bool) -> Iterator[
 
 
 def calibration_request(job: Job) -> Request:
-    """The images of the calibration set.
+    """The images of the calibration set."""
+    return request_of(job.settings)
+
+
+def request_of(settings: Settings) -> Request:
+    """The images of the calibration set that these settings ask for.
 
     Their seeds are far from those a user samples with. All batches have one size, because graphs
     are recorded for one.
     """
-    settings = job.settings
     first = 1_000_000_007 * (settings.seed + 1)
     return Request(
         steps=settings.steps,
@@ -100,6 +105,7 @@ def calibration_request(job: Job) -> Request:
         eta=settings.eta,
         size=settings.size,
         pictures=settings.pictures,
+        call=settings.call,
         batch=settings.calibration_batch,
     )
 

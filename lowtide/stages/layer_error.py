@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide.formats import SEARCHES, Affine, Grid, OwnRange, Stepped
+from lowtide.nn.layer_call import on_input
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import QuantLayer, find_clock, set_precision
@@ -63,8 +64,9 @@ def layer_inputs(
     count = -(-rows // len(calls))
     inputs: dict[str, LayerInputs] = {}
 
-    def record(name: str, layer: QuantLayer, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach().float()
+    def record(name: str, layer: nn.Module, given: Tensor) -> None:
+        assert isinstance(layer, QuantLayer)
+        x = given.detach().float()
         step = int(clock.index)
         channels = _channels_first(x, layer)
         if name not in inputs:
@@ -76,9 +78,7 @@ def layer_inputs(
             generator = job.generator("watched", name, str(len(known.patches)))
             known.keep(_patches(x, layer, generator, count), step)
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()
-    ]
+    hooks = [on_input(layer, partial(record, name)) for name, layer in layers.items()]
     for call in job.track(calls, "inputs of layers"):
         run_call(job, call)
     for hook in hooks:

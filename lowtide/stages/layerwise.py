@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models import Unit
+from lowtide.nn.layer_call import on_answer
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
 from lowtide.stages.stream import UnitData, UnitRows
@@ -51,10 +52,10 @@ class LayerData:
         pairs: list[tuple[Tensor, Tensor]] = []
         set_precision(self.block.module, precision)
 
-        def record(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-            pairs.append((args[0], result))
+        def record(module: nn.Module, given: Tensor, result: Tensor) -> None:
+            pairs.append((given, result))
 
-        hook = self.layer.register_forward_hook(record)
+        hook = on_answer(self.layer, record)
         try:
             self.block.answer_on_call(call, quantized=precision.weights)
         finally:

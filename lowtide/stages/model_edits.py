@@ -33,7 +33,7 @@ def split_layers(job: Job, splits: dict[str, int]) -> None:
         )
     split_modules(job.model, splits)
     job.plan = replace(job.plan, splits=job.plan.splits | splits)
-    job.adapter = adapt(job.model, job.calls[0].arguments)
+    job.adapter = adapt(job.model, job.calls[0].arguments, job.adapter.architecture)
 
 
 def range_each_step(job: Job, names: Collection[str] | None = None) -> None:

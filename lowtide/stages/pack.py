@@ -9,7 +9,6 @@ from lowtide.nn.extension import accept_new_timesteps
 from lowtide.nn.feature_cache import Cached, ZeroFeatures
 from lowtide.nn.request_cache import add_request_cache
 from lowtide.nn.swap import drop_unused_rows, pack_modules, replace_module
-from lowtide.sampling.pipelines import ModulePipeline
 from lowtide.stages.base import Job, Stage
 from lowtide.stages.model_edits import forget
 
@@ -23,10 +22,12 @@ class Pack(Stage):
     def run(self, job: Job) -> None:
         _drop_unused_layers(job)
         pack_modules(job.model)
+        # Of a module without a configuration, the adapter cannot be made again.
+        is_bare = not callable(getattr(type(job.model), "from_config", None))
+        adapter = job.adapter if is_bare else None
         if job.plan.requests:
-            add_request_cache(job.model, job.plan)
-        is_bare = isinstance(job.pipe, ModulePipeline)  # no configuration makes its adapter
-        accept_new_timesteps(job.model, job.plan, job.adapter if is_bare else None)
+            add_request_cache(job.model, job.plan, adapter)
+        accept_new_timesteps(job.model, job.plan, adapter)
         job.calls = []
 
     def cost(self, load: Workload) -> Cost:

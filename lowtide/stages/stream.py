@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lowtide.machine.devices import CPU
 from lowtide.machine.peak_memory import release_free_memory
 from lowtide.models import Unit
-from lowtide.models.trace import Graph, Node, Ref, flat_inputs, leaves_of, mapped, run_node
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.trace import Graph, Node, Ref, leaves_of, mapped, run_node
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import QDrop, SamplePart, dropping
 from lowtide.nn.swap import find_clock, set_precision
@@ -45,10 +46,13 @@ class UnitRows:
     def part(self, span: slice, device: torch.device) -> "UnitRows":
         """Some of the samples, on the device."""
 
+        start, stop, _ = span.indices(len(self.chosen))
+
         def moved(id: int, value: object) -> object:
             if not isinstance(value, Tensor):
                 return value
-            rows = value[span] if id in self.batched else value
+            each = len(value) // len(self.chosen)
+            rows = value[each * start : each * stop] if id in self.batched else value
             return rows.to(device, non_blocking=True)
 
         values = (self.inputs, self.floating, self.targets)
@@ -204,9 +208,13 @@ class UnitData:
 
     def select(self, value: Value, chosen: Sequence[int]) -> Tensor:
         """These samples of a value with a batch axis; pinned on the way to a CUDA card."""
-        size = len(value[0])
-        samples = [value[number // size][number % size] for number in chosen]
-        joined = torch.stack(samples)
+        # Several rows of a value can belong to one sample, such as the frames of a video.
+        each = len(value[0]) // self.batch
+        samples: list[Tensor] = []
+        for number in chosen:
+            first = number % self.batch * each
+            samples.append(value[number // self.batch][first : first + each])
+        joined = torch.cat(samples)
         return joined.pin_memory() if self.job.device.type == "cuda" else joined
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models import Adapter, Unit
-from lowtide.models.trace import flat_inputs
-from lowtide.nn.clock import Clock
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.nn.clock import Clock, step_of_rows
+from lowtide.nn.feature_cache import one_row_each
 from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.quantizer import Quantizer
@@ -32,7 +33,8 @@ class TemporalFeatures:
         """The features of this model, each rows x width."""
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        return self.graph.replay(model, inputs)
+        rows = len(inputs["timestep"])
+        return [one_row_each(answer, rows) for answer in self.graph.replay(model, inputs)]
 
 
 class JobFeatures:
@@ -114,7 +116,7 @@ def input_ranges(job: Job, unit: Unit, features: JobFeatures) -> None:
 
 def _step_of_rows(rows: Tensor, clock: Clock) -> Tensor:
     """The step of each row that ran last: (rows,)."""
-    return clock.index.to(rows.device).expand(len(rows))
+    return step_of_rows(clock.index.to(rows.device), len(rows)).expand(len(rows))
 
 
 def _rows_of(job: Job, unit: Unit) -> Rows:

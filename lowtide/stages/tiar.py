@@ -77,7 +77,7 @@ class TIAR(Stage):
 
     def _learnt(self, job: Job, unit: Unit) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
         """The codes of a unit, on the CPU, and the losses of its parts before and after."""
-        if not self._learner(job, unit).layers:
+        if not unit.features or not self._learner(job, unit).layers:
             return {}, {}
         whole = JobFeatures(job, unit)
         targets = dict(zip(unit.features, whole.floating(), strict=True))

@@ -182,8 +182,9 @@ def _alike(line: Line, conditions: Mapping[str, object]) -> bool:
 
 def _request_options(options: Options) -> Options:
     """The settings that sampling needs, too."""
-    names = ("prompts", "labels", "guidance", "eta", "size", "pictures", "scheduler", "spacing")
-    return {name: options[name] for name in names if name in options}
+    names = {"prompts", "labels", "guidance", "eta", "size", "pictures", "call"}
+    names |= {"scheduler", "spacing"}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _measured(

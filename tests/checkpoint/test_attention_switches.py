@@ -120,6 +120,26 @@ def test_perturbed_attention_guidance_where_attention_is_in_float(tmp_path):
     assert abs(images[0] - images[1]).max() > 1e-4
 
 
+def test_perturbed_attention_guidance_where_attention_is_rounded(tmp_path):
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    lowtide.quantize(pipe, prompts=["a cat"], **OPTIONS)
+    count = rounded(pipe.unet)
+    before = dict(pipe.unet.named_modules())
+    guided = AutoPipelineForText2Image.from_pipe(pipe, enable_pag=True, pag_applied_layers=["mid"])
+    guided.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "output_type": "np"}
+    running = []
+    hook = pipe.unet.register_forward_pre_hook(lambda *_: running.append(rounded(pipe.unet)))
+    images = [
+        guided("a", pag_scale=scale, generator=torch.manual_seed(0), **options).images
+        for scale in (0.0, 3.0)
+    ]
+    hook.remove()
+    assert set(running) == {count}
+    assert abs(images[0] - images[1]).max() > 1e-4
+    assert dict(pipe.unet.named_modules()) == before
+
+
 def test_attention_in_float_takes_what_it_is_given():
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
     model = lowtide.quantize(pipe, keep_float=["attentions"], **OPTIONS).model

@@ -10,7 +10,7 @@ from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMSchedul
 from lowtide import sampling
 from lowtide.costs import Network, Speed
 from lowtide.estimate import blueprint, prediction
-from lowtide.models.trace import flat_inputs
+from lowtide.models.named_inputs import flat_inputs
 from lowtide.settings import Settings
 
 UNBATCHED = ("img_ids", "txt_ids", "timestep")

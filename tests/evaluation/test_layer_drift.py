@@ -17,7 +17,7 @@ REQUEST = sampling.Request(steps=3, seeds=(0, 1, 2, 3, 4))
 
 
 def measured(original, other):
-    adapter = layer_drift.reference_adapter(original)
+    adapter = layer_drift.reference_adapter(original, REQUEST)
     calls = layer_drift.reference_calls(original, REQUEST, 3)
     errors = layer_drift.layer_errors(
         adapter, original.denoiser, other.denoiser, calls, skip=other.plan.blank

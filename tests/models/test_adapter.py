@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.models import Adapter, adapt
-from lowtide.models.trace import flat_inputs, mapped
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.trace import mapped
 
 every = pytest.mark.parametrize("name", tiny.MODELS)
 TIMES = (3, 250, 999)

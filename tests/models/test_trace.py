@@ -8,7 +8,8 @@ import torch
 
 from lowtide.errors import BadInput
 from lowtide.models import adapt
-from lowtide.models.trace import flat_inputs, on_meta, record
+from lowtide.models.named_inputs import flat_inputs
+from lowtide.models.trace import on_meta, record
 
 
 @pytest.fixture(scope="module", params=tiny.MODELS)
