@@ -48,7 +48,7 @@ class Exhibit:
         request = sampling_request(models, EvaluationSettings(seeds=(0,)))
         self.models, self.request = compared_models.sampled_alike(models, request)
         for model in self.models:
-            model.pipe.set_progress_bar_config(disable=True)
+            _quiet(model.pipe)
 
     def describe(self) -> Json:
         """What a page needs before anything is drawn: the models, and what can be asked for."""
