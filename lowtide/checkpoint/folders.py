@@ -29,7 +29,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lowtide.checkpoint.exchange import exchanged
-from lowtide.checkpoint.manifest import MANIFEST, add_listed, altered, listed, write_manifest
+from lowtide.checkpoint.manifest import MANIFEST, add_listed, listed, write_manifest
 from lowtide.errors import BadInput
 
 LOCK = ".lowtide-lock"
@@ -199,31 +199,13 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
             _settle(old, place, marks)
 
 
-def _check_unaltered(source: str | Path) -> None:
-    """The configurations in a folder that lowtide wrote are those that it wrote."""
-    place = Path(source)
-    for name in altered(place) if (place / MANIFEST).is_file() else ():
-        if name.endswith(".json") and ("/" in name or name in MODEL_MARKS):
-            state = "altered" if (place / name).is_file() else "missing"
-            raise BadInput(
-                f"found {name} in {source} {state} since lowtide wrote it",
-                "the files that it wrote",
-                "copy the folder again; if the change is yours, load with verify='off' and save",
-            )
-
-
-def recover_missing(source: str | Path, *, verify: bool = True) -> None:
+def recover_missing(source: str | Path) -> None:
     """Put a model back that a kill moved aside, if nothing stands at the folder `source`.
 
     Commands that read a model call this first. A hub id and zoo:NAME are no folders.
-    verify: the configurations in the folder have to be those that lowtide wrote.
     """
-    if str(source).startswith("zoo:"):
-        return
-    if not Path(source).exists():
+    if not str(source).startswith("zoo:") and not Path(source).exists():
         recover(Path(source))
-    if verify:
-        _check_unaltered(source)
 
 
 @contextmanager

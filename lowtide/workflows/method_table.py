@@ -33,7 +33,7 @@ from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import METHODS, recipe_of, relevant_options, with_profile
 from lowtide.models import adapt
-from lowtide.nn.plan import Plan
+from lowtide.nn.plan import FORMAT_VERSION, Plan
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, settings_from
@@ -122,7 +122,7 @@ def quality(
         "weights": facts.fingerprint(sampling.denoiser(pipe)),
         "images": images,
         "options": _plain(options),
-        "format": Plan().version,
+        "format": FORMAT_VERSION,
     }
     done = {_key(line): line for line in finished_cells(out, conditions)}
     original: Drawn | None = None
