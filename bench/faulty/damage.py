@@ -31,7 +31,9 @@ class NothingToDo(Exception):
 def files_of(folder: Path) -> list[Path]:
     """The files that loading reads; the card, and the record of the run, are not among them."""
     left_out = ("README.md", "lowtide.json")
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in left_out)
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in left_out
+    )
 
 
 def a_file(folder: Path, rng: random.Random) -> Path:
@@ -270,7 +272,21 @@ def plan(folder: Path, rng: random.Random, others: list[Path]) -> Fault:
 def sealed(folder: Path) -> list[Path]:
     """The files of weights that hold a plan."""
     weights = [each for each in files_of(folder) if each.suffix == ".safetensors"]
-    return [each for each in weights if "lowtide_plan" in read_file(each)[0].get("__metadata__", {})]
+    return [
+        each for each in weights if "lowtide_plan" in read_file(each)[0].get("__metadata__", {})
+    ]
 
 
-DAMAGES = (flip, cut, grow, blank, remove, swap, header, header_length, json_field, json_whole, plan)
+DAMAGES = (
+    flip,
+    cut,
+    grow,
+    blank,
+    remove,
+    swap,
+    header,
+    header_length,
+    json_field,
+    json_whole,
+    plan,
+)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faulty.damage import HUGE, Fault, NothingToDo, fault, files_of, read_file, sealed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from faulty.damage import HUGE, Fault, NothingToDo, fault, files_of, read_file, sealed
 from lowtide.checkpoint import seal
 from lowtide.checkpoint.file_format import HASH, HASHES, PLAN
 from lowtide.checkpoint.manifest import MANIFEST, listed, write_manifest
@@ -33,7 +33,9 @@ def reseal(folder: Path, path: Path, entries: Entries, state: State) -> None:
     in_order = hashes([state[name] for name in sorted(state)], HASH)
     entries = entries | {HASHES: base64.b64encode(b"".join(in_order)).decode()}
     entries |= seal.seal_of(entries[PLAN], state)
-    places = {each: [name for name in read_file(each)[0] if name in state] for each in sealed(folder)}
+    places = {
+        each: [name for name in read_file(each)[0] if name in state] for each in sealed(folder)
+    }
     known = {name for names in places.values() for name in names}
     places[path] += [name for name in state if name not in known]
     for each, names in places.items():

@@ -18,14 +18,15 @@ import resource
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from faulty.damage import DAMAGES, Fault, NothingToDo
 from faulty.nonsense import NONSENSES
 
@@ -96,46 +97,46 @@ class Worker:
 
 def _work(line: Connection) -> None:
     import torch
-    from diffusers import DiffusionPipeline
-
-    import lowtide
 
     torch.set_num_threads(1)
-    loads = {"lowtide": lowtide.load, "diffusers": DiffusionPipeline.from_pretrained}
+    _loads()
     resource.setrlimit(resource.RLIMIT_AS, (MOST, MOST))
     line.send("ready")
     while True:
         folder, loader = line.recv()
-        line.send(_attempt(lambda: loads[loader](folder), lowtide.BadInput))  # noqa: B023
+        line.send(attempt(Path(folder), loader))
 
 
-def _attempt(load: Any, refusal: type[Exception]) -> dict[str, Any]:
+def _loads() -> dict[str, Callable[[Path], Any]]:
+    from diffusers import DiffusionPipeline
+
+    import lowtide
+
+    return {"lowtide": lowtide.load, "diffusers": DiffusionPipeline.from_pretrained}
+
+
+def attempt(folder: Path, loader: str) -> dict[str, Any]:
+    """Load a folder and draw; what came of it, in which time, and in how much memory."""
+    from lowtide.errors import BadInput
+
+    load = _loads()[loader]
     _forget_peak()
     before = _kilobytes("VmRSS")
     started = time.perf_counter()
-    said = ""
-    images = None
+    answer: dict[str, Any] = {"outcome": "loaded", "said": "", "seconds": 0.0, "bytes": 0}
     try:
-        pipe = load()
-        outcome = "loaded"
-    except refusal as error:
-        outcome = "refused"
-        said = str(error)
+        pipe = load(folder)
+        answer["seconds"] = time.perf_counter() - started
+        answer["bytes"] = (_kilobytes("VmHWM") - before) << 10
+        answer["images"] = _drawn(pipe)
+    except BadInput as error:
+        answer |= {"outcome": "refused", "said": str(error)}
     except Exception:
-        outcome = "traceback"
-        said = traceback.format_exc()
-    seconds = time.perf_counter() - started
-    above = (_kilobytes("VmHWM") - before) << 10
-    if outcome == "loaded":
-        try:
-            images = _drawn(pipe)
-        except refusal as error:
-            outcome = "refused"
-            said = str(error)
-        except Exception:
-            outcome = "traceback"
-            said = traceback.format_exc()
-    return {"outcome": outcome, "said": said, "seconds": seconds, "bytes": above, "images": images}
+        answer |= {"outcome": "traceback", "said": traceback.format_exc()}
+    if not answer["seconds"]:
+        answer["seconds"] = time.perf_counter() - started
+        answer["bytes"] = (_kilobytes("VmHWM") - before) << 10
+    return answer
 
 
 def _drawn(pipe: Any) -> np.ndarray:
@@ -148,9 +149,7 @@ def _drawn(pipe: Any) -> np.ndarray:
     generator = torch.Generator().manual_seed(1)
     prompt = {"prompt": "ab"} if "tokenizer" in pipe.components else {}
     with quiet_libraries(), lowtide.unfused(pipe):
-        return pipe(
-            **prompt, num_inference_steps=3, generator=generator, output_type="np"
-        ).images
+        return pipe(**prompt, num_inference_steps=3, generator=generator, output_type="np").images
 
 
 def _forget_peak() -> None:
@@ -164,6 +163,9 @@ def _kilobytes(field: str) -> int:
     return int(found[1])
 
 
+Ask = Callable[[Path, str], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Whole:
     """What a whole folder gives: its pictures, and how many bytes loading takes."""
@@ -172,11 +174,11 @@ class Whole:
     bytes: int
 
 
-def wholes(worker: Worker, models: Sequence[Path]) -> dict[tuple[Path, str], Whole]:
+def wholes(ask: Ask, models: Sequence[Path]) -> dict[tuple[Path, str], Whole]:
     found: dict[tuple[Path, str], Whole] = {}
     for model in models:
         for loader in LOADERS:
-            answers = [worker.ask(model, loader) for _ in range(3)]
+            answers = [ask(model, loader) for _ in range(3)]
             assert all(each["outcome"] == "loaded" for each in answers), answers
             most = max(each["bytes"] for each in answers)
             found[model, loader] = Whole(answers[0]["images"], most)
@@ -186,7 +188,7 @@ def wholes(worker: Worker, models: Sequence[Path]) -> dict[tuple[Path, str], Who
 def trials(models: Sequence[Path], numbers: Sequence[int], room: Path) -> Iterator[Trial]:
     """Damage a copy of a model for each number, and load it with each loader."""
     worker = Worker()
-    known = wholes(worker, models)
+    known = wholes(worker.ask, models)
     for number in numbers:
         model = models[number // 2 % len(models)]
         copy = room / f"{model.name}-{number}"
@@ -196,10 +198,11 @@ def trials(models: Sequence[Path], numbers: Sequence[int], room: Path) -> Iterat
             for loader in LOADERS:
                 answer = worker.ask(copy, loader)
                 outcome = judged(answer, fault, known[model, loader])
+                said = answer["said"][-2000:]
+                seconds = round(answer["seconds"], 2)
                 yield Trial(
-                    number, model.name, fault.kind, fault.what, loader, outcome,
-                    answer["said"][-2000:], round(answer["seconds"], 2),
-                )  # fmt: skip
+                    number, model.name, fault.kind, fault.what, loader, outcome, said, seconds
+                )
         finally:
             shutil.rmtree(copy)
     worker.stop()
@@ -212,11 +215,15 @@ def judged(answer: dict[str, Any], fault: Fault, whole: Whole) -> str:
     if answer.get("bytes", 0) > 2 * whole.bytes + SLACK:
         return "large"
     if outcome == "refused":
-        return "refused" if any(word and word in answer["said"] for word in fault.words) else "nameless"
+        return (
+            "refused"
+            if any(word and word in answer["said"] for word in fault.words)
+            else "nameless"
+        )
     if outcome == "loaded":
         return "same" if np.array_equal(answer["images"], whole.images) else "other"
     return outcome
 
 
-def as_json(trial: Trial) -> dict[str, Any]:
-    return asdict(trial)
+def is_good(trial: Trial) -> bool:
+    return trial.outcome in GOOD

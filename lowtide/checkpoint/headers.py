@@ -63,7 +63,7 @@ def _check_entries(path: Path, header: Mapping[str, Any], room: int) -> None:
     end = 0
     for (start, stop), name in sorted(spans):
         if start != end or stop > room:
-            raise _damaged(path, f"where tensor {name} has bytes {start:,} to {stop:,}")
+            raise _damaged(path, f"where tensor {name} has bytes {start:,} to {stop:,} of {room:,}")
         end = stop
     if end != room:
         raise _damaged(path, f"with {room:,} bytes of tensors, of which its header names {end:,}")

@@ -33,7 +33,7 @@ from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import METHODS, recipe_of, relevant_options, with_profile
 from lowtide.models import adapt
-from lowtide.nn.plan import FORMAT_VERSION, Plan
+from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, settings_from
