@@ -78,7 +78,6 @@ class LowtideQuantizer(DiffusersQuantizer):
             verify_plan(header, path)
             self.plan = Plan.from_json(header[PLAN])
             self.header = header
-            self.hashes = hashes_by_name(loaded_keys, header[HASHES])
         self.names = loaded_keys
         self.places = spans(checkpoint_files)
         return loaded_keys
@@ -101,6 +100,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         keep_in_float32 += [part for part in parts if part not in keep_in_float32]
         _build_skeleton(model, self._known_plan())
         verify_names(model, self.names)
+        self.hashes = hashes_by_name(self.names, self.header[HASHES])
         paths = {place.path for place in self.places.values()}
         verify_kinds(self.header, paths)
         verify_shapes(model, paths)

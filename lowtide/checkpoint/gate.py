@@ -17,7 +17,12 @@ import wrapt
 from torch import nn
 
 from lowtide.checkpoint.config_checks import check_config, check_index, check_scheduler, shards_in
-from lowtide.checkpoint.file_format import PLAN, check_unaltered, verified
+from lowtide.checkpoint.file_format import (
+    PLAN,
+    check_unaltered,
+    verified,
+    verify_plan,
+)
 from lowtide.checkpoint.headers import METADATA, header_of
 from lowtide.checkpoint.manifest import MANIFEST
 from lowtide.errors import BadInput
@@ -50,7 +55,8 @@ def _pipeline(wrapped: Callable[..., Any], cls: type, args: tuple, kwargs: dict[
         return wrapped(*args, **kwargs)
 
     def load() -> Any:
-        check_unaltered(home)
+        parts = [part.name for part in home.iterdir() if part.is_dir() and _is_sealed(part)]
+        check_unaltered(home, without=parts)
         check_index(home)
         return wrapped(*args, **kwargs)
 
@@ -63,6 +69,7 @@ def _model(wrapped: Callable[..., Any], cls: type, args: tuple, kwargs: dict[str
         return wrapped(*args, **kwargs)
 
     def load() -> Any:
+        _check_seals(folder)
         _check_part(folder)
         check_config(folder / CONFIG, cls)
         most = _most_parameters(folder)
@@ -107,12 +114,34 @@ def _is_part_of_ours(folder: Path) -> bool:
     return (folder.absolute().parent / MANIFEST).is_file()
 
 
+def _is_sealed(folder: Path) -> bool:
+    """Whether a folder holds packed weights, whose headers say what belongs to them."""
+    try:
+        return any(PLAN in header_of(path)[1].get(METADATA, {}) for path in shards_in(folder))
+    except BadInput:
+        return False
+
+
+def _check_seals(folder: Path) -> None:
+    """The plan of packed weights is the one that was saved, and config.json that of the seal."""
+    for path in shards_in(folder):
+        header = header_of(path)[1].get(METADATA, {})
+        if PLAN in header:
+            verify_plan(header, path)
+
+
 def _check_part(folder: Path) -> None:
-    """The files of this folder are as they were written, as its own list or its pipeline's says."""
+    """The files of this folder are as they were written, as its own list or its pipeline's says.
+
+    A configuration that a seal knows may have other fields than those of the network.
+    """
+    sealed = (CONFIG,) if _is_sealed(folder) else ()
     if (folder / MANIFEST).is_file():
-        check_unaltered(folder)
+        check_unaltered(folder, without=sealed)
     elif _is_part_of_ours(folder):
-        check_unaltered(folder.absolute().parent, within=folder.name)
+        home = folder.absolute().parent
+        names = [f"{folder.name}/{name}" for name in sealed]
+        check_unaltered(home, within=folder.name, without=names)
 
 
 def _steadily(folder: Path, says: str, load: Callable[[], Any]) -> Any:
