@@ -20,40 +20,40 @@ from pathlib import Path
 from typing import Any
 
 from faulty import models, trials
+from faulty.kills import Case, at_events, at_random, is_whole
+from faulty.readers import read_while_written
 
 COUNTS = {"checkpoints": 5000, "kills": 200, "events": 0, "readers": 1000}
 
 
-def checkpoints(room: Path, count: int, first: int) -> int:
+def checkpoints(room: Path, count: int, first: int, only: str | None = None) -> int:
     """Damage checkpoints; the number of outcomes that must not be."""
     found = trials.trials(models.made(room / "models"), range(first, first + count), room)
-    return counted(room, found, trials.is_good, lambda each: (each.kind, each.loader, each.outcome))
+    return counted(room, found, trials.is_right, lambda each: (each.kind, each.loader, each.outcome))
 
 
-def kills(room: Path, count: int, first: int) -> int:
-    from faulty import kills
-
-    cases = models.cases(room / "models")
-    found = kills.at_random(cases, count, room / "killed", seed=first)
-    return counted(room, found, kills.is_good, lambda each: (each.command, each.left, each.ended))
+def chosen(room: Path, only: str | None) -> list[Case]:
+    return [case for case in models.cases(room / "models") if only in (None, case.name)]
 
 
-def events(room: Path, count: int, first: int) -> int:
-    from faulty import kills
+def kills(room: Path, count: int, first: int, only: str | None = None) -> int:
+    cases = chosen(room, only)
+    found = at_random(cases, count, room / "killed", seed=first)
+    return counted(room, found, is_whole, lambda each: (each.command, each.left, each.ended))
 
+
+def events(room: Path, count: int, first: int, only: str | None = None) -> int:
     wrong = 0
-    for case in models.cases(room / "models"):
-        found = kills.at_events(case, room / "killed", count or None)
+    for case in chosen(room, only):
+        found = at_events(case, room / "killed", count or None)
         key = lambda each: (each.command, each.left, each.ended)  # noqa: E731
-        wrong += counted(room, found, kills.is_good, key)
+        wrong += counted(room, found, is_whole, key)
     return wrong
 
 
-def readers(room: Path, count: int, first: int) -> int:
-    from faulty import readers
-
+def readers(room: Path, count: int, first: int, only: str | None = None) -> int:
     pair = models.pair(room / "models")
-    found = readers.read_while_written(pair, room / "shared", count)
+    found = read_while_written(pair, room / "shared", count)
     for outcome, times in sorted(found.items()):
         print(f"{times:6} {outcome}", flush=True)
     return sum(
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("part", choices=list(COUNTS))
     parser.add_argument("--count", type=int)
     parser.add_argument("--first", type=int, default=0, help="the number of the first damage")
+    parser.add_argument("--only", help="one command of kills and events, such as save")
     parser.add_argument("--room", type=Path, help="where everything is made and kept")
     arguments = parser.parse_args()
     part = {"checkpoints": checkpoints, "kills": kills, "events": events, "readers": readers}
@@ -92,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         room = arguments.room or Path(place)
         room.mkdir(parents=True, exist_ok=True)
-        wrong = part[arguments.part](room, count, arguments.first)
+        wrong = part[arguments.part](room, count, arguments.first, arguments.only)
     print(f"{arguments.part}: {wrong} outcomes that must not be", flush=True)
     sys.exit(wrong > 0)
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Times and costs of a run differ between runs, and with them the hash of their file in the list.
-NOT_COMPARED = ("lowtide.json", "lowtide-files.json")
+# A lock stays for a moment after the new result stands.
+NOT_COMPARED = ("lowtide.json", "lowtide-files.json", ".lowtide-lock")
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
 # What a place may hold after a kill and before the next command.
 LEFT = ("old", "new", "vacant")
@@ -216,6 +217,6 @@ def _watch_native_calls(at_event: Callable[[str, tuple], None]) -> None:
     os.fsync = forcing
 
 
-def is_good(kill: Kill) -> bool:
+def is_whole(kill: Kill) -> bool:
     """Old or new at every moment, and the next command gives the whole result."""
     return kill.left in LEFT and kill.ended == "new"

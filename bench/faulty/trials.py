@@ -225,5 +225,5 @@ def judged(answer: dict[str, Any], fault: Fault, whole: Whole) -> str:
     return outcome
 
 
-def is_good(trial: Trial) -> bool:
+def is_right(trial: Trial) -> bool:
     return trial.outcome in GOOD

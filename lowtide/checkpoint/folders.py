@@ -15,7 +15,6 @@ abandoned folder is removed, and an old result goes back if nothing stands in it
 """
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -29,6 +28,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lowtide.checkpoint.exchange import exchanged
+from lowtide.checkpoint.folder_locks import alone_in
 from lowtide.checkpoint.manifest import MANIFEST, add_listed, listed, write_manifest
 from lowtide.errors import BadInput
 
@@ -55,7 +55,7 @@ def written_beside(
         fresh = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
         lock = FileLock(fresh / LOCK, timeout=10)
         try:
-            with _alone_in(place.parent):
+            with alone_in(place.parent):
                 _check_no_writer(place)
                 fresh.mkdir()
                 lock.acquire()
@@ -188,7 +188,7 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
     place = folder.absolute()
     if not place.parent.is_dir():
         return
-    with _alone_in(place.parent):
+    with alone_in(place.parent):
         _check_no_writer(place)
         for fresh in _beside(place, "[0-9a-f]{8}"):
             if _abandoned(fresh):
@@ -206,19 +206,6 @@ def recover_missing(source: str | Path) -> None:
     """
     if not str(source).startswith("zoo:") and not Path(source).exists():
         recover(Path(source))
-
-
-@contextmanager
-def _alone_in(parent: Path) -> Iterator[None]:
-    """For the moment that renaming takes, other processes wait that would rename in this folder."""
-    handle = os.open(parent, os.O_RDONLY)
-    try:
-        # Some network file systems cannot lock a folder.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _check_no_writer(place: Path) -> None:
@@ -266,7 +253,7 @@ def _settle(old: Path, place: Path, marks: tuple[str, ...]) -> None:
 
 def _replace(fresh: Path, place: Path, marks: tuple[str, ...]) -> None:
     """Rename the fresh folder into its place. The contents of the place are checked again first."""
-    with _alone_in(place.parent):
+    with alone_in(place.parent):
         _check_contents(place, marks)
         old = _free_name(place)
         if place.exists() and exchanged(fresh, place):

@@ -8,6 +8,7 @@ folder that a writer replaces while it is read is read again.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -23,6 +24,7 @@ from lowtide.checkpoint.file_format import (
     verified,
     verify_plan,
 )
+from lowtide.checkpoint.folder_locks import reading_in
 from lowtide.checkpoint.headers import METADATA, header_of
 from lowtide.checkpoint.manifest import MANIFEST
 from lowtide.errors import BadInput
@@ -33,6 +35,8 @@ MOST_READS = 100  # of a folder that is replaced again and again
 # A network has parameters by the tensors in its file; caches and blanks stand for some layers.
 MORE_PARAMETERS = 4
 FEW_PARAMETERS = 1000
+# Whether a folder is being read, so that what is inside it needs no lock of its own.
+_reading: ContextVar[bool] = ContextVar("reading", default=False)
 # What says nothing of the folder.
 _NOT_OF_THE_FOLDER = (torch.OutOfMemoryError, MemoryError, ImportError)
 
@@ -145,15 +149,16 @@ def _check_part(folder: Path) -> None:
 
 
 def _steadily(folder: Path, says: str, load: Callable[[], Any]) -> Any:
-    """What `load` gives, once the folder was the same before and after it.
+    """What `load` gives, while no writer replaces the folder.
 
-    Whatever is wrong with the folder is one sentence. says: the file that an error is blamed on
-    where the checks found nothing.
+    Where folders cannot be locked, it is read again if it was replaced. Whatever is wrong with it
+    is one sentence. says: the file that an error is blamed on where the checks found nothing.
     """
     for _ in range(MOST_READS):
         before = _identity(folder)
         try:
-            result = load()
+            with _kept_in_place(folder):
+                result = load()
         except _NOT_OF_THE_FOLDER:
             raise
         except Exception as error:
@@ -167,6 +172,23 @@ def _steadily(folder: Path, says: str, load: Callable[[], Any]) -> Any:
         "a moment without a writer",
         "load it again when nothing writes it",
     )
+
+
+@contextmanager
+def _kept_in_place(folder: Path) -> Iterator[None]:
+    """Within the context, a writer of the folder, or of the pipeline that it is in, waits."""
+    home = folder.absolute()
+    if not (home / MANIFEST).is_file() and _is_part_of_ours(home):
+        home = home.parent
+    if _reading.get():
+        yield
+        return
+    token = _reading.set(True)
+    try:
+        with reading_in(home.parent):
+            yield
+    finally:
+        _reading.reset(token)
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
