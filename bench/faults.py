@@ -29,7 +29,9 @@ COUNTS = {"checkpoints": 5000, "kills": 200, "events": 0, "readers": 1000}
 def checkpoints(room: Path, count: int, first: int, only: str | None = None) -> int:
     """Damage checkpoints; the number of outcomes that must not be."""
     found = trials.trials(models.made(room / "models"), range(first, first + count), room)
-    return counted(room, found, trials.is_right, lambda each: (each.kind, each.loader, each.outcome))
+    return counted(
+        room, found, trials.is_right, lambda each: (each.kind, each.loader, each.outcome)
+    )
 
 
 def chosen(room: Path, only: str | None) -> list[Case]:

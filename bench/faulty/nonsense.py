@@ -215,9 +215,7 @@ def tensor(folder: Path, rng: random.Random, others: list[Path]) -> Fault:
         wrong = rng.choice([math.nan, math.inf])
         state[name] = torch.full_like(before, wrong)
     elif name == f"{clock}zero":
-        state[name] = torch.full_like(before, 255)
-        if rng.random() < 0.5:
-            state[name] = before.to(torch.int32) + 2**20
+        state[name] = before.to(torch.int32) + 2**20
     else:
         state[name] = _bent(before, rng)
     reseal(folder, path, entries, state)

@@ -158,7 +158,7 @@ def pipeline_class(folder: Path) -> str:
         known = name in OWN or hasattr(diffusers, name)
     if not known:
         raise BadInput(
-            f"found the unknown pipeline {name} in {folder.name}",
+            f"found the unknown pipeline {name} in the {INDEX} of {folder.name}",
             "a pipeline class of diffusers",
             "update diffusers, or choose another model",
         )

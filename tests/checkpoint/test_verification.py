@@ -75,7 +75,10 @@ def test_values_that_no_quantization_gives_are_named(folder):
     owners = [each.removesuffix(".input") for each in (first, second, third)]
     assert f"{owners[0]}: a scale of its input is not positive (lowtide_clock.scale)" in problems
     assert f"{owners[1]}: a scale of its input is NaN or infinite (lowtide_clock.scale)" in problems
-    assert f"{owners[2]}: a zero point of its input is beyond its bits (lowtide_clock.zero)" in problems
+    assert (
+        f"{owners[2]}: a zero point of its input is beyond its bits (lowtide_clock.zero)"
+        in problems
+    )
     assert f"{name}: a scale of its weights is not positive" in problems
     wrong = "lowtide_clock.timesteps, those of the tables, differ from those of the plan"
     assert wrong in problems
