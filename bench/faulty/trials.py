@@ -99,7 +99,7 @@ def _work(line: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    _loads()
+    loads()
     resource.setrlimit(resource.RLIMIT_AS, (MOST, MOST))
     line.send("ready")
     while True:
@@ -107,7 +107,7 @@ def _work(line: Connection) -> None:
         line.send(attempt(Path(folder), loader))
 
 
-def _loads() -> dict[str, Callable[[Path], Any]]:
+def loads() -> dict[str, Callable[[Path], Any]]:
     from diffusers import DiffusionPipeline
 
     import lowtide
@@ -119,7 +119,7 @@ def attempt(folder: Path, loader: str) -> dict[str, Any]:
     """Load a folder and draw; what came of it, in which time, and in how much memory."""
     from lowtide.errors import BadInput
 
-    load = _loads()[loader]
+    load = loads()[loader]
     _forget_peak()
     before = _kilobytes("VmRSS")
     started = time.perf_counter()

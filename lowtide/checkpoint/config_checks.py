@@ -9,7 +9,10 @@ from lowtide.errors import BadInput
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
-MOST = 2**31  # of any whole number
+MOST = 2**20  # of a whole number, which is a size or a count
+FARTHEST = 2.0**31  # of other numbers
+# How names of sizes and counts end. Their values are numbers, and lists of numbers.
+SIZES = ("_size", "_channels", "_dim", "_heads", "_layers", "_per_block", "_groups", "_length")
 MOST_TIMESTEPS = 10**6
 NUMBERS = ("beta_start", "beta_end")
 TEXTS = ("_class_name", "beta_schedule", "prediction_type", "timestep_spacing")
@@ -54,8 +57,12 @@ def _check_numbers(path: Path, value: object, name: str) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_numbers(path, each, name)
-    elif isinstance(value, int | float) and not -MOST < value < MOST:
+    elif isinstance(value, int) and not -MOST < value < MOST:
         raise _wrong(path, f"where {name} is {value}")
+    elif isinstance(value, float) and not -FARTHEST < value < FARTHEST:
+        raise _wrong(path, f"where {name} is {value}")
+    elif isinstance(value, str) and name.endswith(SIZES):
+        raise _wrong(path, f"where {name} is {value!r}")
 
 
 def _check_shards(index: Path) -> None:
@@ -108,5 +115,6 @@ def check_scheduler(folder: Path) -> None:
 
 
 def _is_finite(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)

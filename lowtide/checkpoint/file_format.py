@@ -226,7 +226,7 @@ def verify_shapes(model: nn.Module, paths: Iterable[Path]) -> None:
         if not fits or found[1] != tuple(expected.shape):
             raise BadInput(
                 f"found tensor {name} of type {found[0]} and shape {list(found[1])}",
-                f"{kind} and {list(expected.shape)}, as the plan and the network say",
+                f"{kind} and {list(expected.shape)}, as the plan and config.json say",
                 "copy or download the checkpoint again",
             )
 

@@ -72,9 +72,9 @@ def _check_entries(path: Path, header: Mapping[str, Any], room: int) -> None:
 def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
     size = SIZES.get(str(fields.get("dtype")))
-    shape = fields.get("shape")
-    offsets = fields.get("data_offsets")
-    if size is None or not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+    shape = _counts(fields.get("shape"))
+    offsets = _counts(fields.get("data_offsets"))
+    if size is None or shape is None or offsets is None or len(offsets) != 2:
         raise _damaged(path, f"where tensor {name} has no known type, shape or place")
     start, end = offsets
     if end - start != math.prod(shape) * size:
@@ -82,5 +82,8 @@ def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
     return start, end
 
 
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+def _counts(value: object) -> list[int] | None:
+    """The value, if it is a list of whole numbers from 0."""
+    if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
+        return None
+    return value

@@ -139,7 +139,7 @@ def class_name(config: Path) -> str | None:
     """The class that a config.json or a model_index.json names, if it names one."""
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     name = fields.get("_class_name") if isinstance(fields, dict) else None
     return name if isinstance(name, str) else None
