@@ -74,7 +74,8 @@ def test_each_danger_is_seen(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["model.eval()", "np.load(path)", "torch.load(path, weights_only=True)", "re.compile(x)"]
+    "line",
+    ["model.eval()", "np.load(path)", "torch.load(path, weights_only=True)", "re.compile(x)"],
 )
 def test_what_is_harmless_is_not(line: str) -> None:
     assert list(dangers(line)) == []

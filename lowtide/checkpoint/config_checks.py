@@ -57,10 +57,10 @@ def _check_numbers(path: Path, value: object, name: str) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_numbers(path, each, name)
-    elif isinstance(value, int) and not -MOST < value < MOST:
-        raise _wrong(path, f"where {name} is {value}")
-    elif isinstance(value, float) and not -FARTHEST < value < FARTHEST:
-        raise _wrong(path, f"where {name} is {value}")
+    elif isinstance(value, int | float):
+        most = MOST if isinstance(value, int) else FARTHEST
+        if not -most < value < most:
+            raise _wrong(path, f"where {name} is {value}")
     elif isinstance(value, str) and name.endswith(SIZES):
         raise _wrong(path, f"where {name} is {value!r}")
 

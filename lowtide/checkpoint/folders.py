@@ -20,7 +20,6 @@ import re
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,7 +164,11 @@ def _check_contents(place: Path, marks: tuple[str, ...]) -> None:
 
 def _check_writable(place: Path) -> None:
     """A folder can be made and removed beside the place, and files inside it."""
-    with _parents(place), tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent):
+    probe = place.with_name(f".{place.name}-{secrets.token_hex(4)}")  # swept if a kill leaves it
+    with _parents(place):
+        probe.mkdir()
+        with suppress(FileNotFoundError):  # another command may have swept it
+            probe.rmdir()
         if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

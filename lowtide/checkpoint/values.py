@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 from lowtide.formats import Adaptive, Affine, Format, Mixed, Stepped, most_bits
-from lowtide.nn.clock import CLOCK, find_clock
+from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.feature_cache import Cached
 from lowtide.nn.packed import Packed
 from lowtide.nn.plan import Plan
@@ -33,9 +33,11 @@ def value_problems(model: nn.Module, plan: Plan) -> list[str]:
 
 
 def _problems(model: nn.Module, plan: Plan) -> Iterator[str]:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            yield f"{name} holds NaN or infinity"
+    floats = {name: each for name, each in model.state_dict().items() if each.is_floating_point()}
+    if not _are_finite(list(floats.values())):
+        for name, tensor in floats.items():
+            if not tensor.isfinite().all():
+                yield f"{name} holds NaN or infinity"
     for name, layer in packed_layers(model):
         yield from (f"{name}: {problem}" for problem in _layer_problems(layer))
     for name, module in model.named_modules():
@@ -77,15 +79,42 @@ def _clock_problems(model: nn.Module, plan: Plan) -> Iterator[str]:
     clock = find_clock(model)
     if tuple(clock.timesteps.tolist()) != plan.timesteps:
         yield f"{CLOCK}.timesteps, those of the tables, differ from those of the plan"
-    for name, quantizer in quantizers(model).items():
-        if not quantizer.has_range:
-            continue
+    inputs = quantizers(model)
+    if _are_ranges(clock, [each.format for each in inputs.values()]):
+        return
+    for name, quantizer in inputs.items():
         owner = name.removesuffix(".input")
         ranges = _scale_problems("a scale of its input", clock.scale[quantizer.row])
         yield from (f"{owner}: {problem} ({CLOCK}.scale)" for problem in ranges)
         zero = clock.zero[quantizer.row].to(torch.int32)
         if zero.numel() and (zero > _last_zeros(quantizer.format, zero)).any():
             yield f"{owner}: a zero point of its input is beyond its bits ({CLOCK}.zero)"
+
+
+def _are_finite(tensors: list[Tensor]) -> bool:
+    """Whether all of these are finite, found in a few calls."""
+    filled = [each for each in tensors if each.numel()]
+    if not filled:
+        return True
+    largest = torch.stack([each.float() for each in torch._foreach_norm(filled, torch.inf)])
+    return bool(largest.isfinite().all())
+
+
+def _are_ranges(clock: Clock, formats: list[Format | None]) -> bool:
+    """Whether no range of any input can be wrong, found in a few calls."""
+    if not clock.zero.numel():
+        return True
+    kinds = [each for each in formats if each is not None]
+    least = min(
+        (1 if isinstance(each, Adaptive) else _least_top(each) for each in kinds), default=0
+    )
+    fine = clock.scale.isfinite().all() and (clock.scale > 0).all()
+    return bool(fine) and int(clock.zero.max()) <= least
+
+
+def _least_top(format: Format) -> int:
+    """The last code with the fewest bits that a format has."""
+    return 2 ** (format.bits if isinstance(format.bits, int) else min(format.bits)) - 1
 
 
 def _last_zeros(format: Format | None, like: Tensor) -> Tensor:

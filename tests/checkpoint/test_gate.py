@@ -132,7 +132,7 @@ def test_a_float_model_elsewhere_and_wrong_options_are_left_to_diffusers(folder,
     (tmp_path / "float" / "unet" / "config.json").write_text("{")
     with pytest.raises(OSError, match="not a valid JSON"):
         DiffusionPipeline.from_pretrained(tmp_path / "float")
-    with pytest.raises(BadInput, match="cannot be loaded .*device_map"):
+    with pytest.raises(BadInput, match=r"cannot be loaded .*device_map"):
         DiffusionPipeline.from_pretrained(folder, device_map=5)
 
 
