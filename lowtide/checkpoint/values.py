@@ -96,7 +96,8 @@ def _are_finite(tensors: list[Tensor]) -> bool:
     filled = [each for each in tensors if each.numel()]
     if not filled:
         return True
-    largest = torch.stack([each.float() for each in torch._foreach_norm(filled, torch.inf)])
+    norms = torch._foreach_norm(filled, torch.inf)  # pyright: ignore[reportPrivateImportUsage]
+    largest = torch.stack([each.float() for each in norms])
     return bool(largest.isfinite().all())
 
 
