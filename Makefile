@@ -11,7 +11,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := -m pytest -q -n $(WORKERS) -m "not slow"
 
-.PHONY: demo test slow mutants sanitize lint docs wheel-check compat compat-lowest compat-newest diffusers-tests peers table clean
+.PHONY: demo test slow mutants faults sanitize lint docs wheel-check compat compat-lowest compat-newest diffusers-tests peers table clean
 
 # What the native kernels are built from.
 NATIVE := setup.py $(wildcard lowtide/kernels/native/*)
@@ -35,6 +35,15 @@ slow: $(READY)
 mutants: $(READY)
 	$(BIN)/pip install --quiet -e ".[mutants]"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py --max-children $(WORKERS)
+
+# Faults by the thousand: damaged checkpoints, killed commands, a folder with two writers and a reader. Hours on two busy cores;
+# fewer: .venv/bin/python bench/faults.py kills --count 20.
+FAULTS := PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python bench/faults.py
+faults: $(READY)
+	$(FAULTS) checkpoints
+	$(FAULTS) events
+	$(FAULTS) kills
+	$(FAULTS) readers
 
 # The tests of the native kernels against a build that stops at undefined behaviour and at memory errors.
 # setup.py says what the flags mean; its own build has Python's -fwrapv, which would hide overflows.

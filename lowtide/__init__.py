@@ -50,6 +50,16 @@ def __dir__() -> list[str]:
 wrapt.when_imported("diffusers.quantizers.auto")(
     lambda module: import_module("lowtide.checkpoint.diffusers_hook")
 )
+# Folders that lowtide wrote are checked before diffusers reads them.
+wrapt.when_imported("diffusers.pipelines.pipeline_utils")(
+    lambda module: import_module("lowtide.checkpoint.gate").wrap_pipelines(module)
+)
+wrapt.when_imported("diffusers.models.modeling_utils")(
+    lambda module: import_module("lowtide.checkpoint.gate").wrap_models(module)
+)
+wrapt.when_imported("diffusers.schedulers.scheduling_utils")(
+    lambda module: import_module("lowtide.checkpoint.gate").wrap_schedulers(module)
+)
 wrapt.when_imported("diffusers.models.controlnets.controlnet")(
     lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
 )

@@ -340,7 +340,7 @@ def load(
         )
     if verify not in (amounts := get_args(file_format.Verification)):
         raise BadInput(f"found verify {verify!r}", f"one of {', '.join(amounts)}", "leave it out")
-    folders.recover_missing(folder, verify=verify != "off")
+    folders.recover_missing(folder)
     with file_format.verifying(verify):
         if factory is None:
             pipe = sampling.load_pipeline(folder, dtype, place)

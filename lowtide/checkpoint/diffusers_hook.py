@@ -25,6 +25,8 @@ from lowtide.checkpoint.file_format import (
     verify_kinds,
     verify_names,
     verify_plan,
+    verify_shapes,
+    verify_values,
 )
 from lowtide.checkpoint.logical_count import LogicalCount
 from lowtide.checkpoint.own_maps import Span, spans, with_own_maps
@@ -76,7 +78,6 @@ class LowtideQuantizer(DiffusersQuantizer):
             verify_plan(header, path)
             self.plan = Plan.from_json(header[PLAN])
             self.header = header
-            self.hashes = hashes_by_name(loaded_keys, header[HASHES])
         self.names = loaded_keys
         self.places = spans(checkpoint_files)
         return loaded_keys
@@ -97,10 +98,12 @@ class LowtideQuantizer(DiffusersQuantizer):
         keep_in_float32: list[str] = kwargs["keep_in_fp32_modules"]
         parts = ("scale", "smooth", "lowtide_correction")
         keep_in_float32 += [part for part in parts if part not in keep_in_float32]
-        with torch.device("meta"):
-            skeleton(model, self._known_plan())
+        _build_skeleton(model, self._known_plan())
         verify_names(model, self.names)
-        verify_kinds(self.header, {place.path for place in self.places.values()})
+        self.hashes = hashes_by_name(self.names, self.header[HASHES])
+        paths = {place.path for place in self.places.values()}
+        verify_kinds(self.header, paths)
+        verify_shapes(model, paths)
 
     def update_missing_keys(
         self, model: nn.Module, missing_keys: list[str], prefix: str
@@ -151,6 +154,8 @@ class LowtideQuantizer(DiffusersQuantizer):
                 "every tensor of the plan",
                 "copy the whole checkpoint again",
             )
+        if self.names:
+            verify_values(model, self._known_plan())
         # The import comes late: this module is imported while diffusers is still being imported.
         from lowtide import runtime
 
@@ -208,6 +213,22 @@ class LowtideQuantizer(DiffusersQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def _build_skeleton(model: nn.Module, plan: Plan) -> None:
+    """Replace the layers of the network by empty ones, as the plan says."""
+    try:
+        with torch.device("meta"):
+            skeleton(model, plan)
+    except BadInput:
+        raise
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        lines = str(error).splitlines() or [""]
+        raise BadInput(
+            f"found a plan that does not fit the network of config.json ({lines[0][:200]})",
+            "layers and sizes that the network has",
+            "copy or download the checkpoint again",
+        ) from error
 
 
 def refuse_fused_projections(*args: object, **kwargs: object) -> None:

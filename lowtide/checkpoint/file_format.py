@@ -37,12 +37,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lowtide.checkpoint.seal import check_kinds, check_plan, seal_of
+from lowtide.checkpoint.headers import header_of
+from lowtide.checkpoint.manifest import MANIFEST, altered
+from lowtide.checkpoint.seal import TYPES, check_kinds, check_plan, seal_of
+from lowtide.checkpoint.values import check_values
 from lowtide.errors import BadInput
 from lowtide.kernels.hashing import hashes
 from lowtide.nn.clock import CLOCK
@@ -56,6 +59,10 @@ HASH = 5
 PLAN = "lowtide_plan"
 HASHES = "lowtide_hashes"
 VERSION = "lowtide_version"
+# Types of a float tensor: a model may be saved in another one than it is loaded in.
+FLOATS = ("F16", "BF16", "F32", "F64")
+# Files of a folder that say nothing of how it draws.
+UNREAD = ("README.md", "lowtide.json")
 
 
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
@@ -63,7 +70,7 @@ def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
     in_order = hashes([state[name] for name in sorted(state)], HASH)
     text = plan.to_json()
     return {
-        VERSION: str(plan.version),
+        VERSION: str(FORMAT_VERSION),
         PLAN: text,
         HASHES: base64.b64encode(b"".join(in_order)).decode(),
         **seal_of(text, state),
@@ -72,7 +79,16 @@ def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
 
 def hashes_by_name(names: list[str], text: str) -> dict[str, bytes]:
     """The hash of each tensor, from the header's text."""
-    data = base64.b64decode(text)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        data = b""
+    if len(data) != HASH * len(names):
+        raise BadInput(
+            f"found {len(data) // HASH} hashes for {len(names)} tensors in {HASHES}",
+            "one for each",
+            "copy or download the checkpoint again",
+        )
     starts = range(0, HASH * len(names), HASH)
     return {
         name: data[start : start + HASH] for name, start in zip(sorted(names), starts, strict=True)
@@ -89,19 +105,26 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             "a checkpoint saved by lowtide",
             "save it again with .save(folder)",
         )
-    check_version(int(header[VERSION]))
+    text = header.get(VERSION, "")
+    check_version(int(text) if text.isdecimal() and len(text) < 6 else text)
     return header
 
 
-def check_version(version: int) -> None:
+def check_version(version: object) -> None:
     """Version 1 had tensors of their own for scales and zero points, and was never released."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise BadInput(
+            f"found format_version {str(version)[:40]!r}",
+            f"a number, {OLDEST_VERSION} to {FORMAT_VERSION}",
+            "copy or download the checkpoint again",
+        )
     if version > FORMAT_VERSION:
         raise BadInput(
-            f"found format version {version}", f"at most {FORMAT_VERSION}", "upgrade lowtide"
+            f"found format_version {version}", f"at most {FORMAT_VERSION}", "upgrade lowtide"
         )
     if version < OLDEST_VERSION:
         raise BadInput(
-            f"found format version {version}",
+            f"found format_version {version}",
             f"{OLDEST_VERSION} to {FORMAT_VERSION}",
             "quantize the float model again",
         )
@@ -120,6 +143,44 @@ def verifying(much: Verification) -> Iterator[None]:
         yield
     finally:
         _verification.reset(token)
+
+
+# Whether the caller compares files and values itself, to name everything that is wrong.
+_naming_all: ContextVar[bool] = ContextVar("naming_all", default=False)
+
+
+@contextmanager
+def naming_all() -> Iterator[None]:
+    """Within the context, loading leaves the files and the values to its caller."""
+    token = _naming_all.set(True)
+    try:
+        yield
+    finally:
+        _naming_all.reset(token)
+
+
+def verified() -> Verification:
+    """How much is compared in this context."""
+    return _verification.get()
+
+
+def check_unaltered(folder: Path, within: str = "", without: Iterable[str] = ()) -> None:
+    """The files that loading reads from a folder of ours are those that lowtide wrote.
+
+    within: only those of this part of a pipeline. without: not these, or those of these parts.
+    """
+    left_out = {*UNREAD, *without}
+    if _verification.get() == "off" or _naming_all.get():
+        return
+    for name in altered(folder, large=_verification.get() == "full", within=within):
+        if name in left_out or name.partition("/")[0] in left_out:
+            continue
+        state = "altered" if (folder / name).is_file() else "missing"
+        raise BadInput(
+            f"found {name} in {folder} {state} since lowtide wrote it",
+            f"the files of {MANIFEST}",
+            "copy the folder again; if the change is yours, load with verify='off' and save",
+        )
 
 
 def verify_plan(header: Mapping[str, str], path: str | Path) -> None:
@@ -144,6 +205,29 @@ def verify(state: dict[str, Tensor], saved: dict[str, bytes]) -> None:
                 f"found tensor {name} altered since it was saved",
                 "the bytes its hash was taken of",
                 "copy or download it again",
+            )
+
+
+def verify_values(model: nn.Module, plan: Plan) -> None:
+    """Scales, zero points and timesteps are such as a quantization gives."""
+    if _verification.get() == "full" and not _naming_all.get():
+        check_values(model, plan)
+
+
+def verify_shapes(model: nn.Module, paths: Iterable[Path]) -> None:
+    """Every tensor in the files has the type and shape that the plan and the network give it."""
+    header: dict[str, Any] = {}
+    for path in paths:
+        header |= header_of(path)[1]
+    for name, expected in model.state_dict().items():
+        found = (header[name]["dtype"], tuple(header[name]["shape"]))
+        kind = TYPES[expected.dtype]
+        fits = found[0] in FLOATS if expected.is_floating_point() else found[0] == kind
+        if not fits or found[1] != tuple(expected.shape):
+            raise BadInput(
+                f"found tensor {name} of type {found[0]} and shape {list(found[1])}",
+                f"{kind} and {list(expected.shape)}, as the plan and config.json say",
+                "copy or download the checkpoint again",
             )
 
 

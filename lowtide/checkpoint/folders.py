@@ -15,13 +15,11 @@ abandoned folder is removed, and an old result goes back if nothing stands in it
 """
 
 import errno
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +27,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lowtide.checkpoint.exchange import exchanged
-from lowtide.checkpoint.manifest import MANIFEST, add_listed, altered, listed, write_manifest
+from lowtide.checkpoint.folder_locks import alone_in
+from lowtide.checkpoint.manifest import MANIFEST, add_listed, listed, write_manifest
 from lowtide.errors import BadInput
 
 LOCK = ".lowtide-lock"
@@ -55,7 +54,7 @@ def written_beside(
         fresh = place.with_name(f".{place.name}-{secrets.token_hex(4)}")
         lock = FileLock(fresh / LOCK, timeout=10)
         try:
-            with _alone_in(place.parent):
+            with alone_in(place.parent):
                 _check_no_writer(place)
                 fresh.mkdir()
                 lock.acquire()
@@ -165,7 +164,11 @@ def _check_contents(place: Path, marks: tuple[str, ...]) -> None:
 
 def _check_writable(place: Path) -> None:
     """A folder can be made and removed beside the place, and files inside it."""
-    with _parents(place), tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent):
+    probe = place.with_name(f".{place.name}-{secrets.token_hex(4)}")  # swept if a kill leaves it
+    with _parents(place):
+        probe.mkdir()
+        with suppress(FileNotFoundError):  # another command may have swept it
+            probe.rmdir()
         if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -188,7 +191,7 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
     place = folder.absolute()
     if not place.parent.is_dir():
         return
-    with _alone_in(place.parent):
+    with alone_in(place.parent):
         _check_no_writer(place)
         for fresh in _beside(place, "[0-9a-f]{8}"):
             if _abandoned(fresh):
@@ -199,44 +202,13 @@ def recover(folder: Path, marks: tuple[str, ...] = MODEL_MARKS) -> None:
             _settle(old, place, marks)
 
 
-def _check_unaltered(source: str | Path) -> None:
-    """The configurations in a folder that lowtide wrote are those that it wrote."""
-    place = Path(source)
-    for name in altered(place) if (place / MANIFEST).is_file() else ():
-        if name.endswith(".json") and ("/" in name or name in MODEL_MARKS):
-            state = "altered" if (place / name).is_file() else "missing"
-            raise BadInput(
-                f"found {name} in {source} {state} since lowtide wrote it",
-                "the files that it wrote",
-                "copy the folder again; if the change is yours, load with verify='off' and save",
-            )
-
-
-def recover_missing(source: str | Path, *, verify: bool = True) -> None:
+def recover_missing(source: str | Path) -> None:
     """Put a model back that a kill moved aside, if nothing stands at the folder `source`.
 
     Commands that read a model call this first. A hub id and zoo:NAME are no folders.
-    verify: the configurations in the folder have to be those that lowtide wrote.
     """
-    if str(source).startswith("zoo:"):
-        return
-    if not Path(source).exists():
+    if not str(source).startswith("zoo:") and not Path(source).exists():
         recover(Path(source))
-    if verify:
-        _check_unaltered(source)
-
-
-@contextmanager
-def _alone_in(parent: Path) -> Iterator[None]:
-    """For the moment that renaming takes, other processes wait that would rename in this folder."""
-    handle = os.open(parent, os.O_RDONLY)
-    try:
-        # Some network file systems cannot lock a folder.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _check_no_writer(place: Path) -> None:
@@ -284,7 +256,7 @@ def _settle(old: Path, place: Path, marks: tuple[str, ...]) -> None:
 
 def _replace(fresh: Path, place: Path, marks: tuple[str, ...]) -> None:
     """Rename the fresh folder into its place. The contents of the place are checked again first."""
-    with _alone_in(place.parent):
+    with alone_in(place.parent):
         _check_contents(place, marks)
         old = _free_name(place)
         if place.exists() and exchanged(fresh, place):

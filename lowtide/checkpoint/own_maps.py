@@ -5,17 +5,16 @@ memory until the last tensor is gone. The kernels hold codes in another order. W
 own, a tensor leaves memory as soon as its codes are arranged, and never are all codes there twice.
 """
 
-import json
 import mmap
 import os
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from lowtide.checkpoint.headers import METADATA, header_of
 
 MAPS = Path("/proc/self/maps")
 SMALL = 1 << 16  # bytes of a tensor that is copied; a map takes whole pages
@@ -30,19 +29,12 @@ class Span:
     count: int
 
 
-def header_of(path: Path) -> tuple[int, dict[str, Any]]:
-    """The length of a safetensors file's header, and what it says."""
-    with path.open("rb") as file:
-        [length] = struct.unpack("<Q", file.read(8))
-        return length, json.loads(file.read(length))
-
-
 def spans(paths: Iterable[str | Path]) -> dict[str, Span]:
     """Where the tensors of safetensors files are, by name."""
     found: dict[str, Span] = {}
     for path in map(Path, paths):
         length, header = header_of(path)
-        header.pop("__metadata__", None)
+        header.pop(METADATA, None)
         for name, tensor in header.items():
             start, end = tensor["data_offsets"]
             found[name] = Span(path, 8 + length + start, end - start)

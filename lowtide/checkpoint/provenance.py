@@ -75,6 +75,16 @@ def lasting_source(source: str) -> str:
     return str(home.resolve()) if home else source
 
 
+def check_here(made_of: str, folder: str | Path, option: str) -> None:
+    """Nothing that a folder names is fetched from a hub unless the user names it too."""
+    if not made_of.startswith("zoo:") and not Path(made_of).exists():
+        raise BadInput(
+            f"found that {folder} was made of {made_of}, which is not on this machine",
+            "your word before anything is fetched that a folder names",
+            f"give {option} {made_of}",
+        )
+
+
 def lasting_file(name: str) -> str:
     """A file or folder under a name that is valid in any working directory; a hub id as it is."""
     return str(Path(name).resolve()) if Path(name).exists() else name

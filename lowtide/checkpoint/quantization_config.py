@@ -63,6 +63,12 @@ class LowtideConfig(QuantizationConfigMixin):
         self.quant_method = method  # pyright: ignore[reportIncompatibleVariableOverride]
         if isinstance(self.modules_to_not_convert, str):
             self.modules_to_not_convert = [self.modules_to_not_convert]
+        if not isinstance(self.summary, dict):
+            raise BadInput(
+                f"found a quantization_config with summary {str(self.summary)[:40]!r}",
+                "settings by name",
+                "copy or download the folder again",
+            )
         if self.summary:
             self._follow_summary()
         else:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowtide.checkpoint.own_maps import header_of
+from lowtide.checkpoint.headers import METADATA, header_of
 from lowtide.errors import BadInput
 
 SEAL = "lowtide_seal"
@@ -61,7 +61,7 @@ def _kinds_of_files(paths: Iterable[Path]) -> Kinds:
     kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in paths:
         tensors = header_of(path)[1]
-        tensors.pop("__metadata__", None)
+        tensors.pop(METADATA, None)
         kinds |= {name: (each["dtype"], tuple(each["shape"])) for name, each in tensors.items()}
     return kinds
 
@@ -106,15 +106,15 @@ def finish(folder: Path) -> None:
     """
     for path in folder.rglob("*.safetensors"):
         length, header = header_of(path)
-        entries: dict[str, str] = header.get("__metadata__", {})
+        entries: dict[str, str] = header.get(METADATA, {})
         if SEAL not in entries:
             continue
         config = path.parent / CONFIG_FILE
         if config.exists():
             entries[CONFIG] = _config_hash(config)
         ordered = {name: entries[name] for name in sorted(entries)}
-        tensors = {name: each for name, each in header.items() if name != "__metadata__"}
-        whole = {"__metadata__": ordered} | tensors
+        tensors = {name: each for name, each in header.items() if name != METADATA}
+        whole = {METADATA: ordered} | tensors
         text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
         assert len(text) <= length
         with path.open("r+b") as file:

@@ -17,9 +17,12 @@ from lowtide.cli.options import (
     OUTPUT,
     Device,
     Json,
+    MaxDisk,
+    MaxMemory,
     Out,
     Sampler,
     Spacing,
+    limit,
     names,
     numbers,
     options_of,
@@ -100,17 +103,20 @@ def quantize(
     without: Without = [],  # noqa: B006 - typer copies it
     change: Change = [],  # noqa: B006
     fuse_lora: FuseLora = None,
+    max_memory: MaxMemory = None,
+    max_disk: MaxDisk = None,
     as_json: Json = False,
     **options: object,
 ) -> None:
     """Quantize a model and save it as a diffusers folder."""
     from lowtide.report import text
-    from lowtide.workflows.to_folder import quantize_to_folder
+    from lowtide.workflows.to_folder import Limits, quantize_to_folder
 
     settings = changed(values(options), change)
     settings["device"] = on_device(settings["device"])
     settings["without"] = tuple(without)
-    result = quantize_to_folder(model, out, method, settings, fuse_lora)
+    limits = Limits(*map(limit, (max_memory, max_disk)))
+    result = quantize_to_folder(model, out, method, settings, fuse_lora, limits)
     show(result, as_json, text.quantized(result))
 
 

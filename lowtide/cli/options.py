@@ -17,8 +17,8 @@ import typer
 from msgspec import Meta
 
 from lowtide.errors import BadInput
+from lowtide.settings import MACHINE, Options, SamplerChoice, SchedulerName, SpacingName
 from lowtide.settings import Device as DeviceSetting
-from lowtide.settings import Options, SamplerChoice, SchedulerName, SpacingName
 from lowtide.settings import Spacing as SpacingSetting
 from lowtide.validation import showing
 
@@ -68,6 +68,11 @@ def call(path: Path | None) -> Mapping[str, object]:
 def mebibytes(count: int) -> int:
     """MiB as bytes."""
     return count << 20
+
+
+def limit(count: int | None) -> int | None:
+    """A limit in MiB as bytes."""
+    return None if count is None else mebibytes(count)
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,18 @@ def about(name: str, kind: object, help: str | None = None) -> Any:
     return typer.Option(*flags, help=help or meta.description, rich_help_panel=panel)
 
 
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        help="MiB of memory; more than that, as predicted, is refused.", rich_help_panel=MACHINE
+    ),
+]
+MaxDisk = Annotated[
+    int | None,
+    typer.Option(
+        help="MiB of disk; more than that, as predicted, is refused.", rich_help_panel=MACHINE
+    ),
+]
 OUTPUT = "Output"
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", rich_help_panel=OUTPUT)]
 Json = Annotated[

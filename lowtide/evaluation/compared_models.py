@@ -171,6 +171,10 @@ def reference_of(
             "the float model to compare with",
             "give its new place with --reference MODEL",
         )
+    provenance.check_here(model.record.source, model.source, "--reference")
+    lora = model.record.settings.get("fuse_lora")
+    if isinstance(lora, str):
+        provenance.check_here(lora, model.source, "a --reference with the LoRA")
     original = load(model.record.source, device)
     settle_adapters(original.pipe, fuse_lora=model.record.settings.get("fuse_lora", False))
     if facts.fingerprint(original.denoiser) != model.record.fingerprint:

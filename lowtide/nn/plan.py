@@ -3,8 +3,10 @@
 import json
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import itemgetter
 from typing import Any, TypedDict
 
+from lowtide.errors import BadInput
 from lowtide.formats import (
     Affine,
     FormatJson,
@@ -15,12 +17,12 @@ from lowtide.formats import (
     format_from_json,
     format_to_json,
 )
+from lowtide.nn.plan_checks import check_plan_fields
 from lowtide.settings import Settings
 
 FORMAT_VERSION = 5  # of the checkpoint; a file of a later version is refused
-BEFORE_EXAMPLES = 4  # of a file without a recorded architecture
-BEFORE_SIDES = 3  # of a file without side branches, which older versions of lowtide read too
-OLDEST_VERSION = 2  # version 2 has no cached features of requests
+# 3: cached features of requests; 4: side branches; 5: recorded architectures, the order as a list.
+OLDEST_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,6 @@ class Plan:
     example: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def version(self) -> int:
-        """The format version of a file with this plan."""
-        if self.example:
-            return FORMAT_VERSION
-        return BEFORE_EXAMPLES if self.sides else BEFORE_SIDES
-
-    @property
     def keyed(self) -> bool:
         """Whether anything depends on the timestep, so that an unknown one is an error."""
         return bool(self.cached or self.corrected or self.requests or self.per_step)
@@ -141,7 +136,8 @@ class Plan:
         """Compact JSON, because it is part of file headers.
 
         Each different layer plan is written once, and layers refer to it by its number. Reasons to
-        stay in float are written once too, each with its layers.
+        stay in float are written once too, each with its layers. The order of the layers, which
+        the rows of the clock's tables have, is a list of its own: keys of JSON have no order.
         """
         numbers: dict[LayerPlan, int] = {}
 
@@ -154,6 +150,7 @@ class Plan:
             name: {part: number(layer) for part, layer in parts.items()}
             for name, parts in self.attentions.items()
         }
+        data["order"] = _order_of(list(self.layers)) + _order_of(_parts_of(self.attentions))
         data["left"] = _names_by_reason(self.left)
         data["kinds"] = [_layer_to_json(layer) for layer in numbers]
         data["cached"] = {name: _cache_to_json(cache) for name, cache in self.cached.items()}
@@ -167,7 +164,18 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        data = json.loads(text)
+        """The plan of a checkpoint. An error names the field that no plan can have so."""
+        try:
+            data = check_plan_fields(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(
+                f"found a plan that is not JSON ({error})",
+                "the one that was saved",
+                "copy or download the checkpoint again",
+            ) from error
+        _put_in_order(data)
         kinds = [_layer_from_json(kind) for kind in data.pop("kinds")]
         data["layers"] = {name: kinds[number] for name, number in data["layers"].items()}
         data["attentions"] = {
@@ -186,6 +194,38 @@ class Plan:
         sides = data.pop("sides", {}).items()
         data["sides"] = {name: SidePlan(**side) for name, side in sides}
         return cls(**data)
+
+
+Part = tuple[str, str]  # of an attention: its name, and that of the part
+
+
+def _parts_of(attentions: dict[str, dict[str, Any]]) -> list[Part]:
+    """The parts of all attentions, in order."""
+    pairs = ([(name, part) for part in parts] for name, parts in attentions.items())
+    return list(chain.from_iterable(pairs))
+
+
+def _order_of(names: list[str] | list[Part]) -> list[int]:
+    """The place of each name, for the names in alphabetical order."""
+    places = {name: place for place, name in enumerate(names)}
+    return [places[name] for name in sorted(places)]
+
+
+def _put_in_order(data: dict[str, Any]) -> None:
+    """Give layers and attentions the written order. Files before version 5 have that of keys."""
+    order: list[int] | None = data.pop("order", None)
+    if order is None:
+        return
+    layers = data["layers"]
+    attentions = data["attentions"]
+    pairs = zip(sorted(layers), order, strict=False)
+    data["layers"] = {name: layers[name] for name, _ in sorted(pairs, key=itemgetter(1))}
+    parts = zip(sorted(_parts_of(attentions)), order[len(layers) :], strict=True)
+    ordered: dict[str, dict[str, int]] = {}
+    for (name, part), _ in sorted(parts, key=itemgetter(1)):
+        ordered.setdefault(name, {})[part] = attentions[name][part]
+    ordered |= {name: {} for name, parts_of_it in attentions.items() if not parts_of_it}
+    data["attentions"] = ordered
 
 
 def _names_by_reason(left: dict[str, str]) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 import statistics
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _NAMED = 12
+_FEW = 4
 PLACES = {"whole": "the whole denoiser", "blocks": "block by block"}
 Result = Mapping[str, Any]
 
@@ -44,7 +45,27 @@ def quantized(result: Result) -> list[str]:
         *_kernels(result["kernels"]),
         f"left in float: {100 * result['float_share']:.1f} % of the parameters except biases",
         *_reasons(result["float"]),
+        *_constant(result.get("constant_inputs", [])),
+        *_rolled_back(result.get("losses", {})),
     ]
+
+
+def _constant(names: Sequence[str]) -> list[str]:
+    """Inputs whose range has collapsed."""
+    if not names:
+        return []
+    shown = ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+    return [f"one value alone in calibration, so its range has no width: {shown}"]
+
+
+def _rolled_back(losses: Mapping[str, tuple[float, float]]) -> list[str]:
+    """How many parts keep what they had before they learnt, and which."""
+    if not losses:
+        return []
+    worse = [name for name, (before, after) in losses.items() if not after < before]
+    shown = f": {', '.join(worse[:_FEW])}" + (", ..." if len(worse) > _FEW else "") if worse else ""
+    whole = counted(len(losses), "part")
+    return [f"{len(worse)} of {whole} that learnt were rolled back, being no better{shown}"]
 
 
 def converted(result: Result) -> list[str]:

@@ -197,7 +197,7 @@ def class_name(config: Path) -> str | None:
     """The class that a config.json or a model_index.json names, if it names one."""
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     name = fields.get("_class_name") if isinstance(fields, dict) else None
     return name if isinstance(name, str) else None
@@ -216,7 +216,7 @@ def pipeline_class(folder: Path) -> str:
         known = name in OWN or hasattr(diffusers, name)
     if not known:
         raise BadInput(
-            f"found the unknown pipeline {name} in {folder.name}",
+            f"found the unknown pipeline {name} in the {INDEX} of {folder.name}",
             "a pipeline class of diffusers",
             "update diffusers, or choose another model",
         )

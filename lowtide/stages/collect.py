@@ -137,15 +137,18 @@ def check_answer(moment: Moment) -> None:
     """The answer of every step is finite, that of the last one too."""
     if moment.eps.isfinite().all():
         return
-    if moment.eps.dtype == torch.float16:
-        way_out = "use --dtype bfloat16, whose range is wider, or float32"
-    else:
-        way_out = "check the model's weights and its scheduler"
     raise BadInput(
         f"found NaN or infinity in the model's answer at timestep {float(moment.t.flatten()[0]):g}",
         "a float model that samples finite images",
-        way_out,
+        _way_out(moment.eps.dtype),
     )
+
+
+def _way_out(dtype: torch.dtype) -> str:
+    """float16 ends at 65,504, which activations exceed in some models."""
+    if dtype == torch.float16:
+        return "use --dtype bfloat16, whose range is wider, or float32"
+    return "check the model's weights and its scheduler"
 
 
 def _check_finite(calls: list[Call]) -> None:
@@ -157,5 +160,5 @@ def _check_finite(calls: list[Call]) -> None:
                 raise BadInput(
                     f"found NaN or infinity in {name} at timestep {call.timestep}",
                     "a float model that samples finite images",
-                    "check the model's weights and its scheduler, or load it in float32",
+                    _way_out(value.dtype),
                 )

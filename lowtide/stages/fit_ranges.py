@@ -141,9 +141,14 @@ class FitRanges(Stage):
 
     def run(self, job: Job) -> None:
         statistics = input_statistics(job, keep=self.search != "minmax")
+        constant: list[str] = []
         for name, quantizer in quantizers(job.model).items():
             if statistics[name].called:
-                quantizer.fit(*ranges(statistics[name], quantizer, self.search))
+                lo, hi = ranges(statistics[name], quantizer, self.search)
+                quantizer.fit(lo, hi)
+                if torch.equal(lo, hi):
+                    constant.append(name.removesuffix(".input"))
+        job.report["constant_inputs"] = constant
         _leave_uncalled_attention(
             job, {name for name, each in statistics.items() if not each.called}
         )
@@ -154,7 +159,9 @@ class FitRanges(Stage):
         return statistics_cost(load, search=self.search != "minmax")
 
     def summary(self, job: Job) -> str:
-        return f"ranges of {len(quantizers(job.model))} inputs fitted"
+        constant = len(job.report.get("constant_inputs", []))
+        note = f", {constant} of them of one value alone" if constant else ""
+        return f"ranges of {len(quantizers(job.model))} inputs fitted{note}"
 
 
 def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:

@@ -8,7 +8,7 @@ ranges are those of rounding to nearest, and are fitted anew afterwards). All er
 alike unless `fisher` weighs them, as BRECQ does. No other stage has such a loop.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -40,6 +40,7 @@ PENALTY = 0.01
 WARM_UP = 0.2  # the share of the iterations without the penalty
 SHARP_FIRST = 20.0
 SHARP_LAST = 2.0
+LOSSES = "losses "  # before the names of tensors of a record that are no codes
 JUDGES = 4  # batches that judge a unit before and after
 # loss(generator) is the unit's distance from the float model on a random batch;
 # loss(generator, drop) is the same with inputs of which some values are not rounded.
@@ -166,7 +167,9 @@ class Learner:
             return
         codes = self.job.recorded(self.stage, self.unit.name)
         if codes is None:
-            codes = self.job.agreed(self.stage, self.unit.name, self.search(loss))
+            found = with_losses(self.search(loss), self.job, f"{self.stage} {self.unit.name}")
+            codes = self.job.agreed(self.stage, self.unit.name, found)
+        report_losses(codes, self.job)
         self.take(codes)
 
     def take(self, codes: dict[str, Tensor]) -> None:
@@ -246,6 +249,22 @@ class Learner:
         distance = descend(self.job, low_loss, learnt, roundings.forget_gradients, self.draws)
         roundings.step(penalty, sharpness)
         return distance
+
+
+def with_losses(codes: Mapping[str, Tensor], job: Job, *names: str) -> dict[str, Tensor]:
+    """The codes, and the losses before and after of these parts of the work, for a record."""
+    known = job.report.get("losses", {})
+    pairs = {name: known[name] for name in names if name in known}
+    kept = {LOSSES + name: torch.tensor(pair, dtype=torch.float64) for name, pair in pairs.items()}
+    return {**codes, **kept}
+
+
+def report_losses(record: Mapping[str, Tensor], job: Job) -> None:
+    """Report the losses of a record, which may be of an interrupted run."""
+    losses = job.report.setdefault("losses", {})
+    for name, pair in record.items():
+        if name.startswith(LOSSES):
+            losses[name.removeprefix(LOSSES)] = pair.tolist()
 
 
 def descend(

@@ -4,6 +4,7 @@ A reader does not see whether a batch is in memory or in a file. A file is delet
 nothing refers to it.
 """
 
+import shutil
 import tempfile
 import weakref
 from pathlib import Path
@@ -12,8 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowtide.errors import BadInput
 from lowtide.machine.devices import moved_to_cpu
 from lowtide.machine.peak_memory import release_free_memory
+
+EXPECTED = "room for the calibration data that is not held in memory"
+WAY_OUT = (
+    "set TMPDIR to a larger disk, or hold more in memory (--memory); a quantization with a folder "
+    "for its parts goes on where it stopped"
+)
 
 
 class Store:
@@ -25,7 +33,7 @@ class Store:
     def __init__(self, budget: int):
         self.budget = budget
         self.held = 0
-        self.folder = tempfile.TemporaryDirectory(prefix="lowtide-")
+        self.folder = _temporary_folder()
         self.count = 0
 
     def next_file(self) -> Path:
@@ -72,7 +80,29 @@ def _spilled(batch: Tensor, path: Path) -> Tensor:
     The file is deleted with the tensor.
     """
     raw = batch.contiguous().flatten().view(torch.uint8).numpy()
-    raw.tofile(path)
+    try:
+        raw.tofile(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _full(path.parent, raw.nbytes) from error
     mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="r+"))
     path.unlink()
     return mapped.view(batch.dtype).reshape(batch.shape)
+
+
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="lowtide-")
+    except OSError as error:
+        raise BadInput(
+            f"found no temporary folder that can be written ({error.strerror})", EXPECTED, WAY_OUT
+        ) from error
+
+
+def _full(folder: Path, size: int) -> BadInput:
+    left = shutil.disk_usage(folder).free
+    return BadInput(
+        f"found {left:,} bytes left in the temporary folder {folder.parent}",
+        f"{EXPECTED} ({size:,} bytes for a part of it)",
+        WAY_OUT,
+    )

@@ -16,7 +16,7 @@ from lowtide.models import Adapter, Unit
 from lowtide.nn.precision import Precision
 from lowtide.nn.swap import set_precision
 from lowtide.stages.base import Job, Stage
-from lowtide.stages.reconstruct import Learner
+from lowtide.stages.reconstruct import Learner, report_losses, with_losses
 from lowtide.stages.temporal_features import MOST_ROWS, JobFeatures
 from lowtide.validation import Count
 
@@ -67,9 +67,11 @@ class TIAR(Stage):
         for unit, (codes, losses) in zip(missing, job.world.gathered(rounded), strict=True):
             if codes:
                 job.report.setdefault("losses", {}).update(losses)
+                codes = with_losses(codes, job, *losses)
                 job.record(STAGE, unit.name, codes)
             known[unit.name] = codes
         for unit in units:
+            report_losses(known[unit.name] or {}, job)
             self._learner(job, unit).take(known[unit.name] or {})
 
     def _learner(self, job: Job, unit: Unit) -> Learner:

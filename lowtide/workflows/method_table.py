@@ -33,7 +33,7 @@ from lowtide.machine import devices
 from lowtide.machine.device_names import AUTO
 from lowtide.methods import METHODS, recipe_of, relevant_options, with_profile
 from lowtide.models import adapt
-from lowtide.nn.plan import Plan
+from lowtide.nn.plan import FORMAT_VERSION
 from lowtide.report.progress import track
 from lowtide.sampling.loading import DTYPES
 from lowtide.sampling.pipelines import Pipeline
@@ -124,7 +124,7 @@ def quality(
         "weights": facts.fingerprint(sampling.denoiser(pipe)),
         "images": images,
         "options": _plain(options),
-        "format": Plan().version,
+        "format": FORMAT_VERSION,
     }
     done = {_key(line): line for line in finished_cells(out, conditions)}
     original: Drawn | None = None

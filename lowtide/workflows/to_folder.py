@@ -15,21 +15,28 @@ from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.checkpoint.verification import problems_of
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
+from lowtide.estimate.result import Totals
 from lowtide.machine import peak_memory
 from lowtide.machine.device_names import AUTO
 from lowtide.quantization import quantize, run_digest
 from lowtide.report import grids
 from lowtide.settings import Options, settings_from
 from lowtide.stages import conditions
+from lowtide.workflows.limits import Limits, check_limits
 
 
 def quantize_to_folder(
-    source: str, out: str | Path, method: str, options: Options, fuse_lora: str | None = None
+    source: str,
+    out: str | Path,
+    method: str,
+    options: Options,
+    fuse_lora: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
 ) -> dict[str, object]:
     """Load, quantize, save. Finished units stay in OUT.run until the model stands at OUT.
 
-    Nothing is done where OUT holds this very result. Returns the report of the run as plain JSON
-    values. The first process of torchrun writes.
+    Nothing is done where OUT holds this very result, or where the run would exceed the limits.
+    Returns the report of the run as plain JSON values. The first process of torchrun writes.
     """
     out = Path(out)
     world = join()
@@ -40,7 +47,7 @@ def quantize_to_folder(
     place = folders.written_beside(out, source=sampling.local_folder(source))
     with world.inside(place) as fresh:
         units = world.of_first(lambda: _units_folder(out))
-        predicted = world.of_first(lambda: estimate.plan(source, method=method, **options).totals())
+        predicted = world.of_first(lambda: _predicted(source, out, method, options, limits))
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
             lora = fuse_lora or False
@@ -72,6 +79,13 @@ def quantize_to_folder(
     if world.first:
         _remove_units(units)
     return report
+
+
+def _predicted(source: str, out: Path, method: str, options: Options, limits: Limits) -> Totals:
+    """What the run is predicted to take, once it is known that this is there."""
+    found = estimate.plan(source, method=method, **options)
+    check_limits(found, out, limits)
+    return found.totals()
 
 
 def _finished(

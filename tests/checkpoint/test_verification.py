@@ -10,8 +10,11 @@ import torch
 
 import lowtide
 from lowtide import cli
-from lowtide.checkpoint.verification import problems_of, value_problems
+from lowtide.checkpoint.facts import packed_plan
+from lowtide.checkpoint.values import value_problems
+from lowtide.checkpoint.verification import problems_of
 from lowtide.errors import BadInput
+from lowtide.nn.plan import Plan
 from lowtide.nn.swap import find_clock, packed_layers, quantizers
 
 
@@ -31,7 +34,7 @@ def folder(made, tmp_path):
 
 def test_a_folder_as_it_was_written(folder):
     assert problems_of(folder) == []
-    assert value_problems(tiny_pipelines.ddim(folder).unet) == []
+    assert value_problems(tiny_pipelines.ddim(folder).unet, Plan()) == []
 
 
 def test_every_altered_file_is_named(folder):
@@ -67,13 +70,17 @@ def test_values_that_no_quantization_gives_are_named(folder):
     clock.timesteps[0] += 1
     layer.tables()[0][0] = -1
     model.conv_out.bias.data[0] = torch.inf
-    problems = value_problems(model)
+    problems = value_problems(model, packed_plan(model))
     owners = [each.removesuffix(".input") for each in (first, second, third)]
-    assert f"{owners[0]}: a scale of its input is not positive" in problems
-    assert f"{owners[1]}: a scale of its input is NaN or infinite" in problems
-    assert f"{owners[2]}: a zero point of its input is beyond its bits" in problems
+    assert f"{owners[0]}: a scale of its input is not positive (lowtide_clock.scale)" in problems
+    assert f"{owners[1]}: a scale of its input is NaN or infinite (lowtide_clock.scale)" in problems
+    assert (
+        f"{owners[2]}: a zero point of its input is beyond its bits (lowtide_clock.zero)"
+        in problems
+    )
     assert f"{name}: a scale of its weights is not positive" in problems
-    assert "the timesteps of the plan and of the tables differ" in problems
+    wrong = "lowtide_clock.timesteps, those of the tables, differ from those of the plan"
+    assert wrong in problems
     assert "conv_out.bias holds NaN or infinity" in problems
     assert "lowtide_clock.scale holds NaN or infinity" in problems
     assert len(problems) == 7

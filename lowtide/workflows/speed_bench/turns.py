@@ -151,6 +151,8 @@ def _start_float(bench: Bench, variants: dict[str, Variant]) -> str | None:
         bench.notes.append("The float model is not known; give it with --float MODEL")
         return None
     try:
+        if not given:
+            provenance.check_here(source, bench.model, "--float")
         variants[FLOAT] = bench.own(FLOAT, source)
     except BadInput as error:
         if given:

@@ -1,0 +1,1 @@
+"""What bench/faults.py does to checkpoints, to running commands, and to folders that are shared."""
