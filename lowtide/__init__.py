@@ -24,6 +24,7 @@ _HOMES = {
     "adapt": "models",
     "compare": "evaluation.comparison",
     "evaluate": "evaluation.comparison",
+    "export": "exporting.targets",
     "images": "sampling",
     "load": "quantization",
     "plan": "estimate",

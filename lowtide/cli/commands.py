@@ -13,6 +13,7 @@ import typer
 
 from lowtide import __version__
 from lowtide.cli.demonstrating import demo
+from lowtide.cli.exporting_runs import export
 from lowtide.cli.options import (
     OUTPUT,
     Device,
@@ -391,4 +392,5 @@ def bench_speed(
 
 
 app.command(rich_help_panel=MEASURE)(verify)
+app.command(rich_help_panel=USE)(export)
 app.command(rich_help_panel=USE)(demo)

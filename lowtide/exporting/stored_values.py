@@ -44,9 +44,9 @@ class StoredValues:
     factor: Tensor | None = None
     columns: int = 0
 
-    def values(self) -> Tensor:
-        """The values, by operators that a trace records."""
-        parts = [stored_weight(*constant) for constant in self.constants]
+    def values(self, reader: Tensor) -> Tensor:
+        """The values, by operators that a trace records; `reader` is an input of the layer."""
+        parts = [stored_weight(reader, *constant) for constant in self.constants]
         values = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.order is not None:
             values = values.index_select(0, self.order)

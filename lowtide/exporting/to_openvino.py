@@ -16,6 +16,8 @@ from lowtide.exporting.operators import NAMESPACE, ROUND, STORED
 from lowtide.exporting.packages import needed
 
 FILE = "openvino_model.xml"
+WEIGHTS = "openvino_model.bin"
+FILES = (FILE, WEIGHTS)
 ANSWER = "out_sample"
 
 
@@ -58,8 +60,8 @@ def _rounded(context: Any) -> Any:
 def _stored(context: Any) -> Any:
     """Convert, Subtract, Multiply: the form in which OpenVINO knows weights of few bits."""
     op = needed("openvino.opset15")
-    codes, zero, scale = (_array(context, place) for place in range(3))
-    bits = context.get_values_from_const_input(3)
+    codes, zero, scale = (_array(context, place) for place in range(1, 4))
+    bits = context.get_values_from_const_input(4)
     values = op.convert(_constant(codes, bits), "f32")
     if zero.ndim:
         values = op.subtract(values, op.convert(_constant(zero, bits), "f32"))
