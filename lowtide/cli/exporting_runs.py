@@ -1,6 +1,5 @@
 """The command `lowtide export`."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer

@@ -57,6 +57,8 @@ def arrays(call: Arguments) -> dict[str, np.ndarray]:
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The relative L2 of all answers together."""
-    difference = sum(float((a - b).double().square().sum()) for a, b in zip(found, expected, strict=True))
+    difference = sum(
+        float((a - b).double().square().sum()) for a, b in zip(found, expected, strict=True)
+    )
     size = sum(float(each.double().square().sum()) for each in expected)
     return (difference / size) ** 0.5

@@ -16,7 +16,7 @@ from lowtide import runtime, sampling
 from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized, named_by
 from lowtide.errors import BadInput
-from lowtide.exporting import to_float, to_onnx, to_openvino
+from lowtide.exporting import to_comfyui, to_float, to_onnx, to_openvino
 from lowtide.exporting.example_calls import answers_of, arrays, example_calls, relative_error
 from lowtide.exporting.traceable import TracedDenoiser, running_step_kept, traceable
 from lowtide.models import Arguments
@@ -26,6 +26,7 @@ from lowtide.sampling.pipelines import Pipeline
 
 TargetName = Literal["float", "openvino", "onnx", "comfyui"]
 RECORD = "lowtide-export.json"
+EXPORT_MARKS = (RECORD,)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def export(
     source = _source(target, reference)
     calls = example_calls(source.model, source.plan)
     home = sampling.local_folder(target) if isinstance(target, str | Path) else None
-    with folders.written_beside(Path(folder), source=home) as fresh:
+    with folders.written_beside(Path(folder), EXPORT_MARKS, source=home) as fresh:
         written = WRITERS[to](source, calls, fresh)
         with runtime.plain(source.model):
             expected = answers_of(source.model, calls)
@@ -131,17 +132,26 @@ def _source(target: Any, reference: str | Path | None) -> _Source:
     plan = facts.packed_plan(model)
     if not plan.summary:
         raise BadInput(
-            "found no model that lowtide packed", "a packed one", "quantize it and export the result"
+            "found no model that lowtide packed",
+            "a packed one",
+            "quantize it and export the result",
         )
-    wrong = {(each.device.type, each.dtype) for each in model.parameters() if each.is_floating_point()}
-    if wrong - {("cpu", torch.float32)}:
+    _check_float32(model)
+    floating = None if reference is None else sampling.as_pipeline(reference, device="cpu")
+    other = None if floating is None else sampling.denoiser(floating)
+    return _Source(pipe, model, plan, other)
+
+
+def _check_float32(model: nn.Module) -> None:
+    """The graph is traced on the CPU, in float32."""
+    floats = (each for each in model.parameters() if each.is_floating_point())
+    kinds = sorted({f"{each.dtype} on {each.device.type}" for each in floats})
+    if kinds != ["torch.float32 on cpu"]:
         raise BadInput(
-            f"found a model in {', '.join(f'{dtype} on {place}' for place, dtype in sorted(wrong, key=str))}",
+            f"found a model in {' and '.join(kinds)}",
             "float32 on the CPU",
             "give the folder instead of the loaded pipeline",
         )
-    other = None if reference is None else sampling.denoiser(sampling.as_pipeline(reference, device="cpu"))
-    return _Source(pipe, model, plan, other)
 
 
 def _name_of(target: Any, pipe: Pipeline) -> str:
@@ -185,9 +195,7 @@ def _graph_written(
     return _Written(tensors, graph_losses(source.plan), weights)
 
 
-def _traced(
-    source: _Source, call: Arguments, write: Callable[..., None], fresh: Path
-) -> Path:
+def _traced(source: _Source, call: Arguments, write: Callable[..., None], fresh: Path) -> Path:
     """Write the graph of the denoiser, and beside it all other parts; the denoiser's folder."""
     place = _other_parts(source, fresh)
     flat = flat_inputs(call)
@@ -240,8 +248,20 @@ def _other_parts(source: _Source, fresh: Path) -> Path:
     return place
 
 
+def _to_comfyui(source: _Source, calls: Sequence[Arguments], fresh: Path) -> _Written:
+    to_comfyui.check(source.model)
+    twin = to_float.float_twin(source.model, source.plan, source.reference)
+    exact = to_comfyui.integer_weights(source.model, source.plan)
+    path = fresh / to_comfyui.FILE
+    to_comfyui.write(twin, exact, path)
+    answers = answers_of(to_comfyui.as_run(twin, exact), calls)
+    lost = to_comfyui.losses(source.plan, exact) + to_float.losses(source.plan)[1:]
+    return _Written(answers, lost, [path])
+
+
 WRITERS: Mapping[str, Callable[[_Source, Sequence[Arguments], Path], _Written]] = {
     "float": _to_float,
     "openvino": _to_openvino,
     "onnx": _to_onnx,
+    "comfyui": _to_comfyui,
 }

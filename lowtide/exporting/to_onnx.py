@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.onnx.symbolic_helper import parse_args
+from torch.onnx.symbolic_helper import parse_args  # pyright: ignore
 
 from lowtide.exporting.operators import NAMESPACE, ROUND, STORED
 from lowtide.exporting.packages import needed
@@ -29,7 +29,9 @@ LEAST_BYTES = 1024  # of a tensor that is written beside the graph
 TIMESTEP = "timestep"
 
 
-def write(denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], folder: Path) -> None:
+def write(
+    denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], folder: Path
+) -> None:
     """Write the graph of a traceable denoiser. Its batch is free, all other axes are as here."""
     onnx = needed("onnx")
     path = folder / FILE
@@ -71,13 +73,16 @@ def _kept_operators() -> Iterator[None]:
         (f"{NAMESPACE}::{STORED}", _stored, 1),
         ("aten::exp2", _power_of_two, TRACED_OPSET),
     )
+    # torch does not declare the two as exports.
+    register = torch.onnx.register_custom_op_symbolic  # pyright: ignore
+    unregister = torch.onnx.unregister_custom_op_symbolic  # pyright: ignore
     for name, symbol, opset in symbols:
-        torch.onnx.register_custom_op_symbolic(name, symbol, opset)
+        register(name, symbol, opset)
     try:
         yield
     finally:
         for name, _, opset in symbols:
-            torch.onnx.unregister_custom_op_symbolic(name, opset)
+            unregister(name, opset)
 
 
 def _power_of_two(graph: Any, x: Any) -> Any:
@@ -156,7 +161,9 @@ def _dequantize(
     onnx = needed("onnx")
     answer = node.output[0]
     kinds = onnx.TensorProto
-    wide, narrow = (kinds.INT8, kinds.INT4) if codes.dtype == np.int8 else (kinds.UINT8, kinds.UINT4)
+    wide, narrow = (
+        (kinds.INT8, kinds.INT4) if codes.dtype == np.int8 else (kinds.UINT8, kinds.UINT4)
+    )
     kind = narrow if _attribute(node, "bits") == 4 else wide
     names = [f"{answer}_codes", f"{answer}_scale"]
     tensors = [

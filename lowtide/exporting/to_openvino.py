@@ -1,4 +1,4 @@
-"""OpenVINO: weights as 4-bit or 8-bit constants, and FakeQuantize with our ranges before each layer.
+"""OpenVINO: weights as constants of 4 or 8 bits, FakeQuantize with our ranges before each layer.
 
 The file has the layout of optimum-intel: `unet/openvino_model.xml` beside the `.bin` of its
 weights. A range for each step is looked up by a Gather in a table, as are temporal features.
@@ -19,9 +19,12 @@ FILE = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
 FILES = (FILE, WEIGHTS)
 ANSWER = "out_sample"
+TIMESTEP = "timestep"
 
 
-def write(denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], folder: Path) -> None:
+def write(
+    denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], folder: Path
+) -> None:
     """Write the graph of a traceable denoiser. Its batch is free, all other axes are as here."""
     openvino = needed("openvino")
     extension = needed("openvino.frontend.pytorch").ConversionExtension
@@ -31,17 +34,14 @@ def write(denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], f
         extension("aten::exp2", _power_of_two),
     ]
     with torch.no_grad():
-        graph = openvino.convert_model(
-            denoiser, example_input=tuple(values), extension=converters
-        )
+        graph = openvino.convert_model(denoiser, example_input=tuple(values), extension=converters)
+    shapes: dict[Any, Any] = {}
     for port, name, value in zip(graph.inputs, names, values, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
+        first = value.shape[0] if name == TIMESTEP else -1
+        shapes[port] = openvino.PartialShape([first, *value.shape[1:]])
     graph.outputs[0].get_tensor().set_names({ANSWER})
-    shapes = {
-        port: openvino.PartialShape([-1 if name != "timestep" else 1, *value.shape[1:]])
-        for port, name, value in zip(graph.inputs, names, values, strict=True)
-    }
     graph.reshape(shapes)
     openvino.save_model(graph, folder / FILE, compress_to_fp16=False)
 

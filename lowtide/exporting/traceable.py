@@ -29,15 +29,33 @@ from lowtide.nn.request_features import PerRequest
 TIMESTEP = "timestep"
 
 
-class TracedRounding(nn.Module):
+class Traced(nn.Module):
+    """What takes the place of a module, which it keeps out of its own state."""
+
+    clock: Clock
+
+    def __init__(self, replaced: Any):
+        super().__init__()
+        # Plain attributes: the tracer does not look into them.
+        object.__setattr__(self, "replaced", replaced)
+        object.__setattr__(self, "clock", replaced.clock)
+
+    @property
+    def index(self) -> Tensor:
+        """The running step."""
+        return self.clock.index
+
+
+class TracedRounding(Traced):
     """Takes the place of a quantizer."""
 
+    replaced: Quantizer
+
     def __init__(self, quantizer: Quantizer):
-        super().__init__()
-        object.__setattr__(self, "quantizer", quantizer)
-        clock = quantizer.clock
+        super().__init__(quantizer)
         self.affine = quantizer.format if quantizer.enabled else None
         if quantizer.has_range:
+            clock = quantizer.clock
             steps = slice(None) if quantizer.per_step else 0
             self.scale = clock.scale[quantizer.row, steps].clone()
             self.zero = clock.zero[quantizer.row, steps].clone()
@@ -45,11 +63,11 @@ class TracedRounding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         form = self.affine
         if not isinstance(form, Affine):
-            return self.quantizer(x)
-        if not self.quantizer.per_step:
+            return self.replaced(x)
+        if not self.replaced.per_step:
             return rounded_input(x, self.scale, self.zero, form.top)
-        index = self.quantizer.clock.index
-        return rounded_input(x, at_step(self.scale, index), at_step(self.zero, index), form.top)
+        scale = at_step(self.scale, self.index)
+        return rounded_input(x, scale, at_step(self.zero, self.index), form.top)
 
 
 class TracedProduct:
@@ -67,51 +85,51 @@ class TracedProduct:
         x = self.rounding(divide(input, self.smooth))
         values = self.weight.values(x)
         if isinstance(layer, nn.Conv2d):
-            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            return F.conv2d(x, values, layer.bias, *geometry)
+            return layer._conv_forward(x, values, layer.bias)
         return F.linear(x, values, layer.bias)
 
 
-class TracedFeatures(nn.Module):
+class TracedFeatures(Traced):
     """Takes the place of a feature cache: a row of its table, by the step."""
 
+    replaced: Cached
+
     def __init__(self, cache: Cached):
-        super().__init__()
-        object.__setattr__(self, "cache", cache)
+        super().__init__(cache)
         self.layer = cache.layer if cache.plan.computed else None
         self.stored = stored_features(cache)
         self.chosen = cache.chosen.clone() if cache.plan.computed else None
 
     def forward(self, x: Tensor) -> Tensor:
-        index = self.cache.clock.index
-        table = self.cache.values if self.stored is None else self.stored.values(x)
-        features = at_step(table, index).expand(x.shape[0], -1)
+        table = self.replaced.values if self.stored is None else self.stored.values(x)
+        features = at_step(table, self.index).expand(x.shape[0], -1)
         if self.layer is None or self.chosen is None:
             return features
-        return torch.where(at_step(self.chosen, index), features, self.layer(x))
+        return torch.where(at_step(self.chosen, self.index), features, self.layer(x))
 
 
-class TracedRequest(nn.Module):
+class TracedRequest(Traced):
     """Takes the place of features of a request: the layer computes them at each call, unrounded."""
 
-    def __init__(self, layer: PerRequest):
-        super().__init__()
-        object.__setattr__(self, "request", layer)
-        self.layer = layer.layer
-        self.exact = layer.exact
+    replaced: PerRequest
+
+    def __init__(self, request: PerRequest):
+        super().__init__(request)
+        self.layer = request.layer
+        self.exact = request.exact
         self.float_product = None
         if isinstance(self.layer, Packed):
             self.float_product = TracedProduct(self.layer, nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        request = self.request
-        if request.plan.cache is None:
+        cache = self.replaced.plan.cache
+        if cache is None:
             return self.layer(x)
-        if not request.plan.cache.computed:
+        if not cache.computed:
             return (self.exact or self.layer)(x)
         # Without a second layer, the features are those of this one with its input in float.
         exact = self.exact or self.float_product or self.layer
-        return torch.where(at_step(request.chosen, request.clock.index), exact(x), self.layer(x))
+        return torch.where(at_step(self.replaced.chosen, self.index), exact(x), self.layer(x))
 
 
 REPLACED: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
@@ -132,7 +150,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
                 stack.callback(module.__dict__.__setitem__, "product", module.product)
                 module.__dict__["product"] = TracedProduct(module, TracedRounding(module.input))
             for name, child in module._modules.items():
-                if type(child) in REPLACED:
+                if child is not None and type(child) in REPLACED:
                     stack.callback(module._modules.__setitem__, name, child)
                     module._modules[name] = REPLACED[type(child)](child)
         yield
@@ -194,7 +212,9 @@ def running_step_kept(model: nn.Module) -> Iterator[None]:
             clock.index = before
 
 
-def with_tensors(arguments: Arguments, tensors: Mapping[str, Tensor], prefix: str = "") -> Arguments:
+def with_tensors(
+    arguments: Arguments, tensors: Mapping[str, Tensor], prefix: str = ""
+) -> Arguments:
     """The arguments of a call with its tensors, which have dotted names, replaced by these."""
     replaced: Arguments = {}
     for name, value in arguments.items():
