@@ -17,6 +17,7 @@ _HOMES = {
     "Estimate": "estimate",
     "Evaluation": "evaluation.comparison",
     "EvaluationSettings": "settings",
+    "Exported": "exporting.targets",
     "LowtideConfig": "checkpoint.quantization_config",
     "Quantized": "checkpoint.quantized_pipeline",
     "Request": "settings",

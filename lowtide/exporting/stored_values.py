@@ -91,18 +91,25 @@ def storage_bits(bits: int) -> int:
     return SMALL if bits <= SMALL else 8
 
 
-def stored_values_of(layer: Packed) -> StoredValues:
-    """The weight of a packed layer, in the shape of its float layer."""
+def rows_of(layer: Packed) -> Rows:
+    """The codes of a packed layer; the factors of groups are not in them."""
     spec = Spec.of(layer.spec)
-    format = spec.weight
-    shape = weight_shape(layer)
     codes = unpack_codes(layer.codes(), spec).float()
     scale, zero, factor, _ = layer.tables()
-    zeros = zero.float() if zero.numel() else zero_point(format, scale, factor)
+    zeros = zero.float() if zero.numel() else zero_point(spec.weight, scale, factor)
+    if isinstance(spec.weight, Mixed):
+        zeros = spec.weight.steps(Grid(scale, zeros), codes.shape[1]).zero
+    return Rows(codes, zeros.expand_as(scale), scale)
+
+
+def stored_values_of(layer: Packed) -> StoredValues:
+    """The weight of a packed layer, in the shape of its float layer."""
+    format = Spec.of(layer.spec).weight
+    shape = weight_shape(layer)
+    rows = rows_of(layer)
+    factor = layer.tables()[2]
     if isinstance(format, Mixed):
-        zeros = format.steps(Grid(scale, zeros), codes.shape[1]).zero
-        return _mixed(Rows(codes, zeros.expand_as(scale), scale), format, shape)
-    rows = Rows(codes, zeros.expand_as(scale), scale)
+        return _mixed(rows, format, shape)
     if factor.numel():
         return _grouped(rows, factor, format, shape)
     bits = storage_bits(format.bits)

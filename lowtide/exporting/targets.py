@@ -251,11 +251,11 @@ def _other_parts(source: _Source, fresh: Path) -> Path:
 def _to_comfyui(source: _Source, calls: Sequence[Arguments], fresh: Path) -> _Written:
     to_comfyui.check(source.model)
     twin = to_float.float_twin(source.model, source.plan, source.reference)
-    exact = to_comfyui.integer_weights(source.model, source.plan)
+    integers = to_comfyui.integer_weights(source.model, twin, source.plan)
     path = fresh / to_comfyui.FILE
-    to_comfyui.write(twin, exact, path)
-    answers = answers_of(to_comfyui.as_run(twin, exact), calls)
-    lost = to_comfyui.losses(source.plan, exact) + to_float.losses(source.plan)[1:]
+    to_comfyui.write(twin, integers, path)
+    answers = answers_of(to_comfyui.as_run(twin, integers), calls)
+    lost = to_comfyui.losses(source.plan, integers) + to_float.losses(source.plan)[1:]
     return _Written(answers, lost, [path])
 
 

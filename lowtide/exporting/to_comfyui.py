@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from lowtide.errors import BadInput
 from lowtide.exporting.comfyui_names import ComfyNames
-from lowtide.formats import Mixed
+from lowtide.exporting.stored_values import rows_of
 from lowtide.kernels import Spec
-from lowtide.kernels.ops import unpack_codes, zero_point
 from lowtide.nn.packed import PackedLinear
 from lowtide.nn.plan import Plan
 from lowtide.report.wording import counted
@@ -37,10 +36,14 @@ LAST = 127
 
 
 class IntegerWeight(NamedTuple):
-    """An int8 weight, rows x columns, and the scale of each row, rows x 1."""
+    """An int8 weight, rows x columns, and the scale of each row, rows x 1.
+
+    exact: the packed layer has these very values.
+    """
 
     codes: Tensor
     scale: Tensor
+    exact: bool
 
 
 def check(model: nn.Module) -> None:
@@ -53,35 +56,46 @@ def check(model: nn.Module) -> None:
         )
 
 
-def integer_weights(model: nn.Module, plan: Plan) -> dict[str, IntegerWeight]:
-    """The linear layers whose weights are integers times a scale for each row, unchanged."""
-    inside = tuple(f"{name}." for name in (*plan.splits, *plan.cached, *plan.requests))
+def integer_weights(model: nn.Module, twin: nn.Module, plan: Plan) -> dict[str, IntegerWeight]:
+    """The weights of all linear layers that were packed, by name."""
+    packed = {name: each for name, each in model.named_modules() if isinstance(each, PackedLinear)}
     found: dict[str, IntegerWeight] = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, PackedLinear) or name.startswith(inside):
+    for name, layer in twin.named_modules():
+        if not isinstance(layer, nn.Linear):
             continue
-        if weight := _integer_weight(layer):
-            found[name] = weight
+        if name in packed and is_integer(packed[name]):
+            found[name] = _own_integers(packed[name])
+        elif name in packed or name in plan.splits:
+            found[name] = _rounded_again(layer.weight)
     return found
 
 
-def _integer_weight(layer: PackedLinear) -> IntegerWeight | None:
-    """None where columns have divisors, a LoRA is added, or a code counts half steps."""
-    spec = Spec.of(layer.spec)
-    scale, zero, factor, smooth = layer.tables()
-    if smooth.numel() or layer.side is not None:
-        return None
-    zeros = zero.float() if zero.numel() else zero_point(spec.weight, scale, factor)
-    whole = unpack_codes(layer.codes(), spec).float() - zeros
-    if isinstance(spec.weight, Mixed) or (whole % 1).any():
-        return None
-    if factor.numel():
-        assert spec.weight.group is not None
-        whole = whole * factor.float().repeat_interleave(spec.weight.group, 1)[:, : spec.columns]
-    return IntegerWeight(whole.to(torch.int8), scale.clone())
+def is_integer(layer: PackedLinear) -> bool:
+    """Whether the weight is integers times a scale for each row: no divisors, and no LoRA."""
+    return not layer.tables()[-1].numel() and layer.side is None
 
 
-def write(twin: nn.Module, exact: Mapping[str, IntegerWeight], path: Path) -> None:
+def _own_integers(layer: PackedLinear) -> IntegerWeight:
+    codes, zero, scale = rows_of(layer).whole()
+    whole = codes - zero
+    group = Spec.of(layer.spec).weight.group
+    if group is not None:
+        factors = layer.tables()[2].float().repeat_interleave(group, 1)
+        whole = whole * factors[:, : whole.shape[1]]
+    return IntegerWeight(whole.to(torch.int8), scale.clone(), exact=True)
+
+
+def _rounded_again(weight: Tensor) -> IntegerWeight:
+    """The weight rounded to int8, each row by its largest value."""
+    scale = _row_scale(weight)
+    return IntegerWeight((weight / scale).round().to(torch.int8), scale, exact=False)
+
+
+def _row_scale(values: Tensor) -> Tensor:
+    return (values.abs().amax(-1, keepdim=True) / LAST).clamp(min=1e-30)
+
+
+def write(twin: nn.Module, integers: Mapping[str, IntegerWeight], path: Path) -> None:
     """Write the tensors of the float twin, with these weights as integers."""
     names = comfy_names(twin)
     marker = torch.tensor(list(json.dumps(FORMAT).encode()), dtype=torch.uint8)
@@ -89,11 +103,11 @@ def write(twin: nn.Module, exact: Mapping[str, IntegerWeight], path: Path) -> No
     for name, tensor in twin.state_dict().items():
         layer, _, kind = name.rpartition(".")
         theirs = names.of(name)
-        if kind != "weight" or layer not in exact:
+        if kind != "weight" or layer not in integers:
             tensors[theirs] = tensor.to(torch.float16).contiguous()
             continue
-        tensors[theirs] = exact[layer].codes.contiguous()
-        tensors[f"{theirs}_scale"] = exact[layer].scale.contiguous()
+        tensors[theirs] = integers[layer].codes.contiguous()
+        tensors[f"{theirs}_scale"] = integers[layer].scale.contiguous()
         tensors[f"{theirs.removesuffix('weight')}comfy_quant"] = marker.clone()
     save_file(tensors, path)
 
@@ -111,7 +125,7 @@ def comfy_names(model: nn.Module) -> ComfyNames:
 
 
 @torch.no_grad()
-def as_run(twin: nn.Module, exact: Mapping[str, IntegerWeight]) -> nn.Module:
+def as_run(twin: nn.Module, integers: Mapping[str, IntegerWeight]) -> nn.Module:
     """The twin with what ComfyUI computes: tensors of float16, and rounded inputs of int8 layers.
 
     Sums are in float32 here.
@@ -119,7 +133,7 @@ def as_run(twin: nn.Module, exact: Mapping[str, IntegerWeight]) -> nn.Module:
     run = copy.deepcopy(twin)
     for parameter in run.parameters():
         parameter.copy_(parameter.half())
-    for name, weight in exact.items():
+    for name, weight in integers.items():
         layer = run.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         layer.weight.copy_(weight.codes * weight.scale)
@@ -128,16 +142,23 @@ def as_run(twin: nn.Module, exact: Mapping[str, IntegerWeight]) -> nn.Module:
 
 
 def _round_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    scale = (args[0].abs().amax(-1, keepdim=True) / LAST).clamp(min=1e-30)
+    scale = _row_scale(args[0])
     return ((args[0] / scale).round().clamp(-LAST - 1, LAST) * scale, *args[1:])
 
 
-def losses(plan: Plan, exact: Mapping[str, IntegerWeight]) -> list[str]:
+def losses(plan: Plan, integers: Mapping[str, IntegerWeight]) -> list[str]:
     """What the file does not have, one sentence each."""
     layers = sum(layer.weight is not None for layer in plan.layers.values())
-    return [
-        f"{counted(len(exact), 'linear layer')} of {layers} packed layers have int8 weights; "
+    again = sum(not weight.exact for weight in integers.values())
+    lost = [
+        f"{counted(len(integers), 'linear layer')} of {layers} packed layers have int8 weights; "
         "all other tensors are float16.",
         "Inputs of these layers are rounded to int8 by each row's own range, and no other inputs.",
         "It is the UNet alone: ComfyUI takes text encoders and decoders from files of their own.",
     ]
+    if again:
+        lost.append(
+            f"Weights of {counted(again, 'linear layer')} are rounded to int8 once more, because "
+            "their columns have divisors, two ranges or a LoRA."
+        )
+    return lost

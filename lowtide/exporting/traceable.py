@@ -20,7 +20,7 @@ from lowtide.formats import Affine
 from lowtide.kernels import divide
 from lowtide.models import Arguments
 from lowtide.models.trace import flat_inputs
-from lowtide.nn.clock import CLOCK, HALF, Clock, at_step
+from lowtide.nn.clock import HALF, Clock, at_step, find_clock
 from lowtide.nn.feature_cache import Cached
 from lowtide.nn.packed import Packed
 from lowtide.nn.quantizer import Quantizer
@@ -186,8 +186,8 @@ class TracedDenoiser(nn.Module):
 
     def forward(self, *values: Tensor) -> Tensor:
         given = dict(zip(self.names, values, strict=True))
-        clock = self.model._modules.get(CLOCK)
-        if isinstance(clock, Clock) and clock.keyed:
+        clock = find_clock(self.model)
+        if clock.keyed:
             first = self.names[0]
             given[first] = given[first] + self._set_step(clock, given[TIMESTEP])
         return self.model(**with_tensors(self.arguments, given))[0]
@@ -203,13 +203,14 @@ class TracedDenoiser(nn.Module):
 @contextmanager
 def running_step_kept(model: nn.Module) -> Iterator[None]:
     """A trace leaves its own tensor in the clock; the one before comes back afterwards."""
-    clock = model._modules.get(CLOCK)
-    before = clock.index if isinstance(clock, Clock) else None
+    clock = find_clock(model)
+    before = clock.index
+    # Before its first call, a loaded model has a step without data, which a tracer cannot copy.
+    clock.index = torch.zeros((), dtype=torch.long)
     try:
         yield
     finally:
-        if isinstance(clock, Clock) and before is not None:
-            clock.index = before
+        clock.index = before
 
 
 def with_tensors(
