@@ -13,10 +13,13 @@ LEARNT = {"iters": 1, "calibration_steps": 2}
 KINDS = {
     # A range for all steps; a UNet of convolutions.
     "static": ("ddim", {"method": "minmax", "weights": 8, "inputs": 8}),
-    # A range for each step, and a text.
-    "steps": ("sd", {"method": "tfmq", "weights": 4, "inputs": 8} | LEARNT),
+    # A range for each step.
+    "steps": ("ddim", {"method": "tfmq", "weights": 4, "inputs": 8} | LEARNT),
     # Mixed bits, tables of features, corrections, divisors.
     "best": ("ddim", {"method": "best", "weights": 4, "inputs": 8} | LEARNT),
+    # A text.
+    "text": ("sd", {"method": "tfmq", "weights": 4, "inputs": 8} | LEARNT),
+    "text-minmax": ("sd", {"method": "minmax", "weights": 4, "inputs": 8}),
     # A transformer with labels: features of requests.
     "dit": ("dit", {"method": "best", "weights": 4, "inputs": 8} | LEARNT),
 }

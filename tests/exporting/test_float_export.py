@@ -29,7 +29,7 @@ def best(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory):
-    return packed("steps", tmp_path_factory.mktemp("sd"))
+    return packed("text-minmax", tmp_path_factory.mktemp("sd"))
 
 
 def test_a_float_folder_loads_without_lowtide(best, tmp_path):

@@ -5,18 +5,33 @@ import onnx
 import openvino
 import pytest
 import torch
-from exported_models import KINDS, denoiser_folder, other_calls, packed
+from exported_models import denoiser_folder, other_calls, packed
 
 import lowtide
 from lowtide.errors import BadInput
 from lowtide.exporting import packages, to_onnx, to_openvino
-from lowtide.exporting.example_calls import arrays, relative_error
+from lowtide.exporting.example_calls import answers_of, arrays, relative_error
 from lowtide.nn.swap import packed_layers
 
 RUNTIMES = {"openvino": to_openvino, "onnx": to_onnx}
-# A rounding that flips costs a step of 8 bits, and deeper layers see it. Features of a request are
-# not rounded in a graph, which is another difference.
+# A rounding that flips costs a step of 8 bits, and deeper layers see it. How far that goes is what
+# lowtide's own program differs from its layers; a graph may be three times as far.
 BOUND = 0.02
+SHARE = 3
+SLOW = pytest.mark.slow
+# Conversions to OpenVINO take most of the time.
+PAIRS = [
+    ("static", "openvino"),
+    ("static", "onnx"),
+    ("steps", "openvino"),
+    ("steps", "onnx"),
+    ("best", "onnx"),
+    pytest.param("best", "openvino", marks=SLOW),
+    pytest.param("text", "openvino", marks=SLOW),
+    pytest.param("text", "onnx", marks=SLOW),
+    pytest.param("dit", "openvino", marks=SLOW),
+    pytest.param("dit", "onnx", marks=SLOW),
+]
 
 
 class Models(dict):
@@ -53,18 +68,19 @@ def exports(models, tmp_path_factory):
     return Exports(models, tmp_path_factory.mktemp("exports"))
 
 
-@pytest.mark.parametrize("to", RUNTIMES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "to"), PAIRS)
 def test_another_batch_of_other_inputs_gets_the_packed_answers(models, exports, kind, to):
     exported = exports[kind, to]
     calls, expected = other_calls(models[kind])
     place = denoiser_folder(exported, models[kind])
     found = RUNTIMES[to].answers(place, [arrays(call) for call in calls])
-    assert relative_error([torch.from_numpy(each) for each in found], expected) < BOUND
-    assert exported.error < BOUND
+    noise = relative_error(answers_of(models[kind].model, calls), expected)
+    bound = max(BOUND, SHARE * noise)
+    assert relative_error([torch.from_numpy(each) for each in found], expected) < bound
+    assert exported.error < bound
 
 
-@pytest.mark.parametrize("to", RUNTIMES)
+@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=SLOW)])
 def test_the_step_changes_the_answer(models, exports, to):
     """A graph that always took the ranges and features of one step would be far off."""
     calls, _ = other_calls(models["best"])
@@ -127,7 +143,7 @@ def test_onnx_holds_integers_of_four_bits(models, exports):
 def test_the_model_is_as_before(models, exports):
     """Tracing puts modules and products in place for a while; the program runs again afterwards."""
     quantized = models["best"]
-    assert exports["best", "openvino"].folder.is_dir()
+    assert exports["best", "onnx"].folder.is_dir()
     assert not any(layer.product for _, layer in packed_layers(quantized.model))
     images = quantized.pipe(num_inference_steps=2, output_type="np").images
     assert np.isfinite(images).all()
