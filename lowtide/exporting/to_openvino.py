@@ -4,6 +4,7 @@ The file has the layout of optimum-intel: `unet/openvino_model.xml` beside the `
 weights. A range for each step is looked up by a Gather in a table, as are temporal features.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def write(
         extension(f"{NAMESPACE}::{STORED}", _stored),
         extension("aten::exp2", _power_of_two),
     ]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # The tracer warns of every condition on a shape.
+        warnings.simplefilter("ignore")
         graph = openvino.convert_model(denoiser, example_input=tuple(values), extension=converters)
     shapes: dict[Any, Any] = {}
     for port, name, value in zip(graph.inputs, names, values, strict=True):

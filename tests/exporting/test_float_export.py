@@ -120,7 +120,11 @@ def test_comfyui_reads_every_layer_by_its_rules(conditional, tmp_path):
     assert values.keys() == expected.keys()
     for name, value in values.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=2e-3)
-    assert exported.error < 0.05
+    # Without the rounding of attention, float is as far; int8 adds little to that.
+    calls = example_calls(conditional.model, conditional.plan)
+    with plain(conditional.model):
+        packed_answers = answers_of(conditional.model, calls)
+    assert exported.error < 1.5 * relative_error(answers_of(twin, calls), packed_answers) + 0.01
 
 
 def test_comfyui_has_no_unet_without_a_text(best, tmp_path):
