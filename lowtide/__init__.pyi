@@ -15,6 +15,7 @@ from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
 from lowtide.errors import BadInput as BadInput
 from lowtide.estimate import Estimate as Estimate
 from lowtide.evaluation.comparison import Evaluation as Evaluation
+from lowtide.exporting.targets import Exported as Exported
 from lowtide.methods import METHODS as METHODS
 from lowtide.models import adapt as adapt
 from lowtide.sampling import images as images
@@ -333,6 +334,32 @@ def unfused(
         >>> pipe = lowtide.load("zoo:digits")
         >>> with lowtide.unfused(pipe):
         ...     images = pipe(num_inference_steps=1, output_type="np").images
+    """
+
+def export(
+    target: DiffusionPipeline | Quantized | str | Path,
+    folder: str | Path,
+    *,
+    to: Literal["float", "openvino", "onnx", "comfyui"],
+    reference: str | Path | None = None,
+) -> Exported:
+    """Write a packed pipeline as files of another runtime, whole or not at all.
+
+    Args:
+        target: a folder that lowtide wrote, a packed pipeline, or what `quantize` returned.
+        folder: where the files go. An older result there is replaced if lowtide wrote it.
+        to: "float", a diffusers folder of float weights; "openvino"; "onnx"; "comfyui".
+        reference: the float model. Only a checkpoint of one schedule needs it, and only in float.
+
+    Returns:
+        How far the export's answers are from the packed ones, its size, and what it lost.
+
+    Examples:
+        >>> import lowtide, tempfile
+        >>> quantized = lowtide.quantize("zoo:digits", method="minmax", steps=2, images=2)
+        >>> exported = lowtide.export(quantized, tempfile.mkdtemp() + "/float", to="float")
+        >>> exported.error < 0.1
+        True
     """
 
 def recalibrate(

@@ -24,6 +24,8 @@ print(evaluation.report, evaluation.evidence.models["float"].psnr)
 for gate in evaluation.evidence.gates:
     print(gate.name, gate.passed)
 lowtide.reschedule("packed", 25)
+lowtide.export("packed", "out", to="onnx")
+lowtide.export("packed", "out", to="tensorrt")  # wrong
 lowtide.recalibrate("packed", lora="style.safetensors", reference=pipe)
 lowtide.quantize(pipe, fuse_lora=True)
 lowtide.quantize(pipe, call={"negative_prompt": "blurry", "image": "cat.png"})

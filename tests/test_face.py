@@ -16,7 +16,17 @@ import lowtide
 
 ROOT = Path(__file__).parents[1]
 CALLS = ROOT / "tests" / "face_calls.py"
-FUNCTIONS = ("compare", "evaluate", "load", "plan", "quantize", "recalibrate", "reschedule", "save")
+FUNCTIONS = (
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "plan",
+    "quantize",
+    "recalibrate",
+    "reschedule",
+    "save",
+)
 
 
 def test_the_stub_is_written_from_the_settings():
@@ -31,7 +41,7 @@ def test_the_stub_names_what_the_face_has():
         assert f"def {name}(" in text or f" as {name}\n" in text
 
 
-@pytest.mark.parametrize("name", ["load", "recalibrate", "reschedule", "save"])
+@pytest.mark.parametrize("name", ["export", "load", "recalibrate", "reschedule", "save"])
 def test_the_stub_has_every_parameter_of_a_function_without_settings(name):
     stub = ast.parse((ROOT / "lowtide" / "__init__.pyi").read_text())
     [typed] = [node for node in stub.body if getattr(node, "name", "") == name]

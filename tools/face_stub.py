@@ -24,6 +24,7 @@ SOURCES = {
     "plan": "estimate/prediction.py",
     "evaluate": "evaluation/comparison.py",
     "compare": "evaluation/comparison.py",
+    "export": "exporting/targets.py",
     "recalibrate": "checkpoint/recalibration.py",
     "reschedule": "checkpoint/rescheduling.py",
     "unfused": "quantization.py",
@@ -45,6 +46,7 @@ from lowtide.checkpoint.quantized_pipeline import Quantized as Quantized
 from lowtide.errors import BadInput as BadInput
 from lowtide.estimate import Estimate as Estimate
 from lowtide.evaluation.comparison import Evaluation as Evaluation
+from lowtide.exporting.targets import Exported as Exported
 from lowtide.methods import METHODS as METHODS
 from lowtide.models import adapt as adapt
 from lowtide.sampling import images as images
@@ -113,6 +115,15 @@ FUNCTIONS = {
         [],
         None,
         "AbstractContextManager[None]",
+    ),
+    "export": (
+        ["target: DiffusionPipeline | Quantized | str | Path", "folder: str | Path"],
+        [
+            'to: Literal["float", "openvino", "onnx", "comfyui"]',
+            "reference: str | Path | None = None",
+        ],
+        None,
+        "Exported",
     ),
     "recalibrate": (
         ["target: DiffusionPipeline | Quantized | str | Path"],

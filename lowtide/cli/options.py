@@ -197,3 +197,15 @@ def values(options: Mapping[str, object]) -> Options:
         name: _TEXTS[name].value(value) if name in _TEXTS else value
         for name, value in options.items()
     }
+
+
+MODEL = "Model"
+Model = Annotated[str, typer.Argument(help="A hub id, a local diffusers folder, or zoo:NAME.")]
+Change = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        help="Change a setting, iters=500, or a stage's option, omq.plus=true; once for each.",
+        rich_help_panel=MODEL,
+    ),
+]

@@ -65,6 +65,11 @@ def _float_layer(layer: PackedLinear | PackedConv2d, dtype: torch.dtype) -> nn.L
     if smooth.numel():
         # The layer divides its input by these numbers; a float layer divides its weight.
         values = values / smooth.reshape(-1, *[1] * (values.dim() - 2))
+    bias = bias_of(layer)
+    if layer.side is not None:
+        change = layer.side.as_change(layer)
+        values = values + change.weight
+        bias = change.added_to(bias)
     plain.weight = nn.Parameter(values.to(dtype), requires_grad=False)
-    plain.register_parameter("bias", bias_of(layer))
+    plain.register_parameter("bias", bias)
     return plain.train(layer.training)

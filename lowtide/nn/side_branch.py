@@ -6,11 +6,12 @@ sum is the layer with the LoRA, so no weight is rounded again and no code change
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from lowtide.errors import BadInput
 from lowtide.nn.float_layers import FloatLayer, conv_options, linear_options
 from lowtide.nn.plan import SidePlan
 
@@ -67,6 +68,18 @@ def joined(parts: Sequence[Factors], groups: int) -> Factors:
     )
 
 
+class Change(NamedTuple):
+    """What a branch adds to the weight and the bias of a float layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def added_to(self, bias: nn.Parameter | None) -> nn.Parameter | None:
+        if self.bias is None:
+            return bias
+        return _fixed(self.bias if bias is None else bias.detach() + self.bias)
+
+
 class SideBranch(nn.Module):
     """The branch as two float layers, each of which reads its input in the type of its weight."""
 
@@ -82,6 +95,19 @@ class SideBranch(nn.Module):
     def factors(self) -> Factors:
         bias = None if self.up.bias is None else self.up.bias.detach()
         return Factors(self.down.weight.detach(), self.up.weight.detach(), bias)
+
+    def as_change(self, layer: FloatLayer) -> Change:
+        """The branch as a change of the weight of its layer."""
+        factors = self.factors()
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            raise BadInput(
+                f"found a LoRA beside a convolution of {layer.groups} groups",
+                "one whose branch a weight can hold",
+                "unfuse the LoRA first",
+            )
+        product = factors.up.float().flatten(1) @ factors.down.float().flatten(1)
+        bias = None if factors.bias is None else factors.bias.float()
+        return Change(product.reshape(-1, *factors.down.shape[1:]), bias)
 
 
 def side_branch(layer: FloatLayer, factors: Factors) -> SideBranch:

@@ -316,6 +316,16 @@ def _layer(layer: Result) -> list[str]:
     return [layer["name"], shape, str(layer["weights"]), str(layer["inputs"]), ranges]
 
 
+def exported(result: Result) -> list[str]:
+    """Where the export stands, its size, how far its answers are, and what it lost."""
+    return [
+        f"{result['to']} in {result['folder']}: {size(result['weight_bytes'])} "
+        f"({size(result['packed_bytes'])} packed)",
+        f"error of the answer: {result['error']:.2e} (relative L2, against the packed model)",
+        *result["lost"],
+    ]
+
+
 def demonstrated(result: Result) -> list[str]:
     """A table for each model, the paths of its picture and its report, and the missing models."""
     lines = chain.from_iterable(map(_performed, result["acts"]))

@@ -47,8 +47,6 @@ class Exhibit:
         compared_models.check_comparable(models)
         request = sampling_request(models, EvaluationSettings(seeds=(0,)))
         self.models, self.request = compared_models.sampled_alike(models, request)
-        for model in self.models:
-            _quiet(model.pipe)
 
     def describe(self) -> Json:
         """What a page needs before anything is drawn: the models, and what can be asked for."""
