@@ -55,7 +55,7 @@ def distance(drawn: dict[str, np.ndarray], one: str, other: str) -> str:
 
 
 def draw(drawn: dict[str, np.ndarray], path: Path) -> None:
-    figure, axes = plt.subplots(len(drawn), len(PROMPTS), figsize=(9.4, 5.6), dpi=144)
+    figure, axes = plt.subplots(len(drawn), len(PROMPTS), figsize=(9.4, 5.6), dpi=110)
     for line, (name, pictures) in zip(axes, drawn.items(), strict=True):
         for place, picture in zip(line, pictures, strict=True):
             place.imshow(picture.clip(0, 1), interpolation="lanczos")
