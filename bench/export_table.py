@@ -23,7 +23,7 @@ from lowtide import sampling
 from lowtide.checkpoint import facts
 from lowtide.errors import BadInput
 from lowtide.exporting import to_onnx, to_openvino
-from lowtide.exporting.example_calls import answers_of, arrays, example_calls, relative_error
+from lowtide.exporting.trial_calls import answers_of, arrays, example_calls, relative_error
 from lowtide.runtime import plain
 
 Step = Callable[[dict[str, Any]], object]

@@ -15,6 +15,7 @@ FARTHEST = 2.0**31  # of other numbers
 SIZES = ("_size", "_channels", "_dim", "_heads", "_layers", "_per_block", "_groups", "_length")
 MOST_TIMESTEPS = 10**6
 NUMBERS = ("beta_start", "beta_end")
+UNBOUNDED = ("lambda_min_clipped",)  # -Infinity is diffusers' own default
 TEXTS = ("_class_name", "beta_schedule", "prediction_type", "timestep_spacing")
 
 
@@ -57,7 +58,7 @@ def _check_numbers(path: Path, value: object, name: str) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_numbers(path, each, name)
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float) and name not in UNBOUNDED:
         most = MOST if isinstance(value, int) else FARTHEST
         if not -most < value < most:
             raise _wrong(path, f"where {name} is {value}")
@@ -92,7 +93,10 @@ def check_index(folder: Path) -> None:
 
 
 def _are_names(part: list[Any]) -> bool:
-    return all(isinstance(each, str) and each.isidentifier() for each in part)
+    """Such as "diffusers" or "lowtide.sampling.quadratic_ddim", and a class."""
+    return all(
+        isinstance(each, str) and all(map(str.isidentifier, each.split("."))) for each in part
+    )
 
 
 def check_scheduler(folder: Path) -> None:

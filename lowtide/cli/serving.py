@@ -23,7 +23,7 @@ def serve(
 ) -> None:
     """Show quantized models beside the float model on a page: prompt, seed, steps, a slider."""
     from lowtide.workflows.exhibit import Exhibit
-    from lowtide.workflows.serving import LOCAL, ExhibitServer
+    from lowtide.workflows.exhibit_server import LOCAL, ExhibitServer
 
     exhibit = Exhibit(runs, reference=reference, device=on_device(device))
     with ExhibitServer(exhibit, host, port) as server:

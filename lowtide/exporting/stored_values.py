@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowtide.exporting.operators import stored_weight
+from lowtide.exporting.traced_operators import stored_weight
 from lowtide.formats import Affine, Grid, Mixed, unpack
 from lowtide.kernels import Spec
 from lowtide.kernels.ops import unpack_codes, zero_point
@@ -55,20 +55,20 @@ class StoredValues:
         return values.reshape(self.shape)
 
 
-class Rows(NamedTuple):
+class CodeRows(NamedTuple):
     """Some rows of codes, as float, with a scale and a zero point for each row: rows x 1."""
 
     codes: Tensor
     zero: Tensor
     scale: Tensor
 
-    def part(self, rows: Tensor) -> "Rows":
-        return Rows(self.codes[rows], self.zero[rows], self.scale[rows])
+    def part(self, rows: Tensor) -> "CodeRows":
+        return CodeRows(self.codes[rows], self.zero[rows], self.scale[rows])
 
-    def whole(self) -> "Rows":
+    def whole(self) -> "CodeRows":
         """Zero points of one half, of codes of 1 bit, as integers: codes count half steps."""
         half = self.zero % 1 != 0
-        return Rows(
+        return CodeRows(
             torch.where(half, 2 * self.codes, self.codes),
             torch.where(half, 2 * self.zero, self.zero),
             torch.where(half, self.scale / 2, self.scale),
@@ -91,7 +91,7 @@ def storage_bits(bits: int) -> int:
     return SMALL if bits <= SMALL else 8
 
 
-def rows_of(layer: Packed) -> Rows:
+def rows_of(layer: Packed) -> CodeRows:
     """The codes of a packed layer; the factors of groups are not in them."""
     spec = Spec.of(layer.spec)
     codes = unpack_codes(layer.codes(), spec).float()
@@ -99,7 +99,7 @@ def rows_of(layer: Packed) -> Rows:
     zeros = zero.float() if zero.numel() else zero_point(spec.weight, scale, factor)
     if isinstance(spec.weight, Mixed):
         zeros = spec.weight.steps(Grid(scale, zeros), codes.shape[1]).zero
-    return Rows(codes, zeros.expand_as(scale), scale)
+    return CodeRows(codes, zeros.expand_as(scale), scale)
 
 
 def stored_values_of(layer: Packed) -> StoredValues:
@@ -122,7 +122,7 @@ def weight_shape(layer: Packed) -> tuple[int, ...]:
     return tuple(layer.rows_and_columns())
 
 
-def _mixed(rows: Rows, format: Mixed, shape: tuple[int, ...]) -> StoredValues:
+def _mixed(rows: CodeRows, format: Mixed, shape: tuple[int, ...]) -> StoredValues:
     """Rows of 4 bits and rows of 8 bits, each stored together."""
     widths = torch.tensor([storage_bits(bits) for bits in format.bits])
     constants: list[Constant] = []
@@ -136,7 +136,9 @@ def _mixed(rows: Rows, format: Mixed, shape: tuple[int, ...]) -> StoredValues:
     return StoredValues(shape, tuple(constants), order)
 
 
-def _grouped(rows: Rows, factor: Tensor, format: Affine, shape: tuple[int, ...]) -> StoredValues:
+def _grouped(
+    rows: CodeRows, factor: Tensor, format: Affine, shape: tuple[int, ...]
+) -> StoredValues:
     """Rows x groups x columns of a group; the last group is filled up with zeros."""
     assert format.group is not None
     count, columns = rows.codes.shape
@@ -157,7 +159,7 @@ def stored_features(cache: Cached) -> StoredValues | None:
     steps = len(cache.clock.known)
     rows = steps * cache.plan.chunks
     codes = unpack(cache.weight[:rows], form.bits, cache.columns).float()
-    table = Rows(codes, cache.zero[:rows].float(), cache.scale[:rows])
+    table = CodeRows(codes, cache.zero[:rows].float(), cache.scale[:rows])
     bits = storage_bits(form.bits)
     constant = table.constant((rows, cache.columns), bits, signed=form.signed)
     return StoredValues((steps, cache.plan.width), (constant,))

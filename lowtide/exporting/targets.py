@@ -17,8 +17,8 @@ from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized, named_by
 from lowtide.errors import BadInput
 from lowtide.exporting import to_comfyui, to_float, to_onnx, to_openvino
-from lowtide.exporting.example_calls import answers_of, arrays, example_calls, relative_error
 from lowtide.exporting.traceable import TracedDenoiser, running_step_kept, traceable
+from lowtide.exporting.trial_calls import answers_of, arrays, example_calls, relative_error
 from lowtide.models import Arguments
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.plan import Plan

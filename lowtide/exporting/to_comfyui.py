@@ -35,7 +35,7 @@ FORMAT = {"format": "int8_tensorwise"}
 LAST = 127
 
 
-class IntegerWeight(NamedTuple):
+class Int8Weight(NamedTuple):
     """An int8 weight, rows x columns, and the scale of each row, rows x 1.
 
     exact: the packed layer has these very values.
@@ -56,10 +56,10 @@ def check(model: nn.Module) -> None:
         )
 
 
-def integer_weights(model: nn.Module, twin: nn.Module, plan: Plan) -> dict[str, IntegerWeight]:
+def integer_weights(model: nn.Module, twin: nn.Module, plan: Plan) -> dict[str, Int8Weight]:
     """The weights of all linear layers that were packed, by name."""
     packed = {name: each for name, each in model.named_modules() if isinstance(each, PackedLinear)}
-    found: dict[str, IntegerWeight] = {}
+    found: dict[str, Int8Weight] = {}
     for name, layer in twin.named_modules():
         if not isinstance(layer, nn.Linear):
             continue
@@ -75,27 +75,27 @@ def is_integer(layer: PackedLinear) -> bool:
     return not layer.tables()[-1].numel() and layer.side is None
 
 
-def _own_integers(layer: PackedLinear) -> IntegerWeight:
+def _own_integers(layer: PackedLinear) -> Int8Weight:
     codes, zero, scale = rows_of(layer).whole()
     whole = codes - zero
     group = Spec.of(layer.spec).weight.group
     if group is not None:
         factors = layer.tables()[2].float().repeat_interleave(group, 1)
         whole = whole * factors[:, : whole.shape[1]]
-    return IntegerWeight(whole.to(torch.int8), scale.clone(), exact=True)
+    return Int8Weight(whole.to(torch.int8), scale.clone(), exact=True)
 
 
-def _rounded_again(weight: Tensor) -> IntegerWeight:
+def _rounded_again(weight: Tensor) -> Int8Weight:
     """The weight rounded to int8, each row by its largest value."""
     scale = _row_scale(weight)
-    return IntegerWeight((weight / scale).round().to(torch.int8), scale, exact=False)
+    return Int8Weight((weight / scale).round().to(torch.int8), scale, exact=False)
 
 
 def _row_scale(values: Tensor) -> Tensor:
     return (values.abs().amax(-1, keepdim=True) / LAST).clamp(min=1e-30)
 
 
-def write(twin: nn.Module, integers: Mapping[str, IntegerWeight], path: Path) -> None:
+def write(twin: nn.Module, integers: Mapping[str, Int8Weight], path: Path) -> None:
     """Write the tensors of the float twin, with these weights as integers."""
     names = comfy_names(twin)
     marker = torch.tensor(list(json.dumps(FORMAT).encode()), dtype=torch.uint8)
@@ -125,7 +125,7 @@ def comfy_names(model: nn.Module) -> ComfyNames:
 
 
 @torch.no_grad()
-def as_run(twin: nn.Module, integers: Mapping[str, IntegerWeight]) -> nn.Module:
+def as_run(twin: nn.Module, integers: Mapping[str, Int8Weight]) -> nn.Module:
     """The twin with what ComfyUI computes: tensors of float16, and rounded inputs of int8 layers.
 
     Sums are in float32 here.
@@ -146,7 +146,7 @@ def _round_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return ((args[0] / scale).round().clamp(-LAST - 1, LAST) * scale, *args[1:])
 
 
-def losses(plan: Plan, integers: Mapping[str, IntegerWeight]) -> list[str]:
+def losses(plan: Plan, integers: Mapping[str, Int8Weight]) -> list[str]:
     """What the file does not have, one sentence each."""
     layers = sum(layer.weight is not None for layer in plan.layers.values())
     again = sum(not weight.exact for weight in integers.values())

@@ -8,6 +8,7 @@ beside it in `model.onnx_data`.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.symbolic_helper import parse_args  # pyright: ignore
 
-from lowtide.exporting.operators import NAMESPACE, ROUND, STORED
 from lowtide.exporting.packages import needed
+from lowtide.exporting.traced_operators import NAMESPACE, ROUND, STORED
 
 FILE = "model.onnx"
 WEIGHTS = "model.onnx_data"
@@ -118,7 +119,7 @@ def _in_own_operators(model: Any) -> None:
             tensors, dequantize = _dequantize(node, *arrays)
             graph.initializer.extend(tensors)
             nodes.append(dequantize)
-    used = {name for node in nodes for name in node.input}
+    used = set(chain.from_iterable(node.input for node in nodes))
     kept = [node for node in nodes if node.op_type != "Constant" or node.output[0] in used]
     del graph.node[:]
     graph.node.extend(kept)

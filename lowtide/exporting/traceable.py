@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowtide import runtime
-from lowtide.exporting.operators import rounded_input
 from lowtide.exporting.stored_values import stored_features, stored_values_of
+from lowtide.exporting.traced_operators import rounded_input
 from lowtide.formats import Affine
 from lowtide.kernels import divide
 from lowtide.models import Arguments
@@ -187,10 +187,9 @@ class TracedDenoiser(nn.Module):
     def forward(self, *values: Tensor) -> Tensor:
         given = dict(zip(self.names, values, strict=True))
         clock = find_clock(self.model)
-        if clock.keyed:
-            first = self.names[0]
-            given[first] = given[first] + self._set_step(clock, given[TIMESTEP])
-        return self.model(**with_tensors(self.arguments, given))[0]
+        # Added to the answer: rounding the sample would make a number of NaN.
+        wrong = self._set_step(clock, given[TIMESTEP]) if clock.keyed else 0.0
+        return self.model(**with_tensors(self.arguments, given))[0] + wrong
 
     def _set_step(self, clock: Clock, timestep: Tensor) -> Tensor:
         """Set the running step, and return 0, or NaN where no step has this timestep."""

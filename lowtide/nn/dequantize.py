@@ -67,7 +67,7 @@ def _float_layer(layer: PackedLinear | PackedConv2d, dtype: torch.dtype) -> nn.L
         values = values / smooth.reshape(-1, *[1] * (values.dim() - 2))
     bias = bias_of(layer)
     if layer.side is not None:
-        change = layer.side.as_change(layer)
+        change = layer.side.as_addition(layer)
         values = values + change.weight
         bias = change.added_to(bias)
     plain.weight = nn.Parameter(values.to(dtype), requires_grad=False)

@@ -21,7 +21,8 @@ from lowtide.nn.plan_checks import check_plan_fields
 from lowtide.settings import Settings
 
 FORMAT_VERSION = 5  # of the checkpoint; a file of a later version is refused
-# 3: cached features of requests; 4: side branches; 5: recorded architectures, the order as a list.
+# 3: cached features of requests; 4: side branches; 5: recorded architectures, the order as a list,
+# times only where they are not the timesteps.
 OLDEST_VERSION = 2
 
 
@@ -132,6 +133,10 @@ class Plan:
         parts = chain.from_iterable(parts.values() for parts in self.attentions.values())
         return [*self.layers.values(), *parts]
 
+    def _whole_times(self) -> tuple[float, ...]:
+        """What the denoiser receives at the timesteps, where nothing was rounded."""
+        return tuple(timestep / self.ticks for timestep in self.timesteps)
+
     def to_json(self) -> str:
         """Compact JSON, because it is part of file headers.
 
@@ -155,6 +160,8 @@ class Plan:
         data["kinds"] = [_layer_to_json(layer) for layer in numbers]
         data["cached"] = {name: _cache_to_json(cache) for name, cache in self.cached.items()}
         data["requests"] = {name: _request_to_json(each) for name, each in self.requests.items()}
+        if self.times and self.times == self._whole_times():
+            del data["times"]  # they are the timesteps, and so can be left out
         del data["sides"]
         if not self.example:
             del data["example"]
@@ -175,6 +182,7 @@ class Plan:
                 "the one that was saved",
                 "copy or download the checkpoint again",
             ) from error
+        has_times = "times" in data
         _put_in_order(data)
         kinds = [_layer_from_json(kind) for kind in data.pop("kinds")]
         data["layers"] = {name: kinds[number] for name, number in data["layers"].items()}
@@ -188,12 +196,13 @@ class Plan:
         data["left"] = left
         data["cached"] = {name: _cache_from_json(cache) for name, cache in data["cached"].items()}
         data["timesteps"] = tuple(data["timesteps"])
-        data["times"] = tuple(data["times"])
+        data["times"] = tuple(data.get("times", ()))
         requests = data["requests"].items()
         data["requests"] = {name: _request_from_json(request) for name, request in requests}
         sides = data.pop("sides", {}).items()
         data["sides"] = {name: SidePlan(**side) for name, side in sides}
-        return cls(**data)
+        plan = cls(**data)
+        return plan if has_times else replace(plan, times=plan._whole_times())
 
 
 Part = tuple[str, str]  # of an attention: its name, and that of the part

@@ -25,7 +25,7 @@ NUMBERS = "0123456789"
 def check_plan_fields(data: object) -> dict[str, Any]:
     """The fields of a plan, once it is known that `Plan.from_json` can read them."""
     plan = _mapping(data, "plan", "the plan")
-    required = {"layers", "attentions", "timesteps", "times", "ticks", "kinds", "left"}
+    required = {"layers", "attentions", "timesteps", "ticks", "kinds", "left"}
     known = required | set(_CHECKS) | {"method", "summary", "example"}
     for name in (*sorted(required - plan.keys()), *sorted(plan.keys() - known)):
         word = "no" if name in required else "the unknown"
@@ -264,7 +264,7 @@ def _check_places(plan: Mapping[str, Any]) -> None:
 def _check_schedule(plan: Mapping[str, Any]) -> None:
     """Timesteps are the rounded times."""
     steps = plan["timesteps"]
-    times = plan["times"]
+    times = plan.get("times", [])
     if not times:
         return
     if len(times) != len(steps):

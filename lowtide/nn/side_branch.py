@@ -68,7 +68,7 @@ def joined(parts: Sequence[Factors], groups: int) -> Factors:
     )
 
 
-class Change(NamedTuple):
+class Addition(NamedTuple):
     """What a branch adds to the weight and the bias of a float layer."""
 
     weight: Tensor
@@ -96,7 +96,7 @@ class SideBranch(nn.Module):
         bias = None if self.up.bias is None else self.up.bias.detach()
         return Factors(self.down.weight.detach(), self.up.weight.detach(), bias)
 
-    def as_change(self, layer: FloatLayer) -> Change:
+    def as_addition(self, layer: FloatLayer) -> Addition:
         """The branch as a change of the weight of its layer."""
         factors = self.factors()
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
@@ -107,7 +107,7 @@ class SideBranch(nn.Module):
             )
         product = factors.up.float().flatten(1) @ factors.down.float().flatten(1)
         bias = None if factors.bias is None else factors.bias.float()
-        return Change(product.reshape(-1, *factors.down.shape[1:]), bias)
+        return Addition(product.reshape(-1, *factors.down.shape[1:]), bias)
 
 
 def side_branch(layer: FloatLayer, factors: Factors) -> SideBranch:

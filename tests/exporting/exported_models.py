@@ -5,7 +5,7 @@ import torch
 
 import lowtide
 from lowtide import sampling
-from lowtide.exporting.example_calls import example_calls
+from lowtide.exporting.trial_calls import example_calls
 from lowtide.runtime import plain
 
 FEW = {"steps": 2, "images": 2}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import lowtide
 from lowtide.errors import BadInput
 from lowtide.exporting import to_comfyui, to_float
-from lowtide.exporting.example_calls import answers_of, example_calls, relative_error
+from lowtide.exporting.trial_calls import answers_of, example_calls, relative_error
 from lowtide.nn.dequantize import dequantize_modules
 from lowtide.nn.side_branch import Factors, side_branch
 from lowtide.nn.swap import packed_layers

@@ -162,7 +162,7 @@ def test_mistakes_are_one_sentence(names, model, tmp_path):
 def test_a_model_in_half_precision_is_measured_against_float32(model, tmp_path):
     cells = method_table.grid("minmax", "W8A8,W3A6", (0,))
     whole = method_table.quality("tiny", tmp_path, cells, OPTIONS, images=2)
-    half = method_table.quality("tiny", tmp_path, cells, OPTIONS | {"dtype": "bfloat16"}, images=2)
+    half = method_table.quality("tiny", tmp_path, cells, OPTIONS | {"dtype": "float16"}, images=2)
     assert whole[0]["weights"] == half[0]["weights"]
     for ours, theirs in zip(half, whole, strict=True):
         assert ours["step_error"] != theirs["step_error"]

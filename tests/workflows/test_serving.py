@@ -17,7 +17,7 @@ import lowtide
 from lowtide import cli, sampling
 from lowtide.errors import BadInput
 from lowtide.report.grids import pixels
-from lowtide.workflows import serving
+from lowtide.workflows import exhibit_server
 from lowtide.workflows.exhibit import Exhibit
 
 BROWSER = next(
@@ -44,7 +44,7 @@ def exhibit(folders):
 
 @contextmanager
 def served(exhibit):
-    with serving.ExhibitServer(exhibit, port=0) as server:
+    with exhibit_server.ExhibitServer(exhibit, port=0) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
@@ -124,12 +124,12 @@ def test_strangers_are_turned_away(server):
     assert ask(server, Content_Type="text/plain")[0] == 404
     assert ask(server, body="not json")[0] == 400
     assert ask(server, body="[]")[0] == 400
-    assert ask(server, body=" " * (serving.MOST_BYTES + 1))[0] == 413
+    assert ask(server, body=" " * (exhibit_server.MOST_BYTES + 1))[0] == 413
 
 
 def test_a_taken_port_and_a_missing_reference(server, exhibit, tmp_path, folders):
     with pytest.raises(BadInput, match=r"not to be had.*--port"):
-        serving.ExhibitServer(exhibit, port=server.server_address[1])
+        exhibit_server.ExhibitServer(exhibit, port=server.server_address[1])
     moved = tmp_path / "w8"
     shutil.copytree(folders / "w8", moved)
     (moved / "lowtide.json").unlink()
@@ -138,7 +138,7 @@ def test_a_taken_port_and_a_missing_reference(server, exhibit, tmp_path, folders
 
 
 def test_the_command(folders, monkeypatch, capsys):
-    monkeypatch.setattr(serving.ExhibitServer, "serve_forever", lambda self: None)
+    monkeypatch.setattr(exhibit_server.ExhibitServer, "serve_forever", lambda self: None)
     command = ["lowtide", "serve", str(folders / "w8"), "--port", "0", "--host", "127.0.0.1"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as end:
