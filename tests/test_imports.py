@@ -10,9 +10,7 @@ import pytest
     "module",
     [
         "lowtide.checkpoint.file_format",
-        "lowtide.nn.swap",
         "lowtide.models",
-        "lowtide.quantization",
         "lowtide.stages.pack",
     ],
 )

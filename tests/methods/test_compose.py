@@ -68,7 +68,7 @@ ALL = (
         ("sd", {"weights": 4, "inputs": 4, "only_schedule": True}),
         ("ddim", {"weights": 3, "inputs": 8}),
         ("dit", {"weights": 3, "inputs": 8}),
-        ("sd", {"weights": 3, "inputs": 8}),
+        pytest.param("sd", {"weights": 3, "inputs": 8}, marks=pytest.mark.slow),
     ],
 )
 def test_all_papers_at_once(name, more, monkeypatch, tmp_path):
