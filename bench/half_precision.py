@@ -19,6 +19,10 @@ TYPES = {
     "zoo:digits": ("float32", "float16"),
     "zoo:digits-cond": ("float32", "bfloat16", "float16"),
 }
+CONDITIONS: dict[str, Options] = {
+    "zoo:digits": {},
+    "zoo:digits-cond": {"labels": tuple(range(10)), "guidance": 2.0},
+}
 HEAD = ["model", "type", "what", "step error", "end error", "PSNR, dB"]
 SETTINGS: Options = {
     "steps": 20,
@@ -31,7 +35,9 @@ SETTINGS: Options = {
 
 def float_rows(model: str, images: int) -> list[list[str]]:
     """The float model itself in each half type."""
-    request = sampling.Request(steps=SETTINGS["steps"], seeds=tuple(range(images)), batch=images)
+    request = sampling.Request(
+        steps=SETTINGS["steps"], seeds=tuple(range(images)), batch=images, **CONDITIONS[model]
+    )
     original = draw(sampling.load_pipeline(model), request)
     rows = []
     for name in TYPES[model][1:]:
@@ -46,7 +52,7 @@ def float_rows(model: str, images: int) -> list[list[str]]:
 
 def packed_rows(options: argparse.Namespace, model: str, name: str) -> list[list[str]]:
     cells = method_table.grid(options.methods, options.widths, (0,))
-    settings = SETTINGS | {"dtype": name}
+    settings = SETTINGS | CONDITIONS[model] | {"dtype": name}
     lines = method_table.quality(model, options.out, cells, settings, options.samples)
     return [
         [
