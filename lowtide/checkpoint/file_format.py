@@ -145,7 +145,8 @@ def verifying(much: Verification) -> Iterator[None]:
         _verification.reset(token)
 
 
-# Whether the caller compares files and values itself, to name everything that is wrong.
+# True while `lowtide verify` loads a folder. It compares files and values itself, so that one error
+# does not hide the others.
 _naming_all: ContextVar[bool] = ContextVar("naming_all", default=False)
 
 

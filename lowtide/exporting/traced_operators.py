@@ -26,7 +26,7 @@ def _(x: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
 
 @torch.library.custom_op(f"{NAMESPACE}::{STORED}", mutates_args=())
 def stored_weight(reader: Tensor, codes: Tensor, zero: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """(codes - zero) * scale in float32.
+    """The values that codes stand for, in float32: (codes - zero) * scale.
 
     The codes are int8 or uint8, each with `bits` bits in the file: 4 or 8. Zero has their type.
     `reader` is any input of the layer: an operator on constants alone is computed by the converter.

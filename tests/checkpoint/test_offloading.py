@@ -38,7 +38,7 @@ def quantized(kind, folder):
 
 @pytest.fixture(scope="module", params=KINDS)
 def packed(request, tmp_path_factory):
-    """A packed model, which tests only copy, and its answer layer by layer."""
+    """A packed model and its answer, layer by layer. Tests change copies of it alone."""
     model = quantized(request.param, tmp_path_factory.mktemp("model")).eval()
     with lowtide.unfused(model):
         return model, answer(model, torch.device("cpu"))
