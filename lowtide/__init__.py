@@ -4,7 +4,9 @@ The face of the library. What it names is loaded on first use, so that `import l
 Its types stand in `__init__.pyi`, which tools/face_stub.py writes.
 """
 
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import wrapt
@@ -52,25 +54,24 @@ def __dir__() -> list[str]:
 wrapt.when_imported("diffusers.quantizers.auto")(
     lambda module: import_module("lowtide.checkpoint.diffusers_hook")
 )
-# Folders that lowtide wrote are checked before diffusers reads them.
-wrapt.when_imported("diffusers.pipelines.pipeline_utils")(
-    lambda module: import_module("lowtide.checkpoint.gate").wrap_pipelines(module)
-)
-wrapt.when_imported("diffusers.models.modeling_utils")(
-    lambda module: import_module("lowtide.checkpoint.gate").wrap_models(module)
-)
-wrapt.when_imported("diffusers.schedulers.scheduling_utils")(
-    lambda module: import_module("lowtide.checkpoint.gate").wrap_schedulers(module)
-)
-wrapt.when_imported("diffusers.models.controlnets.controlnet")(
-    lambda module: import_module("lowtide.checkpoint.controlnets").wrap(module)
-)
-wrapt.when_imported("diffusers.pipelines.pag.pag_utils")(
-    lambda module: import_module("lowtide.checkpoint.perturbed_attention").wrap(module)
-)
-wrapt.when_imported("diffusers.loaders.unet")(
-    lambda module: import_module("lowtide.checkpoint.image_adapters").wrap(module)
-)
+# What of diffusers is wrapped when it is imported, and by which function of checkpoint/.
+_WRAPPED = {
+    # Folders that lowtide wrote are checked before diffusers reads them.
+    "diffusers.pipelines.pipeline_utils": ("gate", "wrap_pipelines"),
+    "diffusers.models.modeling_utils": ("gate", "wrap_models"),
+    "diffusers.schedulers.scheduling_utils": ("gate", "wrap_schedulers"),
+    "diffusers.models.controlnets.controlnet": ("controlnets", "wrap"),
+    "diffusers.pipelines.pag.pag_utils": ("perturbed_attention", "wrap"),
+    "diffusers.loaders.unet": ("image_adapters", "wrap"),
+}
+
+
+def _wrapped_by(home: str, name: str) -> Callable[[ModuleType], None]:
+    return lambda module: getattr(import_module(f"lowtide.checkpoint.{home}"), name)(module)
+
+
+for _theirs, _ours in _WRAPPED.items():
+    wrapt.when_imported(_theirs)(_wrapped_by(*_ours))
 # peft learns of packed layers when it imports its LoRA.
 wrapt.when_imported("peft.tuners.lora.model")(
     lambda module: import_module("lowtide.checkpoint.peft_hook")
