@@ -31,6 +31,7 @@ Step = Callable[[dict[str, Any]], object]
 
 def openvino_step(folder: Path) -> Step:
     settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # else OpenVINO rounds inputs by itself
     compiled = openvino.compile_model(folder / to_openvino.FILE, "CPU", settings)
     return lambda call: compiled(arrays(call))
 

@@ -17,8 +17,15 @@ from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized, named_by
 from lowtide.errors import BadInput
 from lowtide.exporting import to_comfyui, to_float, to_onnx, to_openvino
+from lowtide.exporting.free_batch import FreeBatch
 from lowtide.exporting.traceable import TracedDenoiser, running_step_kept, traceable
-from lowtide.exporting.trial_calls import answers_of, arrays, example_calls, relative_error
+from lowtide.exporting.trial_calls import (
+    BATCH,
+    answers_of,
+    arrays,
+    example_calls,
+    relative_error,
+)
 from lowtide.models import Arguments
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.plan import Plan
@@ -199,11 +206,14 @@ def _traced(source: _Source, call: Arguments, write: Callable[..., None], fresh:
     """Write the graph of the denoiser, and beside it all other parts; the denoiser's folder."""
     place = _other_parts(source, fresh)
     flat = flat_inputs(call)
+    architecture = facts.float_adapter(source.model, source.plan).architecture
     with ExitStack() as stack:
-        for context in (torch.no_grad(), traceable(source.model), running_step_kept(source.model)):
-            stack.enter_context(context)
-        denoiser = TracedDenoiser(source.model, call).eval()
-        write(denoiser, tuple(flat), tuple(flat.values()), place)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(traceable(source.model))
+        stack.enter_context(running_step_kept(source.model))
+        stack.enter_context(FreeBatch())
+        denoiser = TracedDenoiser(source.model, call, architecture, BATCH).eval()
+        write(denoiser, tuple(flat.values()), place)
     return place
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.onnx.symbolic_helper import parse_args  # pyright: ignore
 
 from lowtide.exporting.packages import needed
+from lowtide.exporting.traceable import TracedDenoiser
 from lowtide.exporting.traced_operators import NAMESPACE, ROUND, STORED
 
 FILE = "model.onnx"
@@ -27,23 +28,20 @@ ANSWER = "out_sample"
 TRACED_OPSET = 18  # of torch's exporter
 OPSET = 21  # the first with integers of 4 bits
 LEAST_BYTES = 1024  # of a tensor that is written beside the graph
-TIMESTEP = "timestep"
 
 
-def write(
-    denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], folder: Path
-) -> None:
+def write(denoiser: TracedDenoiser, values: Sequence[Tensor], folder: Path) -> None:
     """Write the graph of a traceable denoiser. Its batch is free, all other axes are as here."""
     onnx = needed("onnx")
     path = folder / FILE
-    axes = {name: {0: "batch"} for name in names if name != TIMESTEP}
+    axes = {name: {0: "batch"} for name in denoiser.batched}
     with _kept_operators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             denoiser,
             tuple(values),
             path,
-            input_names=list(names),
+            input_names=list(denoiser.names),
             output_names=[ANSWER],
             dynamic_axes=axes | {ANSWER: {0: "batch"}},
             opset_version=TRACED_OPSET,
@@ -73,6 +71,7 @@ def _kept_operators() -> Iterator[None]:
         (f"{NAMESPACE}::{ROUND}", _rounded, 1),
         (f"{NAMESPACE}::{STORED}", _stored, 1),
         ("aten::exp2", _power_of_two, TRACED_OPSET),
+        ("aten::rms_norm", _root_mean_square_norm, TRACED_OPSET),
     )
     # torch does not declare the two as exports.
     register = torch.onnx.register_custom_op_symbolic  # pyright: ignore
@@ -89,6 +88,20 @@ def _kept_operators() -> Iterator[None]:
 def _power_of_two(graph: Any, x: Any) -> Any:
     """Which torch's exporter does not convert; the grids of log2 formats have it."""
     return graph.op("Pow", graph.op("Constant", value_t=torch.tensor(2.0)), x)
+
+
+@parse_args("v", "is", "v", "f")
+def _root_mean_square_norm(
+    graph: Any, x: Any, shape: Sequence[int], weight: Any, epsilon: float | None
+) -> Any:
+    """x / sqrt(mean(x^2) + epsilon) * weight, over the last axes; ONNX has it from opset 23 on."""
+    least = torch.finfo(torch.float32).eps if epsilon is None else epsilon
+    axes = graph.op("Constant", value_t=torch.arange(-len(shape), 0))
+    mean = graph.op("ReduceMean", graph.op("Mul", x, x), axes, keepdims_i=1)
+    above = graph.op("Add", mean, graph.op("Constant", value_t=torch.tensor(least)))
+    root = graph.op("Sqrt", above)
+    normed = graph.op("Div", x, root)
+    return normed if weight.node().mustBeNone() else graph.op("Mul", normed, weight)
 
 
 @parse_args("v", "v", "v", "i")

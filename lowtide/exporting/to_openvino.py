@@ -11,21 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowtide.exporting.packages import needed
+from lowtide.exporting.traceable import TracedDenoiser
 from lowtide.exporting.traced_operators import NAMESPACE, ROUND, STORED
 
 FILE = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
 FILES = (FILE, WEIGHTS)
 ANSWER = "out_sample"
-TIMESTEP = "timestep"
 
 
-def write(
-    denoiser: nn.Module, names: Sequence[str], values: Sequence[Tensor], folder: Path
-) -> None:
+def write(denoiser: TracedDenoiser, values: Sequence[Tensor], folder: Path) -> None:
     """Write the graph of a traceable denoiser. Its batch is free, all other axes are as here."""
     openvino = needed("openvino")
     extension = needed("openvino.frontend.pytorch").ConversionExtension
@@ -39,10 +37,10 @@ def write(
         warnings.simplefilter("ignore")
         graph = openvino.convert_model(denoiser, example_input=tuple(values), extension=converters)
     shapes: dict[Any, Any] = {}
-    for port, name, value in zip(graph.inputs, names, values, strict=True):
+    for port, name, value in zip(graph.inputs, denoiser.names, values, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
-        first = value.shape[0] if name == TIMESTEP else -1
+        first = -1 if name in denoiser.batched else value.shape[0]
         shapes[port] = openvino.PartialShape([first, *value.shape[1:]])
     graph.outputs[0].get_tensor().set_names({ANSWER})
     graph.reshape(shapes)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from lowtide import runtime
 from lowtide.exporting.stored_values import stored_features, stored_values_of
 from lowtide.exporting.traced_operators import rounded_input
+from lowtide.exporting.trial_calls import with_times
 from lowtide.formats import Affine
 from lowtide.kernels import divide
-from lowtide.models import Arguments
+from lowtide.models import Architecture, Arguments
 from lowtide.models.trace import flat_inputs
 from lowtide.nn.clock import HALF, Clock, at_step, find_clock
 from lowtide.nn.feature_cache import Cached
@@ -177,19 +178,28 @@ class TracedDenoiser(nn.Module):
     not know, the answer is NaN, because a graph cannot raise an error.
     """
 
-    def __init__(self, model: nn.Module, arguments: Arguments):
-        """`arguments`: those of one call, by name. Its tensors become the graph's inputs."""
+    def __init__(
+        self, model: nn.Module, arguments: Arguments, architecture: Architecture, samples: int
+    ):
+        """`arguments`: those of one call, by name. Its tensors become the graph's inputs.
+
+        samples: of this call.
+        """
         super().__init__()
         self.model = model
         self.arguments = arguments | {"return_dict": False}
-        self.names = tuple(flat_inputs(arguments))
+        flat = flat_inputs(arguments)
+        self.names = tuple(flat)
+        rows = {name: architecture.rows(name, value, samples) for name, value in flat.items()}
+        # The inputs whose first axis is the batch; positions of tokens have none.
+        self.batched = frozenset(name for name in flat if rows[name] and name != TIMESTEP)
 
     def forward(self, *values: Tensor) -> Tensor:
         given = dict(zip(self.names, values, strict=True))
         clock = find_clock(self.model)
         # Added to the answer: rounding the sample would make a number of NaN.
         wrong = self._set_step(clock, given[TIMESTEP]) if clock.keyed else 0.0
-        return self.model(**with_tensors(self.arguments, given))[0] + wrong
+        return self.model(**with_times(with_tensors(self.arguments, given)))[0] + wrong
 
     def _set_step(self, clock: Clock, timestep: Tensor) -> Tensor:
         """Set the running step, and return 0, or NaN where no step has this timestep."""

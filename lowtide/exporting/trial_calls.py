@@ -46,8 +46,17 @@ def _give_a_place(meta: nn.Module) -> None:
 
 @torch.no_grad()
 def answers_of(model: nn.Module, calls: Sequence[Arguments]) -> list[Tensor]:
-    """The denoiser's own answers to these calls."""
-    return [answer_of(model(**call, return_dict=False)) for call in calls]
+    """The denoiser's own answers to these calls, whose one timestep is that of every sample."""
+    return [answer_of(model(**with_times(call), return_dict=False)) for call in calls]
+
+
+def with_times(call: Arguments) -> Arguments:
+    """The call with its one timestep repeated for each sample, as pipelines pass it.
+
+    Some denoisers reshape what they compute of it to the batch. The first input is the sample.
+    """
+    sample = next(iter(call.values()))
+    return call | {TIMESTEP: call[TIMESTEP].expand(sample.shape[0])}
 
 
 def arrays(call: Arguments) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ import torch
 
 import lowtide
 from lowtide import sampling
-from lowtide.exporting.trial_calls import example_calls
+from lowtide.exporting.trial_calls import example_calls, with_times
 from lowtide.runtime import plain
 
 FEW = {"steps": 2, "images": 2}
@@ -22,6 +22,11 @@ KINDS = {
     "text-minmax": ("sd", {"method": "minmax", "weights": 4, "inputs": 8}),
     # A transformer with labels: features of requests.
     "dit": ("dit", {"method": "best", "weights": 4, "inputs": 8} | LEARNT),
+    # Inputs of other shapes: sizes of pictures, positions of tokens without a batch.
+    **{
+        name: (name, {"method": "minmax", "weights": 4, "inputs": 8})
+        for name in ("sdxl", "pixart", "sd3", "flux")
+    },
 }
 
 
@@ -42,13 +47,15 @@ def other_calls(quantized: lowtide.Quantized, batch: int = 3):
         torch.manual_seed(100 + number)
         calls.append({name: other(name, value, batch) for name, value in call.items()})
     with plain(quantized.model), torch.no_grad():
-        answers = [quantized.model(**call, return_dict=False)[0] for call in calls]
+        answers = [quantized.model(**with_times(call), return_dict=False)[0] for call in calls]
     return calls, answers
 
 
-def other(name: str, value: torch.Tensor, batch: int) -> torch.Tensor:
-    if name == "timestep":
+def other(name: str, value: torch.Tensor | dict | None, batch: int):
+    if value is None or name in ("timestep", "img_ids", "txt_ids"):
         return value
+    if isinstance(value, dict):
+        return {part: other(part, each, batch) for part, each in value.items()}
     if not value.is_floating_point():
         return torch.arange(5, 5 + batch)
     return torch.randn(batch, *value.shape[1:])

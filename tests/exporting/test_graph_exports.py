@@ -32,6 +32,14 @@ PAIRS = [
     pytest.param("text", "onnx", marks=SLOW),
     pytest.param("dit", "openvino", marks=SLOW),
     pytest.param("dit", "onnx", marks=SLOW),
+    ("sdxl", "onnx"),
+    ("pixart", "onnx"),
+    ("sd3", "onnx"),
+    ("flux", "onnx"),
+    pytest.param("sdxl", "openvino", marks=SLOW),
+    pytest.param("pixart", "openvino", marks=SLOW),
+    pytest.param("sd3", "openvino", marks=SLOW),
+    pytest.param("flux", "openvino", marks=SLOW),
 ]
 
 
