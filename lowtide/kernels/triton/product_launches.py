@@ -3,6 +3,7 @@
 # triton is not installed everywhere, and a launch also takes options of Triton's compiler.
 # pyright: reportMissingImports=false, reportCallIssue=false
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from lowtide.kernels.triton.operands import (
     sample_stride,
 )
 from lowtide.kernels.triton.resident import ResidentWeight, Segment
+from lowtide.kernels.triton.tile_race import RACES
 from lowtide.kernels.triton.tiles import Choice, Shape, Tile, choose
 
 FLAT = Window()
@@ -92,6 +94,7 @@ def multiply_floats(
         columns = len(segment.scale)
         step = FLOAT_STEP * max(1, segment.per // 2)
         shape = Shape(rows, columns, weight.k, segment.run, step, FLOATS)
+        # Sums of floats depend on the tile. A race would make their bits a matter of luck.
         tile = choice.tile if choice else choose(capability_of(x), shape, splits=(1,)).tile
         with on(x):
             float_product[(_count(rows, columns, tile),)](
@@ -144,31 +147,61 @@ def multiply_into(
     samples, tall, wide, _ = to.data.shape
     rows = samples * tall * wide
     for segment in weight.segments:
-        columns = len(segment.scale)
-        card = capability_of(codes.data)
         most = ROUNDED if to.table else LARGEST
-        shape = Shape(rows, columns, weight.k, segment.run, weight.room, most)
-        chosen = choice or choose(card, shape)
+        shape = Shape(rows, len(segment.scale), weight.k, segment.run, weight.room, most)
+        launch = _SegmentLaunch(codes, weight, segment, epilogue, window)
+        chosen = choice or RACES.choice(codes.data, shape, launch.beside(to))
+        launch(chosen, to)
+
+
+@dataclass(frozen=True)
+class _SegmentLaunch:
+    """Launches the product of one segment of a weight's rows."""
+
+    codes: RoundedRows
+    weight: ResidentWeight
+    segment: Segment
+    epilogue: Epilogue
+    window: Window
+
+    def beside(self, to: StoredRows) -> Callable[[Choice], None]:
+        """A launch that stores into memory of its own, which is taken when it first runs."""
+        spare: list[StoredRows] = []
+
+        def launch(choice: Choice) -> None:
+            if not spare:
+                sums = None if to.sums is None else torch.empty_like(to.sums)
+                spare.append(StoredRows(torch.empty_like(to.data), sums, to.table))
+            self(choice, spare[0])
+
+        return launch
+
+    def __call__(self, chosen: Choice, to: StoredRows) -> None:
+        codes = self.codes
         tile = chosen.tile
-        assert tile.k % segment.run == 0, "a step of k holds whole runs"
+        assert tile.k % self.segment.run == 0, "a step of k holds whole runs"
+        samples, tall, wide, _ = to.data.shape
+        rows = samples * tall * wide
+        columns = len(self.segment.scale)
         parts = None
         if chosen.split > 1:
             parts = codes.data.new_empty(chosen.split, rows, columns, dtype=torch.int32)
-        layer = _layer(codes, segment, epilogue)
-        late = _late(epilogue, to, parts)
-        numbers = _numbers(codes, epilogue, to, columns)
-        huge = rows * max(weight.rows, to.data.shape[3]) >= 2**31
-        constants = _constants(codes, window, epilogue) | {"SPLIT": chosen.split, "HUGE": huge}
+        layer = _layer(codes, self.segment, self.epilogue)
+        late = _late(self.epilogue, to, parts)
+        numbers = _numbers(codes, self.epilogue, to, columns)
+        huge = rows * max(self.weight.rows, to.data.shape[3]) >= 2**31
+        constants = _constants(codes, self.window, self.epilogue)
+        constants |= {"SPLIT": chosen.split, "HUGE": huge}
         with on(codes.data):
             product[(_count(rows, columns, tile), chosen.split)](
                 codes.data,
                 codes.sums,
-                segment.data,
+                self.segment.data,
                 *layer,
                 *late,
                 *numbers,
-                C=weight.room,
-                PER=segment.per,
+                C=self.weight.room,
+                PER=self.segment.per,
                 ONE_SAMPLE=tall * wide % tile.rows == 0,
                 BM=tile.rows,
                 BN=tile.columns,
