@@ -2,7 +2,7 @@
 
     bench/.venv-peers/bin/python bench/faulty_peers.py [--count 40] [--only sdnq,lowtide]
 
-`make peers-bench` sets that environment up. Each quantizer packs a tiny random DiT to 8-bit weights
+`make peers` sets that environment up. Each quantizer packs a tiny random DiT to 8-bit weights
 in the way that its documentation names, saves it, and loads it again through diffusers. Then a copy
 of the folder is damaged and loaded. A load that raises any error noticed the damage. A load that
 answers as before lost nothing. A load that answers otherwise, without a word, is what this counts.
