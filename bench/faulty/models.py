@@ -9,7 +9,8 @@ import lowtide
 from faulty.kills import Case
 from lowtide.checkpoint import seal
 from lowtide.checkpoint.manifest import write_manifest
-from lowtide.workflows.to_folder import quantize_to_folder, sample_to_folder
+from lowtide.workflows.sampled_folder import sample_to_folder
+from lowtide.workflows.to_folder import quantize_to_folder
 
 OPTIONS: dict[str, Any] = {
     "steps": 3, "images": 2, "calibration_steps": 2, "batch": 2, "iters": 2,
