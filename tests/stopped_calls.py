@@ -14,7 +14,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Calls:
-    """The samples of each call of every denoiser that is loaded; `stop` ends the call of a number."""
+    """The samples of each call of every denoiser that is loaded; the call `stop` ends it all."""
 
     stop: int | None = None
     end: Callable[[], None] | None = None

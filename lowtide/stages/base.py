@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -105,6 +106,7 @@ class Job:
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
     world: the processes that work on it together.
+    turns: how often stages that can run again have begun, which tells their records apart.
     """
 
     pipe: Pipeline
@@ -120,6 +122,7 @@ class Job:
     maintained: bool = False
     world: World = field(default_factory=World)
     given_role: Role | None = None
+    turns: Counter[str] = field(default_factory=Counter)
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
     placement: Placement = field(init=False)
     room: Room = field(init=False)

@@ -34,8 +34,8 @@ class FinishedWork:
     """The finished parts of one run.
 
     conditions: what the run began with; they are written before the first part.
-    engines: the kernel of each product in words, by its shape. A race chooses it, and sums of another engine
-        differ in the last digits, so a resumed run keeps to it.
+    engines: the kernel of each product in words, by its shape. A race chooses it, and sums of
+        another engine differ in the last digits, so a resumed run keeps to it.
     """
 
     folder: Path

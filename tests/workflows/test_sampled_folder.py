@@ -1,4 +1,4 @@
-"""Images in a folder: an interrupted command goes on to the same bytes, a finished one does nothing."""
+"""Images in a folder: an interrupted command goes on to the same bytes, a finished one is done."""
 
 import os
 import signal

@@ -1,0 +1,115 @@
+"""Fitting weights and ranges goes on where it stopped, to the same bits; small runs keep nothing."""
+
+import pytest
+import tiny
+import torch
+
+import lowtide
+from lowtide import sampling
+from lowtide.stages import fit_ranges, fit_weights, timed_parts
+
+OPTIONS = {"steps": 4, "images": 2}
+STAGES = ("FitWeights", "InputStatistics", "FitRanges")
+
+
+class Stopped(BaseException):
+    """A kill, as far as a process can survive one."""
+
+
+def run(folder, method="ptq4dm", **changes):
+    pipe = sampling.as_pipeline(tiny.model("unet2d"))
+    return lowtide.quantize(pipe, method=method, folder=folder, **OPTIONS | changes).model
+
+
+def bits(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(ours, theirs) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
+
+
+def counted(patch, place, name, stop=None) -> list[int]:
+    """Count the calls of a function; the call of this number stops the run."""
+    calls: list[int] = []
+    own = getattr(place, name)
+
+    def counting(*args, **options):
+        if len(calls) == stop:
+            raise Stopped
+        calls.append(len(calls))
+        return own(*args, **options)
+
+    patch.setattr(place, name, counting)
+    return calls
+
+
+@pytest.fixture(scope="module", params=["minmax", "ptq4dm"])
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole(method):
+    return bits(run(None, method))
+
+
+PARTS = {
+    "FitWeights": (fit_weights, "_weight_range"),
+    "InputStatistics": (fit_ranges, "run_call"),
+    "FitRanges": (fit_ranges, "ranges"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_was_fitted_is_not_fitted_again(method, whole, stage, tmp_path, monkeypatch):
+    seconds = iter(range(10**6))
+    # Every third part is due.
+    monkeypatch.setattr(timed_parts.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(timed_parts, "SECONDS", 3.0)
+    with monkeypatch.context() as patch:
+        all_calls = counted(patch, *PARTS[stage])
+        run(tmp_path / "other", method)
+    stop = len(all_calls) - 1
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        counted(patch, *PARTS[stage], stop)
+        run(tmp_path / "x", method)
+    records = list(tmp_path.glob(f"x/*/units/{stage}-*"))
+    assert 1 <= len(records) <= stop / 2
+    with monkeypatch.context() as patch:
+        again = counted(patch, *PARTS[stage])
+        resumed = bits(run(tmp_path / "x", method))
+    assert 1 <= len(again) <= 4
+    assert equal(resumed, whole)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_damaged_record_is_made_anew(whole, method, stage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timed_parts, "SECONDS", 0.0)
+    run(tmp_path, method)
+    records = sorted(tmp_path.glob(f"*/units/{stage}-*"))
+    for record in records[:: max(1, len(records) - 1)]:
+        data = bytearray(record.read_bytes())
+        data[-3] ^= 4
+        record.write_bytes(data)
+    capsys.readouterr()
+    assert equal(bits(run(tmp_path, method)), whole)
+    assert capsys.readouterr().err.count("is damaged") == 2
+
+
+def test_a_small_run_keeps_no_parts(tmp_path):
+    run(tmp_path)
+    names = [path.name for path in tmp_path.glob("*/units/*")]
+    assert names and not [name for name in names if name.startswith(STAGES)]
+
+
+def test_ranges_that_are_fitted_twice_have_records_of_their_own(tmp_path, monkeypatch):
+    """QDrop fits ranges before it learns the weights, and afterwards."""
+    options = {"drop": 0.5, "iters": 2, "calibration_steps": 1, "batch": 2}
+    expected = bits(run(None, "qdiffusion", **options))
+    monkeypatch.setattr(timed_parts, "SECONDS", 0.0)
+    assert equal(bits(run(tmp_path, "qdiffusion", **options)), expected)
+    assert list(tmp_path.glob("*/units/FitRanges1-*"))
+    assert equal(bits(run(tmp_path, "qdiffusion", **options)), expected)
