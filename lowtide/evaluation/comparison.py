@@ -30,6 +30,7 @@ from lowtide.evaluation.sampling_request import (
     request_evidence,
     sampling_request,
 )
+from lowtide.evaluation.sampling_turns import sample_in_turns
 from lowtide.evaluation.scores import (
     MeasurementPlan,
     ModelScores,
@@ -37,7 +38,6 @@ from lowtide.evaluation.scores import (
     model_scores,
 )
 from lowtide.evaluation.timed_sampling import ModelSamples
-from lowtide.evaluation.turns import sample_in_turns
 from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track

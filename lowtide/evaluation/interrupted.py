@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from lowtide import sampling
@@ -39,7 +40,8 @@ def digests_of(
     place = next(models[0].denoiser.parameters()).device
     sources = [model.source for model in models]
     keys = [model.key for model in models]
-    loras = [stamp(Path(name)) for model in models for name in _loras(model)]
+    named = chain.from_iterable(map(_loras, models))
+    loras = [stamp(Path(name)) for name in named]
     images = request_digest(sources, request, place, title=title, keys=keys, loras=loras)
     if images is None:
         return None

@@ -41,7 +41,7 @@ from lowtide.stages import fit_ranges
 from lowtide.stages.assign import Assign
 from lowtide.stages.base import Job, Recipe, Stage
 from lowtide.stages.collect import Collect, sampled_calls
-from lowtide.stages.fit_ranges import FitRanges, statistics_cost
+from lowtide.stages.fit_ranges import FitRanges, InputStatistics, statistics_cost
 from lowtide.stages.fit_weights import FitWeights
 from lowtide.stages.layer_error import LayerInputs, layer_by_layer, layer_inputs, output_errors
 from lowtide.stages.learn_ranges import LearnRanges
@@ -50,7 +50,6 @@ from lowtide.stages.pack import Pack
 from lowtide.stages.power_law import ALTERNATIVES, power_law_wins
 from lowtide.stages.reconstruct import Reconstruct
 from lowtide.stages.tiar import TIAR
-from lowtide.stages.value_statistics import InputStatistics
 from lowtide.validation import Count, Positive, Share
 
 # The values of R that a layer chooses from, and the input patches that it compares them on.

@@ -90,11 +90,9 @@ class InputStatistics:
         tensors = {"lo": self.lo, "hi": self.hi}
         if not samples:
             return tensors
-        shapes = [
-            (step, len(each.drawn), len(each.tails), each.size)
-            for step, of_step in enumerate(self.samples)
-            for each in of_step
-        ]
+        shapes: list[tuple[int, int, int, int]] = []
+        for step, drawn in enumerate(self.samples):
+            shapes += [(step, len(each.drawn), len(each.tails), each.size) for each in drawn]
         return tensors | {
             "shapes": torch.tensor(shapes),
             "drawn": torch.cat([each.drawn for each in samples]),

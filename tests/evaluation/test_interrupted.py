@@ -11,10 +11,10 @@ from stopped_calls import Stopped, counted_calls
 import lowtide
 from lowtide import sampling
 from lowtide.checkpoint import folders
-from lowtide.evaluation import compared_models, turns
+from lowtide.evaluation import compared_models, sampling_turns
 from lowtide.evaluation.interrupted import Digests, digests_of, finished_evidence
+from lowtide.evaluation.sampling_turns import Turn
 from lowtide.evaluation.scores import measurement_plan
-from lowtide.evaluation.turns import Turn
 from lowtide.report.evidence import read
 from lowtide.settings import EvaluationSettings
 
@@ -64,9 +64,9 @@ def test_finished_batches_are_not_drawn_again(stop, whole, tmp_path, monkeypatch
     assert not out.exists()
     capsys.readouterr()
     drawn: list[int] = []
-    sample_batch = turns.sample_batch
+    sample_batch = sampling_turns.sample_batch
     monkeypatch.setattr(
-        turns,
+        sampling_turns,
         "sample_batch",
         lambda pipe, request: drawn.append(len(request.seeds)) or sample_batch(pipe, request),
     )
@@ -80,7 +80,9 @@ def test_finished_batches_are_not_drawn_again(stop, whole, tmp_path, monkeypatch
 
 def test_other_metrics_take_the_images_that_were_drawn(whole, tmp_path, monkeypatch):
     stopped(tmp_path / "x", monkeypatch, 4 * STEPS)
-    monkeypatch.setattr(turns, "sample_batch", lambda pipe, request: pytest.fail("drawn again"))
+    monkeypatch.setattr(
+        sampling_turns, "sample_batch", lambda pipe, request: pytest.fail("drawn again")
+    )
     found = evaluated(tmp_path / "x", metrics=("psnr",)).evidence.models["minmax-w4a8"]
     assert found.metrics == {"psnr": read(whole).models["minmax-w4a8"].metrics["psnr"]}
 

