@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lowtide.distributed.world import World, join
 from lowtide.machine.device_names import AUTO
 from lowtide.machine.room import Room, complain
 from lowtide.report import grids
+from lowtide.sampling.call_values import recorded
 from lowtide.sampling.recording import images_by_batch
 from lowtide.stages.conditions import applied, kept_to
 from lowtide.stages.finished_work import FinishedWork, folder_beside, remove_runs
@@ -74,7 +75,8 @@ def sample_to_folder(
         }
         if fresh is not None:
             grids.write_images(fresh, images, request.seeds)
-            text = json.dumps({"run": digest, "report": report}, indent=1)
+            written = {"run": digest, "model": source, "request": asdict(request)}
+            text = json.dumps(written | {"report": report}, indent=1, default=recorded)
             (fresh / NAME).write_text(text + "\n")
     if world.first:
         remove_runs(runs)
