@@ -79,5 +79,5 @@ def _saved(model: Path, place: Path) -> None:
 
 
 def _sampled(model: Path, place: Path, seeds: tuple[int, ...]) -> None:
-    request = lowtide.Request(steps=2, seeds=seeds)
+    request = lowtide.Request(steps=2, seeds=seeds, batch=1)
     sample_to_folder(str(model), place, request)

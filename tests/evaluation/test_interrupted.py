@@ -13,7 +13,6 @@ from lowtide import sampling
 from lowtide.checkpoint import folders
 from lowtide.evaluation import compared_models, sampling_turns
 from lowtide.evaluation.interrupted import Digests, digests_of, finished_evidence
-from lowtide.evaluation.sampling_turns import Turn
 from lowtide.evaluation.scores import measurement_plan
 from lowtide.report.evidence import read
 from lowtide.settings import EvaluationSettings
@@ -57,7 +56,7 @@ def stopped(out, patch, stop, **changes) -> None:
 
 
 # The reference draws 2 images, then the packed model; then both draw 1. Then layers are compared.
-@pytest.mark.parametrize("stop", [STEPS + 1, 3 * STEPS + 1, 4 * STEPS])
+@pytest.mark.parametrize("stop", [3 * STEPS + 1, 4 * STEPS])
 def test_finished_batches_are_not_drawn_again(stop, whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "x"
     stopped(out, monkeypatch, stop)
@@ -85,19 +84,6 @@ def test_other_metrics_take_the_images_that_were_drawn(whole, tmp_path, monkeypa
     )
     found = evaluated(tmp_path / "x", metrics=("psnr",)).evidence.models["minmax-w4a8"]
     assert found.metrics == {"psnr": read(whole).models["minmax-w4a8"].metrics["psnr"]}
-
-
-def test_another_request_takes_nothing(tmp_path, monkeypatch):
-    stopped(tmp_path / "x", monkeypatch, 2 * STEPS + 1)
-    recorded: list[bool] = []
-    own = Turn._recorded
-    monkeypatch.setattr(
-        Turn,
-        "_recorded",
-        lambda self, name: recorded.append((known := own(self, name)) is not None) or known,
-    )
-    evaluated(tmp_path / "x", steps=2)
-    assert recorded and not any(recorded)
 
 
 def test_a_finished_evaluation_does_nothing(whole, monkeypatch, capsys):
@@ -155,16 +141,14 @@ def test_a_damaged_record_is_made_anew(whole, tmp_path, monkeypatch, capsys):
     assert evidence(out) == evidence(whole) and pictures(out) == pictures(whole)
 
 
-def test_models_in_memory_are_not_taken_up(tmp_path, monkeypatch):
+def test_models_in_memory_are_not_taken_up():
     """A program can change them in ways that their weights do not show."""
     model, packed = pair()
-    pipe = lowtide.load(packed)
-    seen: list[object] = []
-    own = Turn.parts
-    monkeypatch.setattr(Turn, "parts", lambda self: seen.append(self.work) or own(self))
-    lowtide.compare(model, pipe, out=tmp_path / "x", seeds=(3,))
-    assert seen == [None] and read(tmp_path / "x").run is None
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    plan = measurement_plan(EvaluationSettings())
+    loaded = [compared_models.load(model), compared_models.load(packed)]
+    assert digests_of(loaded, sampling.Request(), plan, "x") is not None
+    held = [loaded[0], compared_models.load(loaded[1].pipe)]
+    assert digests_of(held, sampling.Request(), plan, "x") is None
 
 
 def test_an_evaluation_that_was_stopped_inside_a_model_is_no_obstacle(tmp_path, monkeypatch):
@@ -178,8 +162,3 @@ def test_an_evaluation_that_was_stopped_inside_a_model_is_no_obstacle(tmp_path, 
     (packed / "mine.run" / "thesis.txt").write_text("ten years of work")
     with pytest.raises(lowtide.BadInput, match=r"first: mine\.run"):
         folders.check_place(packed)
-
-
-def test_a_model_that_is_loaded_is_named():
-    assert compared_models.load(pair()[0]).named
-    assert not compared_models.load(lowtide.load(pair()[0])).named

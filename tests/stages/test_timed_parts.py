@@ -6,7 +6,9 @@ import torch
 
 import lowtide
 from lowtide import sampling
+from lowtide.settings import Settings
 from lowtide.stages import fit_ranges, fit_weights, timed_parts
+from lowtide.stages.base import Job
 
 OPTIONS = {"steps": 4, "images": 2}
 STAGES = ("FitWeights", "InputStatistics", "FitRanges")
@@ -104,15 +106,26 @@ def test_a_damaged_record_is_made_anew(whole, tmp_path, monkeypatch, capsys):
 
 
 def test_a_small_run_keeps_no_parts(tmp_path):
-    run(tmp_path)
+    run(tmp_path, "minmax")
     names = [path.name for path in tmp_path.glob("*/units/*")]
     assert names and not [name for name in names if name.startswith(STAGES)]
 
 
-def test_ranges_that_are_fitted_twice_have_records_of_their_own(tmp_path, monkeypatch):
-    """QDrop fits ranges before it learns the weights, and afterwards."""
-    options = {"drop": 0.5, "iters": 2, "calibration_steps": 1, "batch": 2}
+def test_what_is_fitted_twice_has_records_of_its_own(tmp_path, monkeypatch):
+    """QDrop fits input ranges before it learns the weights, and afterwards."""
     monkeypatch.setattr(timed_parts, "SECONDS", 0.0)
-    first = bits(run(tmp_path, "qdiffusion", **options))
-    assert list(tmp_path.glob("*/units/FitRanges1-*"))
-    assert equal(bits(run(tmp_path, "qdiffusion", **options)), first)
+    model = tiny.model("unet2d")
+
+    def fitted(*answers: float) -> list[float]:
+        job = Job(None, model, None, Settings(), "test", tmp_path)
+        left = iter(answers)
+
+        def search(name: str):
+            answer = torch.full((1,), next(left))
+            return answer, answer + 1
+
+        turns = [timed_parts.bounds_of_each(job, "Fit", ["a"], search) for _ in answers]
+        return [turn["a"][0].item() for turn in turns]
+
+    assert fitted(0.0, 1.0) == [0, 1]
+    assert fitted(5.0, 6.0) == [0, 1]
