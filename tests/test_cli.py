@@ -196,7 +196,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupt_ends_with_130(lowtide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowtide.methods.methods", broken(KeyboardInterrupt()))
     result = lowtide("methods")
-    assert result.code == 130 and "the same command continues" in result.err
+    assert result.code == 130 and result.err == "interrupted; nothing was changed\n"
 
 
 def test_options_of_stages(lowtide, tmp_path: Path) -> None:
@@ -330,8 +330,8 @@ def test_a_result_that_is_replaced_is_announced_once(
     sources = {"evaluate": [packed], "compare": [model, packed]}.get(command, [model])
     line = (command, *sources, *options, "--out", tmp_path / "x")
     assert "replaces" not in lowtide(*line).err
-    # quantize does nothing where the very result stands, so another seed is asked for.
-    again = lowtide(*line, *(("--seed", 1) if command == "quantize" else ()))
+    # A command does nothing where its very result stands, so another seed is asked for.
+    again = lowtide(*line, *(("--seed", 1) if command == "quantize" else ("--seeds", "1")))
     sentence = f"{tmp_path / 'x'} holds an earlier result; the new one replaces all of it.\n"
     assert again.code == 0 and again.err.count(sentence) == again.err.count("replaces") == 1
 
@@ -359,8 +359,15 @@ def test_the_version_is_one_line(lowtide) -> None:
     assert lowtide("--version") == Ended(0, f"lowtide {__version__}\n", "")
 
 
+GO_ON = "give the same command again to go on where it stopped"
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_stopped_command_says_how_to_go_on(name, code):
+@pytest.mark.parametrize(
+    ("command", "way_out"),
+    [("sample", GO_ON), ("convert", "nothing was changed")],
+)
+def test_a_stopped_command_says_how_to_go_on(name, code, command, way_out):
     script = (
         "import os, signal, time, typer\n"
         # A background job of a shell starts with SIGINT ignored.
@@ -368,10 +375,12 @@ def test_a_stopped_command_says_how_to_go_on(name, code):
         "from lowtide import cli\n"
         "from lowtide.cli import commands\n"
         "app = commands.app = typer.Typer()\n"
-        "@app.command()\n"
+        "app.callback()(lambda: None)\n"
+        f"@app.command({command!r})\n"
         f"def wait(): os.kill(os.getpid(), signal.{name}); time.sleep(60)\n"
         "cli.main()"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    line = [sys.executable, "-c", script, command]
+    ended = subprocess.run(line, capture_output=True, text=True)
     assert ended.returncode == code
-    assert ended.stderr == "interrupted; the same command continues a quantization\n"
+    assert ended.stderr == f"interrupted; {way_out}\n"

@@ -19,7 +19,7 @@ from lowtide.methods import relevant_options
 from lowtide.models import adapt
 from lowtide.nn.swap import packed_layers
 from lowtide.stages import base
-from lowtide.workflows import to_folder
+from lowtide.workflows import sampled_folder, to_folder
 
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 2, "iters": 4, "batch": 2}
 
@@ -285,7 +285,7 @@ def test_a_step_count_it_was_not_calibrated_for(tmp_path):
     pipe = sampling.as_pipeline(tiny.model("unet2d"))
     folder = quantized(pipe, "temporal_cache", only_schedule=True).save(tmp_path / "x")
     with pytest.raises(BadInput, match=r"found 7 steps; expected the 3.* without --only-sch"):
-        to_folder.sample_to_folder(
+        sampled_folder.sample_to_folder(
             str(folder),
             tmp_path / "images",
             sampling.Request(steps=7),

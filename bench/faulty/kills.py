@@ -18,7 +18,7 @@ from pathlib import Path
 # Times and costs of a run differ between runs, and with them the hash of their file in the list.
 # A lock stays for a moment after the new result stands.
 # Files that hold times, paths or hashes of the others: two equal results differ in them.
-NOT_COMPARED = ("lowtide.json", "lowtide-files.json", ".lowtide-lock")
+NOT_COMPARED = ("lowtide.json", "lowtide-files.json", "sampling.json", ".lowtide-lock")
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree")
 # What a place may hold after a kill and before the next command.
 LEFT = ("old", "new", "vacant")

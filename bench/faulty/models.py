@@ -9,7 +9,8 @@ import lowtide
 from faulty.kills import Case
 from lowtide.checkpoint import seal
 from lowtide.checkpoint.manifest import write_manifest
-from lowtide.workflows.to_folder import quantize_to_folder, sample_to_folder
+from lowtide.workflows.sampled_folder import sample_to_folder
+from lowtide.workflows.to_folder import quantize_to_folder
 
 OPTIONS: dict[str, Any] = {
     "steps": 3, "images": 2, "calibration_steps": 2, "batch": 2, "iters": 2,
@@ -78,5 +79,5 @@ def _saved(model: Path, place: Path) -> None:
 
 
 def _sampled(model: Path, place: Path, seeds: tuple[int, ...]) -> None:
-    request = lowtide.Request(steps=2, seeds=seeds)
+    request = lowtide.Request(steps=2, seeds=seeds, batch=1)
     sample_to_folder(str(model), place, request)

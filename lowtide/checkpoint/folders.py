@@ -8,7 +8,7 @@ may stand inside a model's folder. The parent of a place called NAME can hold:
     .NAME-XXXXXXXX     a result that is being written; a lock in it is held until it is complete.
                        Without a lock it is the replaced result, just before it is renamed
     .NAME-old          the replaced result, for as long as its removal takes
-    NAME.run           finished units of an unfinished `lowtide quantize` (workflows/to_folder.py)
+    NAME.run           finished parts of an unfinished command (stages/finished_work.py)
 
 A process that is killed leaves the second or the third. The next use of the place tidies up: an
 abandoned folder is removed, and an old result goes back if nothing stands in its place.
@@ -30,6 +30,7 @@ from lowtide.checkpoint.exchange import exchanged
 from lowtide.checkpoint.folder_locks import alone_in
 from lowtide.checkpoint.manifest import MANIFEST, add_listed, listed, write_manifest
 from lowtide.errors import BadInput
+from lowtide.stages.finished_work import holds_runs_alone
 
 LOCK = ".lowtide-lock"
 # The kinds of results: a folder is of a kind if its list names one of these files.
@@ -315,7 +316,7 @@ def _foreign(folder: Path, ours: frozenset[Path]) -> Iterator[Path]:
         if path.is_symlink() or not path.is_dir():
             if path not in ours and path.name != LOCK:
                 yield path
-        elif not _abandoned(path):
+        elif not _abandoned(path) and not holds_runs_alone(path):
             yield from _foreign(path, ours | _nested(path))
 
 

@@ -27,12 +27,12 @@ LONGEST = 100_000_000  # bytes of a header
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """Write the list of these files, which stand in the folder."""
-    _write(folder, {name: _hash(folder / name) for name in names})
+    _write(folder, {name: file_hash(folder / name) for name in names})
 
 
 def add_listed(folder: Path, name: str, content: Path) -> None:
     """Add a file to the list. It stands at `content`, and gets its name afterwards."""
-    _write(folder, (_read(folder) or {}) | {name: _hash(content)})
+    _write(folder, (_read(folder) or {}) | {name: file_hash(content)})
 
 
 def listed(folder: Path) -> frozenset[str]:
@@ -61,7 +61,7 @@ def _is(path: Path, written: str | None, *, large: bool) -> bool:
         return True
     if not large and path.stat().st_size > LARGEST and not _is_sealed(path):
         return True
-    return _hash(path) == written
+    return file_hash(path) == written
 
 
 def _read(folder: Path) -> dict[str, str | None] | None:
@@ -86,7 +86,7 @@ def _write(folder: Path, hashes: Mapping[str, str | None]) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """The hash of a file; of the header alone where that holds hashes of the rest."""
     if _is_sealed(path):
         return _digest([_header(path)])

@@ -36,7 +36,8 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.swap import quantizers, set_precision
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Request
-from lowtide.stages.fit_ranges import InputStatistics, ranges
+from lowtide.stages.fit_ranges import ranges
+from lowtide.stages.value_statistics import InputStatistics
 from lowtide.validation import as_tuple
 
 Target = str | Path | DiffusionPipeline | Pipeline | Quantized

@@ -14,6 +14,8 @@ from lowtide.errors import BadInput
 INTERRUPTED = 130
 TERMINATED = 143
 WRONG = 2
+# Commands that keep what they have finished.
+GOES_ON = ("quantize", "run", "sample", "evaluate", "compare", "demo", "bench quality")
 
 
 def main() -> None:
@@ -27,8 +29,15 @@ def main() -> None:
         if not launched().several:
             signal.signal(signal.SIGTERM, before)
     if code in (INTERRUPTED, TERMINATED) and launched().first:
-        print("interrupted; the same command continues a quantization", file=sys.stderr)
+        print(_interrupted(sys.argv[1:]), file=sys.stderr)
     sys.exit(code)
+
+
+def _interrupted(arguments: list[str]) -> str:
+    """What a user can do after a command with these arguments was stopped."""
+    if " ".join(arguments).startswith(GOES_ON):
+        return "interrupted; give the same command again to go on where it stopped"
+    return "interrupted; nothing was changed"
 
 
 class _Terminated(BaseException):

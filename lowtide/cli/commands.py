@@ -205,7 +205,7 @@ def sample(
     model: Model, out: Out, device: Device = AUTO, as_json: Json = False, **options: object
 ) -> None:
     """Draw images from a float or packed model, one PNG per seed and a grid."""
-    from lowtide.workflows.to_folder import sample_to_folder
+    from lowtide.workflows.sampled_folder import sample_to_folder
 
     given = {name: value for name, value in values(options).items() if value is not None}
     own_steps = "steps" not in given

@@ -31,6 +31,7 @@ class ComparedModel:
     """One model: its source, its pipeline, its folder, and the record of its quantization.
 
     name: for people. key: the name of the folder of its images.
+    named: it was loaded from its source; else a program may have changed it in memory.
     """
 
     source: str
@@ -39,6 +40,7 @@ class ComparedModel:
     record: provenance.Provenance | None = None
     name: str = ""
     key: str = ""
+    named: bool = False
 
     @cached_property
     def denoiser(self) -> nn.Module:
@@ -80,7 +82,7 @@ def _from_source(source: str | Path, device: str) -> ComparedModel:
     if record is not None:
         _check_record(record, source)
     pipe = sampling.load_pipeline(source, device=place)
-    return ComparedModel(str(source), pipe, folder, record)
+    return ComparedModel(str(source), pipe, folder, record, named=True)
 
 
 def _in_memory(source: Pipeline | quantized_pipeline.Quantized) -> ComparedModel:

@@ -23,25 +23,28 @@ from lowtide.evaluation import compared_models, layer_drift
 from lowtide.evaluation.compared_models import FLOAT, LOWTIDE, ComparedModel, ModelSource
 from lowtide.evaluation.environment import environment
 from lowtide.evaluation.gates import evaluation_settings, gate_results
+from lowtide.evaluation.interrupted import digests_of, finished_evidence, resumed
 from lowtide.evaluation.layer_bits import with_contents
 from lowtide.evaluation.sampling_request import (
     image_captions,
     request_evidence,
     sampling_request,
 )
+from lowtide.evaluation.sampling_turns import sample_in_turns
 from lowtide.evaluation.scores import (
     MeasurementPlan,
     ModelScores,
     measurement_plan,
     model_scores,
 )
-from lowtide.evaluation.timed_sampling import ModelSamples, sample_in_turns
+from lowtide.evaluation.timed_sampling import ModelSamples
 from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
 from lowtide.report.progress import track
 from lowtide.report.verdict import brief_result
 from lowtide.report.wording import figures
 from lowtide.settings import EvaluationSettings
+from lowtide.stages.finished_work import folder_beside, remove_runs
 from lowtide.validation import takes_options_of
 
 __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
@@ -216,22 +219,31 @@ def _write_evidence(
 ) -> Evaluation:
     """Sample, measure, write. The folder appears as a whole or not at all."""
     request = sampling_request(models, settings)
+    world = join()
+    runs = world.of_first(lambda: folder_beside(out))
+    digests = world.of_first(lambda: digests_of(models, request, plan, title))
+    if done := world.of_first(lambda: finished_evidence(out, digests)):
+        return Evaluation(done, out)
     models, request = compared_models.sampled_alike(models, request)
     compared_models.check_comparable(models)
     for model in models:
         facts.check_steps(model.denoiser, request.steps)
     # Wrong prompts and labels are an error here, before any sampling.
     captions = image_captions(models[0].pipe, request)
-    world = join()
-    with world.inside(folders.written_beside(out, folders.EVIDENCE_MARKS)) as fresh:
-        samples = sample_in_turns(models, request, fresh and fresh / "images")
+    with (
+        world.inside(folders.written_beside(out, folders.EVIDENCE_MARKS)) as fresh,
+        resumed(models, out, digests) as work,
+    ):
+        samples = sample_in_turns(models, request, fresh and fresh / "images", work)
         comparison = world.of_first(
             lambda: _evidence(title, models, plan, request, samples, captions)
         )
+        comparison = replace(comparison, run=digests and digests.evidence)
         if fresh is not None:
             evidence.write(comparison, fresh)
             page.draw(fresh)
     if world.first:
+        remove_runs(runs)
         _tell_in_card(models, comparison)
     return Evaluation(comparison, out)
 

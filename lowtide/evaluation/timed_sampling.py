@@ -1,27 +1,20 @@
-"""Timed sampling: models sample the same seeds in turns, so that machine load slows all alike."""
+"""Timed sampling: a batch of a model, with the time of each call and the sample after each step."""
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from lowtide import sampling
-from lowtide.distributed.world import join
 from lowtide.errors import BadInput
-from lowtide.evaluation.compared_models import ComparedModel
 from lowtide.machine.devices import synchronize
 from lowtide.report.evidence import TrajectoryErrors
-from lowtide.report.grids import pixels
-from lowtide.report.progress import track
 from lowtide.sampling.pipelines import Pipeline, Scheduler
 
 
@@ -98,35 +91,6 @@ def check_same_sampling(batch: SampledBatch, reference: SampledBatch) -> None:
         raise BadInput(wrong, "the same timesteps", "give both pipelines one scheduler")
 
 
-def sample_in_turns(
-    models: Sequence[ComparedModel], request: sampling.Request, folder: Path | None
-) -> dict[str, ModelSamples]:
-    """The samples of each model by key; images are also written as FOLDER/<key>/<seed>.png.
-
-    The first model is the reference. For each batch, all models sample one after another. Each
-    process of torchrun samples its part of the batches.
-    """
-    samples = {model.key: ModelSamples() for model in models}
-    world = join()
-    turns = list(product(world.part(list(request.batches())), models))
-    own: list[tuple[str, ModelSamples]] = []
-    reference: SampledBatch | None = None
-    for batch_request, model in track(turns, total=len(turns), title="sampling images"):
-        batch = sample_batch(model.pipe, batch_request)
-        if model is models[0]:
-            reference = batch
-        assert reference is not None, "the reference is the first of each turn"
-        part = ModelSamples()
-        part.add(batch, reference)
-        own.append((model.key, part))
-    for key, part in world.gathered(own):
-        samples[key].join(part)
-    if folder is not None:
-        for key, each in samples.items():
-            _write_images(folder / key, np.concatenate(each.images), request.seeds)
-    return samples
-
-
 def sample_batch(pipe: Pipeline, request: sampling.Request) -> SampledBatch:
     """One batch, with the time of each denoiser call and the result of each scheduler step."""
     seconds: list[float] = []
@@ -192,10 +156,3 @@ def _recorded_steps(scheduler: Scheduler, steps: list[tuple[int, Tensor]]) -> It
     finally:
         # Code that replaced the attribute during sampling may have deleted it already.
         vars(scheduler).pop("step", None)
-
-
-def _write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for image, seed in zip(pixels(images), seeds, strict=True):
-        channels = image.squeeze(2) if image.shape[2] == 1 else image
-        Image.fromarray(channels).save(folder / f"{seed}.png")

@@ -211,7 +211,10 @@ class Model(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """A whole comparison: models by key, in the order of the command; `reference` is a key."""
+    """A whole comparison: models by key, in the order of the command; `reference` is a key.
+
+    run: a hash of models, settings and code; None for models without a name.
+    """
 
     version: int = VERSION
     title: str
@@ -223,6 +226,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     reference: str
     models: dict[str, Model]
     gates: list[GateResult] = []
+    run: str | None = None
 
     def __post_init__(self) -> None:
         keys = ", ".join(self.models) or "(there are none)"

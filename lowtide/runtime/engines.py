@@ -34,12 +34,16 @@ ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class Engines:
-    """The choice for each product of a denoiser. Programs of several shapes share the weights."""
+    """The choice for each product of a denoiser. Programs of several shapes share the weights.
 
-    def __init__(self, root: nn.Module, forced: str | None):
+    kept: the kernels of shapes in words, which it keeps to; it adds those that it chooses.
+    """
+
+    def __init__(self, root: nn.Module, forced: str | None, kept: dict[str, str] | None = None):
         assert forced in (None, *ENGINES)
         self.layers = dict(packed_layers(root))
         self.forced = forced
+        self.kept = kept
         self.weights: dict[tuple[str, int], OneDnnWeight] = {}
 
     def assigned(self, lowered: Lowered) -> Lowered:
@@ -69,6 +73,17 @@ class Engines:
             layer.kernel = "oneDNN: it was asked for"
             return ONEDNN
         shape = shape_of(step, onednn_layer.geometry(layer), native_name(layer))
+        if self.kept is None:
+            return self._raced(step, shape, races, deadline)
+        if shape not in self.kept:
+            self._raced(step, shape, races, deadline)
+            self.kept[shape] = layer.kernel
+        layer.kernel = self.kept[shape]
+        return ONEDNN if layer.kernel.startswith("oneDNN") else NATIVE
+
+    def _raced(self, step: GemmStep, shape: str, races: Races, deadline: float) -> str:
+        """The engine that won the race of this shape."""
+        layer = self.layers[step.name]
         if shape not in races.known:
             if time.perf_counter() > deadline:
                 layer.kernel = f"{native_name(layer)}: races took {SECONDS} s, the next goes on"

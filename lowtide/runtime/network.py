@@ -45,6 +45,7 @@ class Fused:
         self.root = root
         self.engine = engine
         self.active = True
+        self.kept: dict[str, str] | None = None
         self.told: set[str] = set()
         self.state: Prepared | None = None
         self.on_gpu: GpuLayers | None = None
@@ -168,7 +169,7 @@ class Fused:
     @torch.inference_mode(mode=False)  # what is prepared is there for calls without that mode too
     def prepared(self) -> Prepared:
         if self.state is None or self.state.is_stale():
-            self.state = Prepared(self.root, self.engine)
+            self.state = Prepared(self.root, self.engine, self.kept)
         return self.state
 
     def _tell(self, reason: str) -> None:
@@ -208,6 +209,17 @@ def unfuse(root: nn.Module) -> None:
     """Run layer by layer again."""
     if fused_forward(root) is not None:
         del root.__dict__["forward"]
+
+
+def keep_engines(root: nn.Module, kept: dict[str, str]) -> None:
+    """Run each product of a fused denoiser on the kernel that `kept` names for its shape.
+
+    Those of other shapes are raced and added. On a card there is one engine.
+    """
+    fused = fused_forward(root)
+    if fused is not None:
+        fused.kept = kept
+        fused.state = None
 
 
 def capture(root: nn.Module, record: Record = record_graph) -> None:

@@ -60,9 +60,11 @@ class Prepared:
     `products`: those of them that run on oneDNN there.
     """
 
-    def __init__(self, root: nn.Module, engine: str | None = None):
+    def __init__(
+        self, root: nn.Module, engine: str | None = None, kept: dict[str, str] | None = None
+    ):
         self.root = root
-        self.engines = Engines(root, engine)
+        self.engines = Engines(root, engine, kept)
         self.parameters = list(inspect.signature(type(root).forward).parameters)[1:]
         self.store = ProgramStore(self._new_program)
         self.lock = Lock()

@@ -9,7 +9,7 @@ generator, so image k depends on seed k alone, whatever the batch size.
 # pyright: reportPrivateImportUsage=false
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
@@ -161,19 +161,30 @@ def images(
     product of another size sums in another order. Under torchrun all processes call this alike,
     each draws its part of the batches, and all get all images.
     """
+    return images_by_batch(pipe, request, run_pipeline, show_progress=show_progress)
+
+
+def images_by_batch(
+    pipe: DiffusionPipeline | Pipeline,
+    request: Request,
+    draw_batch: Callable[[Pipeline, Request, Room], np.ndarray],
+    *,
+    show_progress: bool,
+) -> np.ndarray:
+    """All images of a request, of which `draw_batch` draws each batch, or has drawn it before."""
     if isinstance(pipe, str | Path):
         raise BadInput(f"found the name {pipe}", "a pipeline", f"pass lowtide.load({str(pipe)!r})")
     pipe = cast(Pipeline, pipe)
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline's safety checker may answer with black images, which spoils comparisons",
-            stacklevel=2,
+            stacklevel=3,
         )
     world = join()
     batches = world.part(list(request.batches()))
     shown = track(batches, total=len(batches), title="sampling") if show_progress else batches
     room = _room_for(pipe, None)
-    return np.concatenate(world.gathered([run_pipeline(pipe, batch, room) for batch in shown]))
+    return np.concatenate(world.gathered([draw_batch(pipe, batch, room) for batch in shown]))
 
 
 def trajectory(

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,8 +32,8 @@ from lowtide.sampling.drivers import Role, role_of
 from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Settings, StageOptions
 from lowtide.stages.call import Call
-from lowtide.stages.conditions import Conditions, keep, kept_to
-from lowtide.stages.records import read_record, write_record
+from lowtide.stages.conditions import Conditions, kept_to
+from lowtide.stages.finished_work import FinishedWork
 from lowtide.validation import as_tuple, check
 
 Item = TypeVar("Item")
@@ -105,6 +106,7 @@ class Job:
     maintained: the temporal block is already rounded or cached for its own features, so no later
         stage rounds it with the blocks.
     world: the processes that work on it together.
+    turns: how often stages that can run again have begun, which tells their records apart.
     """
 
     pipe: Pipeline
@@ -120,6 +122,7 @@ class Job:
     maintained: bool = False
     world: World = field(default_factory=World)
     given_role: Role | None = None
+    turns: Counter[str] = field(default_factory=Counter)
     console: Console = field(default_factory=lambda: Console(file=sys.stderr))
     placement: Placement = field(init=False)
     room: Room = field(init=False)
@@ -160,12 +163,17 @@ class Job:
         digest = hashlib.sha256("/".join((str(self.settings.seed), *names)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
+    @cached_property
+    def finished(self) -> FinishedWork | None:
+        """The finished parts of the run, where a folder keeps them."""
+        return self.folder and FinishedWork(self.folder, self.conditions, self.say)
+
     def recorded(self, stage: str, unit: str) -> dict[str, Tensor] | None:
         """The result for this unit that an earlier, interrupted run of the same recipe recorded."""
-        path = self._record_path(stage, unit)
-        if path is None:
+        finished = self.finished
+        if finished is None:
             return None
-        return self.world.of_first(lambda: read_record(path, self.say))
+        return self.world.of_first(lambda: finished.recorded(f"{stage}-{unit}"))
 
     def agreed(self, stage: str, unit: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Record the result for a finished unit; every rank goes on with that of the first."""
@@ -176,13 +184,8 @@ class Job:
 
     def record(self, stage: str, unit: str, tensors: dict[str, Tensor]) -> None:
         """Keep the result on the first rank: write a new file, then rename it."""
-        path = self._record_path(stage, unit)
-        if self.folder and path and self.world.first:
-            keep(self.folder, self.conditions)
-            write_record(path, tensors)
-
-    def _record_path(self, stage: str, unit: str) -> Path | None:
-        return self.folder and self.folder / "units" / f"{stage}-{unit}.safetensors"
+        if self.finished and self.world.first:
+            self.finished.record(f"{stage}-{unit}", tensors)
 
     @property
     def device(self) -> torch.device:

@@ -18,8 +18,8 @@ from lowtide.nn.swap import set_precision
 from lowtide.stages.base import Job
 from lowtide.stages.collect import calibration_request
 from lowtide.stages.fit_ranges import run_call
+from lowtide.stages.held_out import HELD_OUT
 
-HELD_OUT = 8  # one image in so many is held out
 Place = tuple[int, int]  # a sample: the number of its call, and its row there
 
 

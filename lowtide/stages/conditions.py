@@ -8,7 +8,7 @@ stops with one sentence where these differ, before results are mixed.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,9 +32,9 @@ class Conditions:
     kernels: str
 
 
-def present(device: torch.device) -> Conditions:
-    """Those of this process."""
-    pays = bf16.pays(device.type)
+def present(device: torch.device, *, learns: bool = True) -> Conditions:
+    """Those of this process. A run that learns nothing has no products that bf16 is raced for."""
+    pays = learns and bf16.pays(device.type)
     return Conditions(bf16=pays, threads=torch.get_num_threads(), **_of_this_machine(device))
 
 
@@ -47,11 +47,11 @@ def _of_this_machine(device: torch.device) -> dict[str, str]:
     return {"torch": torch.__version__, "device": device.type, "kernels": kernels}
 
 
-def kept_to(folder: Path | None, device: torch.device) -> Conditions:
+def kept_to(folder: Path | None, device: torch.device, *, learns: bool = True) -> Conditions:
     """The conditions of an interrupted run in this folder; those of this process without one."""
     begun = _read(folder / FILE) if folder else None
     if begun is None:
-        return present(device)
+        return present(device, learns=learns)
     titles = {"torch": "torch", "device": "the device", "kernels": "the processor"}
     for name, here in _of_this_machine(device).items():
         title = titles[name]
@@ -59,7 +59,7 @@ def kept_to(folder: Path | None, device: torch.device) -> Conditions:
         if before != here:
             raise BadInput(
                 f"found an interrupted run that began with {before} ({title}); here it is {here}",
-                "the same, because other arithmetic gives other weights",
+                "the same, because other arithmetic gives other results",
                 f"go on where it began, or remove {folder} to start anew",
             )
     return begun
@@ -90,9 +90,14 @@ def keep(folder: Path, conditions: Conditions) -> None:
     if _read(path) is not None:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(conditions))
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a file that is whole after a kill, or not there."""
     fresh = path.with_suffix(".new")
     with fresh.open("w") as file:
-        file.write(json.dumps(asdict(conditions), indent=1) + "\n")
+        file.write(json.dumps(values, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

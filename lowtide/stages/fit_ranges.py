@@ -1,8 +1,9 @@
 """FitRanges: the ranges of inputs, one for all timesteps or one each, from the recorded calls."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,115 +18,12 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.swap import drop_unused_rows, find_clock, quantizers, set_precision
 from lowtide.stages.base import Call, Job, Stage, part_of
+from lowtide.stages.timed_parts import Bounds, TimedParts, bounds_of_each
+from lowtide.stages.value_statistics import KEPT_VALUES, TAILS, InputStatistics
 
-KEPT_VALUES = 2048
-TAILS = 64
-
-
-class Sample(NamedTuple):
-    """A sample of a tensor's values.
-
-    drawn: values drawn at random.
-    tails: the least and the greatest value of each of TAILS parts of the tensor.
-    size: the number of values of the tensor.
-
-    The ends of a range are rare values, one in a million, and few drawn values are near them. From
-    drawn values alone, a search would cut off the values that they do not show. An end that weighs
-    as much as one of 2,048 drawn values weighs five hundred times too much, and is never cut.
-    """
-
-    drawn: Tensor
-    tails: Tensor
-    size: int
-
-    def weights(self) -> Tensor:
-        """How many values each one stands for: a tail for itself, a drawn one for its share."""
-        share = (self.size - len(self.tails)) / len(self.drawn)
-        return torch.cat([torch.full_like(self.drawn, share), torch.ones_like(self.tails)])
-
-
-def sampled(values: Tensor, generator: torch.Generator) -> Sample:
-    """A sample of values, (n,); few values are all kept.
-
-    Every n-th value would be one and the same column wherever n is a multiple of a row's length.
-    """
-    if len(values) <= KEPT_VALUES:
-        return Sample(drawn=values, tails=values[:0], size=len(values))
-    places = torch.randint(len(values), (KEPT_VALUES,), generator=generator)
-    parts = values[: len(values) // TAILS * TAILS].view(-1, TAILS)
-    tails = torch.cat(parts.aminmax(dim=0))
-    return Sample(drawn=values[places.to(values.device)], tails=tails, size=len(values))
-
-
-@dataclass
-class InputStatistics:
-    """Statistics of one quantizer's inputs at each step.
-
-    lo, hi: minimum and maximum, (steps,); infinite where the quantizer is not called.
-    samples: samples of the values, for searches that weigh them.
-    """
-
-    lo: Tensor
-    hi: Tensor
-    samples: list[list[Sample]] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls, steps: int, device: torch.device | None = None) -> "InputStatistics":
-        """Empty statistics, on the device of the values that will be added."""
-        return cls(
-            lo=torch.full((steps,), float("inf"), device=device),
-            hi=torch.full((steps,), float("-inf"), device=device),
-            samples=[[] for _ in range(steps)],
-        )
-
-    def add(self, x: Tensor, step: int, generator: torch.Generator | None) -> None:
-        """Add the values of a tensor; with a generator, keep a sample of them."""
-        values = x.detach().float().flatten()
-        lo, hi = values.aminmax()
-        self.lo[step] = torch.minimum(self.lo[step], lo)
-        self.hi[step] = torch.maximum(self.hi[step], hi)
-        if generator is not None:
-            self.samples[step].append(sampled(values, generator))
-
-    @property
-    def called(self) -> bool:
-        """Whether the quantizer was called at any step."""
-        return bool(torch.isfinite(self.hi).any())
-
-    def drawn(self) -> list[Tensor]:
-        """A fair sample of the values at each step."""
-        return [torch.cat([sample.drawn for sample in step]) for step in self.samples]
-
-    def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each step, values with both ends among them, and how many each one stands for."""
-        for lo, hi, step in zip(self.lo, self.hi, self.samples, strict=True):
-            values = [lo[None], hi[None]]
-            weights = [lo.new_zeros(2)]
-            for sample in step:
-                values += [sample.drawn, sample.tails]
-                weights.append(sample.weights())
-            yield torch.cat(values), torch.cat(weights)
-
-    def filled(self) -> "InputStatistics":
-        """A step without values gets those of the nearest step that has some.
-
-        A stage that draws timesteps may leave some of the schedule's steps out.
-        """
-        known = torch.isfinite(self.hi).nonzero().flatten().tolist()
-        nearest = [
-            min(known, key=lambda other, step=step: abs(other - step))
-            for step in range(len(self.hi))
-        ]
-        return InputStatistics(
-            self.lo[nearest], self.hi[nearest], [self.samples[step] for step in nearest]
-        )
-
-    def whole(self) -> "InputStatistics":
-        """All steps as one."""
-        samples: list[Sample] = []
-        for step in self.samples:
-            samples += step
-        return InputStatistics(self.lo.min()[None], self.hi.max()[None], [samples])
+# In a record: the numbers of its calls; the state of a generator after them.
+CALLS = "calls"
+DRAWS = "draws"
 
 
 @dataclass(frozen=True)
@@ -142,12 +40,16 @@ class FitRanges(Stage):
     def run(self, job: Job) -> None:
         statistics = input_statistics(job, keep=self.search != "minmax")
         constant: list[str] = []
-        for name, quantizer in quantizers(job.model).items():
-            if statistics[name].called:
-                lo, hi = ranges(statistics[name], quantizer, self.search)
-                quantizer.fit(lo, hi)
-                if torch.equal(lo, hi):
-                    constant.append(name.removesuffix(".input"))
+        rounding = quantizers(job.model)
+
+        def search(name: str) -> Bounds:
+            return ranges(statistics[name], rounding[name], self.search)
+
+        called = [name for name in rounding if statistics[name].called]
+        for name, (lo, hi) in bounds_of_each(job, "FitRanges", called, search).items():
+            rounding[name].fit(lo.to(job.device), hi.to(job.device))
+            if torch.equal(lo, hi):
+                constant.append(name.removesuffix(".input"))
         job.report["constant_inputs"] = constant
         _leave_uncalled_attention(
             job, {name for name, each in statistics.items() if not each.called}
@@ -170,25 +72,109 @@ def input_statistics(job: Job, *, keep: bool) -> dict[str, InputStatistics]:
     keep: keep samples too. Minima and maxima are shared out, a part of the calls to each rank;
         samples are drawn one after the other, so every rank runs all calls for them.
     """
-    steps = len(find_clock(job.model).known)
-    statistics: dict[str, InputStatistics] = {}
-    hooks: list[RemovableHandle] = []
-    for name, quantizer in quantizers(job.model).items():
-        statistics[name] = InputStatistics.empty(steps, job.device)
-        generator = job.generator("seen", name) if keep else None
-        hook = _adding(job, statistics[name], generator)
-        hooks.append(quantizer.register_forward_pre_hook(hook))
-    run_with_hooks(job, hooks, "input ranges", job.calls if keep else job.world.part(job.calls))
+    seen = SeenInputs(job, keep=keep)
+    numbers = list(range(len(job.calls)))
+    seen.run(numbers if keep else job.world.part(numbers))
     if not keep:
-        each = statistics.values()
+        each = seen.statistics.values()
         job.world.extremes([one.lo for one in each], [one.hi for one in each])
-    return statistics
+    return seen.statistics
+
+
+class SeenInputs:
+    """The statistics of all calls so far, which hooks add to. Records hold those of some calls."""
+
+    def __init__(self, job: Job, *, keep: bool):
+        self.job = job
+        self.names = list(quantizers(job.model))
+        self.parts = TimedParts(job, "InputStatistics")
+        # Where every rank sees all calls, those of a record could come from another card.
+        self.recorded = job.world.size == 1 or not keep
+        self.generators = {name: job.generator("seen", name) for name in self.names if keep}
+        self.statistics = self._empty()
+        self.fresh = self._empty()
+
+    def _empty(self) -> dict[str, InputStatistics]:
+        steps = len(find_clock(self.job.model).known)
+        return {name: InputStatistics.empty(steps, self.job.device) for name in self.names}
+
+    def run(self, numbers: Sequence[int]) -> None:
+        """Add the inputs of the calls of these numbers."""
+        hooks = [
+            quantizer.register_forward_pre_hook(self._adding(name))
+            for name, quantizer in quantizers(self.job.model).items()
+        ]
+        with hooked(self.job, hooks):
+            self._run(self.job.track(numbers, "input ranges"))
+
+    def _run(self, numbers: Iterable[int]) -> None:
+        fresh: list[int] = []
+        known: set[int] = set()
+        for number in numbers:
+            if number in known:
+                continue
+            # A record holds the calls that follow one another, and where the draws then are.
+            record = self.parts.recorded(str(number)) if self.recorded and not fresh else None
+            if record is not None:
+                known.update(record.pop(CALLS).tolist())
+                self._take(record)
+                continue
+            run_call(self.job, self.job.calls[number])
+            fresh.append(number)
+            if self.recorded and self.parts.due:
+                self.parts.record(str(fresh[0]), self._tensors() | {CALLS: torch.tensor(fresh)})
+                self._join()
+                fresh = []
+        self._join()
+
+    def _adding(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook that adds a quantizer's input to its statistics."""
+        clock = find_clock(self.job.model)
+        generator = self.generators.get(name)
+
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.fresh[name].add(args[0], int(clock.index), generator)
+
+        return add
+
+    def _join(self) -> None:
+        """Add the statistics since the last record to those before."""
+        for name, fresh in self.fresh.items():
+            self.statistics[name].join(fresh)
+        self.fresh = self._empty()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The statistics since the last record, and the state of every generator."""
+        states = {f"{name} {DRAWS}": each.get_state() for name, each in self.generators.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, each in self.fresh.items():
+            tensors |= {f"{name} {part}": value for part, value in each.tensors().items()}
+        return tensors | states
+
+    def _take(self, record: Mapping[str, Tensor]) -> None:
+        """Add the statistics of a record, and draw on from there."""
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.names}
+        for title, value in record.items():
+            name, _, part = title.partition(" ")
+            parts[name][part] = value
+        for name, values in parts.items():
+            if name in self.generators:
+                self.generators[name].set_state(values.pop(DRAWS))
+            self.statistics[name].join(InputStatistics.of(values, self.job.device))
 
 
 def run_with_hooks(
     job: Job, hooks: Sequence[RemovableHandle], title: str, calls: Sequence[Call]
 ) -> None:
-    """Run these calls with float inputs for these hooks, then remove them.
+    """Run these calls with float inputs for these hooks, then remove them."""
+    with hooked(job, hooks):
+        for call in job.track(calls, title):
+            run_call(job, call)
+
+
+@contextmanager
+def hooked(job: Job, hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Within the context, weights are quantized and inputs are float, for these hooks.
 
     Attention calls its quantizers, which round nothing.
     """
@@ -196,22 +182,11 @@ def run_with_hooks(
     for module in job.model.modules():
         if isinstance(module, QuantAttention):
             module.active = True
-    for call in job.track(calls, title):
-        run_call(job, call)
-    for hook in hooks:
-        hook.remove()
-
-
-def _adding(
-    job: Job, statistics: InputStatistics, generator: torch.Generator | None
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that adds a quantizer's input to its statistics."""
-    clock = find_clock(job.model)
-
-    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        statistics.add(args[0], int(clock.index), generator)
-
-    return add
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

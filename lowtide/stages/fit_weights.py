@@ -12,6 +12,7 @@ from lowtide.nn.precision import Precision
 from lowtide.nn.quantized import QuantizedLayer
 from lowtide.nn.swap import quant_layers
 from lowtide.stages.base import Job, Stage
+from lowtide.stages.timed_parts import Bounds, bounds_of_each
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,15 @@ class FitWeights(Stage):
 
     def run(self, job: Job) -> None:
         layers = _low_bit_layers(job)
-        own = job.track(job.world.part(layers), "weight ranges")
-        ranges = job.world.gathered([_range_in_place(job, layer, self.search) for layer in own])
-        for layer, (lo, hi) in zip(layers, ranges, strict=True):
+
+        def search(name: str) -> Bounds:
+            with job.placement.visit(layers[name]):
+                return _weight_range(layers[name], self.search)
+
+        own = job.track(job.world.part(list(layers)), "weight ranges")
+        found = bounds_of_each(job, "FitWeights", own, search)
+        for name, (lo, hi) in job.world.gathered(list(found.items())):
+            layer = layers[name]
             with job.placement.visit(layer):
                 _set_range(layer, lo, hi)
             layer.set_precision(Precision.FLOAT)
@@ -44,9 +51,9 @@ class FitWeights(Stage):
         return f"weights of {len(_low_bit_layers(job))} layers rounded to nearest"
 
 
-def _low_bit_layers(job: Job) -> list[QuantizedLayer]:
-    """The layers whose weights are quantized."""
-    return [layer for _, layer in quant_layers(job.model) if layer.format is not None]
+def _low_bit_layers(job: Job) -> dict[str, QuantizedLayer]:
+    """The layers whose weights are quantized, by name."""
+    return {name: layer for name, layer in quant_layers(job.model) if layer.format is not None}
 
 
 def fit_weight(layer: QuantizedLayer, search: str) -> None:
@@ -54,12 +61,7 @@ def fit_weight(layer: QuantizedLayer, search: str) -> None:
     _set_range(layer, *_weight_range(layer, search))
 
 
-def _range_in_place(job: Job, layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
-    with job.placement.visit(layer):
-        return _weight_range(layer, search)
-
-
-def _weight_range(layer: QuantizedLayer, search: str) -> tuple[Tensor, Tensor]:
+def _weight_range(layer: QuantizedLayer, search: str) -> Bounds:
     """lo and hi of each row of the format, on the CPU."""
     form = layer.format
     assert form is not None

@@ -69,7 +69,13 @@ class LayerData:
 
         It is summed over channels and averaged over the rest.
         """
-        batch = self.upcoming.take(generator)
+        return self._loss(self.upcoming.take(generator))
+
+    def held_out_loss(self, generator: torch.Generator) -> Tensor:
+        """The same on images that are held out."""
+        return self._loss(self.upcoming_held_out.take(generator))
+
+    def _loss(self, batch: UnitRows) -> Tensor:
         if not batch.chosen:
             return torch.zeros(())
         return self.block.job.room.mean(len(batch.chosen), partial(self._share, batch))
@@ -77,7 +83,12 @@ class LayerData:
     @cached_property
     def upcoming(self) -> Upcoming[UnitRows]:
         """Random batches of the layer's data."""
-        return Upcoming(self.block.job.room, self.block.choose_own, self._gather)
+        return Upcoming(self.block.job.room, self.block.choose_learnt, self._gather)
+
+    @cached_property
+    def upcoming_held_out(self) -> Upcoming[UnitRows]:
+        """The same of the images that are held out."""
+        return Upcoming(self.block.job.room, self.block.choose_held_out, self._gather)
 
     def _gather(self, chosen: Sequence[int]) -> UnitRows:
         """Inputs and answers of these samples as the one value of each kind."""

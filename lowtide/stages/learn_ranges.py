@@ -51,7 +51,7 @@ class LearnRanges(Stage):
         stream = Stream(job, inputs_quantized=True, temporal=self.temporal)
         iters = self.iters or job.settings.range_iters
         for data in job.track(stream.walk(), "learning input ranges", len(stream.units)):
-            RangeLearner(job, data.unit, iters).learn(data.loss)
+            RangeLearner(job, data.unit, iters, data.held_out_loss).learn(data.loss)
 
     def cost(self, load: Workload) -> Cost:
         """As Reconstruct, with rounded inputs."""
@@ -82,10 +82,11 @@ class RangeLearner:
     between theirs.
     """
 
-    def __init__(self, job: Job, unit: Unit, iters: int):
+    def __init__(self, job: Job, unit: Unit, iters: int, judged: Loss):
         self.job = job
         self.unit = unit
         self.iters = iters
+        self.judged = judged
         quantizers: list[Quantizer] = []
         for name in unit.layers:
             layer = job.model.get_submodule(name)
@@ -110,14 +111,14 @@ class RangeLearner:
     def search(self, loss: Loss) -> None:
         """Learn, and keep the result only where it beats the ranges before."""
         before = [quantizer.scale.clone() for quantizer in self.quantizers]
-        start = self.judge(loss)
+        start = self.judge(self.judged)
         self._minimise(loss)
         steps = self._kept_steps()
         for quantizer, old in zip(self.quantizers, before, strict=True):
             quantizer.finish_learning()
             if quantizer.per_step:
                 quantizer.scale.copy_(carried(old, quantizer.scale, steps))
-        after = self.judge(loss)
+        after = self.judge(self.judged)
         self.job.report.setdefault("losses", {})[f"{LEARN_RANGES} {self.unit.name}"] = [
             start,
             after,

@@ -87,7 +87,9 @@ class Reconstruct(Stage):
             largest = job.report.get("largest_block_bytes", 0)
             job.report["largest_block_bytes"] = max(largest, data.bytes())
             for part in _parts(data, job.settings.scope):
-                Learner(job, name, part.unit, iters, warm=self.round > 0).learn(part.loss)
+                judged = part.held_out_loss
+                learner = Learner(job, name, part.unit, iters, warm=self.round > 0, judged=judged)
+                learner.learn(part.loss)
 
     def cost(self, load: Workload) -> Cost:
         """One pass of both streams; each unit learns, and is judged before and after."""
@@ -136,14 +138,25 @@ class Learner:
     The result is kept only where it beats rounding to nearest, and is recorded for a resumed run.
 
     warm: start from the decisions made before.
+    judged: the loss that judges the result; the one that is learnt from if there is none.
     """
 
-    def __init__(self, job: Job, stage: str, unit: Unit, iters: int, *, warm: bool = False):
+    def __init__(
+        self,
+        job: Job,
+        stage: str,
+        unit: Unit,
+        iters: int,
+        *,
+        warm: bool = False,
+        judged: Loss | None = None,
+    ):
         self.job = job
         self.stage = stage
         self.unit = unit
         self.iters = iters
         self.warm = warm
+        self.judged = judged
         self.draws: list[torch.Generator] = []
         self.layers: dict[str, QuantizedLayer] = {}
         for name in unit.layers:
@@ -179,13 +192,14 @@ class Learner:
 
     def search(self, loss: Loss) -> dict[str, Tensor]:
         """The codes of each layer: learnt ones, or those before where the loss is not lower."""
+        judged = self.judged or loss
         nearest = self.codes()
-        before = self.judge(loss)
+        before = self.judge(judged)
         layers = self.layers.values()
         self.minimise(loss, self._started())
         for layer in layers:
             layer.finish_rounding()
-        after = self.judge(loss)
+        after = self.judge(judged)
         self.job.report.setdefault("losses", {})[f"{self.stage} {self.unit.name}"] = [before, after]
         return self.codes() if after < before else nearest
 

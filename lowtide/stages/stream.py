@@ -24,6 +24,7 @@ from lowtide.nn.quantizer import QDrop, SamplePart, dropping
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
 from lowtide.stages.fisher import Fisher, fisher_weights
+from lowtide.stages.held_out import split_of
 from lowtide.stages.tape import Store, Tape
 from lowtide.stages.upcoming import Upcoming
 
@@ -75,6 +76,7 @@ class UnitData:
     inputs: quantized inputs; floating: float inputs; targets: float answers, each by the number
         of the value in the graph.
     fisher: weights of the squared errors of the answers; None: all count alike.
+    split: the samples to learn from, and those that judge.
 
     A sample is named by its number: call times batch size, plus its row in the call.
     """
@@ -88,6 +90,7 @@ class UnitData:
     floating: dict[int, Value]
     targets: dict[int, Value]
     store: Store
+    split: tuple[list[int], list[int]]
     fisher: Fisher | None = None
 
     @property
@@ -119,13 +122,19 @@ class UnitData:
         """The number of samples in one batch, over all ranks."""
         return min(self.job.batch, self.samples)
 
-    def choose(self, generator: torch.Generator) -> list[int]:
+    def choose(self, generator: torch.Generator, *, held_out: bool = False) -> list[int]:
         """Draw the numbers of the samples in one batch, which all ranks share out."""
-        return torch.randint(self.samples, (self.drawn,), generator=generator).tolist()
+        numbers = self.split[held_out]
+        places = torch.randint(len(numbers), (self.drawn,), generator=generator).tolist()
+        return [numbers[place] for place in places]
 
-    def choose_own(self, generator: torch.Generator) -> Sequence[int]:
-        """Draw a batch; the numbers of the samples that this rank computes."""
+    def choose_learnt(self, generator: torch.Generator) -> Sequence[int]:
+        """Draw a batch to learn from; the numbers of the samples that this rank computes."""
         return self.job.world.part(self.choose(generator))
+
+    def choose_held_out(self, generator: torch.Generator) -> Sequence[int]:
+        """Draw a batch that judges what was learnt; the numbers of this rank's samples."""
+        return self.job.world.part(self.choose(generator, held_out=True))
 
     def loss(self, generator: torch.Generator, drop: QDrop | None = None) -> Tensor:
         """Squared distance to the float answers on a random batch: this rank's share of it.
@@ -133,7 +142,13 @@ class UnitData:
         It is summed over channels, which are the last axis where there are tokens, and averaged
         over the rest. Where memory is short the batch is taken in parts, see `Room.mean`.
         """
-        batch = self.upcoming.take(generator)
+        return self._loss(self.upcoming.take(generator), drop)
+
+    def held_out_loss(self, generator: torch.Generator) -> Tensor:
+        """The same on images that are held out."""
+        return self._loss(self.upcoming_held_out.take(generator), None)
+
+    def _loss(self, batch: UnitRows, drop: QDrop | None) -> Tensor:
         if not batch.chosen:
             return torch.zeros(())
         first, _ = self.job.world.bounds(self.drawn)
@@ -165,7 +180,12 @@ class UnitData:
     @cached_property
     def upcoming(self) -> Upcoming[UnitRows]:
         """Random batches of the unit's data, of which this rank has its part."""
-        return Upcoming(self.job.room, self.choose_own, self.gather)
+        return Upcoming(self.job.room, self.choose_learnt, self.gather)
+
+    @cached_property
+    def upcoming_held_out(self) -> Upcoming[UnitRows]:
+        """The same of the images that are held out."""
+        return Upcoming(self.job.room, self.choose_held_out, self.gather)
 
     def gather(self, chosen: Sequence[int]) -> UnitRows:
         """The values of these samples, on the CPU."""
@@ -239,6 +259,7 @@ class Stream:
         self.calls = [call for call in job.calls if call.kept]
         self.graph = job.adapter.block_graph(len(self.calls[0].arguments["timestep"]))
         self.batched = _batched(self.graph, job)
+        self.split = split_of(job, self.calls)
         self.store = Store(job.settings.memory)
         self.floating: dict[int, Value] = {}
         self.quantized: dict[int, Value] = {}
@@ -275,6 +296,7 @@ class Stream:
             floating={id: self.floating[id] for id in node.uses()},
             targets=answers,
             store=self.store,
+            split=self.split,
             fisher=self.weights.pop(unit.name, None),
         )
 

@@ -16,7 +16,7 @@ from lowtide.nn.quantizer import Quantizer
 from lowtide.nn.request_features import PerRequest
 from lowtide.nn.swap import find_clock, set_precision
 from lowtide.stages.base import Call, Job
-from lowtide.stages.fit_ranges import InputStatistics
+from lowtide.stages.value_statistics import InputStatistics
 
 MOST_ROWS = 512
 Rows = list[dict[str, Tensor]]  # the inputs of a temporal unit, one row each, by name

@@ -1,11 +1,8 @@
-"""Quantize a model into a folder, and draw images into one."""
+"""Quantize a model into a folder, and go on where an interrupted run stopped."""
 
-import re
 import sys
 import time
-from contextlib import suppress
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,11 @@ from lowtide.checkpoint import facts, folders, provenance
 from lowtide.checkpoint.quantized_pipeline import Quantized
 from lowtide.checkpoint.verification import problems_of
 from lowtide.distributed.world import join
-from lowtide.errors import BadInput
 from lowtide.estimate.result import Totals
 from lowtide.machine import peak_memory
-from lowtide.machine.device_names import AUTO
 from lowtide.quantization import quantize, run_digest
-from lowtide.report import grids
 from lowtide.settings import Options, settings_from
-from lowtide.stages import conditions
+from lowtide.stages.finished_work import folder_beside, remove_runs
 from lowtide.workflows.limits import Limits, check_limits
 
 
@@ -46,7 +40,7 @@ def quantize_to_folder(
         return done
     place = folders.written_beside(out, source=sampling.local_folder(source))
     with world.inside(place) as fresh:
-        units = world.of_first(lambda: _units_folder(out))
+        units = world.of_first(lambda: folder_beside(out))
         predicted = world.of_first(lambda: _predicted(source, out, method, options, limits))
         started = time.perf_counter()
         with peak_memory.Peak() as peak:
@@ -77,7 +71,7 @@ def quantize_to_folder(
         if fresh is not None:
             record.write(fresh)
     if world.first:
-        _remove_units(units)
+        remove_runs(units)
     return report
 
 
@@ -101,7 +95,7 @@ def _finished(
         return None
     line = f"{out} holds this result: the same model, settings and code. Nothing is done."
     print(line, file=sys.stderr)
-    _remove_units(_units_folder(out))
+    remove_runs(folder_beside(out))
     return record.report
 
 
@@ -115,65 +109,4 @@ def _sizes(result: Quantized, folder: Path | None) -> dict[str, int]:
     return {
         "bytes": result.report["account"]["total"],
         "on_disk": facts.on_disk(folder) if folder else 0,
-    }
-
-
-def _units_folder(out: Path) -> Path:
-    """OUT.run, where an interrupted run finds its finished units."""
-    units = out.with_name(f"{out.name}.run")
-    if units.is_symlink() or (units.exists() and not units.is_dir()):
-        raise BadInput(
-            f"found a file at {units}",
-            "room for a folder of finished units",
-            "choose another --out",
-        )
-    return units
-
-
-def _remove_units(folder: Path) -> None:
-    """Remove what finished runs kept in FOLDER/DIGEST, and no other file."""
-    for run in folder.glob("*/"):
-        if not re.fullmatch("[0-9a-f]{12}", run.name):
-            continue
-        patterns = (conditions.FILE, "*.new", "units/*.safetensors", "units/*.new")
-        for path in chain.from_iterable(map(run.glob, patterns)):
-            path.unlink()
-        for emptied in (run / "units", run):
-            with suppress(OSError):
-                emptied.rmdir()
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def sample_to_folder(
-    source: str,
-    out: str | Path,
-    request: sampling.Request,
-    device: str = AUTO,
-    *,
-    own_steps: bool = False,
-) -> dict[str, object]:
-    """Draw one PNG per seed and a grid of them all.
-
-    own_steps: a packed model takes as many steps as it was quantized for.
-    """
-    out = Path(out)
-    folders.recover_missing(source)
-    place = folders.written_beside(out, folders.IMAGE_MARKS, sampling.local_folder(source))
-    with join().inside(place) as fresh:
-        pipe = sampling.as_pipeline(source, device=device)
-        model = sampling.denoiser(pipe)
-        if own_steps:
-            request = replace(request, steps=facts.calibrated_steps(model) or request.steps)
-        facts.check_steps(model, request.steps)
-        started = time.perf_counter()
-        images = sampling.images(pipe, request, show_progress=True)
-        seconds = time.perf_counter() - started
-        if fresh is not None:
-            grids.write_images(fresh, images, request.seeds)
-    return {
-        "folder": str(out),
-        "images": len(images),
-        "steps": request.steps,
-        "seconds_per_step": round(seconds / request.steps, 4),
     }

@@ -8,7 +8,7 @@ from packed_pair import pair
 
 from lowtide import sampling
 from lowtide.errors import BadInput
-from lowtide.evaluation import compared_models, timed_sampling
+from lowtide.evaluation import compared_models, sampling_turns, timed_sampling
 from lowtide.evaluation.timed_sampling import ModelSamples, SampledBatch, sample_batch
 
 SEEDS = (3, 5, 6)
@@ -17,7 +17,7 @@ SEEDS = (3, 5, 6)
 def sampled(batch, folder, *sources):
     models = compared_models.distinct([compared_models.load(source) for source in sources])
     request = sampling.Request(steps=3, seeds=SEEDS, batch=batch)
-    return timed_sampling.sample_in_turns(models, request, folder / str(batch))
+    return sampling_turns.sample_in_turns(models, request, folder / str(batch))
 
 
 def relative(ours, theirs):

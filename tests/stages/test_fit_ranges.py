@@ -6,7 +6,8 @@ import torch
 from lowtide.formats import Affine, mse, percentile
 from lowtide.nn.clock import Clock
 from lowtide.nn.quantizer import Quantizer
-from lowtide.stages.fit_ranges import KEPT_VALUES, TAILS, InputStatistics, ranges, sampled
+from lowtide.stages.fit_ranges import ranges
+from lowtide.stages.value_statistics import KEPT_VALUES, TAILS, InputStatistics, sampled
 
 
 @pytest.mark.parametrize(

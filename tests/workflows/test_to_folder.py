@@ -14,7 +14,7 @@ from lowtide.checkpoint.manifest import MANIFEST
 from lowtide.errors import BadInput
 from lowtide.methods import relevant_options
 from lowtide.stages.reconstruct import Learner
-from lowtide.workflows import to_folder
+from lowtide.workflows import sampled_folder, to_folder
 from lowtide.workflows.demo import ACTS, Act, demo
 
 QUICK = {"steps": 3, "images": 2, "calibration_steps": 1, "iters": 2, "batch": 2}
@@ -38,7 +38,7 @@ def quantize(home, method="minmax", out="x", **changes):
 
 
 def sample(source, out):
-    return to_folder.sample_to_folder(str(source), out, REQUEST)
+    return sampled_folder.sample_to_folder(str(source), out, REQUEST)
 
 
 def test_the_whole_folder_is_listed_readable_and_can_be_replaced(home):
@@ -239,8 +239,14 @@ def test_units_need_a_folder(home, monkeypatch):
 
 def test_images_replace_images_and_nothing_else(home):
     assert sample(home / "float", home / "images")["images"] == 1
-    sample(home / "float", home / "images")
-    assert names(home / "images") == ["grid.png", MANIFEST, "seed-000001.png"]
+    other = sampling.Request(steps=3, seeds=(2,))
+    sampled_folder.sample_to_folder(str(home / "float"), home / "images", other)
+    assert names(home / "images") == [
+        "grid.png",
+        MANIFEST,
+        sampled_folder.NAME,
+        "seed-000002.png",
+    ]
     quantize(home)
     with pytest.raises(BadInput, match="of another kind in x"):
         sample(home / "float", home / "x")
