@@ -1,6 +1,6 @@
 """The same damage done to checkpoints of several quantizers: who notices?
 
-    bench/.venv-peers/bin/python bench/faulty_peers.py [--count 40] [--only sdnq,lowtide]
+    PYTHONPATH=. bench/.venv-peers/bin/python bench/faulty_peers.py [--count 40] [--only sdnq]
 
 `make peers` sets that environment up. Each quantizer packs a tiny random DiT to 8-bit weights
 in the way that its documentation names, saves it, and loads it again through diffusers. Then a copy
@@ -16,18 +16,12 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-os.environ["SDNQ_USE_TORCH_COMPILE"] = "0"  # a compiler would take longer than all loads
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -203,6 +197,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep the counts here")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # SDNQ would compile each layer, which takes longer than all loads.
+    os.environ |= {"SDNQ_USE_TORCH_COMPILE": "0", "HF_HUB_OFFLINE": "1"}
     warnings.simplefilter("ignore")
     found: dict[str, dict[str, Counter[str]]] = {}
     with tempfile.TemporaryDirectory() as place:

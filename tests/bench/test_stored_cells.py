@@ -1,7 +1,7 @@
 """Three cells of the quality bench, drawn anew: the stored tables are of the code that is here.
 
-Stored cells are in bench/results/quality. These are measured on fewer images. A step error is a mean
-over many values, so it hardly depends on which images they are: far less than on the method.
+Stored cells are in bench/results/quality. These here are measured on fewer images. A step error is
+a mean over many values: it depends far less on which images they are than on the method.
 """
 
 import json
