@@ -11,7 +11,6 @@ and SiLU in the place of batch norms and ReLU.
 
 import inspect
 import warnings
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -37,6 +36,7 @@ from lowtide.stages.assign import (
     other_parameters,
     uncalled,
     weight_format,
+    with_own_range,
 )
 from lowtide.stages.fit_weights import fit_weight
 from lowtide.stages.kept_layers import kept_in_float
@@ -66,7 +66,7 @@ def data_free_plan(model: nn.Module, adapter: Adapter | None, settings: Settings
     kept = kept_in_float(settings.keep_float, layers, OPTION)
     plain = dict.fromkeys(kept, KEPT)
     layers = {
-        name: replace(plan, input=_own_range(float_layer(model, name), plan))
+        name: with_own_range(plan, float_layer(model, name))
         for name, plan in layers.items()
         if name not in plain and plan.weight
     }
@@ -124,14 +124,6 @@ def _source(kind: type[nn.Module]) -> str:
 
 def _inputs(settings: Settings) -> OwnRange | None:
     return OwnRange(settings.inputs) if settings.inputs <= 8 else None
-
-
-def _own_range(layer: FloatLayer, plan: LayerPlan) -> OwnRange | None:
-    """The format of inputs that need no calibration."""
-    if plan.input is None:
-        return None
-    assert isinstance(plan.input.bits, int)
-    return OwnRange(plan.input.bits, axes=3 if isinstance(layer, nn.Conv2d) else 1)
 
 
 class PackedAsLoaded:

@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import nn
 
 from lowtide.costs import Cost, Workload
-from lowtide.formats import Affine
+from lowtide.errors import BadInput
+from lowtide.formats import Affine, OwnRange
 from lowtide.models import Adapter
 from lowtide.nn.plan import LayerPlan
 from lowtide.nn.quantizer import input_format
@@ -32,6 +33,8 @@ class Assign(Stage):
     the temporal block and the softmax replace the profile's bits.
 
     per_step: every input gets one range per timestep.
+    own_ranges: inputs of layers are rounded to the range of their own values as the network runs,
+        by token in a linear layer and by sample in a convolution. Those of attention are not.
     """
 
     essential: ClassVar[bool] = True
@@ -41,6 +44,15 @@ class Assign(Stage):
     )
 
     per_step: bool = False
+    own_ranges: bool = False
+
+    def check(self, settings: Settings) -> None:
+        if self.own_ranges and settings.inputs > 8:
+            raise BadInput(
+                f"found own_ranges with inputs of {settings.inputs} bits, which are in float",
+                "inputs of 1 to 8 bits",
+                "leave one of them out",
+            )
 
     def check_model(self, adapter: Adapter, settings: Settings) -> None:
         check_parts(adapter, settings)
@@ -54,6 +66,9 @@ class Assign(Stage):
         layers |= {name: LayerPlan(None, None) for name in unlike if name in layers}
         attentions = _attention_plans(job.adapter, bits, per_step=self.per_step)
         layers = {name: replace(layer, per_step=self.per_step) for name, layer in layers.items()}
+        if self.own_ranges:
+            modules = job.adapter.layers()
+            layers = {name: with_own_range(plan, modules[name]) for name, plan in layers.items()}
         job.plan = replace(
             job.plan,
             layers={name: layer for name, layer in layers.items() if layer.weight or layer.input},
@@ -92,6 +107,15 @@ def _exact_times(job: Job) -> tuple[float, ...]:
     for call in job.calls:
         times.setdefault(call.timestep, float(call.arguments["timestep"].flatten()[0]))
     return tuple(times.values())
+
+
+def with_own_range(plan: LayerPlan, layer: nn.Module) -> LayerPlan:
+    """The plan of a layer whose input has the range of its own values; a float input stays."""
+    if plan.input is None:
+        return plan
+    assert isinstance(plan.input.bits, int)
+    axes = 3 if isinstance(layer, nn.Conv2d) else 1
+    return replace(plan, input=OwnRange(plan.input.bits, axes=axes), per_step=False)
 
 
 def weight_format(bits: int, group: int | None) -> Affine | None:

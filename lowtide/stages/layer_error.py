@@ -134,14 +134,19 @@ def output_errors(
 
 
 def rounded_rows(layer: QuantizedLayer, inputs: LayerInputs) -> tuple[Tensor, Tensor]:
-    """The kept rows, smoothed, and the same rows rounded with the range of their step."""
+    """The kept rows, smoothed, and the same rows rounded with the range of their step.
+
+    A range that values will have of their own is not known of a few rows: it lies within that of
+    the step.
+    """
     smooth = layer.divisors.to(inputs.lo)
     columns = layer.weight[0].numel()
     exact = torch.cat(inputs.patches) / smooth.repeat_interleave(columns // len(smooth))
     form = layer.input.format
     if form is None:
         return exact, exact
-    assert not isinstance(form, Stepped | OwnRange), "bits of steps are chosen after the weights"
+    assert not isinstance(form, Stepped), "bits of steps are chosen after the weights"
+    form = Affine(form.bits) if isinstance(form, OwnRange) else form
     lo = (inputs.lo / smooth).amin(1, keepdim=True)
     hi = (inputs.hi / smooth).amax(1, keepdim=True)
     steps = form.params(lo, hi)
