@@ -14,4 +14,4 @@ def interpret(monkeypatch: MonkeyPatch, columns: int) -> None:
         monkeypatch.setattr(network, "is_card", lambda device: True)
         wide = (tiles.Tile(64, columns, 128, 1, 1), tiles.Tile(64, columns, 64, 1, 1))
         monkeypatch.setitem(tiles.CARDS, tiles.INTERPRETER, tiles.Card(1, 2**20, wide))
-        tiles.choose.cache_clear()
+        tiles.likely.cache_clear()

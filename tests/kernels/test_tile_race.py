@@ -22,9 +22,8 @@ HOPPER = (9, 0)
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """Races are held, and the card is an H100."""
+    """Races are held, as on an H100."""
     monkeypatch.setattr(tile_race, "may_race", lambda x: True)
-    monkeypatch.setattr(tile_race, "capability_of", lambda x: HOPPER)
 
 
 def held(seconds, calls=None) -> TileRaces:
@@ -42,7 +41,7 @@ def held(seconds, calls=None) -> TileRaces:
             calls.append(choice)
 
     races = TileRaces(stopwatch)
-    races.choice(torch.empty(0), SHAPE, launch)
+    races.choice(torch.empty(0), HOPPER, SHAPE, launch)
     return races
 
 
@@ -53,7 +52,7 @@ def test_the_fastest_of_the_likely_tiles_wins_and_is_not_raced_again(hopper):
     races = held([3.0, 2.0, 1.0, 4.0], calls)
     assert calls == list(candidates)
     assert races.winners == {(HOPPER, SHAPE): candidates[2]}
-    assert races.choice(torch.empty(0), SHAPE, calls.append) == candidates[2]
+    assert races.choice(torch.empty(0), HOPPER, SHAPE, calls.append) == candidates[2]
     assert len(calls) == len(candidates)
 
 
@@ -65,7 +64,7 @@ def test_a_tile_that_does_not_fit_on_the_card_loses(hopper):
             raise OutOfResources(300_000, 232_448, "shared memory")
 
     races = TileRaces(lambda run: run() or 1.0)
-    assert races.choice(torch.empty(0), SHAPE, launch) == candidates[1]
+    assert races.choice(torch.empty(0), HOPPER, SHAPE, launch) == candidates[1]
 
 
 def test_without_a_race_the_reckoned_tile_runs():
@@ -74,7 +73,7 @@ def test_without_a_race_the_reckoned_tile_runs():
 
     races = TileRaces()
     x = torch.empty(0, device=DEVICE)
-    assert races.choice(x, SHAPE, launch) == choose(tile_race.capability_of(x), SHAPE)
+    assert races.choice(x, HOPPER, SHAPE, launch) == choose(HOPPER, SHAPE)
     assert not races.winners
 
 

@@ -150,7 +150,8 @@ def multiply_into(
         most = ROUNDED if to.table else LARGEST
         shape = Shape(rows, len(segment.scale), weight.k, segment.run, weight.room, most)
         launch = _SegmentLaunch(codes, weight, segment, epilogue, window)
-        chosen = choice or RACES.choice(codes.data, shape, launch.beside(to))
+        card = capability_of(codes.data)
+        chosen = choice or RACES.choice(codes.data, card, shape, launch.beside(to))
         launch(chosen, to)
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from lowtide.kernels.triton.operands import capability_of
-from lowtide.kernels.triton.tiles import SPLITS, Choice, Shape, likely
+from lowtide.kernels.triton.tiles import Choice, Shape, likely
 
 WARM_UPS = 2
 ROUNDS = 5
+Capability = tuple[int, int]
 Launch = Callable[[Choice], None]
 # The seconds that one launch takes.
 Stopwatch = Callable[[Callable[[], None]], float]
@@ -48,15 +48,15 @@ class TileRaces:
     """The winners of this process, and the times of all that took part."""
 
     stopwatch: Stopwatch = on_the_card
-    winners: dict[tuple[tuple[int, int], Shape], Choice] = field(default_factory=dict)
-    times: dict[tuple[tuple[int, int], Shape], dict[Choice, float]] = field(default_factory=dict)
+    winners: dict[tuple[Capability, Shape], Choice] = field(default_factory=dict)
+    times: dict[tuple[Capability, Shape], dict[Choice, float]] = field(default_factory=dict)
 
-    def choice(
-        self, x: Tensor, shape: Shape, launch: Launch, splits: tuple[int, ...] = SPLITS
-    ) -> Choice:
-        """The tile for a product of this shape. `launch` runs it into memory of its own."""
-        card = capability_of(x)
-        candidates = likely(card, shape, splits)
+    def choice(self, x: Tensor, card: Capability, shape: Shape, launch: Launch) -> Choice:
+        """The tile for a product of this shape on this card, where x lies.
+
+        `launch` runs it into memory of its own.
+        """
+        candidates = likely(card, shape)
         key = (card, shape)
         if key in self.winners:
             return self.winners[key]
