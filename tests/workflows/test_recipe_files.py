@@ -173,7 +173,7 @@ MIXED = 'model = "x"\nmethod = "mpq"\n'
         (
             "[stages.omega]\nplus = true",
             "found no stage 'omega' that takes options; "
-            "expected one of Assign: per_step; OMQ: search",
+            "expected one of Assign: per_step, own_ranges; OMQ: search",
         ),
         (
             "[stages.omq]\nmore = true",
