@@ -98,7 +98,8 @@ def _timesteps(data: dict[str, Any], rng: random.Random) -> str:
 
 
 def _times(data: dict[str, Any], rng: random.Random) -> str:
-    times = data["times"]
+    # A plan leaves them out where they are its timesteps.
+    times = data.get("times", data["timesteps"])
     if not times:
         raise NothingToDo
     choices = [[math.nan] * len(times), [time + 7 for time in times], times[:-1], "x", [None]]
