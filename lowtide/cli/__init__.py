@@ -14,7 +14,7 @@ from lowtide.errors import BadInput
 INTERRUPTED = 130
 TERMINATED = 143
 WRONG = 2
-# Commands that keep what they have finished.
+# Commands that keep their finished parts on disk. The same command goes on from there.
 GOES_ON = ("quantize", "run", "sample", "evaluate", "compare", "demo", "bench quality")
 
 

@@ -25,7 +25,7 @@ LORAS = ("fuse_lora", "side_lora")
 
 @dataclass(frozen=True)
 class Digests:
-    """Hashes of what the images depend on, and of what the evidence depends on."""
+    """Two hashes: of all that decides the images, and of all that decides the evidence."""
 
     images: str
     evidence: str

@@ -34,7 +34,7 @@ def _unflatten(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _squeeze(x: Tensor, dim: int | None = None) -> Tensor:
-    """Axes behind the batch are as long at each call as they are in the trace."""
+    """Only the batch may change between calls; every other axis keeps its length."""
     if dim is None or dim % x.dim() == 0:
         return x.squeeze() if dim is None else x.squeeze(dim)
     return x if int(x.shape[dim]) != 1 else x.squeeze(dim)

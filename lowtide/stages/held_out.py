@@ -28,7 +28,7 @@ class HeldOut:
 
     @property
     def count(self) -> int:
-        """The number of images that are held out; none of fewer than eight."""
+        """The number of held-out images: an eighth of all, so none where there are fewer than 8."""
         return self.images // HELD_OUT
 
     def image(self, call: int, row: int) -> int:

@@ -29,7 +29,10 @@ class Sample(NamedTuple):
     size: int
 
     def weights(self) -> Tensor:
-        """How many values each one stands for: a tail for itself, a drawn one for its share."""
+        """The number of values that each kept one stands for.
+
+        A tail stands for itself alone. The drawn values share all others equally.
+        """
         share = (self.size - len(self.tails)) / len(self.drawn)
         return torch.cat([torch.full_like(self.drawn, share), torch.ones_like(self.tails)])
 

@@ -45,11 +45,10 @@ def on_the_card(launch: Callable[[], None]) -> float:
 
 @dataclass
 class TileRaces:
-    """The winners of this process, and the times of all that took part."""
+    """The winners of this process, by card and shape."""
 
     stopwatch: Stopwatch = on_the_card
     winners: dict[tuple[Capability, Shape], Choice] = field(default_factory=dict)
-    times: dict[tuple[Capability, Shape], dict[Choice, float]] = field(default_factory=dict)
 
     def choice(self, x: Tensor, card: Capability, shape: Shape, launch: Launch) -> Choice:
         """The tile for a product of this shape on this card, where x lies.
@@ -63,7 +62,6 @@ class TileRaces:
         if len(candidates) == 1 or not may_race(x):
             return candidates[0]
         times = {each: self._time(launch, each) for each in candidates}
-        self.times[key] = times
         # Where no candidate fits on the card, the reckoned one gives the error.
         self.winners[key] = min(candidates, key=lambda each: times[each])
         return self.winners[key]
