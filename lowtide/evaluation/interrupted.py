@@ -14,11 +14,15 @@ from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.evaluation.compared_models import ComparedModel
 from lowtide.evaluation.scores import MeasurementPlan
-from lowtide.machine.room import complain
 from lowtide.report import evidence
 from lowtide.report.evidence import Evidence
-from lowtide.stages.conditions import applied, kept_to
-from lowtide.stages.finished_work import FinishedWork, folder_beside, remove_runs
+from lowtide.stages.conditions import applied
+from lowtide.stages.finished_work import (
+    FinishedWork,
+    finished_work,
+    folder_beside,
+    remove_runs,
+)
 
 LORAS = ("fuse_lora", "side_lora")
 
@@ -85,16 +89,14 @@ def resumed(
 
     None where nothing can be kept.
     """
-    if digests is None:
-        yield None
-        return
     world = join()
     runs = world.of_first(lambda: folder_beside(out))
-    folder = runs / digests.images
     place = next(models[0].denoiser.parameters()).device
-    begun = world.of_first(lambda: kept_to(folder, place, learns=False))
-    work = FinishedWork(folder, begun, complain)
+    work = finished_work(runs, digests and digests.images, place, world)
+    if work is None:
+        yield None
+        return
     work.announce()
     work.keep_engines([model.denoiser for model in models])
-    with applied(begun):
+    with applied(work.conditions):
         yield work

@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lowtide import runtime
+from lowtide.distributed.world import World
 from lowtide.errors import BadInput
+from lowtide.machine.room import complain
 from lowtide.stages import conditions
-from lowtide.stages.conditions import Conditions, keep, write_json
+from lowtide.stages.conditions import Conditions, keep, kept_to, write_json
 from lowtide.stages.records import read_record, write_record
 
 ENGINES = "engines.json"
@@ -71,6 +74,20 @@ class FinishedWork:
 
     def _path(self, name: str) -> Path:
         return self.folder / UNITS / f"{name}.safetensors"
+
+
+def finished_work(
+    runs: Path, digest: str | None, device: torch.device, world: World
+) -> FinishedWork | None:
+    """What an interrupted run of this digest finished; None if nothing can be kept.
+
+    Each rank keeps the batches that it draws.
+    """
+    if digest is None:
+        return None
+    folder = runs / digest
+    begun = world.of_first(lambda: kept_to(folder, device, learns=False))
+    return FinishedWork(folder, begun, complain)
 
 
 def _engines_in(folder: Path) -> dict[str, str]:

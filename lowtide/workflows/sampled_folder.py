@@ -15,14 +15,19 @@ from lowtide import sampling
 from lowtide.checkpoint import facts, folders
 from lowtide.checkpoint.manifest import altered
 from lowtide.checkpoint.request_digest import request_digest
-from lowtide.distributed.world import World, join
+from lowtide.distributed.world import join
 from lowtide.machine.device_names import AUTO
-from lowtide.machine.room import Room, complain
+from lowtide.machine.room import Room
 from lowtide.report import grids
 from lowtide.sampling.call_values import recorded
 from lowtide.sampling.recording import images_by_batch
-from lowtide.stages.conditions import applied, kept_to
-from lowtide.stages.finished_work import FinishedWork, folder_beside, remove_runs
+from lowtide.stages.conditions import applied
+from lowtide.stages.finished_work import (
+    FinishedWork,
+    finished_work,
+    folder_beside,
+    remove_runs,
+)
 
 NAME = "sampling.json"
 
@@ -81,20 +86,6 @@ def sample_to_folder(
     if world.first:
         remove_runs(runs)
     return report
-
-
-def finished_work(
-    runs: Path, digest: str | None, device: torch.device, world: World
-) -> FinishedWork | None:
-    """What an interrupted run of this digest finished; None if nothing can be kept.
-
-    Each rank keeps the batches that it draws.
-    """
-    if digest is None:
-        return None
-    folder = runs / digest
-    begun = world.of_first(lambda: kept_to(folder, device, learns=False))
-    return FinishedWork(folder, begun, complain)
 
 
 def _finished(out: Path, digest: str | None) -> dict[str, object] | None:
