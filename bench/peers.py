@@ -6,12 +6,13 @@ It needs nothing but Python. It makes bench/.venv-peers, installs lowtide and ev
 requirements-peers.txt there, and runs each recipe of bench/peers/*.py in a process of its own, so
 that a crash ends one cell and not the run. Finished cells are kept in runs/peers: an interrupted
 run continues, and --fresh removes them. It writes bench/results/peers.json (every recipe) and
-peers.md (the best of each peer).
+peers.md (the best of each peer). Peers that are left out (--only lowtide) keep their rows.
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from peers.cells import (
@@ -157,11 +158,30 @@ def main() -> None:
         "cells": [],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    older = kept(options.out, result, options.only.split(","))
     for peer in options.only.split(","):
         result["cells"] += bench.cells(peer)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(page(result))
-    print(page(result))
+        whole = result | {"cells": in_order([*result["cells"], *older])}
+        options.out.write_text(json.dumps(whole, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(page(whole))
+    print(options.out.with_suffix(".md").read_text())
+
+
+def kept(out: Path, result: Json, peers: Collection[str]) -> list[Json]:
+    """The cells of peers that do not run, if they are of the same float weights and numbers."""
+    before = json.loads(out.read_text()) if out.exists() else {}
+
+    def identity(each: Json) -> tuple:
+        return each["model"], each["numbers"], each["float"]["fingerprint"]
+
+    if not before or identity(before) != identity(result):
+        return []
+    return [cell for cell in before["cells"] if cell["peer"] not in peers]
+
+
+def in_order(cells: Sequence[Json]) -> list[Json]:
+    """Peer by peer, in the order of PEERS."""
+    return sorted(cells, key=lambda cell: list(PEERS).index(cell["peer"]))
 
 
 if __name__ == "__main__":

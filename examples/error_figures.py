@@ -1,63 +1,18 @@
-"""Figures of errors: of temporal features, and of the predictions of ptq4dm, ptqd, efficientdm."""
+"""Figures of errors: of the predictions of ptq4dm, ptqd and efficientdm."""
 
 from pathlib import Path
 
 import torch
-from drawing import SMALL, fitted, held_out, noise, sheet, title
+from drawing import fitted, held_out, noise, sheet, title
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import PercentFormatter
 
-from lowtide import quantization, sampling
-from lowtide.evaluation import path_errors
-from lowtide.methods import ptqd, relevant_options
+from lowtide.methods import ptqd
 from lowtide.methods.ptq4dm import NDTC
-from lowtide.models import adapt
 from lowtide.nn.swap import find_clock, quantizers
-from lowtide.report.palette import ACCENT, FAINT, HAIR, INK, QUIET
+from lowtide.report.palette import ACCENT, FAINT, HAIR, INK
 from lowtide.stages.base import run_recipe
 from lowtide.stages.distill import Distill
-
-SENSITIVE = "zoo:cifar10-small"
-MAINTAINING = {"minmax": FAINT, "qdiffusion": QUIET, "tfmq": INK, "temporal_cache": ACCENT}
-
-
-def temporal_damage(path: Path) -> None:
-    """The error of the temporal features by timestep, and what it alone does to the images.
-
-    The images are drawn by the float network with the features of the quantized one.
-    """
-    request = sampling.Request(steps=20, seeds=tuple(range(16)), batch=16)
-    floating = sampling.load_pipeline(SENSITIVE)
-    original = path_errors.draw(floating, request)
-    adapter = adapt(sampling.denoiser(floating), original.calls[0].arguments)
-    figure, (left, right) = sheet(2)
-    whole: list[float] = []
-    alone: list[float] = []
-    for method, colour in MAINTAINING.items():
-        pipe = sampling.load_pipeline(SENSITIVE)
-        settings = SMALL | {"images": 16, "weights": 4, "inputs": 8}
-        quantization.quantize(pipe, method=method, **relevant_options(method, settings))
-        packed = sampling.denoiser(pipe)
-        damage = path_errors.temporal_damage(floating, packed, adapter, request)
-        assert damage is not None
-        errors = damage.errors.mean(1)
-        left.plot(damage.timesteps, errors, color=colour, linewidth=1.6, label=method)
-        drawn = path_errors.draw(pipe, request).images
-        whole.append(path_errors.image_error(drawn, original.images))
-        alone.append(path_errors.image_error(damage.images, original.images))
-    left.set_yscale("log")
-    left.invert_xaxis()
-    title(left, "Temporal features, mean of all blocks", "timestep", "relative L2 error")
-    places = range(len(MAINTAINING))
-    right.bar(places, whole, 0.7, color=HAIR, label="all of the network quantized")
-    right.bar(places, alone, 0.4, color=ACCENT, label="only the temporal features")
-    right.set_xticks(places, MAINTAINING)
-    title(right, "What they do to the images", "", "relative L2 error of the images")
-    for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
-    for method, *errors in zip(MAINTAINING, whole, alone, strict=True):
-        print(f"{method}: images off by {errors[0]:.4f}, by the features alone {errors[1]:.4f}")
 
 
 def drawn_timesteps(path: Path) -> None:

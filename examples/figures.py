@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from drawing import MODEL, SMALL, sheet, started, title
-from error_figures import drawn_timesteps, learnt_scales, quantization_noise, temporal_damage
+from error_figures import drawn_timesteps, learnt_scales, quantization_noise
 from matplotlib.ticker import MaxNLocator, NullFormatter
+from time_figures import temporal_damage, temporal_damage_of_cifar10
 
 from lowtide import quantization, sampling
 from lowtide.methods import METHODS, relevant_options, tcaq
@@ -328,7 +329,9 @@ DRAWN = (
     learnt_scales,
     every_method,
 )
-FIGURES = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
+# Drawn only if it is named: it takes hours.
+LONG = (temporal_damage_of_cifar10,)
+FIGURES = {draw.__name__.replace("_", "-"): draw for draw in (*DRAWN, *LONG)}
 
 
 def main() -> None:
@@ -337,7 +340,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.names or FIGURES:
+    for name in options.names or list(FIGURES)[: len(DRAWN)]:
         path = options.out / f"{name}.png"
         FIGURES[name](path)
         print(path)

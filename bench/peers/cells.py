@@ -31,6 +31,7 @@ PEERS = {
     "sdnq": "SDNQ",
     "openvino": "NNCF + OpenVINO",
     "bitsandbytes": "bitsandbytes",
+    "orbitquant": "OrbitQuant",
 }
 # One batch size for calibration, sampling and timing: exported graphs are made for one shape.
 BATCH = 16

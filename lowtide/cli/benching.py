@@ -24,7 +24,7 @@ def bench_quality(
         typer.Option(help="Methods with commas between; tcaq-par leaves PAR out. Default: all."),
     ] = "",
     widths: Annotated[
-        str, typer.Option(help="Such as W4A8,W4A4; default: the papers' seven.")
+        str, typer.Option(help="Such as W4A8,W4A4; default: the papers' nine.")
     ] = "",
     seeds: Annotated[str, typer.Option(help="Calibration seeds, such as 0-2.")] = "0",
     samples: Annotated[

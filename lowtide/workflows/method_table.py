@@ -40,7 +40,7 @@ from lowtide.sampling.pipelines import Pipeline
 from lowtide.settings import Options, settings_from
 from lowtide.stages.base import code_hash
 
-WIDTHS = ("W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W2A6", "W2A4")
+WIDTHS = ("W4A32", "W8A8", "W4A8", "W6A6", "W4A4", "W3A6", "W3A4", "W2A6", "W2A4")
 # What must be equal for two cells to be of one table.
 CONDITIONS = ("model", "weights", "images", "options", "format")
 # A line of a ledger: plain JSON values by name.
