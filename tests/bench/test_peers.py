@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -109,3 +110,16 @@ def test_quick_fills_in_what_was_not_asked_for() -> None:
 def test_numbers_that_are_no_multiple_of_the_batch_are_refused() -> None:
     with pytest.raises(SystemExit, match="found --images 20; expected a multiple of 16"):
         numbers("--images", "20")
+
+
+def test_peers_that_do_not_run_keep_their_rows_of_the_same_weights(peers, tmp_path) -> None:
+    out = tmp_path / "peers.json"
+    result = {"model": "m", "numbers": {"steps": 2}, "float": {"fingerprint": "f"}}
+    cells = [cell("all", 20, 1.0), cell("best", 30, 1.0, peer="lowtide")]
+    assert peers.kept(out, result, ["lowtide"]) == []
+    out.write_text(json.dumps(result | {"cells": cells}))
+    older = peers.kept(out, result, ["lowtide"])
+    assert [each["peer"] for each in older] == ["quanto"]
+    fresh = cell("best", 31, 1.0, peer="lowtide")
+    assert [each["peer"] for each in peers.in_order([*older, fresh])] == ["lowtide", "quanto"]
+    assert peers.kept(out, result | {"float": {"fingerprint": "g"}}, ["lowtide"]) == []
