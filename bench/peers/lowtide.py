@@ -34,6 +34,16 @@ def fit(task: Task, method: str) -> Packed:
     return Packed(result.model, held(result.plan), lambda folder: save(result, folder), note)
 
 
+def fit_while_loading(task: Task) -> Packed:
+    """No calibration: diffusers loads the float denoiser, and lowtide packs what arrives."""
+    config = lowtide.LowtideConfig(weights=task.bits.weights, inputs=task.bits.inputs)
+    place = {"subfolder": sampling.denoiser_name(task.pipe)}
+    model = type(task.model).from_pretrained(task.source, quantization_config=config, **place)
+    task.replace(model)
+    note = "no calibration" + ("; inputs: by their own range" if task.bits.quantized_inputs else "")
+    return Packed(model, held(model.hf_quantizer.plan), model.save_pretrained, note)
+
+
 def held(plan: Plan) -> dict[str, Held]:
     """A layer that a table replaces holds no bits; the table counts in the bytes on disk."""
     stored = {
@@ -67,3 +77,4 @@ def save(result: lowtide.Quantized, folder: Path) -> None:
 
 
 RECIPES = {method: Recipe(partial(fit, method=method)) for method in METHODS}
+RECIPES["data-free"] = Recipe(fit_while_loading)
