@@ -51,6 +51,26 @@ def write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None
     Image.fromarray(grid(images)).save(folder / "grid.png")
 
 
+def write_rows(path: Path, rows: Sequence[Sequence[Path]], most: int = 192, gap: int = 4) -> None:
+    """Write rows of image files as one picture; each image has at most `most` pixels a side."""
+    pictures = [[_thumbnail(each, most) for each in row] for row in rows]
+    width = max(each.width for row in pictures for each in row) + gap
+    height = max(each.height for row in pictures for each in row) + gap
+    size = (width * max(map(len, pictures)) + gap, height * len(pictures) + gap)
+    sheet = Image.new("RGB", size, "white")
+    for level, row in enumerate(pictures):
+        for place, image in enumerate(row):
+            sheet.paste(image, (place * width + gap, level * height + gap))
+    sheet.save(path, format="png")
+
+
+def _thumbnail(path: Path, most: int) -> Image.Image:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((most, most))
+    return small
+
+
 def draw(path: Path, title: str, columns: Sequence[Column], table: Sequence[Sequence[str]]) -> None:
     """The picture: a title, the grids side by side, and a table whose first row is its head."""
     width = 4.1 * len(columns) + 0.9
