@@ -1,4 +1,4 @@
-"""A ControlNet of low bits: packed while diffusers loads it, saved, loaded, beside a packed UNet."""
+"""A ControlNet that is packed while diffusers loads it, saved, loaded, beside a packed UNet."""
 
 import copy
 
