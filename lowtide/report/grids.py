@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,14 @@ def write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None
 
 def write_rows(path: Path, rows: Sequence[Sequence[Path]], most: int = 192, gap: int = 4) -> None:
     """Write rows of image files as one picture; each image has at most `most` pixels a side."""
-    pictures = [[_thumbnail(each, most) for each in row] for row in rows]
-    width = max(each.width for row in pictures for each in row) + gap
-    height = max(each.height for row in pictures for each in row) + gap
-    size = (width * max(map(len, pictures)) + gap, height * len(pictures) + gap)
-    sheet = Image.new("RGB", size, "white")
-    for level, row in enumerate(pictures):
+    pictures = [_thumbnail(each, most) for each in chain.from_iterable(rows)]
+    width = max(each.width for each in pictures) + gap
+    height = max(each.height for each in pictures) + gap
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (width * columns + gap, height * len(rows) + gap), "white")
+    for level, row in enumerate(rows):
         for place, image in enumerate(row):
-            sheet.paste(image, (place * width + gap, level * height + gap))
+            sheet.paste(_thumbnail(image, most), (place * width + gap, level * height + gap))
     sheet.save(path, format="png")
 
 

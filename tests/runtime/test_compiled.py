@@ -87,6 +87,27 @@ def test_a_lora_is_fused_and_unfused_through_the_compiler(tmp_path):
     assert torch.equal(check(), before)
 
 
+def test_compiled_blocks_run_in_the_place_of_a_program(tmp_path):
+    """A program of the whole denoiser would pass over the blocks that were compiled."""
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    options = {"steps": 1, "images": 1, "size": 8, "prompts": ("a",)}
+    unet = lowtide.quantize(pipe, method="minmax", **options).model
+    sample = torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 16, 32)
+    # Blocks of one class share their code, so the compiler takes each size of theirs for a change.
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=False):
+        with lowtide.unfused(unet):
+            expected = answer(unet(*sample))
+        answer(unet(*sample))  # a program is prepared before
+        graphs = []
+        unet.compile_repeated_blocks(
+            fullgraph=True, backend=lambda graph, inputs: graphs.append(graph) or graph
+        )
+        with pytest.warns(UserWarning, match="torch.compile compiled parts of it"):
+            found = answer(unet(*sample))
+    assert len(graphs) > 0
+    assert torch.equal(found, expected)
+
+
 def test_an_unknown_timestep_gives_nan_everywhere(tmp_path):
     """An error cannot be raised from within a compiled graph, and a wrong picture must not come."""
     model, calls = denoiser("ddim", "tfmq", tmp_path)
