@@ -63,6 +63,7 @@ _WRAPPED = {
     "diffusers.models.controlnets.controlnet": ("controlnets", "wrap"),
     "diffusers.pipelines.pag.pag_utils": ("perturbed_attention", "wrap"),
     "diffusers.loaders.unet": ("image_adapters", "wrap"),
+    "diffusers.utils.hub_utils": ("hub_cards", "wrap"),
 }
 
 

@@ -95,7 +95,8 @@ class Row:
     """A kind of pipeline: its name in the table, how it is built, how it is called.
 
     call: what `call={...}` gets. fields: of a request, besides the seeds. alone: diffusers cannot
-    load the whole pipeline, but its denoiser.
+    load the whole pipeline, but its denoiser. drawn: the calls of its denoiser cannot be recorded,
+    so what the pipeline draws is compared.
     """
 
     title: str
@@ -103,6 +104,7 @@ class Row:
     call: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     alone: bool = False
+    drawn: bool = False
 
 
 PROMPTS = {"prompts": ("a b c", "x y z")}
@@ -171,7 +173,7 @@ ROWS: dict[str, Row] = {
     "auraflow": Row("AuraFlowPipeline", more.aura_flow, {"max_sequence_length": 16}, SMALL),
     "lumina2": Row("Lumina2Pipeline", more.lumina2, {"max_sequence_length": 16}, SMALL),
     "qwenimage": Row("QwenImagePipeline", more.qwen_image, TEXT, {"size": 16}),
-    "zimage": Row("ZImagePipeline", more.z_image, Z_TEXT, {"size": 16}),
+    "zimage": Row("ZImagePipeline", more.z_image, Z_TEXT, {"size": 16}, drawn=True),
     "chroma": Row("ChromaPipeline", more.chroma, {"max_sequence_length": 16}, SMALL),
     "hunyuandit": Row(
         "HunyuanDiTPipeline", more.hunyuan_dit, {"use_resolution_binning": False}, SMALL
@@ -184,5 +186,6 @@ ROWS: dict[str, Row] = {
         {"image_embeddings": embeddings(2, 4, 8, 8)},
         PROMPTS,
         alone=True,
+        drawn=True,
     ),
 }

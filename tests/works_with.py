@@ -38,10 +38,9 @@ def request(row: Row) -> sampling.Request:
 
 def answers(pipe: Any, row: Row) -> list[torch.Tensor]:
     """What the denoiser answers at each call, or what the pipeline draws without its decoder."""
-    try:
-        return [moment.eps for moment in sampling.trajectory(pipe, request(row))]
-    except BadInput:
+    if row.drawn:
         return [torch.from_numpy(draw(pipe, request(row), "latent"))]
+    return [moment.eps for moment in sampling.trajectory(pipe, request(row))]
 
 
 def packed(row: Row, method: str, folder: Path) -> Any:

@@ -11,7 +11,7 @@ from lowtide.formats import Affine, Mixed
 from lowtide.methods import relevant_options
 from lowtide.models import adapt
 from lowtide.nn.plan import Plan
-from peers.task import FLOAT, Held, Packed, Recipe, Task
+from peers.task import END_BITS, FLOAT, Held, Packed, Recipe, Task
 
 PACKAGES = ("lowtide",)
 METHODS = ("minmax", "tfmq", "temporal_cache", "best")
@@ -32,6 +32,17 @@ def fit(task: Task, method: str) -> Packed:
     replaced = len(gone(result.plan))
     note = f"tables of answers in the place of {replaced} of its layers" if replaced else ""
     return Packed(result.model, held(result.plan), lambda folder: save(result, folder), note)
+
+
+def fit_while_loading(task: Task, group: int | None = None) -> Packed:
+    """No calibration: diffusers loads the float denoiser, and lowtide packs what arrives."""
+    bits = task.bits
+    config = lowtide.LowtideConfig(weights=bits.weights, inputs=bits.inputs, group=group)
+    place = {"subfolder": sampling.denoiser_name(task.pipe)}
+    model = type(task.model).from_pretrained(task.source, quantization_config=config, **place)
+    task.replace(model)
+    note = "no calibration" + ("; inputs: by their own range" if bits.quantized_inputs else "")
+    return Packed(model, held(model.hf_quantizer.plan), model.save_pretrained, note)
 
 
 def held(plan: Plan) -> dict[str, Held]:
@@ -67,3 +78,7 @@ def save(result: lowtide.Quantized, folder: Path) -> None:
 
 
 RECIPES = {method: Recipe(partial(fit, method=method)) for method in METHODS}
+RECIPES["data-free"] = Recipe(fit_while_loading)
+RECIPES["data-free in groups of 16"] = Recipe(
+    partial(fit_while_loading, group=16), lambda bits: bits.weights < END_BITS
+)

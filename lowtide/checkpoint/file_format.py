@@ -62,7 +62,8 @@ VERSION = "lowtide_version"
 # Types of a float tensor: a model may be saved in another one than it is loaded in.
 FLOATS = ("F16", "BF16", "F32", "F64")
 # Files of a folder that say nothing of how it draws.
-UNREAD = ("README.md", "lowtide.json")
+PICTURE = "lowtide-images.png"
+UNREAD = ("README.md", "lowtide.json", PICTURE)
 
 
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:

@@ -1,15 +1,19 @@
 """The model card of a packed folder: README.md, as the Hugging Face Hub reads it."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from torch import nn
 
 from lowtide import sampling
-from lowtide.checkpoint import folders
+from lowtide.checkpoint import facts as model_facts
+from lowtide.checkpoint import folders, manifest
+from lowtide.checkpoint.file_format import PICTURE
 from lowtide.nn.plan import Plan
 from lowtide.report.wording import counted, size
 
@@ -24,20 +28,40 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says. `source`: the float model, or the packed folder that was loaded."""
+    """What a card says. `source`: the float model, or the packed folder that was loaded.
+
+    kind: the class that loads the folder. alone: the folder holds a denoiser without a pipeline.
+    """
 
     plan: Plan
     source: str
-    pipeline: str
+    kind: str
     weights: int
     on_disk: int
     title: str
+    alone: bool = False
+
+
+def facts_of(model: nn.Module, folder: Path, source: str, pipeline: str | None) -> CardFacts:
+    """The facts of a packed model that was written into a folder, in a pipeline or alone."""
+    return CardFacts(
+        plan=model_facts.packed_plan(model),
+        source=source,
+        kind=pipeline or type(model).__name__,
+        weights=cast(Any, model).num_parameters(),
+        on_disk=model_facts.on_disk(folder),
+        title=Path(source.removeprefix("zoo:")).name or type(model).__name__,
+        alone=pipeline is None,
+    )
 
 
 def write(folder: Path, facts: CardFacts) -> None:
     """Write the card of a folder that holds everything else."""
     card = ModelCard(f"---\n{card_data(facts).to_yaml()}\n---\n\n{_text(facts)}")
     (folder / NAME).write_text(str(card).rstrip() + "\n", encoding="utf-8")
+    home = sampling.local_folder(facts.source) if facts.source else None
+    if home is not None and _same_weights(home, folder):
+        _keep_evidence(home, folder)
 
 
 def card_data(facts: CardFacts) -> ModelCardData:
@@ -90,7 +114,6 @@ def _bits(plan: Plan) -> str:
 def _text(facts: CardFacts) -> str:
     plan = facts.plan
     steps = plan.summary.get("steps") if plan.keyed else None
-    arguments = f"num_inference_steps={steps}" if steps else ""
     sampled = f"It is calibrated for {steps} steps of its scheduler.\n\n" if steps else ""
     return f"""# {facts.title} in {_bits(plan)}
 
@@ -107,10 +130,9 @@ pip install lowtide
 
 ```python
 import lowtide  # before diffusers loads the model
-from diffusers import {facts.pipeline}
+from diffusers import {facts.kind}
 
-pipe = {facts.pipeline}.from_pretrained("this folder or repository")
-image = pipe({arguments}).images[0]
+{_program(facts.kind, steps, alone=facts.alone)}
 ```
 
 {sampled}Without `import lowtide`, diffusers says "Unknown quantization type".
@@ -119,6 +141,15 @@ image = pipe({arguments}).images[0]
 {START}
 {END}
 """
+
+
+def _program(kind: str, steps: object, *, alone: bool) -> str:
+    """The lines that load the model, and sample where the folder holds a pipeline."""
+    load = f'{kind}.from_pretrained("this folder or repository")'
+    if alone:
+        return f"model = {load}"
+    arguments = f"num_inference_steps={steps}" if steps else ""
+    return f"pipe = {load}\nimage = pipe({arguments}).images[0]"
 
 
 def _origin(facts: CardFacts) -> str:
@@ -134,23 +165,60 @@ def _licence(facts: CardFacts) -> str:
     return "The licence of the float model applies.\n"
 
 
-def add_evidence(folder: Path, rows: Mapping[str, Mapping[str, str]]) -> bool:
-    """Write measured numbers, by model and metric, into the card; whether there is such a card."""
-    path = folder / NAME
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if START not in text or END not in text:
+def add_evidence(folder: Path, rows: Mapping[str, Mapping[str, str]], picture: str = "") -> bool:
+    """Write measured numbers, by model and metric, into the card; whether there is such a card.
+
+    picture: the sentence below the picture that lies in the folder as PICTURE, if one does.
+    """
+    if evidence_in(folder) is None:
         return False
     names: dict[str, None] = {}
     for row in rows.values():
         names |= dict.fromkeys(row)
     cells = [[model, *(row.get(name, "") for name in names)] for model, row in rows.items()]
     lines = ["## Measured", "", *_markdown(["against", *names], cells), ""]
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
+    if picture:
+        lines += [f"![{picture}]({PICTURE})", "", picture, ""]
+    path = folder / NAME
     with folders.written_file(path) as fresh:
-        joined = "\n".join([START, *lines, END])
-        fresh.write_text(before + joined + after, encoding="utf-8")
+        fresh.write_text(_with_evidence(path, "\n".join(["", *lines])), encoding="utf-8")
     return True
+
+
+def evidence_in(folder: Path) -> str | None:
+    """What stands between the lines of evidence in a folder's card; None without these lines."""
+    path = folder / NAME
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if START not in text or END not in text:
+        return None
+    return text.partition(START)[2].partition(END)[0]
+
+
+def _with_evidence(path: Path, evidence: str) -> str:
+    """The text of a card with other evidence."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}{evidence}{END}{after}"
+
+
+def _same_weights(home: Path, folder: Path) -> bool:
+    """Whether two folders hold the same packed weights, by the hashes in their headers."""
+    ours, theirs = (
+        {path.relative_to(place): manifest.file_hash(path) for path in place.rglob("*.safetensors")}
+        for place in (folder, home)
+    )
+    return bool(ours) and ours.items() <= theirs.items()
+
+
+def _keep_evidence(home: Path, folder: Path) -> None:
+    """What was measured of a folder holds for a copy of it."""
+    evidence = evidence_in(home)
+    if not (evidence or "").strip():
+        return
+    path = folder / NAME
+    path.write_text(_with_evidence(path, evidence or ""), encoding="utf-8")
+    if (home / PICTURE).is_file():
+        shutil.copyfile(home / PICTURE, folder / PICTURE)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -1,21 +1,23 @@
 """The hook into peft: a LoRA on a packed layer is a branch in float, and fusing keeps it one.
 
 peft has no public registration of layers for a LoRA that diffusers loads. This module changes the
-two methods of its LoRA that put layers around others. `import lowtide` is enough: it imports this
+two methods of its LoRA that put layers around others. Adapters of all other kinds read or change
+the float weight, so they are refused on packed layers. `import lowtide` is enough: it imports this
 module when peft is imported, and never otherwise.
 """
 
 # peft is not among the packages that lowtide needs.
 # pyright: reportMissingImports=false
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from peft.tuners.lora import layer as lora_layer
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.model import LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from lowtide.checkpoint.adapters import adapted_layers
@@ -28,6 +30,7 @@ from lowtide.nn.side_branch import SIDE, Factors, branch_layers, joined, side_br
 from lowtide.nn.split import SplitLayer
 from lowtide.nn.swap import packed_layers
 
+LOADED = "_hf_peft_config_loaded"
 _PACKED = (PackedLinear, PackedConv2d, SplitLayer)
 _REPLACED = (Cached, ZeroFeatures, PerRequest)
 # Kinds of LoRA that change the weight itself, or read it: by the field of the configuration.
@@ -183,6 +186,16 @@ def check_config(config: LoraConfig) -> None:
         )
 
 
+def check_kind(tuner: BaseTuner, model: nn.Module) -> None:
+    """No other adapter than a LoRA goes into a packed model, such as LoKr, LoHa, OFT or IA3."""
+    if not isinstance(tuner, LoraModel) and any(packed_layers(model)):
+        raise BadInput(
+            f"found a {type(tuner).__name__.removesuffix('Model')} on a packed model",
+            "a plain LoRA, which leaves the weights as they are",
+            "load it into the float model and quantize that with fuse_lora=True",
+        )
+
+
 def _replaced(base: nn.Module, name: str) -> BadInput:
     return BadInput(
         f"found a LoRA on {name}, whose answers this packed model holds as a table",
@@ -195,7 +208,7 @@ def _replaced(base: nn.Module, name: str) -> BadInput:
 def _install() -> None:
     """Let peft's LoRA make a PackedLora around a packed layer, and undo what fails half-way."""
     create: Callable[..., Any] = LoraModel._create_new_module
-    inject: Callable[..., None] = LoraModel.inject_adapter
+    inject: Callable[..., None] = BaseTuner.inject_adapter
 
     def create_new_module(
         lora_config: LoraConfig, adapter_name: str, target: Any, **kwargs: Any
@@ -212,7 +225,8 @@ def _install() -> None:
         self: LoraModel, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         if any(packed_layers(model)):
-            check_config(cast(LoraConfig, self.peft_config[adapter_name]))
+            with _undone(model):
+                check_config(cast(LoraConfig, self.peft_config[adapter_name]))
         before = {layer for _, layer in adapted_layers(model)}
         try:
             inject(self, model, adapter_name, *args, **kwargs)
@@ -220,8 +234,25 @@ def _install() -> None:
             _take_back(model, adapter_name, before)
             raise
 
+    def inject_other(self: BaseTuner, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        with _undone(model):
+            check_kind(self, model)
+        inject(self, model, *args, **kwargs)
+
     LoraModel._create_new_module = staticmethod(create_new_module)
     LoraModel.inject_adapter = inject_adapter
+    BaseTuner.inject_adapter = inject_other
+
+
+@contextmanager
+def _undone(model: nn.Module) -> Iterator[None]:
+    """After an error, diffusers does not take the model for one that has an adapter."""
+    try:
+        yield
+    except BadInput:
+        if LOADED in vars(model) and "peft_config" not in vars(model):
+            model.__dict__[LOADED] = False
+        raise
 
 
 def _take_back(model: nn.Module, adapter_name: str, before: set[nn.Module]) -> None:

@@ -111,15 +111,7 @@ class Quantized:
 
     def _card(self, folder: Path) -> model_card.CardFacts:
         source = self.report.get("source", named_by(self.pipe))
-        title = Path(source.removeprefix("zoo:")).name or type(self.model).__name__
-        return model_card.CardFacts(
-            plan=facts.packed_plan(self.model),
-            source=source,
-            pipeline=type(self.pipe).__name__,
-            weights=cast(Any, self.model).num_parameters(),
-            on_disk=facts.on_disk(folder),
-            title=title,
-        )
+        return model_card.facts_of(self.model, folder, source, type(self.pipe).__name__)
 
     def _check_saveable(self) -> None:
         adapters.check_saveable(self.pipe)

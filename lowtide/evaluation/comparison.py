@@ -10,13 +10,14 @@ The package is not called `evaluate`: a module of that name would hide `lowtide.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from lowtide import sampling
-from lowtide.checkpoint import facts, folders, model_card, provenance
+from lowtide.checkpoint import facts, file_format, folders, model_card, provenance
 from lowtide.distributed.world import join
 from lowtide.errors import BadInput
 from lowtide.evaluation import compared_models, layer_drift
@@ -40,6 +41,7 @@ from lowtide.evaluation.scores import (
 from lowtide.evaluation.timed_sampling import ModelSamples
 from lowtide.report import evidence, page
 from lowtide.report.evidence import Evidence, GateResult, Model
+from lowtide.report.grids import write_rows
 from lowtide.report.progress import track
 from lowtide.report.verdict import brief_result
 from lowtide.report.wording import figures
@@ -50,6 +52,7 @@ from lowtide.validation import takes_options_of
 __all__ = ["Evaluation", "compare", "compare_models", "evaluate", "evaluate_model"]
 
 FOLDER = "evidence"
+PICTURED = 8  # images in a row of the model card's picture
 
 
 @dataclass(frozen=True, repr=False)
@@ -244,20 +247,35 @@ def _write_evidence(
             page.draw(fresh)
     if world.first:
         remove_runs(runs)
-        _tell_in_card(models, comparison)
+        _tell_in_card(models, comparison, out)
     return Evaluation(comparison, out)
 
 
-def _tell_in_card(models: Sequence[ComparedModel], comparison: Evidence) -> None:
-    """Write the numbers into the model cards of the packed folders."""
+def _tell_in_card(models: Sequence[ComparedModel], comparison: Evidence, out: Path) -> None:
+    """Write the numbers, and a picture, into the model cards of the packed folders."""
     for model in models:
         if model.folder is None or model.kind != LOWTIDE:
+            continue
+        if model_card.evidence_in(model.folder) is None:
             continue
         metrics = comparison.models[model.key].metrics
         values = {name: figures(each.value) for name, each in metrics.items()}
         images = str(len(comparison.request.seeds))
         row = {"images": images, "steps": str(comparison.request.steps), **values}
-        model_card.add_evidence(model.folder, {comparison.base.name: row})
+        picture = _picture(model.key, model.folder, comparison, out)
+        model_card.add_evidence(model.folder, {comparison.base.name: row}, picture)
+
+
+def _picture(key: str, folder: Path, comparison: Evidence, out: Path) -> str:
+    """Draw the first images of the reference and of the model; returns the picture's caption."""
+    seeds = comparison.request.seeds[:PICTURED]
+    homes = [out / "images" / each for each in (comparison.reference, key)]
+    rows = [[home / f"{seed}.png" for seed in seeds] for home in homes]
+    if not all(path.is_file() for path in chain.from_iterable(rows)):
+        return ""
+    with folders.written_file(folder / file_format.PICTURE) as fresh:
+        write_rows(fresh, rows)
+    return f"Above: {comparison.base.name}. Below: this model, from the same seeds."
 
 
 def _evidence(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,26 @@ def write_images(folder: Path, images: np.ndarray, seeds: Sequence[int]) -> None
         single = image.squeeze(2) if image.shape[2] == 1 else image
         Image.fromarray(single).save(folder / f"seed-{seed:06d}.png")
     Image.fromarray(grid(images)).save(folder / "grid.png")
+
+
+def write_rows(path: Path, rows: Sequence[Sequence[Path]], most: int = 192, gap: int = 4) -> None:
+    """Write rows of image files as one picture; each image has at most `most` pixels a side."""
+    pictures = [_thumbnail(each, most) for each in chain.from_iterable(rows)]
+    width = max(each.width for each in pictures) + gap
+    height = max(each.height for each in pictures) + gap
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (width * columns + gap, height * len(rows) + gap), "white")
+    for level, row in enumerate(rows):
+        for place, image in enumerate(row):
+            sheet.paste(_thumbnail(image, most), (place * width + gap, level * height + gap))
+    sheet.save(path, format="png")
+
+
+def _thumbnail(path: Path, most: int) -> Image.Image:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((most, most))
+    return small
 
 
 def draw(path: Path, title: str, columns: Sequence[Column], table: Sequence[Sequence[str]]) -> None:

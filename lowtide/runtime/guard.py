@@ -64,6 +64,14 @@ def placed_by_hooks(root: nn.Module) -> str:
     return ""
 
 
+def compiled_parts(root: nn.Module) -> str:
+    """Why a program would pass over what was compiled: `compile_repeated_blocks` compiles parts."""
+    inner = (module for module in root.modules() if module is not root)
+    if any(module._compiled_call_impl is not None for module in inner):
+        return "torch.compile compiled parts of it"
+    return ""
+
+
 class Modules:
     """The modules of a denoiser as they were when its programs were prepared."""
 

@@ -21,7 +21,12 @@ from lowtide.kernels.race import PLAIN
 from lowtide.nn.swap import packed_layers
 from lowtide.runtime.card_programs import CardPrograms
 from lowtide.runtime.graphs import Record, record_graph
-from lowtide.runtime.guard import placed_by_hooks, unfollowed_inputs, unfollowed_mode
+from lowtide.runtime.guard import (
+    compiled_parts,
+    placed_by_hooks,
+    unfollowed_inputs,
+    unfollowed_mode,
+)
 from lowtide.runtime.on_gpu import GpuLayers, failure_of
 from lowtide.runtime.onednn_layer import on_onednn
 from lowtide.runtime.prepared import Prepared
@@ -80,6 +85,10 @@ class Fused:
         device = next(self.root.parameters()).device
         if placed := placed_by_hooks(self.root):
             self._tell(placed)
+            return self.forward(*args, **kwargs)
+        if compiled := compiled_parts(self.root):
+            self._tell(compiled)
+            self.prepare_compiled()
             return self.forward(*args, **kwargs)
         if is_card(device):
             return self.on_card(*args, **kwargs)

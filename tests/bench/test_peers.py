@@ -7,10 +7,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny_pipelines
 from peers.cells import QUICK, ask_numbers, best, covered, numbers_of
-from peers.lowtide import width
+from peers.lowtide import RECIPES, width
+from peers.task import Bits, Task
 
 from lowtide.formats import Affine, Mixed
+from lowtide.nn.swap import packed_layers
 
 PLACE = Path(__file__).parents[2] / "bench" / "peers.py"
 
@@ -123,3 +126,19 @@ def test_peers_that_do_not_run_keep_their_rows_of_the_same_weights(peers, tmp_pa
     fresh = cell("best", 31, 1.0, peer="lowtide")
     assert [each["peer"] for each in peers.in_order([*older, fresh])] == ["lowtide", "quanto"]
     assert peers.kept(out, result | {"float": {"fingerprint": "g"}}, ["lowtide"]) == []
+
+
+@pytest.mark.parametrize("recipe", ["data-free", "data-free in groups of 16"])
+def test_a_denoiser_is_packed_while_it_loads(recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "float"
+    tiny_pipelines.ddim(tmp_path).save_pretrained(folder)
+    task = Task(str(folder), Bits(4, 8), steps=2, images=2, iters=1, conditions={})
+    names = task.inner  # a recipe replaces the float model
+    packed = RECIPES[recipe].run(task)
+    assert task.model is packed.model
+    inner = [packed.held[name] for name in names]
+    assert {(held.weights, held.inputs) for held in inner} == {(4, 8)}
+    formats = [layer.format for _, layer in packed_layers(packed.model)]
+    assert (16 in {form.group for form in formats}) == recipe.endswith("16")
+    packed.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "config.json").exists()

@@ -1,10 +1,17 @@
 """LowtideConfig given to from_pretrained on a float model: it is quantized while it loads."""
 
+import shutil
+
 import pytest
 import tiny
 import tiny_pipelines
 import torch
-from diffusers import AutoencoderKL, DDIMPipeline, PipelineQuantizationConfig
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    PipelineQuantizationConfig,
+    UNet2DConditionModel,
+)
 
 import lowtide
 from lowtide import LowtideConfig, runtime
@@ -225,3 +232,18 @@ def test_onednn_agrees_with_the_operator(kind, group):
     assert found.shape == expected.shape
     assert error(found, expected) < 2e-6
     assert onednn_product(packed)(x.fill_(float("nan"))) is None
+
+
+def test_a_single_file_is_quantized_as_it_loads(folders, tmp_path):
+    shutil.copytree(folders / "unet-text", tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    config = LowtideConfig(weights=4, inputs=8, modules_to_not_convert=["conv_out"])
+    place = {"config": str(tmp_path), "subfolder": "unet", "local_files_only": True}
+    model = UNet2DConditionModel.from_single_file(str(file), quantization_config=config, **place)
+    expected = loaded(folders, "unet-text", config)
+    sample = inputs_of(loaded(folders, "unet-text"))
+    assert len(dict(packed_layers(model))) == len(dict(packed_layers(expected))) > 20
+    assert torch.equal(answer(model, sample), answer(expected, sample))
+    model.save_pretrained(tmp_path / "packed")
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "packed")
+    assert torch.equal(answer(again, sample), answer(model, sample))

@@ -1,8 +1,11 @@
 """The model card of a packed folder, what goes to the Hub, and what strangers to lowtide read."""
 
+import importlib
 import json
 import shutil
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,6 +13,8 @@ import yaml
 from diffusers import DDIMPipeline, UNet2DModel
 from diffusers.quantizers import auto
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
 
 import lowtide
 from lowtide import sampling
@@ -98,8 +103,19 @@ def test_evaluate_works_on_a_folder_saved_from_python_and_fills_the_card(packed,
     assert text.count("## Measured") == 1
     psnr = evaluation.evidence.models["minmax-w4a8"].metrics["psnr"].value
     assert f"{psnr:.1f}" in text
+    assert "](lowtide-images.png)" in text
+    with Image.open(folder / "lowtide-images.png") as picture:
+        assert picture.size == (2 * 12 + 4, 2 * 12 + 4)
+        # The upper row is the reference: the report's own image, pixel by pixel.
+        shown = np.asarray(picture)[4:12, 4:12]
+    expected = evaluation.folder / "images" / evaluation.evidence.reference / "0.png"
+    with Image.open(expected) as image:
+        assert np.array_equal(shown, np.asarray(image.convert("RGB")))
     lowtide.evaluate(folder, seeds=range(2))
     assert card_of(folder)[1].count("## Measured") == 1
+    copied = lowtide.save(lowtide.load(folder), tmp_path / "copy")
+    assert card_of(copied)[1].count("](lowtide-images.png)") == 1
+    assert (copied / "lowtide-images.png").is_file()
     assert "README.md" in json.loads((folder / "lowtide-files.json").read_text())["files"]
 
 
@@ -135,6 +151,66 @@ def test_push_to_hub_uploads_the_folder_with_its_card(quantized, monkeypatch, tm
     assert address == "https://hub.example/me/small-cats/commit/1"
     assert card_of(uploaded)[0]["license"] == "openrail++"
     assert type(lowtide.load(uploaded)) is DDIMPipeline
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub of one repository: the folder that diffusers uploads to, and the card it finds."""
+    place = tmp_path / "hub"
+    module = importlib.import_module("diffusers.utils.hub_utils")
+
+    def load(repo_id, token=None):
+        if (place / "README.md").is_file():
+            return ModelCard((place / "README.md").read_text())
+        raise EntryNotFoundError("no card")
+
+    def upload_folder(repo_id, folder_path, **options):
+        shutil.copytree(folder_path, place, dirs_exist_ok=True)
+        return "https://hub.example/commit/1"
+
+    monkeypatch.setattr(module.ModelCard, "load", load)
+    monkeypatch.setattr(module, "upload_folder", upload_folder)
+    for name in ("utils.hub_utils", "pipelines.pipeline_utils", "models.modeling_utils"):
+        user = importlib.import_module(f"diffusers.{name}")
+        monkeypatch.setattr(user, "create_repo", lambda repo_id, **options: Mock(repo_id=repo_id))
+    return place
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_diffusers_own_push_uploads_the_same_card(packed, hub, way, tmp_path):
+    pipe = DDIMPipeline.from_pretrained(packed)
+    if way == "push_to_hub":
+        pipe.push_to_hub("me/small-cats")
+    else:
+        pipe.save_pretrained(str(tmp_path / "saved"), push_to_hub=True, repo_id="me/small-cats")
+    own = lowtide.save(lowtide.load(packed), tmp_path / "own")
+    assert (hub / "README.md").read_text() == (own / "README.md").read_text()
+    assert card_of(hub)[0]["license"] == "openrail++"
+    assert type(lowtide.load(hub)) is DDIMPipeline
+
+
+def test_diffusers_own_push_of_a_model_alone(packed, hub):
+    model = UNet2DModel.from_pretrained(packed / "unet")
+    model.push_to_hub("me/small-unet")
+    data, text = card_of(hub)
+    assert data["tags"] == ["lowtide", "quantized", "w4a8"]
+    place = {}
+    program = text.split("```python\n")[1].split("```")[0]
+    exec(program.replace("this folder or repository", str(hub)), place)
+    assert place["model"].num_parameters() == model.num_parameters()
+
+
+def test_a_card_that_somebody_wrote_stays(packed, hub):
+    pipe = DDIMPipeline.from_pretrained(packed)
+    hub.mkdir()
+    (hub / "README.md").write_text("---\nlicense: mit\n---\n# My cats\n")
+    pipe.push_to_hub("me/small-cats")
+    assert "# My cats" in (hub / "README.md").read_text()
+
+
+def test_a_float_pipeline_is_pushed_as_before(floating, hub):
+    DDIMPipeline.from_pretrained(floating).push_to_hub("me/cats")
+    assert "automatically generated" in (hub / "README.md").read_text()
 
 
 def test_who_has_no_lowtide_is_told_what_to_install(packed, monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import lora_files
 import pytest
 import tiny_pipelines
 import torch
@@ -56,6 +57,55 @@ def test_one_graph_runs_every_step(name, method, tmp_path):
             with lowtide.unfused(model):
                 expected = answer(model(*args, **kwargs))
             assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_lora_is_fused_and_unfused_through_the_compiler(tmp_path):
+    """A branch is another graph, so the compiler is allowed to compile again."""
+    pytest.importorskip("peft")
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    options = {"steps": 1, "images": 1, "size": 8, "prompts": ("a",)}
+    factors = lora_files.random_lora(pipe.unet)
+    unet = lowtide.quantize(pipe, method="minmax", **options).model
+    sample = torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 16, 32)
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+
+    def check() -> Tensor:
+        with torch.no_grad(), lowtide.unfused(unet):
+            expected = answer(unet(*sample))
+        with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=False):
+            found = answer(compiled(*sample))
+        assert torch.equal(found, expected)
+        return found
+
+    before = check()
+    lora_files.load(pipe, lora_files.peft_layout(factors))
+    pipe.fuse_lora()
+    assert distance(check(), before) > 0.01
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert torch.equal(check(), before)
+
+
+def test_compiled_blocks_run_in_the_place_of_a_program(tmp_path):
+    """A program of the whole denoiser would pass over the blocks that were compiled."""
+    pipe = tiny_pipelines.stable_diffusion(tmp_path)
+    options = {"steps": 1, "images": 1, "size": 8, "prompts": ("a",)}
+    unet = lowtide.quantize(pipe, method="minmax", **options).model
+    sample = torch.randn(2, 4, 8, 8), torch.tensor(500), torch.randn(2, 16, 32)
+    # Blocks of one class share their code, so the compiler takes each size of theirs for a change.
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=False):
+        with lowtide.unfused(unet):
+            expected = answer(unet(*sample))
+        answer(unet(*sample))  # a program is prepared before
+        graphs = []
+        unet.compile_repeated_blocks(
+            fullgraph=True, backend=lambda graph, inputs: graphs.append(graph) or graph
+        )
+        with pytest.warns(UserWarning, match="torch.compile compiled parts of it"):
+            found = answer(unet(*sample))
+    assert len(graphs) > 0
+    assert torch.equal(found, expected)
 
 
 def test_an_unknown_timestep_gives_nan_everywhere(tmp_path):
