@@ -139,7 +139,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         if not self.names:
             return state_dict
         state = with_own_maps(state_dict, self.places)
-        verify(state, self.hashes)
+        verify(state, self.hashes, self.header)
         return state
 
     def _process_model_after_weight_loading(  # pyright: ignore[reportIncompatibleMethodOverride]
