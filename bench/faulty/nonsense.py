@@ -17,6 +17,7 @@ from torch import Tensor
 
 from faulty.damage import HUGE, Fault, NothingToDo, fault, files_of, read_file, sealed
 from lowtide.checkpoint import seal
+from lowtide.checkpoint.belonging import name_weights
 from lowtide.checkpoint.file_format import HASH, HASHES, PLAN
 from lowtide.checkpoint.manifest import MANIFEST, listed, write_manifest
 from lowtide.kernels.hashing import checksums
@@ -41,6 +42,7 @@ def reseal(folder: Path, path: Path, entries: Entries, state: State) -> None:
     for each, names in places.items():
         save_file({name: state[name] for name in names}, each, metadata=entries)
     _rewrite_index(folder, places)
+    name_weights(path.parent)
     seal.finish(folder)
     rewrite_manifest(folder)
 
