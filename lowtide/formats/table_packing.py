@@ -59,9 +59,13 @@ def flat_tables(packed: Tensor, places: tuple[PackedTable, ...]) -> list[Tensor 
     start = 0
     for place in places:
         end = start + place.words
-        flat = packed[start:end].view(place.dtype) if end > start else None
-        is_padded = flat is not None and place.dtype == torch.uint8
-        tables.append(flat[: place.count] if is_padded else flat)
+        flat = packed[start:end].view(place.dtype)
+        if end == start:
+            tables.append(None)
+        elif place.dtype == torch.uint8:  # zeros fill the last word
+            tables.append(flat[: place.count])
+        else:
+            tables.append(flat)
         start = end
     return tables
 
