@@ -4,10 +4,12 @@
 
 atheris looks for inputs that reach new code; CORPUS keeps them. Options are those of libFuzzer.
 Half of the changes are of values in the JSON, the others are libFuzzer's own. An exception that is
-not BadInput, an input that takes 10 s, and 2 GB of memory end the run and leave a file crash-* or
-timeout-* with the input. tests/bench/test_fuzz.py is the short form, without atheris.
+not BadInput, an input that takes 10 s, and 2 GB of memory end the run. The input stays beside the
+corpus as finding-*, or as libFuzzer's timeout-* and oom-*. tests/bench/test_fuzz.py is the short
+form, without atheris.
 """
 
+import hashlib
 import random
 import sys
 import tempfile
@@ -30,7 +32,12 @@ def main() -> None:
     room = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
     def one(data: bytes) -> None:
-        fuzz.attempt(data, room)
+        try:
+            fuzz.attempt(data, room)
+        except Exception:
+            # libFuzzer is not always able to keep the input of a Python exception.
+            (corpus.parent / f"finding-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
+            raise
 
     def mutator(data: bytes, most: int, seed: int) -> bytes:
         rng = random.Random(seed)

@@ -176,16 +176,16 @@ def _check_cache(value: object, name: str) -> None:
 
 def _check_requests(value: object, name: str) -> None:
     for request in _mapping(value, name, "what layers read").values():
-        whole = {"reads": request, "cache": None, "exact": None}
-        fields = whole if isinstance(request, list) else _mapping(request, name, "what it reads")
-        if fields.keys() != whole.keys():
+        is_list = isinstance(request, list)
+        fields = {"reads": request} if is_list else _mapping(request, name, "what it reads")
+        if not is_list and fields.keys() != {"reads", "cache", "exact"}:
             raise _wrong(f"{name} {_shown(request)}", "reads, cache and exact")
         reads = _sequence(fields["reads"], f"{name}.reads", MOST_STEPS)
         if not all(isinstance(each, str) for each in reads):
             raise _wrong(f"{name}.reads {_shown(reads)}", "names of inputs")
-        if fields["cache"] is not None:
+        if not is_list:
             _check_cache(fields["cache"], f"{name}.cache")
-        if fields["exact"] is not None:
+        if fields.get("exact") is not None:
             _check_layer(fields["exact"], f"{name}.exact")
 
 

@@ -1,5 +1,6 @@
 """The short form of `make fuzz`: random changes of headers, plans, indexes and configurations."""
 
+import json
 import random
 import time
 from contextlib import nullcontext
@@ -38,6 +39,12 @@ def test_a_seed_is_whole(number, tmp_path):
 
 
 LONG = "9" * 400
+
+
+def _with(**changes: object) -> bytes:
+    return json.dumps(json.loads(fuzz.some_plan().to_json()) | changes).encode()
+
+
 # Inputs that once raised something else, and what they are.
 FINDINGS = {
     "a header that json reads and safetensors does not": b"\0"
@@ -45,6 +52,8 @@ FINDINGS = {
     "a plan without a field that it needs": b'\1{"layers": {}, "attentions": {}, "timesteps": [], '
     b'"ticks": 1, "kinds": [], "left": {}, "cached": {}}',
     "a time that no float holds": fuzz.seeds()[1].replace(b"999.25", LONG.encode()),
+    "features of requests without a width": b"\1"
+    + _with(requests={"a": {"reads": ["x"], "cache": None, "exact": None}}),
     "a name that is too long for a file": b'\2{"_class_name": "A", "%s": []}' % LONG.encode(),
     "a field that no version knows": b'\3{"quantization_config": {"weight": 4}}',
 }
