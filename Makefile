@@ -11,7 +11,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PYTEST := -m pytest -q -n $(WORKERS) -m "not slow"
 
-.PHONY: demo test slow mutants faults sanitize lint docs wheel-check compat compat-lowest compat-newest diffusers-tests peers table clean
+.PHONY: demo test slow mutants faults fuzz sanitize lint docs wheel-check compat compat-lowest compat-newest diffusers-tests peers table clean
 
 # What the native kernels are built from.
 NATIVE := setup.py $(wildcard lowtide/kernels/native/*)
@@ -44,6 +44,14 @@ faults: $(READY)
 	$(FAULTS) events
 	$(FAULTS) kills
 	$(FAULTS) readers
+
+# Headers, plans, indexes and configurations at random for an hour: anything but one sentence ends it. Shorter: make FUZZ_SECONDS=60 fuzz
+FUZZ_SECONDS ?= 3600
+fuzz: $(READY)
+	$(BIN)/pip install --quiet -e ".[fuzz]"
+	mkdir -p build/fuzz
+	PYTHONPATH=.:bench OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz_loader.py build/fuzz/corpus -artifact_prefix=build/fuzz/ \
+		-max_total_time=$(FUZZ_SECONDS)
 
 # The tests of the native kernels against a build that stops at undefined behaviour and at memory errors.
 # setup.py says what the flags mean; its own build has Python's -fwrapv, which would hide overflows.

@@ -2,10 +2,11 @@
 
     PYTHONPATH=. bench/.venv-peers/bin/python bench/faulty_peers.py [--count 40] [--only sdnq]
 
-`make peers` sets that environment up. Each quantizer packs a tiny random DiT to 8-bit weights
-in the way that its documentation names, saves it, and loads it again through diffusers. Then a copy
-of the folder is damaged and loaded. A load that raises any error noticed the damage. A load that
-answers as before lost nothing. A load that answers otherwise, without a word, is what this counts.
+`make peers` sets that environment up. Each quantizer packs a tiny random DiT to 8-bit weights,
+OrbitQuant to 4, in the way that its documentation names, saves it, and loads it again through
+diffusers. Then a copy of the folder is damaged and loaded. A load that raises any error noticed the
+damage. A load that answers as before lost nothing. A load that answers otherwise, without a word,
+is what this counts.
 """
 
 import argparse
@@ -105,12 +106,23 @@ def pack_quanto(source: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def pack_orbitquant(source: Path, folder: Path) -> None:
+    """At the 4 bits that it is made for. The import lets diffusers know it."""
+    from orbitquant import OrbitQuantConfig
+
+    model = DiTTransformer2DModel.from_pretrained(
+        source, quantization_config=OrbitQuantConfig(), torch_dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+
+
 PEERS: dict[str, Pack] = {
     "diffusers, float": pack_float,
     "lowtide": pack_lowtide,
     "sdnq": pack_sdnq,
     "torchao": pack_torchao,
     "quanto": pack_quanto,
+    "orbitquant": pack_orbitquant,
 }
 
 

@@ -55,24 +55,25 @@ wrapt.when_imported("diffusers.quantizers.auto")(
     lambda module: import_module("lowtide.checkpoint.diffusers_hook")
 )
 # What of diffusers is wrapped when it is imported, and by which function of checkpoint/.
-_WRAPPED = {
+_WRAPPED = (
     # Folders that lowtide wrote are checked before diffusers reads them.
-    "diffusers.pipelines.pipeline_utils": ("gate", "wrap_pipelines"),
-    "diffusers.models.modeling_utils": ("gate", "wrap_models"),
-    "diffusers.schedulers.scheduling_utils": ("gate", "wrap_schedulers"),
-    "diffusers.models.controlnets.controlnet": ("controlnets", "wrap"),
-    "diffusers.pipelines.pag.pag_utils": ("perturbed_attention", "wrap"),
-    "diffusers.loaders.unet": ("image_adapters", "wrap"),
-    "diffusers.utils.hub_utils": ("hub_cards", "wrap"),
-}
+    ("diffusers.pipelines.pipeline_utils", "gate", "wrap_pipelines"),
+    ("diffusers.models.modeling_utils", "gate", "wrap_models"),
+    ("diffusers.models.modeling_utils", "belonging", "wrap"),
+    ("diffusers.schedulers.scheduling_utils", "gate", "wrap_schedulers"),
+    ("diffusers.models.controlnets.controlnet", "controlnets", "wrap"),
+    ("diffusers.pipelines.pag.pag_utils", "perturbed_attention", "wrap"),
+    ("diffusers.loaders.unet", "image_adapters", "wrap"),
+    ("diffusers.utils.hub_utils", "hub_cards", "wrap"),
+)
 
 
 def _wrapped_by(home: str, name: str) -> Callable[[ModuleType], None]:
     return lambda module: getattr(import_module(f"lowtide.checkpoint.{home}"), name)(module)
 
 
-for _theirs, _ours in _WRAPPED.items():
-    wrapt.when_imported(_theirs)(_wrapped_by(*_ours))
+for _theirs, _home, _wrapper in _WRAPPED:
+    wrapt.when_imported(_theirs)(_wrapped_by(_home, _wrapper))
 # peft learns of packed layers when it imports its LoRA.
 wrapt.when_imported("peft.tuners.lora.model")(
     lambda module: import_module("lowtide.checkpoint.peft_hook")

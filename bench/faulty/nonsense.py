@@ -17,9 +17,10 @@ from torch import Tensor
 
 from faulty.damage import HUGE, Fault, NothingToDo, fault, files_of, read_file, sealed
 from lowtide.checkpoint import seal
+from lowtide.checkpoint.belonging import name_weights
 from lowtide.checkpoint.file_format import HASH, HASHES, PLAN
 from lowtide.checkpoint.manifest import MANIFEST, listed, write_manifest
-from lowtide.kernels.hashing import hashes
+from lowtide.kernels.hashing import checksums
 
 Entries = dict[str, str]
 State = dict[str, Tensor]
@@ -30,7 +31,7 @@ def reseal(folder: Path, path: Path, entries: Entries, state: State) -> None:
 
     Where several files hold them, each tensor stays in its file, and a new one goes to `path`.
     """
-    in_order = hashes([state[name] for name in sorted(state)], HASH)
+    in_order = checksums([state[name] for name in sorted(state)], HASH)
     entries = entries | {HASHES: base64.b64encode(b"".join(in_order)).decode()}
     entries |= seal.seal_of(entries[PLAN], state)
     places = {
@@ -41,6 +42,7 @@ def reseal(folder: Path, path: Path, entries: Entries, state: State) -> None:
     for each, names in places.items():
         save_file({name: state[name] for name in names}, each, metadata=entries)
     _rewrite_index(folder, places)
+    name_weights(path.parent)
     seal.finish(folder)
     rewrite_manifest(folder)
 

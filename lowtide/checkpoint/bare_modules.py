@@ -110,7 +110,7 @@ def load_bare(folder: Path, factory: Factory, dtype: torch.dtype) -> ModulePipel
     state = load_file(folder / WEIGHTS)
     verify_names(module, list(state))
     verify_kinds(header, [folder / WEIGHTS])
-    verify(state, hashes_by_name(list(state), header[HASHES]))
+    verify(state, hashes_by_name(list(state), header[HASHES]), header)
     module.load_state_dict(_cast(state.items(), dtype), assign=True)
     module.requires_grad_(requires_grad=False)
     module.eval()
@@ -126,7 +126,7 @@ def bare_problems(folder: Path) -> list[str]:
         verify_plan(header, folder / WEIGHTS)
         verify_kinds(header, [folder / WEIGHTS])
         state = load_file(folder / WEIGHTS)
-        verify(state, hashes_by_name(list(state), header[HASHES]))
+        verify(state, hashes_by_name(list(state), header[HASHES]), header)
     except (BadInput, OSError, ValueError, KeyError, SafetensorError) as error:
         return [str(error).partition("\n")[0]]
     return []

@@ -14,6 +14,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor, nn
 
 from lowtide.checkpoint.adapters import without_adapters
+from lowtide.checkpoint.belonging import check_belongs
 from lowtide.checkpoint.file_format import (
     HASHES,
     PLAN,
@@ -76,6 +77,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         for path in checkpoint_files:
             header = read_metadata(path)
             verify_plan(header, path)
+            check_belongs(header, self.quantization_config.seals, path)
             self.plan = Plan.from_json(header[PLAN])
             self.header = header
         self.names = loaded_keys
@@ -139,7 +141,7 @@ class LowtideQuantizer(DiffusersQuantizer):
         if not self.names:
             return state_dict
         state = with_own_maps(state_dict, self.places)
-        verify(state, self.hashes)
+        verify(state, self.hashes, self.header)
         return state
 
     def _process_model_after_weight_loading(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -25,8 +25,11 @@
     others        as in the float model
 
     *.safetensors, metadata
-    lowtide_version, lowtide_plan (JSON, see nn/plan.py), lowtide_hashes (base64, by name),
-    lowtide_seal, lowtide_kinds, lowtide_config (see seal.py)
+    lowtide_version, lowtide_plan (JSON, see nn/plan.py), lowtide_seal, lowtide_kinds,
+    lowtide_config (see seal.py)
+    lowtide_hashes
+                  base64, 5 bytes for each tensor in the order of the names: its checksum (see
+                  kernels/hashing.py); before version 6, BLAKE2b
 
 Loading compares every tensor's hash, and the names must match exactly: an altered, truncated or
 mixed-up checkpoint is an error, never a blurred picture. folders.py writes whole folders.
@@ -39,7 +42,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lowtide.checkpoint.headers import header_of
@@ -47,7 +50,7 @@ from lowtide.checkpoint.manifest import MANIFEST, altered
 from lowtide.checkpoint.seal import TYPES, check_kinds, check_plan, seal_of
 from lowtide.checkpoint.values import check_values
 from lowtide.errors import BadInput
-from lowtide.kernels.hashing import hashes
+from lowtide.kernels.hashing import checksums, hashes
 from lowtide.nn.clock import CLOCK
 from lowtide.nn.correction import CORRECTION
 from lowtide.nn.plan import FORMAT_VERSION, OLDEST_VERSION, Plan
@@ -55,6 +58,8 @@ from lowtide.nn.swap import packed_layers
 
 # Bytes of each hash: enough to notice damage, few enough for a header.
 HASH = 5
+# The first version with checksums; those before have BLAKE2b.
+CHECKSUMS = 6
 
 PLAN = "lowtide_plan"
 HASHES = "lowtide_hashes"
@@ -68,7 +73,7 @@ UNREAD = ("README.md", "lowtide.json", PICTURE)
 
 def metadata(plan: Plan, state: dict[str, Tensor]) -> dict[str, str]:
     """The header of every safetensors file. Hashes are in the order of the sorted names."""
-    in_order = hashes([state[name] for name in sorted(state)], HASH)
+    in_order = checksums([state[name] for name in sorted(state)], HASH)
     text = plan.to_json()
     return {
         VERSION: str(FORMAT_VERSION),
@@ -98,8 +103,15 @@ def hashes_by_name(names: list[str], text: str) -> dict[str, bytes]:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The header of one file, once it is known that lowtide wrote it."""
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise BadInput(
+            f"found a header in {Path(path).name} that safetensors cannot read ({error})",
+            "the file that was saved",
+            "copy or download it again",
+        ) from error
     if PLAN not in header or HASHES not in header:
         raise BadInput(
             f"found no lowtide plan in {Path(path).name}",
@@ -197,11 +209,12 @@ def verify_kinds(header: Mapping[str, str], paths: Iterable[str | Path]) -> None
         check_kinds(header, map(Path, paths))
 
 
-def verify(state: dict[str, Tensor], saved: dict[str, bytes]) -> None:
-    """Every tensor has the hash that was saved with it."""
+def verify(state: dict[str, Tensor], saved: dict[str, bytes], header: Mapping[str, str]) -> None:
+    """Every tensor has the hash that was saved with it, of the kind that its version has."""
     if _verification.get() != "full":
         return
-    for name, found in zip(state, hashes(list(state.values()), HASH), strict=True):
+    taken = checksums if int(header[VERSION]) >= CHECKSUMS else hashes
+    for name, found in zip(state, taken(list(state.values()), HASH), strict=True):
         if saved.get(name) != found:
             raise BadInput(
                 f"found tensor {name} altered since it was saved",

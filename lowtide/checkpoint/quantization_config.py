@@ -1,7 +1,7 @@
 """LowtideConfig: what config.json says of a packed model, and how to quantize a float one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, cast
 
@@ -55,6 +55,8 @@ class LowtideConfig(QuantizationConfigMixin):
     format_version: int = FORMAT_VERSION
     method: str = ""
     summary: dict[str, object] = field(default_factory=dict)
+    # Of the weights in the folder of this config.json; see checkpoint/belonging.py.
+    seals: Sequence[str] = ()
     # diffusers declares its own enum here, which cannot be extended.
     quant_method: str = LowtideMethod.LOWTIDE  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -67,6 +69,12 @@ class LowtideConfig(QuantizationConfigMixin):
             raise BadInput(
                 f"found a quantization_config with summary {str(self.summary)[:40]!r}",
                 "settings by name",
+                "copy or download the folder again",
+            )
+        if not isinstance(self.seals, list | tuple):
+            raise BadInput(
+                f"found a quantization_config with seals {str(self.seals)[:40]!r}",
+                "a list of hashes",
                 "copy or download the folder again",
             )
         if self.summary:
@@ -88,6 +96,23 @@ class LowtideConfig(QuantizationConfigMixin):
         return Settings(weights, inputs, group=self.group, keep_float=kept)
 
     @classmethod
+    def from_dict(
+        cls,
+        config_dict: dict[str, Any],
+        return_unused_kwargs: bool = False,  # noqa: FBT001, FBT002 - as in diffusers
+        **kwargs: Any,
+    ) -> Any:
+        """What a config.json says; a field that is unknown is an error."""
+        unknown = sorted(map(str, config_dict.keys() - {each.name for each in fields(cls)}))
+        if unknown:
+            raise BadInput(
+                f"found a quantization_config with the unknown {unknown[0][:40]!r}",
+                "the fields of this version",
+                "upgrade lowtide, or copy or download the folder again",
+            )
+        return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
+
+    @classmethod
     def of(cls, plan: Plan) -> "LowtideConfig":
         """What config.json says of a model with this plan."""
         return cls(method=plan.method, summary=plan.summary)
@@ -101,7 +126,7 @@ class LowtideConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON; what is not set is left out."""
-        fields = {
+        content = {
             "quant_method": WORDS,
             "format_version": self.format_version,
             "weights": self.weights,
@@ -111,7 +136,7 @@ class LowtideConfig(QuantizationConfigMixin):
             "method": self.method,
             "summary": self.summary,
         }
-        return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+        return {name: value for name, value in content.items() if value not in (None, "", [], {})}
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()

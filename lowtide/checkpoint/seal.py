@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowtide.checkpoint.config_checks import read_json
 from lowtide.checkpoint.headers import METADATA, header_of
 from lowtide.errors import BadInput
 
@@ -64,6 +65,11 @@ def _kinds_of_files(paths: Iterable[Path]) -> Kinds:
         tensors.pop(METADATA, None)
         kinds |= {name: (each["dtype"], tuple(each["shape"])) for name, each in tensors.items()}
     return kinds
+
+
+def weights_seal(header: Mapping[str, str], hashes: str) -> str:
+    """The hash of all that a header says of plan and tensors. hashes: the entry with those."""
+    return _hash(json.dumps([header.get(name) for name in (SEAL, KINDS, hashes)]))
 
 
 def check_plan(header: Mapping[str, str], plan: str, folder: Path) -> None:
@@ -132,7 +138,7 @@ def _hash(text: str) -> str:
 
 def _config_hash(path: Path) -> str:
     """The hash of what config.json says of the network."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     kept = {
         name: value
         for name, value in values.items()

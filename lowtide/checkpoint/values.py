@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lowtide.errors import BadInput
-from lowtide.formats import Adaptive, Affine, Format, Mixed, Stepped, most_bits
+from lowtide.formats import Adaptive, Affine, Format, Mixed, Stepped, flat_tables, most_bits
 from lowtide.nn.clock import CLOCK, Clock, find_clock
 from lowtide.nn.feature_cache import Cached
 from lowtide.nn.packed import Packed
 from lowtide.nn.plan import Plan
-from lowtide.nn.swap import packed_layers, quantizers
+from lowtide.nn.swap import quantizers
 
 
 def check_values(model: nn.Module, plan: Plan) -> None:
@@ -33,18 +33,38 @@ def value_problems(model: nn.Module, plan: Plan) -> list[str]:
 
 
 def _problems(model: nn.Module, plan: Plan) -> Iterator[str]:
-    floats = {name: each for name, each in model.state_dict().items() if each.is_floating_point()}
-    if not _are_finite(list(floats.values())):
-        for name, tensor in floats.items():
-            if not tensor.isfinite().all():
-                yield f"{name} holds NaN or infinity"
-    for name, layer in packed_layers(model):
-        yield from (f"{name}: {problem}" for problem in _layer_problems(layer))
-    for name, module in model.named_modules():
-        if isinstance(module, Cached) and module.plan.format is not None:
-            yield from (f"{name}: {problem}" for problem in _cache_problems(module))
-    if CLOCK in dict(model.named_children()):
+    if not _is_sound(model):
+        yield from _named_problems(model)
+    if CLOCK in model._modules:
         yield from _clock_problems(model, plan)
+
+
+def _named_problems(model: nn.Module) -> Iterator[str]:
+    """Tensor by tensor, which takes as long as the rest of loading."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            yield f"{name} holds NaN or infinity"
+    for name, module in model.named_modules():
+        if isinstance(module, Packed):
+            yield from (f"{name}: {problem}" for problem in _layer_problems(module))
+        elif isinstance(module, Cached) and module.plan.format is not None:
+            yield from (f"{name}: {problem}" for problem in _cache_problems(module))
+
+
+def _is_sound(model: nn.Module) -> bool:
+    """Whether `_named_problems` finds nothing, in one walk and a few calls."""
+    floats: list[Tensor] = []
+    layers: list[Packed] = []
+    caches: list[Cached] = []
+    for module in model.modules():
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        floats += [each for each in tensors if each is not None and each.is_floating_point()]
+        if isinstance(module, Packed):
+            layers.append(module)
+        elif isinstance(module, Cached) and module.plan.format is not None:
+            caches.append(module)
+    are_caches = not any(any(_cache_problems(each)) for each in caches)
+    return are_caches and _are_finite(floats) and _are_tables(layers)
 
 
 def _layer_problems(layer: Packed) -> Iterator[str]:
@@ -79,6 +99,8 @@ def _clock_problems(model: nn.Module, plan: Plan) -> Iterator[str]:
     clock = find_clock(model)
     if tuple(clock.timesteps.tolist()) != plan.timesteps:
         yield f"{CLOCK}.timesteps, those of the tables, differ from those of the plan"
+    if not clock.zero.numel():
+        return
     inputs = quantizers(model)
     if _are_ranges(clock, [each.format for each in inputs.values()]):
         return
@@ -101,10 +123,33 @@ def _are_finite(tensors: list[Tensor]) -> bool:
     return bool(largest.isfinite().all())
 
 
+def _are_tables(layers: list[Packed]) -> bool:
+    """Whether no table of any layer can be wrong, found in a few calls."""
+    positive: list[Tensor | None] = []
+    below: dict[int, list[Tensor | None]] = {}  # tables of whole numbers by the last that may be
+    above_zero: list[Tensor | None] = []
+    for layer in layers:
+        scale, zero, factor, smooth = flat_tables(layer.grid, layer.places)
+        positive += [scale, smooth]
+        if isinstance(layer.format, Mixed) and zero is not None:
+            positive.append(layer.format.levels(zero).flatten() - zero)
+        elif isinstance(layer.format, Affine):
+            below.setdefault(2**layer.format.bits - 1, []).append(zero)
+            below.setdefault(layer.format.largest_factor, []).append(factor)
+            above_zero.append(factor)
+    values = _joined(positive)
+    fine = values.isfinite().all() and (values > 0).all() and (_joined(above_zero) > 0).all()
+    return bool(fine) and all(int(_joined(each).max()) <= last for last, each in below.items())
+
+
+def _joined(tables: list[Tensor | None]) -> Tensor:
+    """The values of all tables; one that is always fine if there are none."""
+    filled = [each for each in tables if each is not None]
+    return torch.cat(filled) if filled else torch.ones(1, dtype=torch.uint8)
+
+
 def _are_ranges(clock: Clock, formats: list[Format | None]) -> bool:
     """Whether no range of any input can be wrong, found in a few calls."""
-    if not clock.zero.numel():
-        return True
     kinds = [each for each in formats if each is not None]
     least = min(
         (1 if isinstance(each, Adaptive) else _least_top(each) for each in kinds), default=0

@@ -19,7 +19,13 @@ from lowtide.formats.own_range import OwnRange
 from lowtide.formats.packing import pack, pack_mixed, packed_bytes, unpack, unpack_mixed
 from lowtide.formats.search import SEARCHES, Search, check_search, minmax, mse, percentile
 from lowtide.formats.stepped import Stepped
-from lowtide.formats.table_packing import PackedTable, pack_tables, table_words, unpack_tables
+from lowtide.formats.table_packing import (
+    PackedTable,
+    flat_tables,
+    pack_tables,
+    table_words,
+    unpack_tables,
+)
 
 __all__ = [
     "FLOAT_BITS",
@@ -39,6 +45,7 @@ __all__ = [
     "WeightFormat",
     "check_bits",
     "check_search",
+    "flat_tables",
     "format_from_json",
     "format_to_json",
     "minmax",

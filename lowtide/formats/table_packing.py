@@ -50,6 +50,26 @@ def unpack_tables(packed: Tensor, places: tuple[PackedTable, ...]) -> list[Tenso
     ]
 
 
+def flat_tables(packed: Tensor, places: tuple[PackedTable, ...]) -> list[Tensor | None]:
+    """The values of each table, flat; None for a table without values.
+
+    Loading looks at all tables of a network, and spares what it can of views.
+    """
+    tables: list[Tensor | None] = []
+    start = 0
+    for place in places:
+        end = start + place.words
+        flat = packed[start:end].view(place.dtype)
+        if end == start:
+            tables.append(None)
+        elif place.dtype == torch.uint8:  # zeros fill the last word
+            tables.append(flat[: place.count])
+        else:
+            tables.append(flat)
+        start = end
+    return tables
+
+
 def table_words(places: tuple[PackedTable, ...]) -> int:
     """The number of words of all tables together."""
     return sum(place.words for place in places)

@@ -12,8 +12,8 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 8
-GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE, HASH = range(8)
+ABI = 9
+GEMM, GROUP_MOMENTS, STREAM, LAYER_NORM, ATTENTION, ROW, ARRANGE, HASH, CHECKSUM = range(9)
 IDENTITY, SILU, GELU_TANH, GELU_ERF = range(4)
 # What a run returns: bits of kernels/native/lowtide.h.
 NOT_A_NUMBER = 1
@@ -264,6 +264,17 @@ class Hash(ctypes.Structure):
     ]
 
 
+class Checksum(ctypes.Structure):
+    """The checksums of many messages."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("bytes", c_void_p),
+        ("sums", c_void_p),
+        ("count", c_int64),
+    ]
+
+
 class Call(ctypes.Structure):
     """A kernel and the address of its arguments."""
 
@@ -279,6 +290,7 @@ KERNELS: dict[type[ctypes.Structure], int] = {
     Row: ROW,
     Arrange: ARRANGE,
     Hash: HASH,
+    Checksum: CHECKSUM,
 }
 
 

@@ -20,9 +20,9 @@ from lowtide.formats import (
 from lowtide.nn.plan_checks import check_plan_fields
 from lowtide.settings import Settings
 
-FORMAT_VERSION = 5  # of the checkpoint; a file of a later version is refused
+FORMAT_VERSION = 6  # of the checkpoint; a file of a later version is refused
 # 3: cached features of requests; 4: side branches; 5: recorded architectures, the order as a list,
-# times only where they are not the timesteps.
+# times only where they are not the timesteps; 6: checksums instead of hashes.
 OLDEST_VERSION = 2
 
 

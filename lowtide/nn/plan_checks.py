@@ -4,7 +4,6 @@ A plan decides how much is allocated and what bytes mean. So each field is check
 error names it.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -25,7 +24,7 @@ NUMBERS = "0123456789"
 def check_plan_fields(data: object) -> dict[str, Any]:
     """The fields of a plan, once it is known that `Plan.from_json` can read them."""
     plan = _mapping(data, "plan", "the plan")
-    required = {"layers", "attentions", "timesteps", "ticks", "kinds", "left"}
+    required = {"layers", "attentions", "timesteps", "ticks", "kinds", "left", "cached", "requests"}
     known = required | set(_CHECKS) | {"method", "summary", "example"}
     for name in (*sorted(required - plan.keys()), *sorted(plan.keys() - known)):
         word = "no" if name in required else "the unknown"
@@ -87,8 +86,8 @@ def _check_timesteps(value: object, name: str) -> None:
 
 def _check_times(value: object, name: str) -> None:
     for time in _sequence(value, name, MOST_STEPS):
-        if not _is_number(time) or not math.isfinite(time):
-            raise _wrong(f"{name} {_shown(time)}", "finite numbers")
+        if not _is_number(time) or not abs(time) <= LAST_TIMESTEP:
+            raise _wrong(f"{name} {_shown(time)}", f"numbers up to {LAST_TIMESTEP}")
 
 
 def _is_number(value: object) -> bool:
@@ -177,16 +176,16 @@ def _check_cache(value: object, name: str) -> None:
 
 def _check_requests(value: object, name: str) -> None:
     for request in _mapping(value, name, "what layers read").values():
-        whole = {"reads": request, "cache": None, "exact": None}
-        fields = whole if isinstance(request, list) else _mapping(request, name, "what it reads")
-        if fields.keys() != whole.keys():
+        is_list = isinstance(request, list)
+        fields = {"reads": request} if is_list else _mapping(request, name, "what it reads")
+        if not is_list and fields.keys() != {"reads", "cache", "exact"}:
             raise _wrong(f"{name} {_shown(request)}", "reads, cache and exact")
         reads = _sequence(fields["reads"], f"{name}.reads", MOST_STEPS)
         if not all(isinstance(each, str) for each in reads):
             raise _wrong(f"{name}.reads {_shown(reads)}", "names of inputs")
-        if fields["cache"] is not None:
+        if not is_list:
             _check_cache(fields["cache"], f"{name}.cache")
-        if fields["exact"] is not None:
+        if fields.get("exact") is not None:
             _check_layer(fields["exact"], f"{name}.exact")
 
 

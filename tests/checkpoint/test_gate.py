@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import lowtide
 from lowtide.checkpoint import folder_locks, gate, seal
+from lowtide.checkpoint.belonging import name_weights
 from lowtide.checkpoint.file_format import metadata, read_metadata
 from lowtide.checkpoint.folders import written_beside
 from lowtide.checkpoint.manifest import MANIFEST, listed, write_manifest
@@ -120,6 +121,7 @@ def test_values_whose_hashes_are_right(folder):
     state["lowtide_clock.scale"][0] = -1
     plan = Plan.from_json(header["lowtide_plan"])
     save_file(state, path, header | metadata(plan, state))
+    name_weights(path.parent)
     seal.finish(folder)
     rehash(folder)
     with pytest.raises(BadInput, match=r"scale of its input is not positive"):

@@ -50,11 +50,9 @@ def environment(**changes: object) -> dict[str, str]:
     return os.environ | {name: str(value) for name, value in values.items()}
 
 
-@pytest.fixture(scope="module")
-def died(home: Path) -> dict:
-    """What each process says, when the second of a command under torchrun dies."""
-    logs = home / "logs"
-    torchrun = (
+def torchrun(home: Path, out: Path, logs: Path, dies_at: int) -> int:
+    """The exit code of the command in two processes, the second of which dies in that unit."""
+    launch = (
         "-m",
         "torch.distributed.run",
         "--standalone",
@@ -63,17 +61,25 @@ def died(home: Path) -> dict:
         "--redirects",
         3,
     )
-    arguments = (home / "float", "--out", home / "resumed", *shared_work.COMMAND, 2)
-    command = (sys.executable, *torchrun, "--log-dir", logs, HERE / "dying.py", "quantize")
+    arguments = (home / "float", "--out", out, *shared_work.COMMAND, 2)
+    command = (sys.executable, *launch, "--log-dir", logs, HERE / "dying.py", "quantize")
     done = subprocess.run(
         [*map(str, command), *map(str, arguments)],
-        env=environment(XDG_CACHE_HOME=home / "cache"),
+        env=environment(XDG_CACHE_HOME=home / "cache", DIES_AT=dies_at),
         capture_output=True,
         check=False,
     )
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def died(home: Path) -> dict:
+    """What each process says, when the second of a command under torchrun dies."""
+    logs = home / "logs"
+    code = torchrun(home, home / "resumed", logs, dies_at=3)
     units = sorted((home / "resumed.run").glob("*/units/*.safetensors"))
     said = [next(logs.rglob(f"{rank}/stderr.log")).read_text() for rank in (0, 1)]
-    return {"code": done.returncode, "said": said, "units": [path.name for path in units]}
+    return {"code": code, "said": said, "units": [path.name for path in units]}
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +226,26 @@ def test_the_same_command_goes_on(together: list[dict], died: dict, home: Path) 
     record = json.loads((home / "resumed" / "lowtide.json").read_text())
     assert record["report"]["ranks"] == 2
     assert record["report"]["batch"] == 4
+
+
+def units_learnt(logs: Path) -> int:
+    """How many units the first process learnt."""
+    said = next(logs.rglob("0/stdout.log")).read_text()
+    return int(re.findall(r"^(\d+) units learnt$", said, re.MULTILINE)[-1])
+
+
+@pytest.mark.slow
+def test_a_killed_process_changes_no_byte(home: Path) -> None:
+    """Killed while blocks are reconstructed, and gone on with by the same command."""
+    assert torchrun(home, home / "whole", home / "logs-whole", dies_at=0) == 0
+    place = home / "killed"
+    assert torchrun(home, place, home / "logs-killed", dies_at=6) != 0
+    units = {path.name for path in (home / "killed.run").glob("*/units/*.safetensors")}
+    assert any(name.startswith("Reconstruct-") for name in units), units
+    assert not place.exists()
+    assert torchrun(home, place, home / "logs-again", dies_at=0) == 0
+    learnt = [units_learnt(home / logs) for logs in ("logs-whole", "logs-again")]
+    assert learnt[0] - learnt[1] >= 5
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        [ours] = place.rglob(f"unet/{name}")
+        assert ours.read_bytes() == (home / "whole" / ours.relative_to(place)).read_bytes(), name

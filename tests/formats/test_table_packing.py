@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lowtide.formats import PackedTable, pack_tables, table_words, unpack_tables
+from lowtide.formats import PackedTable, flat_tables, pack_tables, table_words, unpack_tables
 
 PLACES = (
     PackedTable((3, 1), torch.float32),
@@ -26,6 +26,9 @@ def test_bits_and_shapes_come_back():
     assert len(packed) == table_words(PLACES) == 3 + 1 + 0 + 6 + 5
     for before, after in zip(tables, unpack_tables(packed, PLACES), strict=True):
         assert before.dtype == after.dtype and torch.equal(before, after)
+    for before, after in zip(tables, flat_tables(packed, PLACES), strict=True):
+        assert (after is None) == (before.numel() == 0)
+        assert after is None or torch.equal(before.flatten(), after)
 
 
 def test_a_cast_of_the_module_leaves_the_bits():

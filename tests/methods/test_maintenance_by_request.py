@@ -240,9 +240,9 @@ def test_a_plan_of_version_two_is_read_as_it_was_written():
     plan = Plan(requests={"adaln": RequestPlan(("class_labels", "timestep"))})
     assert '"requests":{"adaln":["class_labels","timestep"]}' in plan.to_json()
     assert Plan.from_json(plan.to_json()) == plan
-    for version in (2, 3, 4, 5):
+    for version in (2, 3, 4, 5, 6):
         file_format.check_version(version)
-    for version in (1, 6):
+    for version in (1, 7):
         with pytest.raises(BadInput, match=f"found format_version {version}"):
             file_format.check_version(version)
 

@@ -90,8 +90,8 @@ int32_t lowtide_run(const Call* calls, int64_t count, int32_t threads, int32_t s
 int64_t lowtide_sizeof(int32_t which) {
   static const int64_t sizes[] = {sizeof(Gemm),      sizeof(GroupMoments), sizeof(Stream),
                                   sizeof(LayerNorm), sizeof(Attention),    sizeof(Row),
-                                  sizeof(Arrange),   sizeof(Hash),         sizeof(Sink),
-                                  sizeof(Weight),    sizeof(Operand)};
+                                  sizeof(Arrange),   sizeof(Hash),         sizeof(Checksum),
+                                  sizeof(Sink),      sizeof(Weight),       sizeof(Operand)};
   constexpr int32_t count = sizeof(sizes) / sizeof(sizes[0]);
   return which >= 0 && which < count ? sizes[which] : -1;
 }

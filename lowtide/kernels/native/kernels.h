@@ -6,7 +6,7 @@
 
 namespace lowtide {
 
-constexpr int KERNELS = 8;
+constexpr int KERNELS = 9;
 
 struct Table {
   void (*run[KERNELS])(const void* arguments, Team& team);

@@ -9,7 +9,7 @@
 #pragma once
 #include <cstdint>
 
-#define LOWTIDE_ABI 8
+#define LOWTIDE_ABI 9
 #define LOWTIDE_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -25,7 +25,8 @@ enum Kernel : int32_t {
   ATTENTION = 4,
   ROW = 5,
   ARRANGE = 6,
-  HASH = 7
+  HASH = 7,
+  CHECKSUM = 8
 };
 
 // Bits that lowtide_run returns. NOT_A_NUMBER: a value to be rounded was NaN, which no code stands
@@ -210,6 +211,14 @@ struct Hash {
   uint64_t* hashes;      // of each message: the first bytes of its hash, lowest first
   int64_t count;
   int64_t size;          // bytes of a hash, up to 8
+};
+
+// The checksum of each message; see checksum.inc.
+struct Checksum {
+  const uint8_t* const* data;
+  const int64_t* bytes;  // of each message
+  uint64_t* sums;
+  int64_t count;
 };
 
 struct Call {
