@@ -23,9 +23,7 @@ def bench_quality(
         str,
         typer.Option(help="Methods with commas between; tcaq-par leaves PAR out. Default: all."),
     ] = "",
-    widths: Annotated[
-        str, typer.Option(help="Such as W4A8,W4A4; default: the papers' nine.")
-    ] = "",
+    widths: Annotated[str, typer.Option(help="Such as W4A8,W4A4; default: the papers' nine.")] = "",
     seeds: Annotated[str, typer.Option(help="Calibration seeds, such as 0-2.")] = "0",
     samples: Annotated[
         int, typer.Option(help="Images that are compared with the float model's.")
