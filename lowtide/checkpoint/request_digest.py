@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from lowtide import sampling
+from lowtide.checkpoint.file_format import PICTURE
 from lowtide.checkpoint.folders import LOCK
 from lowtide.checkpoint.manifest import MANIFEST, file_hash
 from lowtide.sampling.call_values import recorded
@@ -23,8 +24,8 @@ from lowtide.stages.base import code_hash
 from lowtide.stages.finished_work import holds_runs_alone
 
 LENGTH = 12
-# lowtide writes the numbers of an evaluation into a model's card.
-_NOT_READ = (MANIFEST, "README.md", LOCK)
+# lowtide writes the numbers of an evaluation, and a picture, into a model's card.
+_NOT_READ = (MANIFEST, "README.md", PICTURE, LOCK)
 
 
 def request_digest(
