@@ -10,7 +10,7 @@ INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 MOST = 2**20  # of a whole number, which is a size or a count
 FARTHEST = 2.0**31  # of other numbers
-# How names of sizes and counts end. Their values are numbers, and lists of numbers.
+# How names of sizes and counts end. Their values are numbers from 0 on, and lists of them.
 SIZES = ("_size", "_channels", "_dim", "_heads", "_layers", "_per_block", "_groups", "_length")
 MOST_TIMESTEPS = 10**6
 NUMBERS = ("beta_start", "beta_end")
@@ -59,7 +59,8 @@ def _check_numbers(path: Path, value: object, name: str) -> None:
             _check_numbers(path, each, name)
     elif isinstance(value, int | float) and name not in UNBOUNDED:
         most = MOST if isinstance(value, int) else FARTHEST
-        if not -most < value < most:
+        least = 0 if name.endswith(SIZES) else 1 - most
+        if not least <= value < most:
             raise _wrong(path, f"where {name} is {value}")
     elif isinstance(value, str) and name.endswith(SIZES):
         raise _wrong(path, f"where {name} is {value!r}")

@@ -59,8 +59,9 @@ def _pipeline(wrapped: Callable[..., Any], cls: type, args: tuple, kwargs: dict[
         return wrapped(*args, **kwargs)
 
     def load() -> Any:
-        parts = [part.name for part in home.iterdir() if part.is_dir() and _is_sealed(part)]
-        check_unaltered(home, without=parts)
+        # What diffusers loads as a packed model has a gate of its own; a text encoder has none.
+        packed = [part.name for part in home.iterdir() if _is_ours(part) and _is_sealed(part)]
+        check_unaltered(home, without=packed)
         check_index(home)
         return wrapped(*args, **kwargs)
 

@@ -20,6 +20,8 @@ from lowtide.nn.plan import Plan
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+FIELDS = ["layers_per_block", "cross_attention_dim", "sample_size", "norm_num_groups"]
+ENCODER = "text_encoder/model.safetensors"
 LOADS = pytest.mark.parametrize("load", [lowtide.load, DiffusionPipeline.from_pretrained])
 
 
@@ -58,6 +60,14 @@ def test_a_flipped_bit_of_a_float_component(folder, load):
 
 
 @LOADS
+def test_packed_weights_in_the_place_of_a_text_encoder(folder, load):
+    """transformers would leave its encoder without weights, and diffusers has no gate there."""
+    shutil.copyfile(folder / WEIGHTS, folder / ENCODER)
+    with pytest.raises(BadInput, match=f"found {ENCODER} in .* altered since lowtide wrote it"):
+        load(folder)
+
+
+@LOADS
 def test_whole_weights_of_another_model(folder, load, tmp_path):
     """Each of their hashes fits; the list of the folder's files knows the others."""
     pipe = tiny_pipelines.stable_diffusion(tmp_path)
@@ -78,8 +88,8 @@ def test_a_file_that_is_no_json(folder, load, text, name):
         load(folder)
 
 
-@pytest.mark.parametrize("field", ["layers_per_block", "cross_attention_dim", "sample_size"])
-@pytest.mark.parametrize("size", [2**60, 100_000, "x"])
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("size", [2**60, 100_000, "x", -1])
 def test_sizes_that_no_machine_has_are_refused_before_they_are_built(folder, field, size):
     """Their hashes are right."""
     edit(folder / "unet" / "config.json", **{field: size})
