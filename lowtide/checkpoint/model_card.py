@@ -186,7 +186,7 @@ def add_evidence(folder: Path, rows: Mapping[str, Mapping[str, str]], picture: s
 
 
 def evidence_in(folder: Path) -> str | None:
-    """What stands between the lines of evidence in a folder's card; None without these lines."""
+    """The evidence in a folder's card; None if the card has no place for it."""
     path = folder / NAME
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if START not in text or END not in text:

@@ -51,7 +51,7 @@ def unpack_tables(packed: Tensor, places: tuple[PackedTable, ...]) -> list[Tenso
 
 
 def flat_tables(packed: Tensor, places: tuple[PackedTable, ...]) -> list[Tensor | None]:
-    """The values of each table, flat; None for a table without values.
+    """The values of each table as one row; None for a table without values.
 
     Loading looks at all tables of a network, and spares what it can of views.
     """

@@ -265,7 +265,7 @@ class Hash(ctypes.Structure):
 
 
 class Checksum(ctypes.Structure):
-    """The checksums of many messages."""
+    """The arguments of the kernel that takes a checksum of each message."""
 
     _fields_ = [
         ("data", c_void_p),

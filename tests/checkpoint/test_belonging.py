@@ -152,7 +152,7 @@ def test_only_the_process_that_writes_names_weights(models, tmp_path):
 
 
 def test_a_pushed_model_has_its_seal(models, tmp_path, monkeypatch):
-    """The upload comes before save_pretrained returns."""
+    """diffusers uploads the folder while save_pretrained still runs."""
     uploaded = []
 
     def upload(**kwargs):
